@@ -1,0 +1,113 @@
+use serde::{Deserialize, Serialize};
+
+/// An event in the stream that answers a [`super::ChatRequest`].
+///
+/// A stream is any number of deltas and tool calls, then exactly one [`ChatEvent::Done`]; or it ends early with an error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatEvent {
+    /// More text. Always whole UTF-8 characters.
+    Delta(Delta),
+    /// A piece of a tool call.
+    ToolCall(ToolCallDelta),
+    /// The end of the answer.
+    Done {
+        /// Why it ended.
+        finish: FinishReason,
+        /// Tokens read and written.
+        usage: Usage,
+        /// Where the time went.
+        timings: Timings,
+    },
+}
+
+/// A piece of the answer's text.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Delta {
+    /// The text. Empty where log probabilities are reported for a token whose character is not complete yet.
+    pub text: String,
+    /// The tokens behind the text, where log probabilities were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// A generated token with its log probability (natural logarithm, before any sampling option was applied).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprob {
+    /// The chosen token.
+    #[serde(flatten)]
+    pub token: TokenAlternative,
+    /// The likeliest tokens at this place, likeliest first.
+    pub top: Vec<TokenAlternative>,
+}
+
+/// A token that could stand at some place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenAlternative {
+    /// Id in the model's vocabulary.
+    pub id: u32,
+    /// Its bytes; not always whole UTF-8 characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+/// A piece of a tool call. The first piece of each call carries `id` and `name`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCallDelta {
+    /// Which call of this answer, from 0.
+    pub index: u32,
+    /// The call's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The tool's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// More of the arguments' JSON text.
+    pub arguments: String,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The model ended it, or a stop text was reached.
+    Stop,
+    /// `max_tokens` was reached, or the context is full.
+    Length,
+    /// The model calls tools.
+    ToolCalls,
+}
+
+/// Tokens that a request cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// How many of `prompt_tokens` were taken from the KV cache and not computed again.
+    pub cached_tokens: u32,
+    /// Tokens generated.
+    pub completion_tokens: u32,
+}
+
+/// Durations of one run, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Loading the model, 0 when it was loaded already.
+    pub load_ms: f64,
+    /// Waiting for a slot.
+    pub queue_ms: f64,
+    /// Computing the prompt.
+    pub prompt_ms: f64,
+    /// Generating, from the end of the prompt to the last token.
+    pub generate_ms: f64,
+}
+
+impl Timings {
+    /// Returns the generation speed in tokens per second, or `None` where nothing was generated.
+    #[must_use]
+    pub fn tokens_per_second(&self, usage: &Usage) -> Option<f64> {
+        (self.generate_ms > 0.0 && usage.completion_tokens > 0)
+            .then(|| f64::from(usage.completion_tokens) * 1000.0 / self.generate_ms)
+    }
+}

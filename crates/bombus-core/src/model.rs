@@ -1,0 +1,175 @@
+//! Model names and what a node says about a model.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A model's canonical name, `NAME:TAG`: `m` and `m:latest` are one model.
+///
+/// Names may have path parts (`hf.co/owner/repo:Q4_K_M`); the tag is what follows the last `:` after the last `/`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ModelName(String);
+
+/// Longest accepted model name in bytes.
+pub const MODEL_NAME_BYTES_MAX: usize = 256;
+
+/// Says why a text is not a model name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is not a model name: {reason}")]
+pub struct ModelNameError {
+    /// The refused text, cut to a printable length.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+impl ModelName {
+    /// Parses a name as people write it and adds the tag `latest` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// Refuses empty and overlong names, empty path parts, parts that begin with `.` (they could leave a directory), and every
+    /// character other than ASCII letters, digits, `-`, `_`, `.`, `:`, `/`, `@`, `+`.
+    pub fn parse(text: &str) -> Result<Self, ModelNameError> {
+        let refuse = |reason| Err(ModelNameError { name: text.chars().take(80).collect(), reason });
+        if text.is_empty() {
+            return refuse("it is empty");
+        }
+        if text.len() > MODEL_NAME_BYTES_MAX {
+            return refuse("it is longer than 256 bytes");
+        }
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/@+".contains(&b)) {
+            return refuse("it has a character other than letters, digits and -_.:/@+");
+        }
+        if text.split(['/', ':']).any(|part| part.is_empty() || part.starts_with('.')) {
+            return refuse("it has an empty part, or one that begins with a dot");
+        }
+        let base_start = text.rfind('/').map_or(0, |slash| slash + 1);
+        if text[base_start..].contains(':') { Ok(Self(text.to_owned())) } else { Ok(Self(format!("{text}:latest"))) }
+    }
+
+    /// Returns the canonical text, tag included.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the part before the tag, and the tag.
+    #[must_use]
+    pub fn split_tag(&self) -> (&str, &str) {
+        self.0.rsplit_once(':').expect("a canonical name has a tag")
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for ModelName {
+    type Error = ModelNameError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<ModelName> for String {
+    fn from(name: ModelName) -> Self {
+        name.0
+    }
+}
+
+/// What a model can be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelCapability {
+    /// Generates text.
+    Completion,
+    /// Its chat template has a place for tools.
+    Tools,
+    /// Makes embedding vectors.
+    Embedding,
+    /// Sees pictures.
+    Vision,
+}
+
+/// What a backend says about one of its models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// Canonical name.
+    pub name: ModelName,
+    /// Size of the weights in bytes, where known.
+    pub size_bytes: Option<u64>,
+    /// SHA-256 of the weights in lower-case hex, where known.
+    pub sha256: Option<String>,
+    /// When the model came to this machine, in seconds since the Unix epoch; 0 where unknown.
+    pub modified_unix_s: u64,
+    /// Architecture, for example `llama`.
+    pub family: Option<String>,
+    /// Number of weights, for example 134515008.
+    pub parameters: Option<u64>,
+    /// Quantisation, for example `Q4_1`.
+    pub quantization: Option<String>,
+    /// Most tokens that prompt and answer may have together.
+    pub context_tokens: Option<u32>,
+    /// What it can do.
+    pub capabilities: Vec<ModelCapability>,
+    /// Whether it is in memory now.
+    pub warm: bool,
+}
+
+impl ModelInfo {
+    /// Builds the description of a model of which only the name is known, able to generate text.
+    #[must_use]
+    pub fn named(name: ModelName) -> Self {
+        Self {
+            name,
+            size_bytes: None,
+            sha256: None,
+            modified_unix_s: 0,
+            family: None,
+            parameters: None,
+            quantization: None,
+            context_tokens: None,
+            capabilities: vec![ModelCapability::Completion],
+            warm: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_name_without_tag_is_the_latest() {
+        assert_eq!(ModelName::parse("qwen3").unwrap(), ModelName::parse("qwen3:latest").unwrap());
+        assert_eq!(ModelName::parse("hf.co/a/b").unwrap().as_str(), "hf.co/a/b:latest");
+    }
+
+    #[test]
+    fn a_port_in_a_registry_is_not_a_tag() {
+        assert_eq!(ModelName::parse("localhost:5000/a/b").unwrap().split_tag(), ("localhost:5000/a/b", "latest"));
+    }
+
+    #[test]
+    fn names_that_could_leave_a_directory_are_refused() {
+        for name in ["../x", "a/../b", "/etc/passwd", "a//b", "", ":", "a:", "a b", "a\0b", "x:.."] {
+            assert!(ModelName::parse(name).is_err(), "{name:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_idempotent(text in "[a-zA-Z0-9:/._-]{1,40}") {
+            if let Ok(name) = ModelName::parse(&text) {
+                prop_assert_eq!(ModelName::parse(name.as_str()).unwrap(), name);
+            }
+        }
+    }
+}

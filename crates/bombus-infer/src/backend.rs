@@ -1,0 +1,130 @@
+//! The one interface behind which every source of answers stands.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse};
+use bombus_core::model::{ModelInfo, ModelName};
+use futures::stream::BoxStream;
+
+/// The events of one answer. Dropping the stream cancels the run.
+pub type ChatStream = BoxStream<'static, Result<ChatEvent, BackendError>>;
+
+/// Something that runs models.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// Lists the models that this backend can run now, loaded or not.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unavailable`] where the list cannot be had.
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError>;
+
+    /// Starts an answer. Errors that are known before the first token are returned here, later ones end the stream.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`].
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError>;
+
+    /// Makes embedding vectors. Dropping the future cancels the work.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`].
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError>;
+
+    /// Says whether requests can be expected to succeed.
+    async fn health(&self) -> Health;
+}
+
+/// A backend's own view of its state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Requests can be expected to succeed.
+    Ready,
+    /// Requests fail; says why, and what to do about it.
+    Unavailable(String),
+}
+
+/// Says why a backend did not answer. The messages are for the person who asked.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum BackendError {
+    /// The backend has no such model.
+    #[error("model '{model}' not found")]
+    ModelNotFound {
+        /// The name that was asked for.
+        model: String,
+    },
+    /// Prompt and answer do not fit into the model's context.
+    #[error("the prompt has {prompt_tokens} tokens, but the context of this model holds {context_tokens}")]
+    ContextExceeded {
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+        /// Tokens that prompt and answer may have together.
+        context_tokens: u32,
+    },
+    /// The request itself is at fault.
+    #[error("{message}")]
+    InvalidRequest {
+        /// The field at fault, by its name in [`ChatRequest`], where one is.
+        param: Option<&'static str>,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The model or the backend cannot do what was asked for.
+    #[error("{message}")]
+    Unsupported {
+        /// The field at fault, by its name in [`ChatRequest`].
+        param: &'static str,
+        /// What cannot be done.
+        message: String,
+    },
+    /// All slots are busy and the queue is full.
+    #[error("too many requests are waiting")]
+    Overloaded {
+        /// When it may be worth trying again.
+        retry_after: Duration,
+    },
+    /// The model does not fit into memory.
+    #[error("{message}")]
+    OutOfMemory {
+        /// What was needed and what there was.
+        message: String,
+    },
+    /// The model's file cannot be used: missing, truncated, corrupt, or of an unknown kind.
+    #[error("model '{model}' cannot be loaded: {reason}")]
+    ModelUnusable {
+        /// The model.
+        model: String,
+        /// What is wrong with its file, and what to do.
+        reason: String,
+    },
+    /// The backend cannot be reached or does not work.
+    #[error("{reason}")]
+    Unavailable {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The run broke off after it had begun, and no part of the request caused it.
+    #[error("the answer broke off: {reason}")]
+    Interrupted {
+        /// What happened.
+        reason: String,
+    },
+    /// Nothing came for too long.
+    #[error("no answer within {} s", after.as_secs())]
+    TimedOut {
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
+impl BackendError {
+    /// Builds the error for a model that nobody has.
+    #[must_use]
+    pub fn model_not_found(model: &ModelName) -> Self {
+        let (name, tag) = model.split_tag();
+        Self::ModelNotFound { model: if tag == "latest" { name.to_owned() } else { model.as_str().to_owned() } }
+    }
+}

@@ -1,0 +1,299 @@
+//! A scripted backend: fixed models, replies, pace and failures, for tests, benchmarks and trying out clients.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bombus_core::chat::{
+    ChatEvent, ChatRequest, Delta, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, Prompt, Role, Timings, Usage,
+};
+use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use crate::{Backend, BackendError, ChatStream, Health};
+
+/// The script of a [`FakeBackend`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FakeConfig {
+    /// Models that it claims to have.
+    pub models: Vec<ModelName>,
+    /// `echo` repeats the last user message; anything else is the answer itself.
+    pub reply: String,
+    /// Number of tokens to send, the reply repeated or cut as needed. `None`: the reply once.
+    pub tokens: Option<u32>,
+    /// Time to the first token.
+    pub first_token_ms: u64,
+    /// Time between tokens.
+    pub token_ms: u64,
+    /// How it fails, if it does.
+    pub fail: Option<FakeFailure>,
+}
+
+impl Default for FakeConfig {
+    fn default() -> Self {
+        Self {
+            models: vec![ModelName::parse("fake").expect("a plain word is a model name")],
+            reply: "echo".to_owned(),
+            tokens: None,
+            first_token_ms: 0,
+            token_ms: 0,
+            fail: None,
+        }
+    }
+}
+
+/// A scripted failure, written `refuse`, `after:N`, `hang` or `garbage`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum FakeFailure {
+    /// Every request fails before it begins.
+    Refuse,
+    /// The stream breaks off after this many tokens.
+    After(u32),
+    /// Nothing ever comes.
+    Hang,
+    /// Replacement characters come instead of the reply.
+    Garbage,
+}
+
+impl TryFrom<String> for FakeFailure {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "refuse" => Ok(Self::Refuse),
+            "hang" => Ok(Self::Hang),
+            "garbage" => Ok(Self::Garbage),
+            other => other
+                .strip_prefix("after:")
+                .and_then(|count| count.parse().ok())
+                .map(Self::After)
+                .ok_or_else(|| format!("{text:?} is not one of refuse, after:N, hang, garbage")),
+        }
+    }
+}
+
+impl From<FakeFailure> for String {
+    fn from(failure: FakeFailure) -> Self {
+        match failure {
+            FakeFailure::Refuse => "refuse".into(),
+            FakeFailure::After(count) => format!("after:{count}"),
+            FakeFailure::Hang => "hang".into(),
+            FakeFailure::Garbage => "garbage".into(),
+        }
+    }
+}
+
+/// A backend that follows a script.
+#[derive(Debug, Clone)]
+pub struct FakeBackend {
+    config: FakeConfig,
+}
+
+impl FakeBackend {
+    /// Takes the script.
+    #[must_use]
+    pub fn new(config: FakeConfig) -> Self {
+        Self { config }
+    }
+
+    fn check_model(&self, model: &str) -> Result<(), BackendError> {
+        let known = ModelName::parse(model).is_ok_and(|name| self.config.models.contains(&name));
+        if known { Ok(()) } else { Err(BackendError::ModelNotFound { model: model.to_owned() }) }
+    }
+}
+
+/// Vectors of the fake model have this many dimensions.
+const EMBEDDING_DIMENSIONS: usize = 8;
+
+#[async_trait]
+impl Backend for FakeBackend {
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        let describe = |name: &ModelName| ModelInfo {
+            family: Some("fake".into()),
+            context_tokens: Some(1 << 20),
+            capabilities: vec![ModelCapability::Completion, ModelCapability::Tools, ModelCapability::Embedding],
+            warm: true,
+            ..ModelInfo::named(name.clone())
+        };
+        Ok(self.config.models.iter().map(describe).collect())
+    }
+
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        self.check_model(&request.model)?;
+        match self.config.fail {
+            Some(FakeFailure::Refuse) => {
+                return Err(BackendError::Unavailable { reason: "the fake backend refuses, as configured".into() });
+            }
+            Some(FakeFailure::Hang) => std::future::pending::<()>().await,
+            _ => {}
+        }
+        Ok(Box::pin(answer(self.config.clone(), request)))
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        self.check_model(&request.model)?;
+        let words = |input: &EmbedInput| match input {
+            EmbedInput::Text(text) => split_tokens(text).len(),
+            EmbedInput::Tokens(tokens) => tokens.len(),
+        };
+        let prompt_tokens = request.inputs.iter().map(words).sum::<usize>() as u32;
+        Ok(EmbedResponse { vectors: request.inputs.iter().map(unit_vector).collect(), prompt_tokens })
+    }
+
+    async fn health(&self) -> Health {
+        match self.config.fail {
+            Some(FakeFailure::Refuse) => Health::Unavailable("refuses, as configured".into()),
+            _ => Health::Ready,
+        }
+    }
+}
+
+fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item = Result<ChatEvent, BackendError>> {
+    async_stream::stream! {
+        let begun = Instant::now();
+        let prompt = prompt_text(&request.prompt);
+        let reply = if config.reply == "echo" { prompt.last } else { config.reply };
+        let pieces = split_tokens(&reply);
+        let wanted = config.tokens.unwrap_or(pieces.len() as u32);
+        let count = wanted.min(request.max_tokens.unwrap_or(u32::MAX));
+
+        sleep(Duration::from_millis(config.first_token_ms)).await;
+        let first_token = Instant::now();
+        for (index, piece) in pieces.iter().cycle().take(count as usize).enumerate() {
+            if config.fail == Some(FakeFailure::After(index as u32)) {
+                yield Err(BackendError::Interrupted { reason: "the fake backend fails here, as configured".into() });
+                return;
+            }
+            if index > 0 && config.token_ms > 0 {
+                sleep(Duration::from_millis(config.token_ms)).await;
+            }
+            let text = if config.fail == Some(FakeFailure::Garbage) { "\u{fffd}".to_owned() } else { (*piece).to_owned() };
+            yield Ok(ChatEvent::Delta(Delta { text, logprobs: Vec::new() }));
+        }
+        yield Ok(ChatEvent::Done {
+            finish: if count < wanted { FinishReason::Length } else { FinishReason::Stop },
+            usage: Usage { prompt_tokens: prompt.tokens, cached_tokens: 0, completion_tokens: count },
+            timings: Timings {
+                prompt_ms: (first_token - begun).as_secs_f64() * 1000.0,
+                generate_ms: first_token.elapsed().as_secs_f64() * 1000.0,
+                ..Timings::default()
+            },
+        });
+    }
+}
+
+struct PromptText {
+    last: String,
+    tokens: u32,
+}
+
+fn prompt_text(prompt: &Prompt) -> PromptText {
+    match prompt {
+        Prompt::Chat(messages) => PromptText {
+            last: messages.iter().rfind(|m| m.role == Role::User).map(|m| m.joined_text()).unwrap_or_default(),
+            tokens: messages.iter().map(|m| split_tokens(&m.joined_text()).len() as u32).sum(),
+        },
+        Prompt::Raw(text) => PromptText { last: text.clone(), tokens: split_tokens(text).len() as u32 },
+        Prompt::Tokens(tokens) => PromptText { last: format!("{tokens:?}"), tokens: tokens.len() as u32 },
+    }
+}
+
+/// Cuts a text into words that keep the spaces before them, so that joining them gives the text again.
+fn split_tokens(text: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    let mut previous = ' ';
+    for (at, character) in text.char_indices() {
+        if character == ' ' && previous != ' ' {
+            pieces.push(&text[start..at]);
+            start = at;
+        }
+        previous = character;
+    }
+    if start < text.len() {
+        pieces.push(&text[start..]);
+    }
+    pieces
+}
+
+/// Spreads an input's bytes over a vector of length 1, so that equal inputs give equal vectors.
+fn unit_vector(input: &EmbedInput) -> Vec<f32> {
+    let bytes = match input {
+        EmbedInput::Text(text) => text.clone().into_bytes(),
+        EmbedInput::Tokens(tokens) => tokens.iter().flat_map(|token| token.to_le_bytes()).collect(),
+    };
+    let mut vector = [1.0_f32; EMBEDDING_DIMENSIONS];
+    for (index, byte) in bytes.iter().enumerate() {
+        vector[index % EMBEDDING_DIMENSIONS] += f32::from(*byte);
+    }
+    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    vector.iter().map(|value| value / length).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bombus_core::chat::Message;
+    use futures::StreamExt;
+
+    use super::*;
+
+    fn ask(text: &str) -> ChatRequest {
+        ChatRequest::new("fake", Prompt::Chat(vec![Message::text(Role::User, text)]))
+    }
+
+    async fn run(config: FakeConfig, request: ChatRequest) -> Vec<Result<ChatEvent, BackendError>> {
+        FakeBackend::new(config).chat(request).await.unwrap().collect().await
+    }
+
+    fn text_of(events: &[Result<ChatEvent, BackendError>]) -> String {
+        events
+            .iter()
+            .filter_map(|event| match event {
+                Ok(ChatEvent::Delta(delta)) => Some(delta.text.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn echo_returns_the_text_unchanged() {
+        let said = " two  spaces, ümläut\nand a line ";
+        let events = run(FakeConfig::default(), ask(said)).await;
+        assert_eq!(text_of(&events), said);
+        assert!(matches!(events.last(), Some(Ok(ChatEvent::Done { finish: FinishReason::Stop, .. }))));
+    }
+
+    #[tokio::test]
+    async fn max_tokens_ends_the_reply_early_and_says_so() {
+        let request = ChatRequest { max_tokens: Some(2), ..ask("a b c d") };
+        let events = run(FakeConfig::default(), request).await;
+        assert_eq!(text_of(&events), "a b");
+        assert!(matches!(events.last(), Some(Ok(ChatEvent::Done { finish: FinishReason::Length, .. }))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_come_at_the_configured_pace() {
+        let config = FakeConfig { tokens: Some(5), first_token_ms: 100, token_ms: 10, ..FakeConfig::default() };
+        let begun = Instant::now();
+        let events = run(config, ask("x")).await;
+        assert_eq!(begun.elapsed(), Duration::from_millis(140));
+        assert_eq!(events.len(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_configured_failure_breaks_the_stream_off() {
+        let config = FakeConfig { fail: Some(FakeFailure::After(1)), ..FakeConfig::default() };
+        let events = run(config, ask("a b c")).await;
+        assert_eq!(text_of(&events), "a");
+        assert!(matches!(events.last(), Some(Err(BackendError::Interrupted { .. }))));
+    }
+
+    #[test]
+    fn failures_are_read_from_their_written_form() {
+        let parse = |text: &str| FakeFailure::try_from(text.to_owned());
+        assert_eq!(parse("after:12"), Ok(FakeFailure::After(12)));
+        assert!(parse("after:x").is_err() && parse("later").is_err());
+    }
+}
