@@ -1,0 +1,38 @@
+# Every target works on a fresh clone; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fmt bench bench-engine bench-node soak clean
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: ## install what building and testing need (Debian and its relatives: with apt)
+	@scripts/setup.sh
+
+demo: ## build bombus, fetch a small model and let it answer
+	@scripts/demo.sh
+
+test: ## run every test: Rust, then real clients against a running node
+	@scripts/test.sh
+
+check: ## what a change has to pass: format, lints, tests, docs, licences
+	@scripts/check.sh
+
+fmt: ## format the Rust code
+	cargo fmt --all
+
+bench: bench-node bench-engine ## run both benchmarks and print their tables
+
+bench-engine: ## our engine against llama.cpp's own server on the same model and threads
+	@bench/engine.sh
+
+bench-node: ## start-up time and memory of a node without a model
+	@bench/node.sh
+
+soak: ## the fault tests in many rounds (BOMBUS_FAULT_ROUNDS, 20 by default)
+	@scripts/soak.sh
+
+clean: ## remove what was built (the caches under ~/.cache/bombus stay)
+	cargo clean

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Installs what a fresh Debian lacks for building and testing Bombus. Does nothing, quickly, where nothing is missing.
+#
+# Each need is looked for by itself, not by its Debian package, so that a compiler or a Python from elsewhere counts too.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+# bindgen loads libclang at build time: a shared library, found by the loader, in LLVM's own folder, or where LIBCLANG_PATH points.
+has_libclang() {
+  local file
+  for file in "${LIBCLANG_PATH:-/nonexistent}"/libclang*.so* /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib64/libclang*.so*; do
+    [ -e "$file" ] && return 0
+  done
+  return 1
+}
+
+has_c_headers() { echo '#include <stdio.h>' | cc -E -x c - > /dev/null 2>&1; }
+
+packages=()
+want() { packages+=("$1"); }
+
+{ have cc && have c++ && have make && has_c_headers; } || want build-essential
+have cmake || want cmake
+has_libclang || want libclang-dev
+have git || want git
+have curl || want curl
+[ -e /etc/ssl/certs/ca-certificates.crt ] || [ -d /etc/pki ] || want ca-certificates
+have python3 || want python3
+python3 -c 'import ensurepip, venv' 2> /dev/null || want python3-venv
+python3 -c 'import pip' 2> /dev/null || want python3-pip
+
+if [ ${#packages[@]} -gt 0 ]; then
+  if ! have apt-get; then
+    say "error: missing here: ${packages[*]} (Debian's names), and there is no apt-get to install them with."
+    say "Install them with this system's package manager, then run \`make setup\` again."
+    say "Where that is not possible, CONTRIBUTING.md shows how cmake and libclang can be had from Python packages."
+    exit 1
+  fi
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    have sudo || die "missing here: ${packages[*]}. Run as root: apt-get install ${packages[*]}"
+    as_root=(sudo)
+    [ -t 0 ] || as_root=(sudo -n)
+  fi
+  say "setup: installing ${packages[*]} with apt-get${as_root:+ (through sudo)}"
+  export DEBIAN_FRONTEND=noninteractive
+  "${as_root[@]}" apt-get update -qq >&2
+  "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2
+fi
+
+have cargo || die "cargo is missing. Bombus needs Rust $rust_needed or newer: install it from https://rustup.rs, then run this again."
+rust_here=$(rustc --version | awk '{ print $2 }')
+if [ "$(printf '%s\n' "$rust_needed" "$rust_here" | sort -V | head -n 1)" != "$rust_needed" ]; then
+  if have rustup; then die "Rust $rust_here is here, but $rust_needed or newer is needed: run \`rustup update stable\`."; fi
+  die "Rust $rust_here is here, but $rust_needed or newer is needed: install it from https://rustup.rs."
+fi
+if [ ${#packages[@]} -gt 0 ]; then say "setup: done"; else say "setup: nothing is missing"; fi

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the fault tests in many rounds: the same tests as in `make test`, with their loops at full counts.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+export BOMBUS_FAULT_ROUNDS=${BOMBUS_FAULT_ROUNDS:-20}
+say "soak: $BOMBUS_FAULT_ROUNDS rounds of every fault test"
+exec cargo test --workspace --test it -- fault

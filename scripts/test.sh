@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Runs every test and sums up: seconds and counts for each group, then one line with the counts of all.
+#   scripts/test.sh [rust|clients]...      only these parts; without arguments all of them
+# BOMBUS_TEST_ALL=1 turns a skipped test into a failed one.
+set -uo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(rust clients)
+logs=$target_dir/test-logs
+mkdir -p "$logs"
+summary=$logs/summary.tsv
+: > "$summary"
+
+# One line for each group: name, passed, failed, skipped, seconds.
+record() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >> "$summary"; }
+
+# Reads what `cargo test` printed; each test binary becomes a group. A binary that ended without a result counts as one failure.
+count_cargo() {
+  awk -v OFS='\t' '
+    function close_open() { if (name != "") print name, 0, 1, 0, 0; name = "" }
+    /^ +Running / {
+      close_open()
+      name = $NF; gsub(/[()]/, "", name); sub(/.*\//, "", name); sub(/-[0-9a-f]+$/, "", name)
+      if ($0 ~ /unittests/) name = name " (units)"
+    }
+    /^ +Doc-tests / { close_open(); name = $2 " (doc)" }
+    /^test result: / {
+      seconds = $NF; sub(/s$/, "", seconds)
+      if ($4 + $6 + $8 > 0) print name, $4, $6, $8, seconds
+      name = ""
+    }
+    END { close_open() }
+  ' "$1"
+}
+
+test_rust() {
+  local began=$SECONDS status=0
+  say "== building the tests"
+  if ! with_heartbeat "building the tests" cargo test --workspace --no-run --quiet; then
+    record "build" 0 1 0 "$((SECONDS - began))"
+    return
+  fi
+  record "build" 0 0 0 "$((SECONDS - began))"
+  say "== Rust tests"
+  cargo test --workspace --no-fail-fast > >(tee "$logs/cargo.log") 2>&1 || status=$?
+  wait $!
+  count_cargo "$logs/cargo.log" >> "$summary"
+  # Cargo can fail without any test that did, as when a binary cannot be started.
+  if [ "$status" -ne 0 ] && ! awk -F '\t' '$3 > 0 { found = 1 } END { exit !found }' "$summary"; then record "cargo test" 0 1 0 0; fi
+}
+
+test_clients() {
+  local began=$SECONDS venv status=0
+  say "== clients: openai, curl and schemathesis against a running node"
+  if ! with_heartbeat "building bombus" cargo build -p bombus --quiet || ! venv=$(scripts/venv.sh tests/clients/requirements.txt); then
+    record "clients" 0 1 0 "$((SECONDS - began))"
+    return
+  fi
+  rm -f "$logs/clients.xml"
+  BOMBUS_BIN=$target_dir/debug/bombus "$venv/bin/python" -m pytest tests/clients -p no:cacheprovider --junit-xml "$logs/clients.xml" || status=$?
+  "$venv/bin/python" scripts/junit_groups.py "$logs/clients.xml" "$status" >> "$summary"
+}
+
+for part in "${parts[@]}"; do
+  case $part in
+    rust) test_rust ;;
+    clients) test_clients ;;
+    *) die "unknown part '$part': rust or clients" ;;
+  esac
+done
+
+awk -F '\t' '
+  BEGIN { printf "\n%-40s %8s %8s %8s %9s\n", "group", "passed", "failed", "skipped", "seconds" }
+  { printf "%-40s %8d %8d %8d %9.1f\n", $1, $2, $3, $4, $5; passed += $2; failed += $3 }
+  END { printf "\n%d passed, %d failed\n", passed, failed; exit failed > 0 || passed == 0 }
+' "$summary"
