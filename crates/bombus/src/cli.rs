@@ -1,0 +1,178 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Settings, Sources};
+use crate::data_dir::DataDir;
+use crate::failure::{self, Exit, Failure};
+use crate::telemetry::{self, Telemetry};
+
+mod ask;
+mod config;
+
+/// What `--version` prints: the version and what was built in.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let mut features = Vec::new();
+    if cfg!(feature = "embedded") {
+        features.push("embedded");
+    }
+    let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
+    format!("{} (features: {features})", env!("CARGO_PKG_VERSION"))
+});
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong flags or configuration, 3 model, key or file not found, 4 nothing answers now (trying again may \
+help), 130 ended by Ctrl-C.";
+
+/// One binary that turns the machines you have into one AI.
+#[derive(Debug, Parser)]
+#[command(name = "bombus", version = VERSION.as_str(), after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Global {
+    /// Where keys, models and state are kept [default: $XDG_DATA_HOME/bombus] [env: BOMBUS_DATA_DIR]
+    #[arg(long, global = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    data_dir: Option<PathBuf>,
+    /// Configuration, TOML or JSON [default: $XDG_CONFIG_HOME/bombus/config.toml] [env: BOMBUS_CONFIG]
+    #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// error, warn, info, debug, trace, or directives by module [env: BOMBUS_LOG]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Print no notices and no closing lines on stderr
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Ask a model; the running node answers, or this process where none runs
+    Ask(ask::AskArgs),
+    /// Show the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the program.
+pub(crate) fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    match run(&global, command) {
+        Ok(code) => code,
+        Err(error) => failure::report(&error),
+    }
+}
+
+fn run(global: &Global, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Ask(args) => ask::run(global, &args),
+        Command::Config(command) => config::run(global, &command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "bombus", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// A flag of one command that sets a value of the configuration: the flag, the key, and the value if it was given.
+pub(crate) type Setting<'a> = (&'static str, &'static str, Option<&'a str>);
+
+impl Global {
+    /// Reads the configuration and prints what there is to remark about it.
+    pub(crate) fn settings(&self, flags: &[Setting<'_>]) -> Result<Settings> {
+        let shared = [("--log-level", "log.level", self.log_level.as_deref())];
+        let flags = flags.iter().chain(&shared);
+        let flags = flags.filter_map(|(flag, key, value)| Some((*flag, *key, (*value)?.to_owned()))).collect();
+        let settings = Settings::load(&Sources::of_process(self.config_file().0, flags))?;
+        for notice in &settings.notices {
+            self.notice(&format!("note: {notice}"));
+        }
+        Ok(settings)
+    }
+
+    /// Returns the configuration file that was asked for, and by what.
+    fn config_file(&self) -> (Option<PathBuf>, &'static str) {
+        chosen_path(self.config.as_ref(), "flag --config", "BOMBUS_CONFIG", "environment BOMBUS_CONFIG")
+    }
+
+    /// Returns the path of the data directory, and what chose it.
+    pub(crate) fn data_dir_path(&self) -> Result<(PathBuf, &'static str)> {
+        use etcetera::BaseStrategy;
+        let chosen =
+            chosen_path(self.data_dir.as_ref(), "flag --data-dir", "BOMBUS_DATA_DIR", "environment BOMBUS_DATA_DIR");
+        if let (Some(path), origin) = chosen {
+            return Ok((path, origin));
+        }
+        let dirs = etcetera::choose_base_strategy().map_err(|error| {
+            Failure::new(Exit::Usage, format!("there is no place for the data directory: {error}"))
+                .hint("name one: --data-dir DIR or BOMBUS_DATA_DIR")
+        })?;
+        Ok((dirs.data_dir().join("bombus"), "default"))
+    }
+
+    /// Opens the data directory, making it at the first use.
+    pub(crate) fn data_dir(&self) -> Result<DataDir> {
+        Ok(DataDir::open(&self.data_dir_path()?.0)?)
+    }
+
+    /// Begins logging for a command that ends by itself: warnings, unless a level was asked for.
+    pub(crate) fn begin_quiet_logs(&self, settings: &Settings) -> Result<Telemetry> {
+        let level = if settings.is_set("log.level") { &settings.config.log.level } else { "warn" };
+        telemetry::begin(&settings.config.log, level)
+    }
+
+    /// Says something to the person at the terminal.
+    pub(crate) fn notice(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+}
+
+fn chosen_path(
+    flag: Option<&PathBuf>,
+    flag_origin: &'static str,
+    variable: &str,
+    variable_origin: &'static str,
+) -> (Option<PathBuf>, &'static str) {
+    if let Some(path) = flag {
+        return (Some(path.clone()), flag_origin);
+    }
+    match std::env::var_os(variable).filter(|value| !value.is_empty()) {
+        Some(path) => (Some(path.into()), variable_origin),
+        None => (None, "default"),
+    }
+}
+
+/// Runs a command's asynchronous part. Commands other than `up` do little at once, so one thread is enough.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime cannot start")?;
+    runtime.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

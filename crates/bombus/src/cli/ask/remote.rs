@@ -1,0 +1,236 @@
+use std::pin::pin;
+
+use anyhow::Result;
+use bombus_core::chat::{ChatEvent, ChatRequest, Delta, FinishReason, Prompt, Role, Timings, Usage};
+use bombus_infer::BackendError;
+use futures::{Stream, StreamExt, TryStreamExt};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio_util::codec::{FramedRead, LinesCodec};
+use tokio_util::io::StreamReader;
+
+use super::{Route, Started};
+use crate::data_dir::NodeRecord;
+use crate::failure::{Exit, Failure};
+use crate::running::local_client;
+
+/// Longest accepted line of a stream of events.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// Asks the running node over its HTTP API.
+pub(super) async fn chat(node: &NodeRecord, request: &ChatRequest) -> Result<Started> {
+    let url = format!("{}/v1/chat/completions", node.api);
+    let response = local_client()?.post(url).json(&body(request)).send().await.map_err(|error| {
+        Failure::new(Exit::Unavailable, format!("the node at {} does not answer: {error}", node.api))
+            .hint("bombus doctor says what is wrong")
+    })?;
+    if !response.status().is_success() {
+        let status = response.status();
+        let text = response.text().await.unwrap_or_default();
+        return Err(refusal(status, &text, &request.model).into());
+    }
+    let route = response.headers().get("x-bombus-route").and_then(|value| value.to_str().ok()).map(Route::parse);
+    let lines = FramedRead::new(
+        StreamReader::new(response.bytes_stream().map_err(std::io::Error::other)),
+        LinesCodec::new_with_max_length(LINE_BYTES_MAX),
+    );
+    let (model, route) = route.unwrap_or_else(|| (request.model.clone(), Route::default()));
+    let route = Route { node: Some(node.node_id.to_string()), ..route };
+    Ok(Started { model, route, events: events(lines.map_err(|error| error.to_string())).boxed() })
+}
+
+fn body(request: &ChatRequest) -> Value {
+    let messages: Vec<Value> = match &request.prompt {
+        Prompt::Chat(messages) => messages
+            .iter()
+            .map(|message| json!({ "role": Role::as_str(message.role), "content": message.joined_text() }))
+            .collect(),
+        Prompt::Raw(_) | Prompt::Tokens(_) => Vec::new(),
+    };
+    let mut body = json!({
+        "model": request.model,
+        "messages": messages,
+        "stream": true,
+        "stream_options": { "include_usage": true },
+    });
+    let options = [
+        ("max_completion_tokens", request.max_tokens.map(Value::from)),
+        ("temperature", request.sampling.temperature.map(Value::from)),
+        ("seed", request.sampling.seed.map(Value::from)),
+    ];
+    for (name, value) in options {
+        if let Some(value) = value {
+            body[name] = value;
+        }
+    }
+    body
+}
+
+impl Route {
+    /// Reads `node;model;backend;reason`.
+    fn parse(header: &str) -> (String, Self) {
+        let mut parts = header.split(';').map(|part| part.trim().to_owned());
+        let node = parts.next();
+        let model = parts.next().unwrap_or_default();
+        (model, Self { node, backend: parts.next().unwrap_or_default() })
+    }
+}
+
+/// The shape of OpenAI's errors.
+#[derive(Debug, Deserialize)]
+struct ErrorBody {
+    error: ErrorDetail,
+}
+
+#[derive(Debug, Deserialize)]
+struct ErrorDetail {
+    message: String,
+    #[serde(default)]
+    code: Option<String>,
+}
+
+fn refusal(status: reqwest::StatusCode, text: &str, model: &str) -> Failure {
+    let Ok(ErrorBody { error }) = serde_json::from_str(text) else {
+        let start: String = text.chars().take(200).collect();
+        return Failure::new(Exit::Failure, format!("the node answered {status}: {start}"));
+    };
+    match (status.as_u16(), error.code.as_deref()) {
+        (404, Some("model_not_found")) => Failure::of_backend(&BackendError::ModelNotFound { model: model.to_owned() }),
+        (401 | 403, _) => Failure::new(Exit::Failure, error.message)
+            .hint("this node wants an API key: bombus keys create NAME, then set BOMBUS_API_KEY"),
+        (400..=428, _) => Failure::new(Exit::Usage, error.message),
+        _ => Failure::new(Exit::Unavailable, error.message).hint("bombus doctor says what is wrong here"),
+    }
+}
+
+/// One event of the stream.
+#[derive(Debug, Deserialize)]
+struct Chunk {
+    #[serde(default)]
+    choices: Vec<Choice>,
+    #[serde(default)]
+    usage: Option<ChunkUsage>,
+    #[serde(default)]
+    timings: Option<Timings>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Choice {
+    #[serde(default)]
+    delta: ChoiceDelta,
+    #[serde(default)]
+    finish_reason: Option<FinishReason>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct ChoiceDelta {
+    #[serde(default)]
+    content: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ChunkUsage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    #[serde(default)]
+    prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PromptTokensDetails {
+    #[serde(default)]
+    cached_tokens: u32,
+}
+
+impl From<ChunkUsage> for Usage {
+    fn from(usage: ChunkUsage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            cached_tokens: usage.prompt_tokens_details.map_or(0, |details| details.cached_tokens),
+            completion_tokens: usage.completion_tokens,
+        }
+    }
+}
+
+fn broken(reason: impl Into<String>) -> BackendError {
+    BackendError::Interrupted { reason: reason.into() }
+}
+
+/// Turns the lines of a stream of server-sent events into the events of an answer.
+fn events(
+    lines: impl Stream<Item = Result<String, String>> + Send + 'static,
+) -> impl Stream<Item = Result<ChatEvent, BackendError>> + Send {
+    async_stream::try_stream! {
+        let mut lines = pin!(lines);
+        let mut finish = FinishReason::Stop;
+        let mut usage = Usage::default();
+        let mut timings = Timings::default();
+        while let Some(line) = lines.next().await {
+            let line = line.map_err(broken)?;
+            let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
+            if data == "[DONE]" {
+                yield ChatEvent::Done { finish, usage, timings };
+                return;
+            }
+            if let Ok(ErrorBody { error }) = serde_json::from_str(data) {
+                // Nothing may be added to what the node says: it has this form already.
+                Err(BackendError::Unavailable { reason: error.message })?;
+            }
+            let chunk: Chunk = serde_json::from_str(data).map_err(|error| broken(format!("the node sent {error}")))?;
+            for choice in chunk.choices {
+                finish = choice.finish_reason.unwrap_or(finish);
+                if let Some(text) = choice.delta.content.filter(|text| !text.is_empty()) {
+                    yield ChatEvent::Delta(Delta { text, ..Delta::default() });
+                }
+            }
+            usage = chunk.usage.map_or(usage, Usage::from);
+            timings = chunk.timings.unwrap_or(timings);
+        }
+        Err(broken("the node closed the connection"))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(lines: &[&str]) -> Vec<Result<ChatEvent, BackendError>> {
+        let lines: Vec<Result<String, String>> = lines.iter().map(|line| Ok((*line).to_owned())).collect();
+        events(futures::stream::iter(lines)).collect().await
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_from_its_stream() {
+        let events = read(&[
+            r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            "",
+            ": a comment",
+            r#"data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}]}"#,
+            r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}"#,
+            r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":2}}}"#,
+            "data: [DONE]",
+        ])
+        .await;
+        let usage = Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 1 };
+        assert_eq!(
+            events,
+            [
+                Ok(ChatEvent::Delta(Delta { text: "hi".into(), ..Delta::default() })),
+                Ok(ChatEvent::Done { finish: FinishReason::Length, usage, timings: Timings::default() }),
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn an_error_event_ends_the_answer_with_what_the_node_says() {
+        let events =
+            read(&[r#"data: {"error":{"message":"the engine died","type":"server_error","code":null}}"#]).await;
+        assert_eq!(events, [Err(BackendError::Unavailable { reason: "the engine died".into() })]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_its_end_is_an_error() {
+        let events = read(&[r#"data: {"choices":[{"delta":{"content":"half"}}]}"#]).await;
+        assert!(matches!(events.as_slice(), [Ok(_), Err(BackendError::Interrupted { .. })]));
+    }
+}

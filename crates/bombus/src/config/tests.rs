@@ -1,0 +1,179 @@
+use std::fs;
+
+use serde_json::json;
+
+use super::load::{Settings, Sources};
+use super::{BackendKind, ConfigError};
+
+struct Setup {
+    folder: tempfile::TempDir,
+    sources: Sources,
+}
+
+fn setup() -> Setup {
+    Setup { folder: tempfile::tempdir().unwrap(), sources: Sources::default() }
+}
+
+impl Setup {
+    fn file(mut self, name: &str, text: &str) -> Self {
+        let path = self.folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        self.sources.file = Some(path);
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.sources.environment.push((name.into(), value.into()));
+        self
+    }
+
+    fn flag(mut self, flag: &'static str, key: &'static str, value: &str) -> Self {
+        self.sources.flags.push((flag, key, value.into()));
+        self
+    }
+
+    fn load(&self) -> Settings {
+        Settings::load(&self.sources).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn error(&self) -> String {
+        match Settings::load(&self.sources) {
+            Ok(settings) => panic!("it loaded: {:?}", settings.entries),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+#[test]
+fn each_layer_overrides_the_one_below_and_leaves_its_name() {
+    let all = setup()
+        .file("c.toml", "name = 'f'\ndefault_model = 'f'\n[api]\nlisten = '127.0.0.1:1'\n[log]\nlevel = 'warn'\n")
+        .env("BOMBUS_DEFAULT_MODEL", "e")
+        .env("BOMBUS_API__LISTEN", "127.0.0.1:2")
+        .flag("--api", "api.listen", "127.0.0.1:3");
+    let settings = all.load();
+    let file = format!("file {}", all.sources.file.as_ref().unwrap().display());
+    for (key, value, origin) in [
+        ("name", json!("f"), file.as_str()),
+        ("default_model", json!("e:latest"), "environment BOMBUS_DEFAULT_MODEL"),
+        ("api.listen", json!("127.0.0.1:3"), "flag --api"),
+        ("api.grace_s", json!(30), "default"),
+        ("log.level", json!("warn"), file.as_str()),
+        ("log.file", json!(null), "default"),
+        ("backends.0.kind", json!("embedded"), "default"),
+    ] {
+        let entry = settings.entries.iter().find(|entry| entry.key == key).unwrap();
+        assert_eq!((&entry.value, entry.origin.as_str()), (&value, origin), "{key}");
+    }
+    assert!(settings.is_set("log.level") && !settings.is_set("api.grace_s"));
+}
+
+#[test]
+fn environment_values_are_read_as_the_type_of_their_setting() {
+    let settings = setup()
+        .env("BOMBUS_NAME", "123")
+        .env("BOMBUS_API__CORS_ORIGINS", "http://a, http://b")
+        .env("BOMBUS_API__ALLOWED_HOSTS", "[\"c\"]")
+        .env("BOMBUS_API__GRACE_S", "5")
+        .env("BOMBUS_LOG", "debug")
+        .env("BOMBUS_BACKENDS", "[{kind=\"fake\", token_ms=3}]")
+        .load();
+    let config = settings.config;
+    assert_eq!(config.name, "123");
+    assert_eq!(config.api.cors_origins, ["http://a", "http://b"]);
+    assert_eq!(config.api.allowed_hosts, ["c"]);
+    assert_eq!((config.api.grace_s, config.log.level.as_str()), (5, "debug"));
+    assert!(matches!(&config.backends[0].kind, BackendKind::Fake(fake) if fake.token_ms == 3));
+}
+
+#[test]
+fn a_foreign_variable_is_noted_and_does_no_harm() {
+    let settings = setup().env("BOMBUS_SERVICE_HOST", "10.0.0.1").env("BOMBUS_API__LISTN", "x").load();
+    assert_eq!(settings.notices.len(), 2);
+    assert!(settings.notices[0].contains("did you mean BOMBUS_API__LISTEN?"), "{:?}", settings.notices);
+}
+
+#[test]
+fn backends_in_a_file_replace_the_default() {
+    let text =
+        "[[backends]]\nkind = 'fake'\nname = 'slow'\nmodels = ['a']\nfail = 'after:3'\n[[backends]]\nkind = 'fake'\n";
+    let all = setup().file("c.toml", text);
+    let settings = all.load();
+    let names: Vec<_> = settings.config.backends.iter().map(|backend| backend.name.as_str()).collect();
+    assert_eq!(names, ["slow", "fake"]);
+    let file = format!("file {}", all.sources.file.as_ref().unwrap().display());
+    assert_eq!(settings.origin("backends.0.fail"), file);
+    assert_eq!(settings.origin("backends.0.token_ms"), "default");
+}
+
+#[test]
+fn errors_name_the_key_the_place_and_the_remedy() {
+    for (text, wanted) in [
+        ("[api]\nlissten = 'x'\n", vec!["unknown key `api.lissten`", "c.toml", "did you mean `api.listen`?"]),
+        ("defaultmodel = 'x'\n", vec!["unknown key `defaultmodel`", "did you mean `default_model`?"]),
+        ("listen = 'x'\n", vec!["unknown key `listen`", "did you mean `api.listen`?"]),
+        ("zzz = 1\n", vec!["unknown key `zzz` in file"]),
+        ("[api]\ngrace_s = 'soon'\n", vec!["`api.grace_s`", "c.toml", "expected a whole number", "the text \"soon\""]),
+        ("api = 3\n", vec!["`api`", "c.toml", "expected a table", "the number 3"]),
+        ("[api]\nlisten = 'everywhere'\n", vec!["`api.listen`", "c.toml", "ADDR:PORT"]),
+        ("default_model = 'a b'\n", vec!["`default_model`", "not a model name"]),
+        ("[log]\nlevel = 'loud'\n", vec!["`log.level`", "not a log level"]),
+        ("[log]\nrotation = 'weekly'\n", vec!["`log.rotation`", "\"weekly\" is not one of hourly, daily, never"]),
+        ("[[backends]]\nkind = 'fake'\ntokn_ms = 3\n", vec!["unknown key `backends.0.tokn_ms`", "c.toml", "token_ms"]),
+        (
+            "[[backends]]\nkind = 'fake'\ntoken_ms = 'x'\n",
+            vec!["`backends.0.token_ms`", "c.toml", "expected a whole number"],
+        ),
+        ("[[backends]]\nkind = 'fake'\nfail = 'later'\n", vec!["`backends.0.fail`", "c.toml", "after:N"]),
+        ("[[backends]]\nkind = 'ollma'\n", vec!["`backends.0.kind`", "\"ollma\" is not one of embedded, fake"]),
+        ("[[backends]]\nmodels = []\n", vec!["`backends.0`", "`kind` is missing"]),
+        ("[backends]\nkind = 'fake'\n", vec!["`backends`", "[[backends]]"]),
+        ("[[backends]]\nkind = 'fake'\n[[backends]]\nkind = 'fake'\n", vec!["`backends.1`", "two backends are called"]),
+        ("name = \n", vec!["c.toml", "not valid TOML"]),
+    ] {
+        let error = setup().file("c.toml", text).error();
+        for part in wanted {
+            assert!(error.contains(part), "{text:?} gives {error:?}, which lacks {part:?}");
+        }
+    }
+}
+
+#[test]
+fn an_error_in_the_environment_names_the_variable() {
+    let error = setup().env("BOMBUS_API__GRACE_S", "soon").error();
+    assert!(error.contains("`api.grace_s` in environment BOMBUS_API__GRACE_S"), "{error}");
+}
+
+#[test]
+fn a_file_must_exist_and_say_by_its_name_what_it_is() {
+    let mut missing = setup();
+    missing.sources.file = Some(missing.folder.path().join("none.toml"));
+    assert!(matches!(Settings::load(&missing.sources), Err(ConfigError::Unreadable { .. })));
+    let unknown = setup().file("c.yaml", "");
+    assert!(matches!(Settings::load(&unknown.sources), Err(ConfigError::UnknownType { .. })));
+}
+
+#[test]
+fn a_json_file_with_the_names_of_node_config_is_understood() {
+    let settings = setup()
+        .file(
+            "config.json",
+            r#"{"nodeId": "worker-1", "ollamaHost": "localhost", "ollamaPort": 11434, "orbitDbDirectory": "./db",
+                "bootstrapPeers": [], "listenAddresses": ["/ip4/0.0.0.0/tcp/0"], "models": ["tinyllama"],
+                "maxConcurrentTasks": 2, "logLevel": "warn"}"#,
+        )
+        .load();
+    assert_eq!((settings.config.name.as_str(), settings.config.log.level.as_str()), ("worker-1", "warn"));
+    assert_eq!(settings.config.default_model.as_str(), "tinyllama:latest");
+    let [notice] = settings.notices.as_slice() else { panic!("{:?}", settings.notices) };
+    assert!(
+        notice.contains("ollamaHost, ollamaPort, orbitDbDirectory") && notice.contains("maxConcurrentTasks"),
+        "{notice}"
+    );
+}
+
+#[test]
+fn our_own_names_win_over_those_of_node_config() {
+    let settings = setup().file("config.json", r#"{"name": "ours", "nodeId": "theirs", "api": {"grace_s": 1}}"#).load();
+    assert_eq!((settings.config.name.as_str(), settings.config.api.grace_s), ("ours", 1));
+}

@@ -1,0 +1,193 @@
+//! The data directory: what a node keeps on disk, and whose it is.
+//!
+//! ```text
+//! DIR/format         version of this layout
+//! DIR/lock           held by the running node; its pid inside
+//! DIR/identity.key   the node's Ed25519 key, 0600
+//! DIR/node.json      where the running node answers; gone after a clean stop
+//! DIR/keys.json      hashes of the API keys, 0600
+//! DIR/models/        the model store
+//! ```
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bombus_core::identity::NodeKey;
+
+use crate::platform;
+
+mod identity;
+mod lock;
+mod node_file;
+
+pub(crate) use lock::NodeLock;
+pub(crate) use node_file::NodeRecord;
+
+/// Version of the layout that this program reads and writes.
+pub(crate) const FORMAT: u32 = 1;
+
+/// Says why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DataDirError {
+    /// The file system refused.
+    #[error("{}: {doing}", path.display())]
+    Io {
+        path: PathBuf,
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// It was written by a later version of Bombus.
+    #[error("the data directory {} has format {found}, and this version of bombus knows formats up to {FORMAT}", path.display())]
+    Newer { path: PathBuf, found: u32 },
+    /// A file in it does not hold what it should.
+    #[error("{}: {reason}", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    /// Another node runs on it.
+    #[error("another node{} already runs on the data directory {}", pid_note(*pid), path.display())]
+    InUse { path: PathBuf, pid: Option<u32> },
+}
+
+fn pid_note(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+}
+
+impl DataDirError {
+    fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { path: path.to_owned(), doing, source }
+    }
+}
+
+/// A data directory of a format that this program knows.
+#[derive(Debug, Clone)]
+pub(crate) struct DataDir {
+    root: PathBuf,
+}
+
+impl DataDir {
+    /// Opens a data directory, making it where it is missing.
+    pub(crate) fn open(root: &Path) -> Result<Self, DataDirError> {
+        if !root.exists() {
+            platform::create_private_dir(root).map_err(DataDirError::io(root, "the data directory cannot be made"))?;
+        }
+        // Other commands and the engine's child get the path too, and their working directory may differ.
+        let root = root.canonicalize().map_err(DataDirError::io(root, "the data directory cannot be opened"))?;
+        if read_format(&root)?.is_none() {
+            write_atomically(&root.join("format"), format!("{FORMAT}\n").as_bytes())?;
+        }
+        Ok(Self { root })
+    }
+
+    /// Opens a data directory only if it is there already, and changes nothing.
+    pub(crate) fn existing(root: &Path) -> Result<Option<Self>, DataDirError> {
+        if !root.is_dir() {
+            return Ok(None);
+        }
+        Ok(read_format(root)?.map(|_| Self { root: root.to_owned() }))
+    }
+
+    /// Returns the directory itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns the folder of the model store.
+    pub(crate) fn models(&self) -> PathBuf {
+        self.root.join("models")
+    }
+
+    /// Returns the file with the hashes of the API keys.
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.root.join("keys.json")
+    }
+
+    /// Returns the file of the node's key.
+    pub(crate) fn identity(&self) -> PathBuf {
+        self.root.join("identity.key")
+    }
+
+    /// Claims the directory for a node until the lock is dropped or the process ends, however it ends.
+    pub(crate) fn lock(&self) -> Result<NodeLock, DataDirError> {
+        NodeLock::acquire(&self.root)
+    }
+
+    /// Says whether a node holds the directory now.
+    pub(crate) fn is_locked(&self) -> Result<bool, DataDirError> {
+        lock::is_held(&self.root)
+    }
+
+    /// Reads the node's key, making one at the first start.
+    pub(crate) fn node_key(&self) -> Result<NodeKey, DataDirError> {
+        identity::load_or_create(&self.identity())
+    }
+
+    /// Reads what a running node left in `node.json`, or a dead one.
+    pub(crate) fn node_record(&self) -> Result<Option<NodeRecord>, DataDirError> {
+        NodeRecord::read(&self.root)
+    }
+
+    /// Tells other commands where the node answers, until the returned guard is dropped.
+    pub(crate) fn announce(&self, record: &NodeRecord) -> Result<node_file::Announcement, DataDirError> {
+        record.announce(&self.root)
+    }
+}
+
+fn read_format(root: &Path) -> Result<Option<u32>, DataDirError> {
+    let path = root.join("format");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(DataDirError::Io { path, doing: "it cannot be read", source }),
+    };
+    match text.trim().parse() {
+        Ok(found) if found > FORMAT => Err(DataDirError::Newer { path: root.to_owned(), found }),
+        Ok(found) => Ok(Some(found)),
+        Err(_) => {
+            Err(DataDirError::Damaged { path, reason: "it should hold a number, the version of the layout".into() })
+        }
+    }
+}
+
+/// Writes a file so that a reader sees all of it or nothing; on Unix it is readable by the owner alone.
+fn write_atomically(path: &Path, content: &[u8]) -> Result<(), DataDirError> {
+    let write = || -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+        file.write_all(content)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(DataDirError::io(path, "it cannot be written"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_directory_is_made_with_its_format() {
+        let base = tempfile::tempdir().unwrap();
+        let root = base.path().join("a/b");
+        assert!(DataDir::existing(&root).unwrap().is_none());
+        DataDir::open(&root).unwrap();
+        assert!(DataDir::existing(&root).unwrap().is_some());
+        assert_eq!(fs::read_to_string(root.join("format")).unwrap(), "1\n");
+        assert_eq!(platform::open_to_others(&root).unwrap(), None);
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_and_left_alone() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("format"), "7\n").unwrap();
+        let error = DataDir::open(base.path()).unwrap_err();
+        assert!(matches!(error, DataDirError::Newer { found: 7, .. }), "{error}");
+        assert_eq!(fs::read_to_string(base.path().join("format")).unwrap(), "7\n");
+    }
+
+    #[test]
+    fn a_format_that_is_no_number_is_damage() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("format"), "new").unwrap();
+        assert!(matches!(DataDir::open(base.path()), Err(DataDirError::Damaged { .. })));
+    }
+}

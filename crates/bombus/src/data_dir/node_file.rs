@@ -1,0 +1,90 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bombus_core::identity::NodeId;
+use bombus_core::model::ModelName;
+use serde::{Deserialize, Serialize};
+
+use super::{DataDirError, write_atomically};
+
+const FILE: &str = "node.json";
+
+/// What a running node tells other programs with the same data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeRecord {
+    /// The node's process.
+    pub(crate) pid: u32,
+    /// Base address of its HTTP API, one that this machine can connect to.
+    pub(crate) api: String,
+    /// Its id.
+    pub(crate) node_id: NodeId,
+    /// Its name.
+    pub(crate) name: String,
+    /// Version of the program.
+    pub(crate) version: String,
+    /// The model that answers where none is named.
+    #[serde(default)]
+    pub(crate) default_model: Option<ModelName>,
+}
+
+/// Keeps `node.json` in place; dropping it removes the file.
+#[derive(Debug)]
+pub(crate) struct Announcement(PathBuf);
+
+impl NodeRecord {
+    pub(super) fn read(root: &Path) -> Result<Option<Self>, DataDirError> {
+        let path = root.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(DataDirError::Io { path, doing: "it cannot be read", source }),
+        };
+        match serde_json::from_str(&text) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) => {
+                Err(DataDirError::Damaged { path, reason: format!("it is not what a node writes there: {error}") })
+            }
+        }
+    }
+
+    pub(super) fn announce(&self, root: &Path) -> Result<Announcement, DataDirError> {
+        let path = root.join(FILE);
+        let mut text = serde_json::to_string_pretty(self).expect("texts and a number are JSON");
+        text.push('\n');
+        write_atomically(&path, text.as_bytes())?;
+        Ok(Announcement(path))
+    }
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::warn!(file = %self.0.display(), %error, "could not be removed; it now points to a node that is gone");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bombus_core::identity::NodeKey;
+
+    use super::*;
+
+    #[test]
+    fn a_record_stands_as_long_as_its_announcement() {
+        let root = tempfile::tempdir().unwrap();
+        let record = NodeRecord {
+            pid: 7,
+            api: "http://127.0.0.1:1".into(),
+            node_id: NodeKey::from_secret(&[1; 32]).node_id(),
+            name: "test".into(),
+            version: "0".into(),
+            default_model: None,
+        };
+        let announcement = record.announce(root.path()).unwrap();
+        assert_eq!(NodeRecord::read(root.path()).unwrap(), Some(record));
+        drop(announcement);
+        assert_eq!(NodeRecord::read(root.path()).unwrap(), None);
+    }
+}

@@ -1,0 +1,161 @@
+//! What a failed command tells people and scripts: the only place that makes exit codes out of errors.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use bombus_infer::BackendError;
+
+use crate::config::ConfigError;
+use crate::data_dir::DataDirError;
+
+/// Exit codes of every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// It failed.
+    Failure = 1,
+    /// Flags or configuration are wrong; the same command will fail again. clap uses this code too.
+    Usage = 2,
+    /// The model, key or file that was named does not exist.
+    NotFound = 3,
+    /// The node, the backend or a remote service does not answer now; trying again may help.
+    Unavailable = 4,
+    /// Ended by Ctrl-C.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error whose exit code or remedy is known where it is found.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: Exit,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// Says what is wrong.
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), hint: None }
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Translates why a backend did not answer.
+    pub(crate) fn of_backend(error: &BackendError) -> Self {
+        let failure = |exit| Self::new(exit, error.to_string());
+        match error {
+            BackendError::ModelNotFound { model } => failure(Exit::NotFound)
+                .hint(format!("bombus models pull {model}; bombus models catalogue shows what can be had")),
+            BackendError::ContextExceeded { .. }
+            | BackendError::InvalidRequest { .. }
+            | BackendError::Unsupported { .. } => failure(Exit::Usage),
+            BackendError::Overloaded { .. } | BackendError::Unavailable { .. } | BackendError::TimedOut { .. } => {
+                failure(Exit::Unavailable).hint("bombus doctor says what is wrong here")
+            }
+            BackendError::OutOfMemory { .. }
+            | BackendError::ModelUnusable { .. }
+            | BackendError::Interrupted { .. } => failure(Exit::Failure),
+        }
+    }
+
+    fn of_config(error: &ConfigError) -> Self {
+        Self::new(Exit::Usage, error.to_string())
+    }
+
+    fn of_data_dir(error: &DataDirError) -> Self {
+        let failure = |exit, hint: &str| Self::new(exit, chain(error)).hint(hint);
+        match error {
+            DataDirError::Io { .. } => {
+                failure(Exit::Failure, "--data-dir DIR or BOMBUS_DATA_DIR names another directory")
+            }
+            DataDirError::Newer { .. } => {
+                failure(Exit::Usage, "use the version of bombus that wrote it, or another directory: --data-dir DIR")
+            }
+            DataDirError::Damaged { .. } => failure(Exit::Failure, "bombus doctor checks the rest of the directory"),
+            DataDirError::InUse { .. } => {
+                failure(Exit::Failure, "stop that node, or give this one a directory of its own: --data-dir DIR")
+            }
+        }
+    }
+
+    fn of(error: &anyhow::Error) -> Self {
+        for cause in error.chain() {
+            let known = cause
+                .downcast_ref::<Self>()
+                .map(|failure| Self {
+                    exit: failure.exit,
+                    message: failure.message.clone(),
+                    hint: failure.hint.clone(),
+                })
+                .or_else(|| cause.downcast_ref::<BackendError>().map(Self::of_backend))
+                .or_else(|| cause.downcast_ref::<ConfigError>().map(Self::of_config))
+                .or_else(|| cause.downcast_ref::<DataDirError>().map(Self::of_data_dir));
+            if let Some(known) = known {
+                return known;
+            }
+        }
+        Self::new(Exit::Failure, format!("{error:#}"))
+    }
+}
+
+/// Joins an error with its causes, leaving out a cause that the text before it says already.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Writes `error: ...` and `hint: ...` to stderr and returns the exit code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    let failure = Failure::of(error);
+    eprintln!("error: {}", failure.message);
+    if let Some(hint) = failure.hint {
+        eprintln!("hint: {hint}");
+    }
+    failure.exit.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_model_is_told_apart_under_any_context() {
+        let error = Err::<(), _>(BackendError::ModelNotFound { model: "m".into() }).context("asking").unwrap_err();
+        let failure = Failure::of(&error);
+        assert_eq!((failure.exit, failure.message.as_str()), (Exit::NotFound, "model 'm' not found"));
+        assert!(failure.hint.unwrap().starts_with("bombus models pull m"));
+    }
+
+    #[test]
+    fn an_unknown_error_keeps_its_whole_chain() {
+        let error = anyhow::anyhow!("disk full").context("writing");
+        assert_eq!(Failure::of(&error).message, "writing: disk full");
+    }
+}

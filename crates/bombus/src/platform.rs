@@ -1,0 +1,107 @@
+//! Everything that differs between operating systems. Other modules hold no `cfg(unix)`.
+
+use std::fs::{DirBuilder, Permissions};
+use std::io;
+use std::path::Path;
+
+/// Makes a directory and its missing parents; on Unix the new ones are open to the owner alone.
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+/// Returns the permission bits that let others than the owner at a file, or `None` where there are none, or where permission bits
+/// do not exist.
+pub(crate) fn open_to_others(path: &Path) -> io::Result<Option<u32>> {
+    #[cfg(unix)]
+    {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path)?.permissions());
+        Ok((mode & 0o077 != 0).then_some(mode & 0o777))
+    }
+    #[cfg(not(unix))]
+    {
+        std::fs::metadata(path).map(|_| None)
+    }
+}
+
+/// Takes everyone else's rights to a file away, where permission bits exist.
+pub(crate) fn close_to_others(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    let permissions: Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    #[cfg(not(unix))]
+    let permissions: Permissions = std::fs::metadata(path)?.permissions();
+    std::fs::set_permissions(path, permissions)
+}
+
+/// Says whether a process with this id exists. Where that cannot be found out the answer is yes.
+pub(crate) fn process_exists(pid: u32) -> bool {
+    #[cfg(unix)]
+    {
+        let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return false };
+        // A process of another user answers EPERM: it exists.
+        !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = pid;
+        true
+    }
+}
+
+/// A request from outside to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StopSignal {
+    /// Ctrl-C.
+    Interrupt,
+    /// What service managers send.
+    Terminate,
+}
+
+impl StopSignal {
+    /// The exit code by which shells show that a signal ended a process.
+    pub(crate) fn exit_code(self) -> u8 {
+        match self {
+            Self::Interrupt => 130,
+            Self::Terminate => 143,
+        }
+    }
+}
+
+/// Listens for [`StopSignal`]s from its creation on.
+pub(crate) struct StopSignals {
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(windows)]
+    interrupt: tokio::signal::windows::CtrlC,
+    #[cfg(windows)]
+    terminate: tokio::signal::windows::CtrlShutdown,
+}
+
+impl StopSignals {
+    /// Replaces the default action of the signals, which is to end the process.
+    #[cfg(unix)]
+    pub(crate) fn listen() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Replaces the default action of the signals, which is to end the process.
+    #[cfg(windows)]
+    pub(crate) fn listen() -> io::Result<Self> {
+        use tokio::signal::windows;
+        Ok(Self { interrupt: windows::ctrl_c()?, terminate: windows::ctrl_shutdown()? })
+    }
+
+    /// Waits for the next one. Safe to drop and call again.
+    pub(crate) async fn next(&mut self) -> StopSignal {
+        tokio::select! {
+            _ = self.interrupt.recv() => StopSignal::Interrupt,
+            _ = self.terminate.recv() => StopSignal::Terminate,
+        }
+    }
+}

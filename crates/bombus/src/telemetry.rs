@@ -1,0 +1,98 @@
+//! Logs: for people on a terminal, JSON lines everywhere else; to stderr, or to files that are replaced in time.
+
+use std::io::IsTerminal;
+
+use anyhow::{Context, Result};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::rolling::{RollingFileAppender, Rotation as AppenderRotation};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use crate::config::{LogConfig, Rotation};
+
+/// Writes out what is still buffered when it is dropped.
+#[must_use]
+pub(crate) struct Telemetry(#[expect(dead_code, reason = "held for their drop")] Vec<WorkerGuard>);
+
+/// Lines that wait for a slow disk or terminal; more are dropped, so that logging never holds up the node.
+const BUFFERED_LINES_MAX: usize = 16_384;
+
+/// Parses `[log] level`.
+///
+/// # Errors
+///
+/// Says what could be written.
+pub(crate) fn parse_level(text: &str) -> Result<EnvFilter, String> {
+    let unknown = || {
+        format!(
+            "{text:?} is not a log level; write error, warn, info, debug or trace, or directives such as info,bombus_http=debug"
+        )
+    };
+    // A lone word that is no level would otherwise be taken for the name of a module.
+    if text.is_empty() || !text.contains(['=', ',']) && text.parse::<LevelFilter>().is_err() {
+        return Err(unknown());
+    }
+    EnvFilter::builder().parse(text).map_err(|_| unknown())
+}
+
+/// Begins logging for the rest of the process.
+pub(crate) fn begin(config: &LogConfig, level: &str) -> Result<Telemetry> {
+    let filter = || parse_level(level).map_err(anyhow::Error::msg);
+    let mut guards = Vec::new();
+    let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
+
+    let (stderr, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES_MAX).finish(std::io::stderr());
+    guards.push(guard);
+    let on_stderr = if std::io::stderr().is_terminal() {
+        tracing_subscriber::fmt::layer().with_writer(stderr).with_target(false).boxed()
+    } else {
+        tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr).boxed()
+    };
+    match &config.file {
+        None => layers.push(on_stderr.with_filter(filter()?).boxed()),
+        Some(_) => layers.push(on_stderr.with_filter(LevelFilter::WARN).boxed()),
+    }
+    if let Some(path) = &config.file {
+        let (file, guard) =
+            NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES_MAX).finish(log_file(config, path)?);
+        guards.push(guard);
+        let in_file = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(file);
+        layers.push(in_file.with_filter(filter()?).boxed());
+    }
+    tracing_subscriber::registry().with(layers).try_init().context("logging was set up already")?;
+    Ok(Telemetry(guards))
+}
+
+fn log_file(config: &LogConfig, path: &std::path::Path) -> Result<RollingFileAppender> {
+    let rotation = match config.rotation {
+        Rotation::Hourly => AppenderRotation::HOURLY,
+        Rotation::Daily => AppenderRotation::DAILY,
+        Rotation::Never => AppenderRotation::NEVER,
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+    let name = path.file_name().with_context(|| format!("log.file {} is not the name of a file", path.display()))?;
+    RollingFileAppender::builder()
+        .rotation(rotation)
+        .filename_prefix(name.to_string_lossy())
+        .max_log_files(config.files_max)
+        .build(folder)
+        .with_context(|| format!("the log file {} cannot be opened", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused() {
+        for good in ["info", "WARN", "off", "info,bombus_http=debug", "bombus=trace"] {
+            assert!(parse_level(good).is_ok(), "{good}");
+        }
+        for bad in ["infoo", "verbose", "", "bombus=loud"] {
+            assert!(parse_level(bad).is_err(), "{bad:?}");
+        }
+    }
+}
