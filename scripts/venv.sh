@@ -3,10 +3,10 @@
 #   scripts/venv.sh REQUIREMENTS
 # The folder's name carries a hash of the file and of Python's version, so that a changed pin makes a new environment.
 set -euo pipefail
+requirements=$(realpath "${1:?usage: scripts/venv.sh REQUIREMENTS}")
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-requirements=${1:?usage: scripts/venv.sh REQUIREMENTS}
 [ -r "$requirements" ] || die "cannot read $requirements"
 key=$({ python3 --version; command -v python3; cat "$requirements"; } | sha256sum | cut -c 1-12)
 venv=$cache_dir/venv-$key

@@ -1,0 +1,128 @@
+"""Starts and stops a `bombus` node for the tests, each with a data directory of its own."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = "smollm2:135m"
+START_LIMIT_S = 60
+STOP_LIMIT_S = 30
+
+
+def binary():
+    """Returns the path of the program under test."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+    path = pathlib.Path(os.environ.get("BOMBUS_BIN") or ROOT / target / "debug" / "bombus")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run `cargo build -p bombus`")
+    return path
+
+
+def clean_environment(home):
+    """Returns an environment in which nothing of the developer's own settings reaches the program."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("BOMBUS_")}
+    return env | {"XDG_CONFIG_HOME": str(home / "config"), "XDG_DATA_HOME": str(home / "data"), "NO_COLOR": "1"}
+
+
+def bombus(data_dir, *arguments, **options):
+    """Runs a command that ends by itself and returns what it left; fails the test when the command failed."""
+    command = [binary(), *arguments, "--data-dir", data_dir]
+    options = {"capture_output": True, "text": True, "timeout": 600, "env": clean_environment(data_dir)} | options
+    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, **options)
+    assert done.returncode == 0, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def cached_models():
+    """Returns a data directory that holds the small model, pulled by the program itself at the first call."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bombus" / "test-models"
+    cache.mkdir(parents=True, exist_ok=True)
+    bombus(cache, "models", "pull", MODEL)
+    return cache
+
+
+def link_models(source, data_dir):
+    """Gives a new data directory the models of another one, without copying where the file system can link."""
+
+    def link(from_path, to_path):
+        try:
+            os.link(from_path, to_path)
+        except OSError:
+            shutil.copy2(from_path, to_path)
+
+    bombus(data_dir, "models", "list")
+    shutil.copytree(source / "models", data_dir / "models", copy_function=link, dirs_exist_ok=True)
+
+
+class Node:
+    """A running node. Use it as a context manager."""
+
+    def __init__(self, data_dir, config="", listen="127.0.0.1:0"):
+        self.data_dir = pathlib.Path(data_dir)
+        self.config = config
+        self.listen = listen
+        self.process = None
+        self.api = None
+
+    def __enter__(self):
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        config = self.data_dir / "test.toml"
+        config.write_text(self.config)
+        log = open(self.data_dir / "node.log", "wb")
+        self.process = subprocess.Popen(
+            [binary(), "up", "--data-dir", self.data_dir, "--config", config, "--api", self.listen, "--name", "clients"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=clean_environment(self.data_dir),
+        )
+        log.close()
+        deadline = time.monotonic() + START_LIMIT_S
+        while True:
+            record = self._record()
+            if record:
+                self.api = record["api"].rstrip("/")
+                return self
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                code = self.process.poll()
+                self.kill()
+                raise AssertionError(f"the node is not up (exit status {code})\n{self.log()}")
+            time.sleep(0.02)
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def _record(self):
+        try:
+            record = json.loads((self.data_dir / "node.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return record if record["pid"] == self.process.pid else None
+
+    @property
+    def port(self):
+        return int(self.api.rsplit(":", 1)[1])
+
+    def log(self):
+        return (self.data_dir / "node.log").read_text(errors="replace")[-8000:]
+
+    def stop(self):
+        """Ends the node as a service manager would and expects it to end well."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise AssertionError(f"the node did not stop within {STOP_LIMIT_S} s\n{self.log()}") from None
+        assert self.process.returncode == 0, f"the node ended with {self.process.returncode}\n{self.log()}"
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
