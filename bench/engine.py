@@ -1,0 +1,176 @@
+"""Our engine, through `bombus up`, against llama.cpp's own llama-server and llama-bench: same model file, same threads, interleaved.
+
+Both servers stay up for the whole run; in each round each of them gets every measurement, one server after the other, and the order
+turns around from round to round. The numbers are medians over the rounds. Prompts are random token ids, the same for all servers and
+never used twice, so that nothing is answered from a cache unless a row says so.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "clients"))
+
+import machine
+import streams
+from bombus_node import MODEL, Node, bombus, cached_models, link_models
+
+PROMPT_TOKENS = 512
+GENERATED_TOKENS = 128
+SHORT_PROMPT_TOKENS = 16
+SHARED_PREFIX_TOKENS = 400
+SLOTS = 8
+CONTEXT_TOKENS = 8192
+REFERENCE = ROOT / "scripts" / "llama-cpp.sh"
+
+# Row: what is measured, unit, digits, whether more is better, target for ours relative to the reference.
+ROWS = {
+    "prompt": (f"prompt, {PROMPT_TOKENS} tokens", "tok/s", 0, True, 0.97),
+    "streams_1": ("generation, 1 stream", "tok/s", 1, True, 0.97),
+    "streams_4": ("generation, 4 streams", "tok/s", 1, True, 1.0),
+    "streams_8": ("generation, 8 streams", "tok/s", 1, True, 1.0),
+    "first_token": (f"first token, {SHARED_PREFIX_TOKENS + SHORT_PROMPT_TOKENS} new tokens", "ms", 0, False, None),
+    "first_token_shared": (f"first token, {SHARED_PREFIX_TOKENS} of them shared", "ms", 1, False, None),
+}
+
+
+class Prompts:
+    """Random prompts that are the same for every server in a round."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+
+    def next(self, tokens):
+        return [self.random.randrange(1000, 40000) for _ in range(tokens)]
+
+
+def measure(base, model, seed):
+    """Takes every measurement of one round from one server."""
+    prompts = Prompts(seed)
+    result = {}
+    stream = streams.take_all(base, model, [prompts.next(PROMPT_TOKENS)], 1)[0]
+    if stream.prompt_tokens != PROMPT_TOKENS:
+        raise RuntimeError(f"{base} read {stream.prompt_tokens} tokens of a prompt of {PROMPT_TOKENS}")
+    result["prompt"] = PROMPT_TOKENS / stream.first_token_s
+    for count in (1, 4, 8):
+        taken = streams.take_all(base, model, [prompts.next(SHORT_PROMPT_TOKENS) for _ in range(count)], GENERATED_TOKENS)
+        short = [stream.completion_tokens for stream in taken if stream.completion_tokens != GENERATED_TOKENS]
+        if short:
+            raise RuntimeError(f"{base} generated {short} tokens where {GENERATED_TOKENS} were asked for")
+        result[f"streams_{count}"] = streams.generation_rate(taken)
+    prefix = prompts.next(SHARED_PREFIX_TOKENS)
+    cold, warm = (
+        streams.take_all(base, model, [prefix + prompts.next(SHORT_PROMPT_TOKENS)], 4)[0].first_token_s * 1000 for _ in range(2)
+    )
+    result["first_token"], result["first_token_shared"] = cold, warm
+    return result
+
+
+def llama_bench(binary, model_file, threads):
+    command = [binary, "-m", model_file, "-t", str(threads), "-p", str(PROMPT_TOKENS), "-n", str(GENERATED_TOKENS), "-r", "1", "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    tests = json.loads(done.stdout)
+    return {("prompt" if test["n_prompt"] else "streams_1"): test["avg_ts"] for test in tests}
+
+
+class Reference:
+    """A running llama-server."""
+
+    def __init__(self, flavour, state, model_file, threads):
+        self.flavour, self.state = flavour, state
+        arguments = ["-t", str(threads), "-np", str(SLOTS), "-c", str(CONTEXT_TOKENS), "--kv-unified"]
+        done = subprocess.run([REFERENCE, "up", flavour, state, model_file, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+        self.api = done.stdout.strip()
+        self.binaries = pathlib.Path(reference_folder(flavour))
+
+    def stop(self):
+        subprocess.run([REFERENCE, "down", self.state], check=True)
+
+
+def reference_folder(flavour):
+    done = subprocess.run([REFERENCE, "build", flavour], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip()
+
+
+def medians(rounds):
+    return {name: statistics.median(round[name] for round in rounds) for name in rounds[0]}
+
+
+def report(results, load_before, options):
+    ours = results["bombus"]
+    head = ["", "bombus", *[name for name in results if name != "bombus"], "bombus / llama-server", "target"]
+    rows = []
+    for key, (label, unit, digits, more_is_better, target) in ROWS.items():
+        cells = [f"{result[key]:.{digits}f}" if key in result else "" for result in results.values()]
+        reference = results["llama-server"][key]
+        ratio = ours[key] / reference if more_is_better else reference / ours[key]
+        rows.append([f"{label} ({unit})", *cells, f"{ratio:.2f}", "" if target is None else f">= {target:.2f}"])
+    machine.print_table(head, rows)
+    print()
+    print(f"Medians of {options.rounds} rounds, {options.threads} threads, {MODEL}. In the last two rows the ratio is the reference's time by ours.")
+    print(machine.describe(load_before))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each engine")
+    parser.add_argument("--native", action="store_true", help="also measure llama.cpp built for this very CPU")
+    parser.add_argument("--raw", type=pathlib.Path, help="write every single measurement to this file as JSON")
+    options = parser.parse_args()
+
+    flavours = ["portable", "native"] if options.native else ["portable"]
+    for flavour in flavours:
+        reference_folder(flavour)
+    config = f"""
+[[backends]]
+kind = "embedded"
+threads = {options.threads}
+slots = {SLOTS}
+context_tokens = {CONTEXT_TOKENS}
+"""
+    with tempfile.TemporaryDirectory(prefix="bombus-bench-") as work:
+        work = pathlib.Path(work)
+        data_dir = work / "data"
+        data_dir.mkdir()
+        link_models(cached_models(), data_dir)
+        listed = json.loads(bombus(data_dir, "models", "list", "--json").stdout)
+        model_file = next(model["path"] for model in listed if model["name"] == MODEL)
+        references = {}
+        try:
+            for flavour in flavours:
+                name = "llama-server" if flavour == "portable" else "llama-server, native"
+                references[name] = Reference(flavour, work / flavour, model_file, options.threads)
+            with Node(data_dir, config) as node:
+                run(options, node, references, model_file)
+        finally:
+            for reference in references.values():
+                reference.stop()
+
+
+def run(options, node, references, model_file):
+    servers = {"bombus": (node.api, MODEL)} | {name: (reference.api, "reference") for name, reference in references.items()}
+    for number, (base, model) in enumerate(servers.values()):
+        streams.take_all(base, model, [Prompts(-1 - number).next(SHORT_PROMPT_TOKENS)] * 2, 16)
+    load_before = machine.load()
+    rounds = {name: [] for name in [*servers, "llama-bench"]}
+    for number in range(options.rounds):
+        order = list(servers.items())
+        for name, (base, model) in order if number % 2 == 0 else reversed(order):
+            rounds[name].append(measure(base, model, number))
+        rounds["llama-bench"].append(llama_bench(references["llama-server"].binaries / "llama-bench", model_file, options.threads))
+        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+    if options.raw:
+        options.raw.write_text(json.dumps(rounds, indent=1))
+    report({name: medians(taken) for name, taken in rounds.items()}, load_before, options)
+
+
+if __name__ == "__main__":
+    main()
