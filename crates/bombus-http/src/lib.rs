@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The HTTP surfaces of a node: OpenAI's dialect under `/v1`, the native routes, the API document and the metrics.
+//!
+//! A request passes, from the outside in: its id, span and log line (`observe`), the guard against panics, the check of `Host` and
+//! `Origin` (`origin`), CORS, the API key (`auth`), then its handler. Handlers fail with an `ApiError`, which `error` alone turns
+//! into the body that the route's dialect asks for.
+
+mod app;
+mod auth;
+mod body;
+mod config;
+mod error;
+pub mod keys;
+mod metrics;
+mod native;
+mod observe;
+mod openai;
+mod openapi;
+mod origin;
+mod router;
+mod server;
+mod services;
+
+pub use config::{HttpConfig, Limits};
+pub use keys::KeyStore;
+pub use metrics::{Metrics, Sample};
+pub use server::{HttpError, Server};
+pub use services::{NodeFacts, NodeSample, Services};

@@ -1,0 +1,37 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::http::HeaderValue;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::{HttpConfig, Services};
+
+/// What every handler shares.
+pub(crate) struct App {
+    pub(crate) config: HttpConfig,
+    pub(crate) services: Services,
+    /// The address that is really listened on.
+    pub(crate) bound: SocketAddr,
+    /// Cancelled when the grace time of a shutdown is over: running answers end with an error.
+    pub(crate) cut: CancellationToken,
+    /// `system_fingerprint` of every answer.
+    pub(crate) fingerprint: Arc<str>,
+    /// The API document, serialised once.
+    pub(crate) openapi: Bytes,
+}
+
+impl App {
+    pub(crate) fn new(config: HttpConfig, services: Services, bound: SocketAddr, openapi: Bytes) -> Self {
+        let fingerprint = format!("bombus-{}", services.node.version).into();
+        Self { config, services, bound, cut: CancellationToken::new(), fingerprint, openapi }
+    }
+
+    /// Names what answered: node, model, backend and why that one.
+    pub(crate) fn route_header(&self, model: &str, backend: &str) -> HeaderValue {
+        let text = format!("{};{model};{backend};local", self.services.node.node_id);
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("local"))
+    }
+}
+
+pub(crate) type SharedApp = Arc<App>;

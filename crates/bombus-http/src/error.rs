@@ -1,0 +1,283 @@
+//! The one place that makes the bodies of error answers.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bombus_infer::BackendError;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Says why a request failed, before any dialect gives it its shape.
+///
+/// As a response it is an empty one that carries itself along; `observe` has it written out in the dialect of the path that was
+/// asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    /// OpenAI's `type`.
+    pub(crate) kind: &'static str,
+    pub(crate) code: Option<&'static str>,
+    pub(crate) message: String,
+    /// The field at fault.
+    pub(crate) param: Option<Cow<'static, str>>,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+const INVALID_REQUEST: &str = "invalid_request_error";
+const SERVER_ERROR: &str = "server_error";
+
+impl ApiError {
+    fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        let kind = match status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => SERVER_ERROR,
+            _ => INVALID_REQUEST,
+        };
+        Self { status, kind, code, message: message.into(), param: None, retry_after: None }
+    }
+
+    fn at(self, param: impl Into<Cow<'static, str>>) -> Self {
+        Self { param: Some(param.into()), ..self }
+    }
+
+    /// A body that is not JSON.
+    pub(crate) fn invalid_json(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Some("invalid_json"), message)
+    }
+
+    /// A field of the wrong type, or out of its range.
+    pub(crate) fn invalid_value(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Some("invalid_value"), message).at(param)
+    }
+
+    /// A field that has to be there.
+    pub(crate) fn missing(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Some("missing_required_parameter"), message).at(param)
+    }
+
+    /// A field that asks for what the node or the model cannot do.
+    pub(crate) fn unsupported(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Some("unsupported_parameter"), message).at(param)
+    }
+
+    /// A request without a valid API key.
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
+    }
+
+    /// A request from where none is accepted.
+    pub(crate) fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, Some(code), message)
+    }
+
+    /// A path that nothing answers.
+    pub(crate) fn unknown_route(method: &str, path: &str) -> Self {
+        let message = format!("nothing answers {method} {path}; GET /openapi.json lists what does");
+        Self::new(StatusCode::NOT_FOUND, Some("unknown_url"), message)
+    }
+
+    /// A path that answers to other methods.
+    pub(crate) fn method_not_allowed(method: &str, path: &str) -> Self {
+        let message = format!("{path} does not answer {method}; the Allow header lists what it answers");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
+    }
+
+    /// A model that no backend has.
+    pub(crate) fn model_not_found(model: &str) -> Self {
+        let message = format!("model '{model}' not found; GET /v1/models lists the models there are");
+        Self::new(StatusCode::NOT_FOUND, Some("model_not_found"), message).at("model")
+    }
+
+    /// A body over the limit.
+    pub(crate) fn body_too_large(bytes_max: usize) -> Self {
+        let message = format!("the request body is larger than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message)
+    }
+
+    /// A body that did not arrive in time.
+    pub(crate) fn body_too_slow(limit: Duration) -> Self {
+        let message = format!("the request body did not arrive within {} s", limit.as_secs_f32());
+        Self::new(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"), message)
+    }
+
+    /// A body that broke off.
+    pub(crate) fn body_unreadable(reason: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Some("invalid_body"), format!("the request body cannot be read: {reason}"))
+    }
+
+    /// A handler that panicked.
+    pub(crate) fn internal() -> Self {
+        let message = "the node failed at this request; its log has the reason under the x-request-id of this answer";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("internal_error"), message)
+    }
+
+    /// A node that ends.
+    pub(crate) fn shutting_down() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("shutting_down"), "the node is shutting down")
+    }
+
+    /// API keys that cannot be checked.
+    pub(crate) fn keys_unreadable(reason: impl std::fmt::Display) -> Self {
+        let message = format!("API keys cannot be checked: {reason}");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("keys_unreadable"), message)
+    }
+
+    /// Renames the field at fault, where the dialect calls it otherwise than the backends do.
+    pub(crate) fn rename_param(mut self, from: &str, to: &'static str) -> Self {
+        if self.param.as_deref() == Some(from) {
+            self.param = Some(Cow::Borrowed(to));
+        }
+        self
+    }
+
+    /// Builds OpenAI's body.
+    pub(crate) fn openai_body(&self) -> OpenAiError<'_> {
+        OpenAiError {
+            error: OpenAiErrorBody {
+                message: &self.message,
+                kind: self.kind,
+                param: self.param.as_deref(),
+                code: self.code,
+            },
+        }
+    }
+
+    fn problem_body(&self) -> Problem<'_> {
+        Problem {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.message,
+            code: self.code,
+        }
+    }
+
+    /// Writes the error out in the dialect of a path.
+    pub(crate) fn respond(&self, path: &str) -> Response {
+        let mut response = match Dialect::of(path) {
+            Dialect::OpenAi => Json(self.openai_body()).into_response(),
+            Dialect::Native => {
+                let mut response = Json(self.problem_body()).into_response();
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+                response
+            }
+        };
+        *response.status_mut() = self.status;
+        if let Some(after) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// Whose error bodies a path has.
+enum Dialect {
+    OpenAi,
+    Native,
+}
+
+impl Dialect {
+    fn of(path: &str) -> Self {
+        match path.strip_prefix("/v1") {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Self::OpenAi,
+            _ => Self::Native,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.status;
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<BackendError> for ApiError {
+    fn from(error: BackendError) -> Self {
+        let message = error.to_string();
+        match error {
+            BackendError::ModelNotFound { model } => Self::model_not_found(&model),
+            BackendError::ContextExceeded { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).at("prompt")
+            }
+            BackendError::InvalidRequest { param, .. } => {
+                let error = Self::new(StatusCode::BAD_REQUEST, Some("invalid_value"), message);
+                Self { param: param.map(Cow::Borrowed), ..error }
+            }
+            BackendError::Unsupported { param, .. } => Self::unsupported(param, message),
+            BackendError::Overloaded { retry_after } => {
+                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, Some("overloaded"), message);
+                Self { retry_after: Some(retry_after), ..error }
+            }
+            BackendError::OutOfMemory { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("out_of_memory"), message)
+            }
+            // Trying again does not mend a file, so this is the one failure of a backend that is a plain 500.
+            BackendError::ModelUnusable { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("model_unusable"), message)
+            }
+            BackendError::Unavailable { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("backend_unavailable"), message)
+            }
+            BackendError::Interrupted { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("interrupted"), message)
+            }
+            BackendError::TimedOut { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, Some("timeout"), message),
+        }
+    }
+}
+
+/// The error body of OpenAI's dialect.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenAiError)]
+pub(crate) struct OpenAiError<'a> {
+    error: OpenAiErrorBody<'a>,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenAiErrorBody)]
+struct OpenAiErrorBody<'a> {
+    /// For the person who asked.
+    message: &'a str,
+    /// The kind of error.
+    #[serde(rename = "type")]
+    kind: &'a str,
+    /// The field at fault, where one is.
+    #[schema(required)]
+    param: Option<&'a str>,
+    /// For the program that asked, where there is one.
+    #[schema(required)]
+    code: Option<&'a str>,
+}
+
+/// The error body of the native routes (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct Problem<'a> {
+    /// Always `about:blank`: the status says what kind of problem it is.
+    #[serde(rename = "type")]
+    kind: &'a str,
+    /// The status in words.
+    title: &'a str,
+    /// The status code.
+    status: u16,
+    /// For the person who asked.
+    detail: &'a str,
+    /// For the program that asked, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'a str>,
+}

@@ -1,0 +1,31 @@
+//! OpenAI's dialect: request and response types, their translation into the internal vocabulary and back.
+
+pub(crate) mod answers;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod embeddings;
+mod logprobs;
+pub(crate) mod models;
+pub(crate) mod request;
+pub(crate) mod response;
+mod stream;
+mod target;
+mod text_or_list;
+mod translate;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::HeaderName;
+use uuid::Uuid;
+
+/// Names what answered: node, model, backend and why that one.
+const ROUTE_HEADER: HeaderName = HeaderName::from_static("x-bombus-route");
+
+/// Makes an id that no other answer has.
+fn unique_id(prefix: &str) -> String {
+    format!("{prefix}-{}", Uuid::new_v4().simple())
+}
+
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,193 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bombus_core::chat::{Delta, FinishReason, Prompt, ToolCallDelta};
+use bombus_core::model::ModelCapability;
+
+use super::answers::Answers;
+use super::logprobs::CompletionLogprobs;
+use super::request::CompletionRequest;
+use super::response::{Completion, CompletionChoice, Timings, Usage};
+use super::stream::{self, Chunks, Collected, EventWriter, StreamPlan, finish_name};
+use super::target::Target;
+use super::translate::{self, Input};
+use super::{ROUTE_HEADER, now_unix_s, unique_id};
+use crate::app::SharedApp;
+use crate::body::JsonBody;
+use crate::error::ApiError;
+
+/// The dialect's own default for `max_tokens`.
+const MAX_TOKENS_DEFAULT: u32 = 16;
+/// Most continuations of all prompts together.
+const ANSWERS_MAX: usize = 128;
+
+/// Continues texts, whole or as a stream of server-sent events.
+#[utoipa::path(post, path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
+    responses((status = 200, description = "The continuations; a stream of them where `stream` is true", content(
+        (Completion = "application/json"), (String = "text/event-stream")
+    ))))]
+pub(crate) async fn create(
+    State(app): State<SharedApp>,
+    JsonBody(mut request): JsonBody<CompletionRequest>,
+) -> Result<Response, ApiError> {
+    let common = request.take_common();
+    let (stream, include_usage, count) = (common.stream, common.include_usage, common.n);
+    translate::check_count(count)?;
+    check_unsupported(&request, count)?;
+    let inputs = translate::inputs("prompt", request.prompt)?;
+    let plan = StreamPlan { include_usage, answers_per_prompt: count as usize, answers: inputs.len() * count as usize };
+    if plan.answers > ANSWERS_MAX {
+        let message = format!("{} continuations are wanted, but at most {ANSWERS_MAX} are given at once", plan.answers);
+        return Err(ApiError::invalid_value("prompt", message));
+    }
+    let echoes = if request.echo.unwrap_or(false) { echoes(&inputs, count)? } else { Vec::new() };
+    let max_tokens = Some(request.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT));
+    let nothing = Prompt::Raw(String::new());
+    let form = translate::generation(common, String::new(), nothing, max_tokens, "logprobs", request.logprobs)?;
+
+    let target = Target::find(&app, request.model).await?;
+    target.require(ModelCapability::Completion, "model")?;
+    let model = target.model.clone();
+    let requests = inputs.into_iter().flat_map(|input| {
+        let prompt = match input {
+            Input::Text(text) => Prompt::Raw(text),
+            Input::Tokens(tokens) => Prompt::Tokens(tokens),
+        };
+        let request = bombus_core::chat::ChatRequest { model: model.clone(), prompt, ..form.clone() };
+        translate::repeat(&request, count).collect::<Vec<_>>()
+    });
+    let requests = requests.collect();
+    let answers = Answers::begin(&app, target, requests).await?;
+    let chunks = CompletionChunks {
+        id: unique_id("cmpl"),
+        created: now_unix_s(),
+        model,
+        fingerprint: app.fingerprint.clone(),
+        with_logprobs: request.logprobs.is_some(),
+        include_usage,
+        offsets: vec![0; plan.answers],
+        echoes,
+    };
+    if stream {
+        return Ok(stream::respond(answers, chunks, plan));
+    }
+    let route = answers.route();
+    let mut all = stream::collect(answers, &plan).await?;
+    for (answer, echo) in all.answers.iter_mut().zip(&chunks.echoes) {
+        answer.text.insert_str(0, echo);
+    }
+    let choices: Vec<_> = all.answers.iter().enumerate().map(|(index, answer)| chunks.choice(index, answer)).collect();
+    let completion = chunks.completion(&choices, Some(Some(all.usage)), all.timings);
+    Ok(([(ROUTE_HEADER, route)], Json(completion)).into_response())
+}
+
+fn check_unsupported(request: &CompletionRequest, count: u32) -> Result<(), ApiError> {
+    if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+        return Err(ApiError::unsupported("suffix", "'suffix' is not supported"));
+    }
+    if request.best_of.is_some_and(|best_of| best_of != count) {
+        return Err(ApiError::unsupported("best_of", "'best_of' is not supported beyond the value of 'n'"));
+    }
+    if request.echo.unwrap_or(false) && request.logprobs.is_some() {
+        return Err(ApiError::unsupported("echo", "'echo' is not supported together with 'logprobs'"));
+    }
+    Ok(())
+}
+
+/// Returns, for each continuation, the prompt that it begins with.
+fn echoes(inputs: &[Input], count: u32) -> Result<Vec<String>, ApiError> {
+    let mut echoes = Vec::with_capacity(inputs.len() * count as usize);
+    for input in inputs {
+        let Input::Text(text) = input else {
+            return Err(ApiError::unsupported("echo", "'echo' is not supported for prompts of token ids"));
+        };
+        echoes.extend(std::iter::repeat_n(text.clone(), count as usize));
+    }
+    Ok(echoes)
+}
+
+struct CompletionChunks {
+    id: String,
+    created: u64,
+    model: String,
+    fingerprint: Arc<str>,
+    with_logprobs: bool,
+    include_usage: bool,
+    /// Where each continuation's next token begins, in characters.
+    offsets: Vec<usize>,
+    /// What each continuation begins with; empty where that is nothing.
+    echoes: Vec<String>,
+}
+
+impl CompletionChunks {
+    fn choice<'a>(&self, index: usize, answer: &'a Collected) -> CompletionChoice<'a> {
+        let logprobs = self.with_logprobs.then(|| {
+            let mut logprobs = CompletionLogprobs::default();
+            logprobs.extend(&answer.logprobs, &mut 0);
+            logprobs
+        });
+        let finish_reason = answer.finish.map(finish_name);
+        CompletionChoice { index, text: &answer.text, logprobs, finish_reason }
+    }
+
+    fn completion<'a>(
+        &'a self,
+        choices: &'a [CompletionChoice<'a>],
+        usage: Option<Option<Usage>>,
+        timings: Option<Timings>,
+    ) -> Completion<'a> {
+        Completion {
+            id: &self.id,
+            object: "text_completion",
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.fingerprint,
+            choices,
+            usage,
+            timings,
+        }
+    }
+
+    fn write(
+        &self,
+        choices: &[CompletionChoice<'_>],
+        usage: Option<Usage>,
+        timings: Option<Timings>,
+        out: &mut EventWriter,
+    ) {
+        out.event(&self.completion(choices, self.include_usage.then_some(usage), timings));
+    }
+}
+
+impl Chunks for CompletionChunks {
+    fn open(&mut self, index: usize, out: &mut EventWriter) {
+        if let Some(text) = self.echoes.get(index) {
+            self.write(&[CompletionChoice { index, text, logprobs: None, finish_reason: None }], None, None, out);
+        }
+    }
+
+    fn delta(&mut self, index: usize, delta: Delta, out: &mut EventWriter) {
+        let logprobs = self.with_logprobs.then(|| {
+            let mut logprobs = CompletionLogprobs::default();
+            logprobs.extend(&delta.logprobs, &mut self.offsets[index]);
+            logprobs
+        });
+        self.write(&[CompletionChoice { index, text: &delta.text, logprobs, finish_reason: None }], None, None, out);
+    }
+
+    /// Calls of tools do not occur without a chat template.
+    fn tool_call(&mut self, _: usize, _: &ToolCallDelta, _: &mut EventWriter) {}
+
+    fn finish(&mut self, index: usize, reason: FinishReason, timings: Option<Timings>, out: &mut EventWriter) {
+        let finish_reason = Some(finish_name(reason));
+        self.write(&[CompletionChoice { index, text: "", logprobs: None, finish_reason }], None, timings, out);
+    }
+
+    fn usage(&mut self, usage: Usage, out: &mut EventWriter) {
+        self.write(&[], Some(usage), None, out);
+    }
+}

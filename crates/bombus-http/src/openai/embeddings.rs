@@ -1,0 +1,73 @@
+//! `POST /v1/embeddings`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bombus_core::chat::{EmbedInput, EmbedRequest};
+use bombus_core::model::ModelCapability;
+use bombus_infer::BackendError;
+use tokio::time::timeout;
+
+use super::ROUTE_HEADER;
+use super::request::{EmbeddingRequest, EncodingFormat};
+use super::response::{Embedding, EmbeddingList, EmbeddingUsage, Vector};
+use super::target::Target;
+use super::translate::{self, Input};
+use crate::app::SharedApp;
+use crate::body::JsonBody;
+use crate::error::ApiError;
+
+/// Makes vectors of texts.
+#[utoipa::path(post, path = "/v1/embeddings", tag = "openai", request_body = EmbeddingRequest,
+    responses((status = 200, description = "The vectors", body = EmbeddingList)))]
+pub(crate) async fn create(
+    State(app): State<SharedApp>,
+    JsonBody(request): JsonBody<EmbeddingRequest>,
+) -> Result<Response, ApiError> {
+    if request.dimensions == Some(0) {
+        return Err(ApiError::invalid_value("dimensions", "'dimensions' has to be at least 1"));
+    }
+    let inputs = translate::inputs("input", request.input)?;
+    let target = Target::find(&app, request.model).await?;
+    target.require(ModelCapability::Embedding, "model")?;
+    let inputs = inputs.into_iter().map(|input| match input {
+        Input::Text(text) => EmbedInput::Text(text),
+        Input::Tokens(tokens) => EmbedInput::Tokens(tokens),
+    });
+    let work = target.backend.embed(EmbedRequest { model: target.model.clone(), inputs: inputs.collect() });
+    let after = app.config.limits.first_token_time();
+    let answer = tokio::select! {
+        () = app.cut.cancelled() => return Err(ApiError::shutting_down()),
+        answer = timeout(after, work) => answer.unwrap_or(Err(BackendError::TimedOut { after })),
+    };
+    let answer = answer.map_err(|error| ApiError::from(error).rename_param("prompt", "input"))?;
+    app.services.metrics.tokens(&target.labels, answer.prompt_tokens, 0, 0);
+
+    if let (Some(wanted), Some(vector)) = (request.dimensions, answer.vectors.first())
+        && wanted as usize != vector.len()
+    {
+        let message = format!("the vectors of model '{}' have {} dimensions, not {wanted}", target.model, vector.len());
+        return Err(ApiError::unsupported("dimensions", message));
+    }
+    let base64 = request.encoding_format == Some(EncodingFormat::Base64);
+    let vectors = answer.vectors.into_iter().enumerate();
+    let list = EmbeddingList {
+        object: "list",
+        data: vectors
+            .map(|(index, vector)| Embedding { object: "embedding", index, embedding: write(vector, base64) })
+            .collect(),
+        model: target.model,
+        usage: EmbeddingUsage { prompt_tokens: answer.prompt_tokens, total_tokens: answer.prompt_tokens },
+    };
+    Ok(([(ROUTE_HEADER, target.route)], Json(list)).into_response())
+}
+
+fn write(vector: Vec<f32>, base64: bool) -> Vector {
+    if !base64 {
+        return Vector::Floats(vector);
+    }
+    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+    Vector::Base64(STANDARD.encode(bytes))
+}

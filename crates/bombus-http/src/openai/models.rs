@@ -1,0 +1,58 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use bombus_core::model::ModelInfo;
+
+use super::response::{Model, ModelList, ModelMeta};
+use crate::app::{App, SharedApp};
+use crate::error::ApiError;
+
+/// Lists the models of all backends.
+#[utoipa::path(get, path = "/v1/models", tag = "openai", responses((status = 200, description = "The models", body = ModelList)))]
+pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelList> {
+    let models = app.services.backends.models().await;
+    let data = models.into_iter().map(|(named, info)| model(info, &named.name)).collect();
+    Json(ModelList { object: "list", data })
+}
+
+/// Describes a model. Slashes in its name may be sent as they are or as `%2F`.
+#[utoipa::path(get, path = "/v1/models/{id}", tag = "openai",
+    params(("id" = String, Path, description = "Name of the model", min_length = 1)),
+    responses(
+        (status = 200, description = "The model", body = Model),
+        (status = 404, description = "No backend has this model", body = crate::error::OpenAiError),
+    ))]
+pub(crate) async fn describe(State(app): State<SharedApp>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+    find(&app, &id).await
+}
+
+pub(crate) async fn describe_with_slashes(
+    State(app): State<SharedApp>,
+    Path((id, rest)): Path<(String, String)>,
+) -> Result<Json<Model>, ApiError> {
+    find(&app, &format!("{id}/{rest}")).await
+}
+
+async fn find(app: &App, id: &str) -> Result<Json<Model>, ApiError> {
+    let (named, info) = app.services.backends.find(id).await?;
+    Ok(Json(model(info, &named.name)))
+}
+
+fn model(info: ModelInfo, backend: &str) -> Model {
+    Model {
+        id: info.name.to_string(),
+        object: "model",
+        created: info.modified_unix_s,
+        owned_by: backend.to_owned(),
+        meta: ModelMeta {
+            capabilities: info.capabilities,
+            context_tokens: info.context_tokens,
+            family: info.family,
+            parameters: info.parameters,
+            quantization: info.quantization,
+            size_bytes: info.size_bytes,
+            warm: info.warm,
+        },
+    }
+}

@@ -1,0 +1,287 @@
+//! From what clients send to the internal vocabulary.
+
+use std::ops::RangeInclusive;
+
+use bombus_core::chat::{
+    ChatRequest, Image, Message, Part, Prompt, ResponseFormat as CoreFormat, Role, Sampling, Tool, ToolCall,
+    ToolChoice as CoreToolChoice,
+};
+use serde_json::{Value, json};
+
+use super::request::{
+    ChatCompletionRequest, Common, ContentPart, ImageUrl, PartKind, RequestMessage, RequestRole, ResponseFormat,
+    ResponseFormatKind, ToolChoice, ToolChoiceMode, ToolDefinition,
+};
+use super::text_or_list::{PromptItem, TextOrList};
+use crate::error::ApiError;
+
+const STOPS_MAX: usize = 16;
+/// Longest stop text in bytes.
+const STOP_BYTES_MAX: usize = 1_024;
+/// Most inputs in a list.
+const INPUTS_MAX: usize = 2_048;
+
+/// Turns a conversation into a request; what concerns the transport (streaming, number of answers) stays with the caller.
+pub(super) fn chat_request(
+    request: ChatCompletionRequest,
+    common: Common,
+    model: String,
+) -> Result<ChatRequest, ApiError> {
+    if request.messages.is_empty() {
+        return Err(ApiError::invalid_value("messages", "'messages' has to hold at least one message"));
+    }
+    let messages = request.messages.into_iter().enumerate().map(|(index, one)| message(index, one));
+    let prompt = Prompt::Chat(messages.collect::<Result<_, _>>()?);
+    let max_tokens = request.max_completion_tokens.or(request.max_tokens);
+    let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
+        (true, top) => Some(top.unwrap_or(0)),
+        (false, None | Some(0)) => None,
+        (false, Some(_)) => {
+            return Err(ApiError::invalid_value("top_logprobs", "'top_logprobs' needs 'logprobs' to be true"));
+        }
+    };
+    let tools = request.tools.unwrap_or_default();
+    let tool_choice = tool_choice(request.tool_choice, &tools)?;
+    Ok(ChatRequest {
+        tools: tools.into_iter().map(tool).collect(),
+        tool_choice,
+        ..generation(common, model, prompt, max_tokens, "top_logprobs", logprobs)?
+    })
+}
+
+/// Turns what both kinds of generation share into a request.
+pub(super) fn generation(
+    common: Common,
+    model: String,
+    prompt: Prompt,
+    max_tokens: Option<u32>,
+    logprobs_param: &'static str,
+    logprobs: Option<u8>,
+) -> Result<ChatRequest, ApiError> {
+    if max_tokens == Some(0) {
+        return Err(ApiError::invalid_value("max_tokens", "'max_tokens' has to be at least 1"));
+    }
+    in_range(logprobs_param, logprobs.map(f32::from), 0.0..=20.0)?;
+    Ok(ChatRequest {
+        stop: stops(common.stop.clone())?,
+        response_format: response_format(common.response_format.as_ref())?,
+        ignore_eos: common.ignore_eos,
+        max_tokens,
+        logprobs,
+        sampling: sampling(common)?,
+        ..ChatRequest::new(model, prompt)
+    })
+}
+
+/// Repeats a request for each answer wanted, with seeds that follow each other.
+pub(super) fn repeat(request: &ChatRequest, count: u32) -> impl Iterator<Item = ChatRequest> {
+    (0..count).map(|index| {
+        let mut request = request.clone();
+        request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(index));
+        request
+    })
+}
+
+/// Checks how many answers are wanted.
+pub(super) fn check_count(count: u32) -> Result<(), ApiError> {
+    in_range("n", Some(count as f32), 1.0..=16.0)
+}
+
+/// An input in one of the forms that prompts and texts to embed may have.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Input {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// Takes a text, a list of texts, a list of tokens, or a list of lists of tokens apart.
+pub(super) fn inputs(param: &'static str, given: TextOrList<PromptItem>) -> Result<Vec<Input>, ApiError> {
+    let refuse = |message: String| Err(ApiError::invalid_value(param, message));
+    let items = match given {
+        TextOrList::Text(text) => vec![PromptItem::Text(text)],
+        TextOrList::List(items) => items,
+    };
+    if let [PromptItem::Token(_), ..] = items[..] {
+        let tokens = items.iter().map(|item| if let PromptItem::Token(token) = item { Some(*token) } else { None });
+        return match tokens.collect() {
+            Some(tokens) => Ok(vec![Input::Tokens(tokens)]),
+            None => refuse(format!("'{param}' mixes token ids with something else")),
+        };
+    }
+    if !(1..=INPUTS_MAX).contains(&items.len()) {
+        return refuse(format!("'{param}' has to hold 1 to {INPUTS_MAX} inputs, and has {}", items.len()));
+    }
+    let texts = matches!(items[0], PromptItem::Text(_));
+    let mut inputs = Vec::with_capacity(items.len());
+    for (index, item) in items.into_iter().enumerate() {
+        inputs.push(match item {
+            PromptItem::Text(text) if texts && !text.is_empty() => Input::Text(text),
+            PromptItem::Tokens(tokens) if !texts && !tokens.is_empty() => Input::Tokens(tokens),
+            PromptItem::Text(text) if text.is_empty() => return refuse(format!("input {index} of '{param}' is empty")),
+            PromptItem::Tokens(tokens) if tokens.is_empty() => {
+                return refuse(format!("input {index} of '{param}' is empty"));
+            }
+            _ => return refuse(format!("'{param}' mixes texts with token ids")),
+        });
+    }
+    Ok(inputs)
+}
+
+fn message(index: usize, message: RequestMessage) -> Result<Message, ApiError> {
+    let role = match message.role {
+        RequestRole::System | RequestRole::Developer => Role::System,
+        RequestRole::User => Role::User,
+        RequestRole::Assistant => Role::Assistant,
+        RequestRole::Tool => Role::Tool,
+    };
+    let tool_calls = message.tool_calls.unwrap_or_default();
+    if message.content.is_none() && role != Role::Assistant {
+        let param = format!("messages[{index}].content");
+        return Err(ApiError::missing(param.clone(), format!("'{param}' is missing")));
+    }
+    let content = match message.content {
+        None => Vec::new(),
+        Some(TextOrList::Text(text)) => vec![Part::Text(text)],
+        Some(TextOrList::List(parts)) => {
+            let place = |at: usize| format!("messages[{index}].content[{at}]");
+            parts.into_iter().enumerate().map(|(at, part)| content_part(&place(at), part)).collect::<Result<_, _>>()?
+        }
+    };
+    Ok(Message {
+        role,
+        content,
+        tool_calls: tool_calls
+            .into_iter()
+            .map(|call| ToolCall { id: call.id, name: call.function.name, arguments: call.function.arguments })
+            .collect(),
+        tool_call_id: message.tool_call_id,
+        name: message.name,
+    })
+}
+
+fn content_part(place: &str, part: ContentPart) -> Result<Part, ApiError> {
+    match (part.kind, part.text, part.image_url) {
+        (PartKind::Text, Some(text), _) => Ok(Part::Text(text)),
+        (PartKind::ImageUrl, _, Some(image)) => image_of(place, image).map(Part::Image),
+        (PartKind::Text, None, _) => {
+            Err(ApiError::missing(format!("{place}.text"), format!("'{place}.text' is missing")))
+        }
+        (PartKind::ImageUrl, _, None) => {
+            Err(ApiError::missing(format!("{place}.image_url"), format!("'{place}.image_url' is missing")))
+        }
+    }
+}
+
+fn image_of(place: &str, image: ImageUrl) -> Result<Image, ApiError> {
+    let url = image.url;
+    if url.starts_with("http://") || url.starts_with("https://") {
+        return Ok(Image::Url(url));
+    }
+    let data = url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,"));
+    match data {
+        Some((media_type, base64)) => Ok(Image::Data { media_type: media_type.to_owned(), base64: base64.to_owned() }),
+        None => {
+            let message = "it has to be 'data:MEDIA/TYPE;base64,...', or begin with 'http://' or 'https://'";
+            Err(ApiError::invalid_value(format!("{place}.image_url.url"), message))
+        }
+    }
+}
+
+fn tool(definition: ToolDefinition) -> Tool {
+    let function = definition.function;
+    Tool {
+        name: function.name,
+        description: function.description,
+        parameters: function.parameters.map_or_else(|| json!({"type": "object", "properties": {}}), Value::Object),
+    }
+}
+
+fn tool_choice(choice: Option<ToolChoice>, tools: &[ToolDefinition]) -> Result<CoreToolChoice, ApiError> {
+    let choice = match choice {
+        None | Some(ToolChoice::Mode(ToolChoiceMode::Auto)) => return Ok(CoreToolChoice::Auto),
+        Some(ToolChoice::Mode(ToolChoiceMode::None)) => return Ok(CoreToolChoice::None),
+        Some(ToolChoice::Mode(ToolChoiceMode::Required)) => CoreToolChoice::Required,
+        Some(ToolChoice::Named { function }) => CoreToolChoice::Named(function.name),
+    };
+    let known = match &choice {
+        CoreToolChoice::Named(name) => tools.iter().any(|tool| tool.function.name == *name),
+        _ => !tools.is_empty(),
+    };
+    if known { Ok(choice) } else { Err(ApiError::invalid_value("tool_choice", "'tools' holds no such tool")) }
+}
+
+fn response_format(format: Option<&ResponseFormat>) -> Result<CoreFormat, ApiError> {
+    let Some(format) = format else { return Ok(CoreFormat::Text) };
+    match (format.kind, &format.json_schema) {
+        (ResponseFormatKind::Text, _) => Ok(CoreFormat::Text),
+        (ResponseFormatKind::JsonObject, _) => Ok(CoreFormat::JsonObject),
+        (ResponseFormatKind::JsonSchema, Some(named)) => Ok(named
+            .schema
+            .clone()
+            .map_or(CoreFormat::JsonObject, |schema| CoreFormat::JsonSchema(Value::Object(schema)))),
+        (ResponseFormatKind::JsonSchema, None) => {
+            let param = "response_format.json_schema";
+            Err(ApiError::missing(param, format!("'{param}' is missing")))
+        }
+    }
+}
+
+fn stops(stop: Option<TextOrList<String>>) -> Result<Vec<String>, ApiError> {
+    let mut stops = match stop {
+        None => Vec::new(),
+        Some(TextOrList::Text(text)) => vec![text],
+        Some(TextOrList::List(texts)) => texts,
+    };
+    // An empty text would end every answer before it begins; some clients send one for "none".
+    stops.retain(|text| !text.is_empty());
+    if stops.len() > STOPS_MAX || stops.iter().any(|text| text.len() > STOP_BYTES_MAX) {
+        let message = format!("'stop' may hold up to {STOPS_MAX} texts of up to {STOP_BYTES_MAX} bytes");
+        return Err(ApiError::invalid_value("stop", message));
+    }
+    Ok(stops)
+}
+
+fn sampling(common: Common) -> Result<Sampling, ApiError> {
+    in_range("temperature", common.temperature, 0.0..=2.0)?;
+    in_range("top_p", common.top_p, 0.0..=1.0)?;
+    in_range("min_p", common.min_p, 0.0..=1.0)?;
+    in_range("presence_penalty", common.presence_penalty, -2.0..=2.0)?;
+    in_range("frequency_penalty", common.frequency_penalty, -2.0..=2.0)?;
+    in_range("repeat_penalty", common.repeat_penalty, 0.1..=10.0)?;
+    if common.top_k.is_some_and(|top_k| top_k < -1) {
+        return Err(ApiError::invalid_value("top_k", "'top_k' has to be at least -1"));
+    }
+    let mut logit_bias = Vec::with_capacity(common.logit_bias.len());
+    for (token, bias) in common.logit_bias {
+        in_range("logit_bias", Some(bias), -100.0..=100.0)?;
+        let Ok(token) = token.parse() else {
+            let message = format!("{token:?} in 'logit_bias' is not a token id");
+            return Err(ApiError::invalid_value("logit_bias", message));
+        };
+        logit_bias.push((token, bias));
+    }
+    logit_bias.sort_by_key(|(token, _)| *token);
+    Ok(Sampling {
+        temperature: common.temperature,
+        top_p: common.top_p,
+        top_k: common.top_k.map(|top_k| u32::try_from(top_k).unwrap_or(0)),
+        min_p: common.min_p,
+        // Only the lower 32 bits count, as the request's description says.
+        seed: common.seed.filter(|seed| *seed != -1).map(|seed| (seed & i64::from(u32::MAX)) as u32),
+        repeat_penalty: common.repeat_penalty,
+        repeat_last_n: common.repeat_last_n,
+        presence_penalty: common.presence_penalty,
+        frequency_penalty: common.frequency_penalty,
+        logit_bias,
+    })
+}
+
+fn in_range(param: &'static str, value: Option<f32>, range: RangeInclusive<f32>) -> Result<(), ApiError> {
+    match value {
+        Some(value) if !range.contains(&value) => {
+            let (low, high) = (range.start(), range.end());
+            Err(ApiError::invalid_value(param, format!("'{param}' has to be from {low} to {high}, and is {value}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,116 @@
+//! The API document, made of the handlers' own types. `router` collects the routes; what all of them share is added here.
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{Content, OpenApi as Document, Ref, RefOr, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
+
+use crate::app::SharedApp;
+use crate::error::{OpenAiError, Problem};
+use crate::openai::request::ContentPart;
+use crate::openai::response::{ChatCompletionChunk, Completion};
+
+/// Returns this document.
+#[utoipa::path(get, path = "/openapi.json", tag = "native",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object, content_type = "application/json")))]
+pub(crate) async fn document(State(app): State<SharedApp>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone()).into_response()
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Bombus",
+        description = "One API for every model that your machines run. Whichever node you ask, you ask the swarm.",
+        license(name = "MIT OR Apache-2.0")
+    ),
+    tags(
+        (name = "openai", description = "OpenAI's dialect"),
+        (name = "native", description = "The node itself")
+    ),
+    components(schemas(OpenAiError, Problem, ContentPart, ChatCompletionChunk, Completion)),
+    modifiers(&Keys)
+)]
+struct Frame;
+
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, document: &mut Document) {
+        let components = document.components.get_or_insert_default();
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        components.add_security_scheme("header", SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("x-api-key"))));
+    }
+}
+
+/// Returns the document without routes.
+pub(crate) fn frame() -> Document {
+    Frame::openapi()
+}
+
+const ANY: &[(u16, &str)] = &[
+    (403, "Refused: the Host or the Origin is not one that a loopback listener accepts"),
+    (431, "The request's head is too large"),
+    (500, "The node failed at this request"),
+    (503, "The API keys cannot be checked, or the node is shutting down"),
+];
+const NEEDS_KEY: &[(u16, &str)] = &[(401, "No API key, or one that is not known; never on loopback")];
+const HAS_BODY: &[(u16, &str)] = &[
+    (
+        400,
+        "The request is at fault: not JSON, a wrong type, a value out of range, a prompt over the context, something unsupported",
+    ),
+    (404, "No backend has this model"),
+    (408, "The request's body did not arrive in time"),
+    (413, "The request's body is too large"),
+    (429, "Too many requests are waiting; Retry-After says when to try again"),
+    (500, "The node failed at this request, or the model's file cannot be used (code `model_unusable`)"),
+    (
+        503,
+        "The backend does not work, is out of memory or broke off; the API keys cannot be checked; the node is shutting down",
+    ),
+    (504, "No token came in time"),
+];
+
+/// Adds the errors that a request can meet on its way to any handler.
+pub(crate) fn complete(document: &mut Document) {
+    for (path, item) in &mut document.paths.paths {
+        let (schema, content_type) = if path.starts_with("/v1/") {
+            ("OpenAiError", "application/json")
+        } else {
+            ("Problem", "application/problem+json")
+        };
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            add_errors(operation, ANY, schema, content_type);
+            if path != "/health" {
+                add_errors(operation, NEEDS_KEY, schema, content_type);
+                operation.security = Some(vec![
+                    SecurityRequirement::default(),
+                    SecurityRequirement::new::<_, [&str; 0], &str>("bearer", []),
+                    SecurityRequirement::new::<_, [&str; 0], &str>("header", []),
+                ]);
+            }
+            if operation.request_body.is_some() {
+                add_errors(operation, HAS_BODY, schema, content_type);
+            }
+        }
+    }
+}
+
+fn add_errors(operation: &mut Operation, errors: &[(u16, &str)], schema: &str, content_type: &str) {
+    for (status, description) in errors {
+        let body = Content::new(Some(RefOr::Ref(Ref::from_schema_name(schema))));
+        let mut response = ResponseBuilder::new().description(*description);
+        // The head of such a request is not parsed far enough to know its route, and the answer to it is empty.
+        if *status != 431 {
+            response = response.content(content_type, body);
+        }
+        operation.responses.responses.insert(status.to_string(), RefOr::T(response.build()));
+    }
+}

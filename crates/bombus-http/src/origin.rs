@@ -1,0 +1,67 @@
+//! The defence of loopback listeners against web pages: a page may make a browser send requests to this machine, by a foreign origin or
+//! by a name of its own that resolves to 127.0.0.1 (DNS rebinding).
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::HttpConfig;
+use crate::app::SharedApp;
+use crate::error::ApiError;
+
+pub(crate) async fn check(State(app): State<SharedApp>, request: Request, next: Next) -> Response {
+    match allowed(request.headers(), &app.config) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn allowed(headers: &HeaderMap, config: &HttpConfig) -> Result<(), ApiError> {
+    // Browsers always name a host, so a request without one (HTTP/1.0) comes from no web page.
+    if let Some(host) = headers.get(header::HOST)
+        && !host.to_str().is_ok_and(|host| is_local(host, config))
+    {
+        let message = "this listener is for the machine itself; a host name it may be reached by has to be named in allowed_hosts";
+        return Err(ApiError::forbidden("host_not_allowed", message));
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or_default();
+    let listed = config.cors_origins.iter().any(|known| known == "*" || known == origin);
+    let local = origin.split_once("://").is_some_and(|(_, authority)| is_local(authority, config));
+    if listed || local {
+        return Ok(());
+    }
+    let message = "requests from this web page are not accepted; its origin has to be named in cors_origins";
+    Err(ApiError::forbidden("origin_not_allowed", message))
+}
+
+fn is_local(authority: &str, config: &HttpConfig) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !host.ends_with(':') => host,
+        _ => authority,
+    };
+    ["localhost", "127.0.0.1", "[::1]"].iter().any(|name| host.eq_ignore_ascii_case(name))
+        || config.allowed_hosts.iter().any(|name| host.eq_ignore_ascii_case(name))
+}
+
+/// Builds the CORS answers for the listed origins; `None` where none is listed.
+pub(crate) fn cors(config: &HttpConfig) -> Option<CorsLayer> {
+    if config.cors_origins.is_empty() {
+        return None;
+    }
+    let origins = if config.cors_origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(config.cors_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    let api_key = HeaderName::from_static("x-api-key");
+    let request_id = HeaderName::from_static("x-request-id");
+    let layer = CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, api_key, request_id.clone()])
+        .expose_headers([request_id, HeaderName::from_static("x-bombus-route")]);
+    Some(layer)
+}

@@ -1,0 +1,156 @@
+//! Listening, connections and the end of both.
+
+mod connection;
+mod stall;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::SharedApp;
+use crate::keys::KeyError;
+use crate::{HttpConfig, Services, router};
+
+/// Wait after an accept that failed for want of something, for example of file descriptors: it comes back when connections end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long connections have to write their error events when the grace time is over.
+const CUT_TIME: Duration = Duration::from_secs(1);
+
+/// Says why a node cannot answer HTTP.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The address is open to other machines, and there is no key to close it with.
+    #[error(
+        "{listen} can be reached from other machines, so that it needs an API key, and there is none; make one with: bombus keys create NAME"
+    )]
+    NoKeys {
+        /// The address.
+        listen: SocketAddr,
+    },
+    /// The keys that an open address needs cannot be read.
+    #[error("API keys cannot be read: {0}")]
+    Keys(#[from] KeyError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {listen}: {source}")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A listener with everything that answers on it.
+pub struct Server {
+    listener: TcpListener,
+    router: Router,
+    app: SharedApp,
+}
+
+impl Server {
+    /// Listens, without answering yet.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpError::NoKeys`] and [`HttpError::Keys`] on any address but loopback; [`HttpError::Listen`].
+    pub async fn bind(config: HttpConfig, services: Services) -> Result<Self, HttpError> {
+        let listen = config.listen;
+        if !listen.ip().is_loopback() && services.keys.list()?.is_empty() {
+            return Err(HttpError::NoKeys { listen });
+        }
+        let failed = |source| HttpError::Listen { listen, source };
+        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        let (router, app) = router::build(config, services, bound);
+        Ok(Self { listener, router, app })
+    }
+
+    /// Returns the address that is listened on, with the port that port 0 became.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.app.bound
+    }
+
+    /// Answers until `stop` is cancelled. Then no connection is accepted any more, and running answers may go on for the grace time;
+    /// after it they end with an error event.
+    pub async fn serve(self, stop: CancellationToken) {
+        let limits = &self.app.config.limits;
+        let slots = Arc::new(Semaphore::new(limits.connections_max));
+        let draining = CancellationToken::new();
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = connections.join_next() => note_end(ended),
+                accepted = accept(&self.listener, &slots) => if let Some((stream, slot)) = accepted {
+                    let app = self.app.clone();
+                    let router = self.router.clone();
+                    let draining = draining.clone();
+                    connections.spawn(async move {
+                        connection::serve(stream, router, &app, draining).await;
+                        drop(slot);
+                    });
+                },
+            }
+        }
+        drop(self.listener);
+        draining.cancel();
+        let grace = self.app.config.limits.grace_time();
+        if timeout(grace, drain(&mut connections)).await.is_ok() {
+            return;
+        }
+        tracing::warn!(
+            connections = connections.len(),
+            grace_ms = grace.as_millis() as u64,
+            "answers are cut off: the grace time is over"
+        );
+        self.app.cut.cancel();
+        if timeout(CUT_TIME, drain(&mut connections)).await.is_err() {
+            connections.shutdown().await;
+        }
+    }
+}
+
+async fn drain(connections: &mut JoinSet<()>) {
+    while let Some(ended) = connections.join_next().await {
+        note_end(ended);
+    }
+}
+
+/// A connection that panics takes only itself down; the reason is told here.
+fn note_end(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection panicked");
+    }
+}
+
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, slot)),
+        Err(error) if is_peers_fault(&error) => None,
+        Err(error) => {
+            tracing::error!(%error, "connections cannot be accepted");
+            sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+fn is_peers_fault(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
