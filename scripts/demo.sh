@@ -19,4 +19,4 @@ export BOMBUS_DATA_DIR=$target_dir/demo
 "$bombus" models pull "$model"
 say
 say "\$ bombus ask --model $model \"$question\""
-"$bombus" ask --model "$model" "$question"
+"$bombus" ask --model "$model" "$question" < /dev/null

@@ -26,7 +26,7 @@ with_heartbeat() {
   ) &
   ticker=$!
   "$@" || status=$?
-  kill "$ticker" 2> /dev/null
-  wait "$ticker" 2> /dev/null
+  kill "$ticker" 2> /dev/null || true
+  wait "$ticker" 2> /dev/null || true
   return "$status"
 }
