@@ -3,7 +3,7 @@
 pub mod catalogue;
 mod local;
 mod ollama;
-mod pull;
+pub mod pull;
 mod store;
 
 pub use local::{LocalModel, ModelSource};

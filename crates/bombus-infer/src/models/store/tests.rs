@@ -1,1 +1,189 @@
+use std::fs;
+use std::path::{Path, PathBuf};
 
+use bombus_core::model::ModelName;
+use bombus_testkit::gguf::{GgufBuilder, tiny_model};
+use bombus_testkit::registry::lay_into_ollama_directory;
+use bombus_testkit::sha256;
+use tempfile::TempDir;
+
+use super::{LocalModel, ModelSource, ModelStore, StoreError};
+use crate::gguf::GgufError;
+
+/// A store in a directory of its own, and one for files outside of it.
+struct Place {
+    outside: TempDir,
+    _directory: TempDir,
+    store: ModelStore,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self::with_ollama(Vec::new())
+    }
+
+    fn with_ollama(ollama: Vec<PathBuf>) -> Self {
+        let directory = TempDir::new().unwrap();
+        let store = ModelStore::open_with_ollama(directory.path().join("models"), ollama).unwrap();
+        Self { outside: TempDir::new().unwrap(), _directory: directory, store }
+    }
+
+    fn file(&self, contents: &[u8]) -> PathBuf {
+        let path = self.outside.path().join("model.gguf");
+        fs::write(&path, contents).unwrap();
+        path
+    }
+
+    fn import(&self, model: &str, contents: &[u8]) -> Result<LocalModel, StoreError> {
+        self.store.import(&self.file(contents), &name(model), |_, _| {})
+    }
+
+    fn files_in(&self, part: &str) -> Vec<PathBuf> {
+        fs::read_dir(self.store.directory().join(part)).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+}
+
+fn name(text: &str) -> ModelName {
+    ModelName::parse(text).unwrap()
+}
+
+fn names(store: &ModelStore) -> Vec<String> {
+    store.list().unwrap().iter().map(|model| model.name.to_string()).collect()
+}
+
+#[test]
+fn an_imported_model_is_listed_by_another_process_and_survives_its_original() {
+    let place = Place::new();
+    let contents = tiny_model("Tiny", 3_000_000);
+    let mut progress = Vec::new();
+    let path = place.file(&contents);
+    let imported = place.store.import(&path, &name("mine"), |done, total| progress.push((done, total))).unwrap();
+    fs::remove_file(path).unwrap();
+    assert_eq!(progress.last(), Some(&(contents.len() as u64, contents.len() as u64)));
+    assert!(progress.len() > 1);
+
+    let other = ModelStore::open(place.store.directory()).unwrap();
+    assert_eq!(other.list().unwrap(), [imported.clone()]);
+    assert_eq!(other.get(&name("mine:latest")).unwrap(), Some(imported.clone()));
+    assert_eq!((imported.sha256, fs::read(imported.path).unwrap()), (sha256(&contents), contents));
+    assert!(place.files_in("staging").is_empty());
+}
+
+#[test]
+fn what_a_store_says_of_a_model_is_what_its_header_says() {
+    let place = Place::new();
+    let info = place.import("mine", &tiny_model("Tiny", 4_000)).unwrap().to_model_info();
+    assert_eq!(info.family.as_deref(), Some("llama"));
+    assert_eq!((info.parameters, info.context_tokens), (Some(1_000), Some(2_048)));
+    assert_eq!(info.quantization.as_deref(), Some("Q4_K_M"));
+}
+
+#[test]
+fn weights_stay_until_their_last_name_is_removed() {
+    let place = Place::new();
+    let contents = tiny_model("Tiny", 100);
+    let weights = place.import("one", &contents).unwrap().path;
+    place.import("two", &contents).unwrap();
+    assert_eq!(place.files_in("blobs"), [weights.clone()]);
+    place.store.remove(&name("one")).unwrap();
+    assert!(weights.exists());
+    place.store.remove(&name("two")).unwrap();
+    assert!(!weights.exists());
+    assert!(matches!(place.store.remove(&name("two")), Err(StoreError::NotFound { .. })));
+}
+
+#[test]
+fn a_name_moves_to_the_model_imported_last() {
+    let place = Place::new();
+    place.import("m", &tiny_model("One", 100)).unwrap();
+    let second = place.import("m", &tiny_model("Two", 100)).unwrap();
+    assert_eq!(place.store.list().unwrap(), [second]);
+}
+
+#[test]
+fn names_that_differ_in_case_or_signs_are_different_models() {
+    let place = Place::new();
+    for (model, contents) in [("a/b:c", "1"), ("a-b:c", "2"), ("A/b:c", "3")] {
+        place.import(model, &tiny_model(contents, 100)).unwrap();
+    }
+    assert_eq!(names(&place.store), ["A/b:c", "a-b:c", "a/b:c"]);
+}
+
+#[test]
+fn files_that_are_no_whole_model_are_refused_and_leave_nothing() {
+    let place = Place::new();
+    let whole = tiny_model("Tiny", 1_024);
+    let refused = |contents: &[u8]| match place.import("m", contents) {
+        Err(StoreError::Unusable { source, .. }) => source,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(refused(&whole[..whole.len() - 1]), GgufError::Truncated { .. }));
+    assert!(matches!(refused(b"<html>"), GgufError::NotGguf { .. }));
+    let part = GgufBuilder::llama("Part").number("split.count", 3).build();
+    assert!(matches!(place.import("m", &part), Err(StoreError::Split { parts: 3, .. })));
+    let missing = place.store.import(Path::new("/nowhere.gguf"), &name("m"), |_, _| {});
+    assert!(missing.unwrap_err().to_string().contains("/nowhere.gguf"));
+    assert!(place.files_in("blobs").is_empty() && place.files_in("staging").is_empty());
+}
+
+#[test]
+fn a_manifest_of_a_later_version_is_refused_and_the_others_still_work() {
+    let place = Place::new();
+    place.import("new", &tiny_model("New", 100)).unwrap();
+    let manifest = place.files_in("manifests").remove(0);
+    place.import("old", &tiny_model("Old", 100)).unwrap();
+    let later = fs::read_to_string(&manifest).unwrap().replacen("\"format\": 1", "\"format\": 2", 1);
+    fs::write(&manifest, later).unwrap();
+    assert!(matches!(place.store.get(&name("new")), Err(StoreError::NewerFormat { found: 2, .. })));
+    assert_eq!(names(&place.store), ["old:latest"]);
+    assert!(matches!(place.store.problems().unwrap()[..], [StoreError::NewerFormat { .. }]));
+}
+
+#[test]
+fn damage_to_the_directory_is_told_and_can_be_removed() {
+    let place = Place::new();
+    let model = place.import("m", &tiny_model("Tiny", 100)).unwrap();
+    fs::write(&model.path, b"short").unwrap();
+    assert!(matches!(place.store.get(&model.name), Err(StoreError::DamagedBlob { found_bytes: Some(5), .. })));
+    fs::remove_file(&model.path).unwrap();
+    assert!(matches!(place.store.get(&model.name), Err(StoreError::DamagedBlob { found_bytes: None, .. })));
+    fs::write(place.files_in("manifests").remove(0), b"{").unwrap();
+    assert!(matches!(place.store.problems().unwrap()[..], [StoreError::DamagedManifest { .. }]));
+    assert_eq!(names(&place.store), [""; 0]);
+    place.store.remove(&model.name).unwrap();
+    assert!(place.files_in("manifests").is_empty());
+}
+
+#[test]
+fn the_models_of_an_ollama_are_used_in_place_and_never_removed() {
+    let ollama = TempDir::new().unwrap();
+    let contents = tiny_model("Qwen", 1_000);
+    let lay = |place, tag| lay_into_ollama_directory(ollama.path(), place, tag, &contents).unwrap();
+    lay("registry.ollama.ai/library/qwen3", "8b");
+    lay("registry.ollama.ai/someone/thing", "latest");
+    lay("hf.co/owner/Repo-GGUF", "Q4_K_M");
+    let place = Place::with_ollama(vec!["/nowhere".into(), ollama.path().to_owned()]);
+    assert_eq!(names(&place.store), ["hf.co/owner/Repo-GGUF:Q4_K_M", "qwen3:8b", "someone/thing:latest"]);
+
+    let model = place.store.get(&name("qwen3:8b")).unwrap().unwrap();
+    assert_eq!((&model.source, model.source.to_string()), (&ModelSource::Ollama, "ollama".to_owned()));
+    assert!(model.path.starts_with(ollama.path()));
+    let refused = place.store.remove(&name("qwen3:8b")).unwrap_err();
+    assert!(refused.to_string().contains("ollama rm"), "{refused}");
+    assert!(model.path.exists());
+
+    let own = place.import("qwen3:8b", &tiny_model("Own", 1_000)).unwrap();
+    assert_eq!(place.store.get(&own.name).unwrap(), Some(own));
+    place.store.remove(&name("qwen3:8b")).unwrap();
+    assert_eq!(place.store.get(&name("qwen3:8b")).unwrap(), Some(model));
+}
+
+#[test]
+fn a_model_that_an_ollama_is_still_fetching_is_left_out() {
+    let ollama = TempDir::new().unwrap();
+    let contents = tiny_model("Qwen", 1_000);
+    lay_into_ollama_directory(ollama.path(), "registry.ollama.ai/library/qwen3", "8b", &contents).unwrap();
+    fs::write(ollama.path().join("blobs").join(format!("sha256-{}", sha256(&contents))), &contents[..100]).unwrap();
+    let place = Place::with_ollama(vec![ollama.path().to_owned()]);
+    assert_eq!(names(&place.store), [""; 0]);
+}

