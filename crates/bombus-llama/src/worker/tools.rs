@@ -1,0 +1,263 @@
+//! Tool calls in the forms that models write them.
+
+use bombus_core::chat::{ChatEvent, Delta, Tool, ToolCallDelta, ToolChoice};
+use serde_json::Value;
+
+use super::RunError;
+use super::schema::grammar_for_call;
+
+const HERMES_END: &str = "</tool_call>";
+
+/// How a model writes tool calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ToolFormat {
+    /// `<tool_call>{"name": ..., "arguments": ...}</tool_call>`: Hermes, Qwen, SmolLM3, Granite.
+    Hermes,
+    /// `{"name": ..., "parameters": ...}` and nothing else: Llama 3.
+    Llama3,
+    /// `[TOOL_CALLS][{"name": ..., "arguments": ...}, ...]`: Mistral.
+    Mistral,
+}
+
+impl ToolFormat {
+    /// Recognises the form by the words of a chat template.
+    pub(crate) fn detect(template: &str) -> Option<Self> {
+        if !template.contains("tools") {
+            None
+        } else if template.contains("<tool_call>") {
+            Some(Self::Hermes)
+        } else if template.contains("[TOOL_CALLS]") {
+            Some(Self::Mistral)
+        } else if template.contains("\"parameters\"") || template.contains("<|python_tag|>") {
+            Some(Self::Llama3)
+        } else {
+            None
+        }
+    }
+
+    fn opening(self) -> &'static str {
+        match self {
+            Self::Hermes => "<tool_call>",
+            Self::Llama3 => "{",
+            Self::Mistral => "[TOOL_CALLS]",
+        }
+    }
+
+    fn arguments_key(self) -> &'static str {
+        match self {
+            Self::Hermes | Self::Mistral => "arguments",
+            Self::Llama3 => "parameters",
+        }
+    }
+
+    /// Returns the grammar that makes the model call a tool where the choice demands one.
+    pub(crate) fn grammar(self, tools: &[Tool], choice: &ToolChoice) -> Result<Option<String>, RunError> {
+        let chosen: Vec<&Tool> = match choice {
+            ToolChoice::Auto | ToolChoice::None => return Ok(None),
+            ToolChoice::Required => tools.iter().collect(),
+            ToolChoice::Named(name) => tools.iter().filter(|tool| tool.name == *name).collect(),
+        };
+        if chosen.is_empty() {
+            return Err(RunError::invalid("tool_choice", "tool_choice names no tool of this request"));
+        }
+        let grammar = grammar_for_call(&chosen, self.arguments_key())?.replace("root ::=", "call ::=");
+        let root = match self {
+            Self::Hermes => r#"root ::= "<tool_call>\n" call "\n</tool_call>""#,
+            Self::Llama3 => "root ::= call",
+            Self::Mistral => r#"root ::= "[TOOL_CALLS][" call "]""#,
+        };
+        Ok(Some(format!("{root}\n{grammar}")))
+    }
+}
+
+/// Separates tool calls from the text around them while it is generated.
+#[derive(Debug)]
+pub(crate) struct ToolFilter {
+    format: ToolFormat,
+    held: String,
+    /// Whether `held` begins with the opening of a call.
+    in_call: bool,
+    /// Whether anything but white space has come yet: Llama 3 writes either text or a call.
+    in_text: bool,
+    calls: u32,
+}
+
+impl ToolFilter {
+    pub(crate) fn new(format: ToolFormat) -> Self {
+        Self { format, held: String::new(), in_call: false, in_text: false, calls: 0 }
+    }
+
+    /// Returns whether any call was found.
+    pub(crate) fn has_calls(&self) -> bool {
+        self.calls > 0
+    }
+
+    /// Takes more of the answer and returns what may leave.
+    pub(crate) fn push(&mut self, delta: Delta) -> Vec<ChatEvent> {
+        let mut events = Vec::new();
+        let mut logprobs = delta.logprobs;
+        self.held.push_str(&delta.text);
+        loop {
+            if self.in_call {
+                if !self.take_finished_call(&mut events) {
+                    return events;
+                }
+                continue;
+            }
+            let opening_at = self.find_opening();
+            let release = opening_at.unwrap_or_else(|| self.held.len() - self.undecided());
+            let text: String = self.held.drain(..release).collect();
+            self.in_text |= !text.trim().is_empty();
+            if !text.is_empty() || !logprobs.is_empty() {
+                events.push(ChatEvent::Delta(Delta { text, logprobs: std::mem::take(&mut logprobs) }));
+            }
+            if opening_at.is_none() {
+                return events;
+            }
+            self.in_call = true;
+        }
+    }
+
+    /// Returns what is left at the end of the answer; a call that is not one after all leaves as text.
+    pub(crate) fn finish(&mut self) -> Vec<ChatEvent> {
+        let mut events = Vec::new();
+        let held = std::mem::take(&mut self.held);
+        if self.in_call {
+            self.emit_call(&held, &mut events);
+        } else if !held.is_empty() {
+            events.push(ChatEvent::Delta(Delta { text: held, logprobs: Vec::new() }));
+        }
+        events
+    }
+
+    fn find_opening(&self) -> Option<usize> {
+        let opening = self.format.opening();
+        match self.format {
+            ToolFormat::Llama3 => (!self.in_text && self.held.trim_start().starts_with(opening)).then_some(0),
+            ToolFormat::Hermes | ToolFormat::Mistral => self.held.find(opening),
+        }
+    }
+
+    /// Returns how many bytes at the end may still become the opening of a call.
+    fn undecided(&self) -> usize {
+        match self.format {
+            ToolFormat::Llama3 if !self.in_text && self.held.trim().is_empty() => self.held.len(),
+            ToolFormat::Llama3 => 0,
+            format => {
+                let opening = format.opening();
+                (1..opening.len()).rev().find(|&length| self.held.ends_with(&opening[..length])).unwrap_or(0)
+            }
+        }
+    }
+
+    /// Emits the call that `held` begins with if it is complete. Only Hermes marks the end; the others end with the answer.
+    fn take_finished_call(&mut self, events: &mut Vec<ChatEvent>) -> bool {
+        let Some(end) = self.held.find(HERMES_END).filter(|_| self.format == ToolFormat::Hermes) else { return false };
+        let rest = self.held.split_off(end + HERMES_END.len());
+        let call = std::mem::replace(&mut self.held, rest.trim_start().to_owned());
+        self.in_call = false;
+        self.emit_call(&call, events);
+        true
+    }
+
+    fn emit_call(&mut self, written: &str, events: &mut Vec<ChatEvent>) {
+        let mut json = written.trim();
+        if self.format != ToolFormat::Llama3 {
+            json = json.trim_start_matches(self.format.opening()).trim_end_matches(HERMES_END).trim();
+        }
+        let calls: Option<Vec<(String, String)>> = serde_json::from_str(json).ok().and_then(|value: Value| match value {
+            Value::Array(calls) => calls.iter().map(|call| self.read_call(call)).collect(),
+            call => self.read_call(&call).map(|call| vec![call]),
+        });
+        let Some(calls) = calls.filter(|calls| !calls.is_empty()) else {
+            events.push(ChatEvent::Delta(Delta { text: written.to_owned(), logprobs: Vec::new() }));
+            return;
+        };
+        for (name, arguments) in calls {
+            let id = Some(format!("call_{}", uuid::Uuid::new_v4().simple()));
+            events.push(ChatEvent::ToolCall(ToolCallDelta { index: self.calls, id, name: Some(name), arguments }));
+            self.calls += 1;
+        }
+    }
+
+    fn read_call(&self, call: &Value) -> Option<(String, String)> {
+        let name = call.get("name")?.as_str()?.to_owned();
+        let arguments = call.get(self.format.arguments_key()).or_else(|| call.get("arguments"))?;
+        Some((name, arguments.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn run(format: ToolFormat, answer: &str, cut: usize) -> (String, Vec<(String, String)>) {
+        let mut filter = ToolFilter::new(format);
+        let mut events: Vec<ChatEvent> = Vec::new();
+        for piece in answer.as_bytes().chunks(cut) {
+            let text = String::from_utf8(piece.to_vec()).unwrap();
+            events.extend(filter.push(Delta { text, logprobs: Vec::new() }));
+        }
+        events.extend(filter.finish());
+        let mut text = String::new();
+        let mut calls = Vec::new();
+        for event in events {
+            match event {
+                ChatEvent::Delta(delta) => text.push_str(&delta.text),
+                ChatEvent::ToolCall(call) => calls.push((call.name.unwrap(), call.arguments)),
+                ChatEvent::Done { .. } => unreachable!(),
+            }
+        }
+        assert_eq!(filter.has_calls(), !calls.is_empty());
+        (text, calls)
+    }
+
+    #[test]
+    fn calls_are_found_at_every_cut() {
+        let hermes = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>\n\
+                      <tool_call>{\"name\":\"g\",\"arguments\":{}}</tool_call>";
+        let mistral = "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", \"arguments\": {}}]";
+        let llama = " {\"name\": \"f\", \"parameters\": {\"a\": 1}}";
+        let (f, g) = (("f".to_owned(), r#"{"a":1}"#.to_owned()), ("g".to_owned(), "{}".to_owned()));
+        for cut in 1..12 {
+            let both = vec![f.clone(), g.clone()];
+            assert_eq!(run(ToolFormat::Hermes, hermes, cut), ("Let me see.\n".into(), both.clone()), "{cut}");
+            assert_eq!(run(ToolFormat::Mistral, mistral, cut), (String::new(), both), "{cut}");
+            assert_eq!(run(ToolFormat::Llama3, llama, cut), (String::new(), vec![f.clone()]), "{cut}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_call_is_not_lost() {
+        for (format, answer) in [
+            (ToolFormat::Hermes, "a < b and <tool_caller> <tool_call>not json</tool_call>"),
+            (ToolFormat::Hermes, "cut off <tool_call>{\"name\": \"f\""),
+            (ToolFormat::Llama3, "{\"answer\": 42}"),
+            (ToolFormat::Llama3, "f(x) = {x}"),
+            (ToolFormat::Mistral, "[TOOL"),
+        ] {
+            assert_eq!(run(format, answer, 3), (answer.to_owned(), vec![]), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_demanded_call_gets_a_grammar_for_just_the_tools_allowed() {
+        let tool = |name: &str| Tool { name: name.into(), description: None, parameters: json!({ "type": "object" }) };
+        let tools = [tool("near"), tool("far")];
+        let named = ToolFormat::Hermes.grammar(&tools, &ToolChoice::Named("far".into())).unwrap().unwrap();
+        assert!(named.starts_with("root ::= \"<tool_call>"), "{named}");
+        assert!(named.contains("far") && !named.contains("near"), "{named}");
+        assert!(ToolFormat::Hermes.grammar(&tools, &ToolChoice::Named("none".into())).is_err());
+        assert_eq!(ToolFormat::Hermes.grammar(&tools, &ToolChoice::Auto).unwrap(), None);
+    }
+
+    #[test]
+    fn only_templates_with_a_place_for_tools_take_them() {
+        assert_eq!(ToolFormat::detect("{% for m in messages %}{{ m }}{% endfor %}"), None);
+        assert_eq!(ToolFormat::detect("{% if tools %}<tool_call>{% endif %}"), Some(ToolFormat::Hermes));
+        assert_eq!(ToolFormat::detect("{% if tools %}[TOOL_CALLS]{% endif %}"), Some(ToolFormat::Mistral));
+        assert_eq!(ToolFormat::detect("{% if tools %}{{ tools | tojson }}{% endif %}"), None);
+    }
+}
