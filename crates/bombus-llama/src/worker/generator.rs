@@ -1,0 +1,331 @@
+//! Continuous batching: one round after the other, each computing a piece of every run.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bombus_core::chat::{ChatRequest, FinishReason};
+use llama_cpp_2::DecodeError;
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::token::LlamaToken;
+
+use super::RunError;
+use super::pace::{Demand, Pace, plan};
+use super::prompt::PromptReader;
+use super::run::Run;
+use super::sampler;
+use crate::protocol::{FromWorker, LoadOptions, RunId};
+
+/// A prefix has to be at least this much longer in another slot to be copied from there.
+const COPY_TOKENS_MIN: usize = 16;
+
+/// Computes text for up to `slots` runs at a time.
+pub(crate) struct Generator<'m> {
+    model: &'m LlamaModel,
+    context: LlamaContext<'m>,
+    batch: LlamaBatch<'static>,
+    batch_tokens: usize,
+    prompts: PromptReader<'m>,
+    slots: Vec<Slot>,
+    waiting: VecDeque<Run>,
+    /// Set after a run lost its slot for want of cache: nothing is admitted before another run has ended.
+    cache_is_full: bool,
+    context_tokens: usize,
+    pace: Pace,
+    rounds: u64,
+    outbox: Vec<FromWorker>,
+}
+
+/// A sequence of the KV cache, and the run that uses it.
+#[derive(Default)]
+struct Slot {
+    /// The tokens whose keys and values are in the cache.
+    cached: Vec<LlamaToken>,
+    run: Option<Run>,
+    /// Round of the last use.
+    used_at: u64,
+}
+
+impl Slot {
+    fn demand(&self) -> Demand {
+        match &self.run {
+            Some(run) if !run.is_paused() => match run.tokens.len() - self.cached.len() {
+                0 => Demand::Nothing,
+                1 => Demand::Token,
+                pending => Demand::Prompt(pending),
+            },
+            _ => Demand::Nothing,
+        }
+    }
+}
+
+impl<'m> Generator<'m> {
+    pub(crate) fn new(model: &'m LlamaModel, context: LlamaContext<'m>, options: &LoadOptions) -> Self {
+        let batch_tokens = context.n_batch() as usize;
+        Self {
+            model,
+            batch: LlamaBatch::new(batch_tokens, 1),
+            batch_tokens,
+            prompts: PromptReader::new(model),
+            slots: (0..options.slots).map(|_| Slot::default()).collect(),
+            waiting: VecDeque::new(),
+            cache_is_full: false,
+            context_tokens: options.context_tokens.min(context.n_ctx()) as usize,
+            pace: Pace::default(),
+            rounds: 0,
+            outbox: Vec::new(),
+            context,
+        }
+    }
+
+    /// Takes a request into the queue, or refuses it.
+    pub(crate) fn submit(&mut self, id: RunId, credit: u32, request: ChatRequest) {
+        match Run::new(id, credit, request, self.model, &self.prompts, self.context_tokens) {
+            Ok(run) => self.waiting.push_back(run),
+            Err(error) => self.outbox.push(FromWorker::Failed { id, error }),
+        }
+    }
+
+    /// Allows a run to send more events.
+    pub(crate) fn add_credit(&mut self, id: RunId, events: u32) {
+        let mut runs = self.slots.iter_mut().filter_map(|slot| slot.run.as_mut()).chain(&mut self.waiting);
+        if let Some(run) = runs.find(|run| run.id == id) {
+            run.credit += i64::from(events);
+        }
+    }
+
+    /// Ends a run of which nobody wants to hear any more. What it has computed stays in the cache.
+    pub(crate) fn cancel(&mut self, id: RunId) {
+        self.waiting.retain(|run| run.id != id);
+        for slot in &mut self.slots {
+            if slot.run.as_ref().is_some_and(|run| run.id == id) {
+                slot.run = None;
+                self.cache_is_full = false;
+            }
+        }
+    }
+
+    /// Returns whether a round would compute anything.
+    pub(crate) fn has_work(&self) -> bool {
+        let has_free_slot = self.slots.iter().any(|slot| slot.run.is_none());
+        self.slots.iter().any(|slot| slot.demand() != Demand::Nothing)
+            || (!self.waiting.is_empty() && has_free_slot && !self.cache_is_full)
+    }
+
+    /// Takes the messages that are ready for the node.
+    pub(crate) fn take_messages(&mut self) -> impl Iterator<Item = FromWorker> {
+        self.outbox.drain(..)
+    }
+
+    /// Computes one piece of every run.
+    pub(crate) fn round(&mut self) {
+        self.rounds += 1;
+        self.admit();
+        let demands: Vec<Demand> = self.slots.iter().map(Slot::demand).collect();
+        let shares = plan(&demands, self.batch_tokens, self.pace.piece_tokens(self.batch_tokens));
+        let outputs = self.fill_batch(&shares);
+        let computed = self.batch.n_tokens();
+        if computed == 0 {
+            return;
+        }
+        let begun = Instant::now();
+        match self.context.decode(&mut self.batch) {
+            Ok(()) => {}
+            Err(DecodeError::NoKvCacheSlot) => return self.make_room(),
+            Err(error) => return self.give_up(&shares, &error),
+        }
+        self.context.synchronize();
+        self.pace.record(computed.unsigned_abs() as usize, begun.elapsed());
+        for (slot, share) in self.slots.iter_mut().zip(&shares) {
+            if let Some(run) = &slot.run {
+                let from = slot.cached.len();
+                slot.cached.extend_from_slice(&run.tokens[from..from + share]);
+                slot.used_at = self.rounds;
+            }
+        }
+        for (slot, index) in outputs {
+            if let Err(error) = self.advance(slot, index) {
+                self.fail(slot, error);
+            }
+        }
+    }
+
+    /// Gives free slots to waiting runs, oldest first, each the one in which most of its prompt is cached.
+    fn admit(&mut self) {
+        while !self.cache_is_full
+            && let Some(target) = self.choose_slot()
+            && let Some(mut run) = self.waiting.pop_front()
+        {
+            let kept = self.prepare_cache(target, &run.tokens);
+            run.start(kept);
+            self.slots[target].run = Some(run);
+            self.slots[target].used_at = self.rounds;
+        }
+    }
+
+    /// Chooses a slot for the first waiting run. A cache that would mostly be thrown away is left alone while another slot is free.
+    fn choose_slot(&self) -> Option<usize> {
+        let tokens = &self.waiting.front()?.tokens;
+        let free = || self.slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none());
+        let (best, slot) = free().max_by_key(|(_, slot)| common_prefix(&slot.cached, tokens))?;
+        if common_prefix(&slot.cached, tokens) * 2 > slot.cached.len() {
+            return Some(best);
+        }
+        free().min_by_key(|(_, slot)| (!slot.cached.is_empty(), slot.used_at)).map(|(index, _)| index)
+    }
+
+    /// Brings as much of `tokens` as possible into the slot's cache without computing, and returns how much that is.
+    fn prepare_cache(&mut self, target: usize, tokens: &[LlamaToken]) -> usize {
+        // The last token is computed in any case, since its output is needed.
+        let reusable = |slot: &Slot| common_prefix(&slot.cached, tokens).min(tokens.len() - 1);
+        let own = reusable(&self.slots[target]);
+        let longest = self.slots.iter().map(reusable).enumerate().max_by_key(|(_, shared)| *shared);
+        let (source, shared) = longest.unwrap_or((target, own));
+        if shared >= own + COPY_TOKENS_MIN && self.shares_cache() && self.holds_all(source) {
+            self.clear_slot(target);
+            let end = u32::try_from(shared).ok();
+            if self.context.copy_kv_cache_seq(sequence(source), sequence(target), Some(0), end).is_ok() {
+                self.slots[target].cached = tokens[..shared].to_vec();
+            }
+        } else if self.slots[target].cached.len() > own {
+            // Models with a recurrent state can't forget only the end.
+            if own > 0 && self.holds_all(target) && self.trim(target, own) {
+                self.slots[target].cached.truncate(own);
+            } else {
+                self.clear_slot(target);
+            }
+        }
+        self.slots[target].cached.len()
+    }
+
+    /// Returns whether a part of one sequence can be shared with another.
+    fn shares_cache(&self) -> bool {
+        !self.model.is_recurrent() && !self.model.is_hybrid()
+    }
+
+    /// Returns whether nothing has slid out of the slot's cache, as it does with sliding-window attention.
+    fn holds_all(&self, slot: usize) -> bool {
+        self.context.kv_cache_seq_pos_min(sequence(slot)) == 0
+    }
+
+    /// Forgets what is cached from a position on. Returns whether that was possible.
+    fn trim(&mut self, slot: usize, from: usize) -> bool {
+        let sequence = sequence(slot).unsigned_abs();
+        matches!(self.context.clear_kv_cache_seq(Some(sequence), u32::try_from(from).ok(), None), Ok(true))
+    }
+
+    fn clear_slot(&mut self, slot: usize) {
+        let cleared = self.context.clear_kv_cache_seq(Some(sequence(slot).unsigned_abs()), None, None);
+        debug_assert!(matches!(cleared, Ok(true)), "removing a whole sequence cannot fail");
+        self.slots[slot].cached.clear();
+    }
+
+    /// Fills the batch by the plan and returns which slots have an output, each with its index in the batch.
+    fn fill_batch(&mut self, shares: &[usize]) -> Vec<(usize, i32)> {
+        self.batch.clear();
+        let mut outputs = Vec::new();
+        for (index, (slot, share)) in self.slots.iter().zip(shares).enumerate() {
+            let Some(run) = &slot.run else { continue };
+            let from = slot.cached.len();
+            for (position, token) in run.tokens.iter().enumerate().skip(from).take(*share) {
+                let is_last = position + 1 == run.tokens.len();
+                if is_last {
+                    outputs.push((index, self.batch.n_tokens()));
+                }
+                let position = i32::try_from(position).expect("a context has fewer than 2^31 tokens");
+                self.batch
+                    .add(*token, position, &[sequence(index)], is_last)
+                    .expect("the plan never exceeds the size of the batch");
+            }
+        }
+        outputs
+    }
+
+    /// Chooses the next token of a run from the batch's output at `index`.
+    fn advance(&mut self, slot: usize, index: i32) -> Result<(), RunError> {
+        let run = self.slots[slot].run.as_mut().expect("only runs have outputs");
+        run.note_prompt_computed();
+        if run.is_full() {
+            self.finish(slot, FinishReason::Length);
+            return Ok(());
+        }
+        let token = run.sampler.sample(&self.context, index)?;
+        if self.prompts.end_tokens().contains(&token) {
+            self.finish(slot, FinishReason::Stop);
+            return Ok(());
+        }
+        let logprob = run.logprobs.map(|top| {
+            let bytes_of = |token| self.prompts.bytes_of(token, true);
+            sampler::logprobs(self.context.get_logits_ith(index), token, top, bytes_of)
+        });
+        let bytes = self.prompts.bytes_of(token, run.shows_control_tokens());
+        let mut events = Vec::new();
+        let ended = run.take_token(token, &bytes, logprob, &mut events);
+        run.credit -= i64::try_from(events.len()).expect("a token makes a handful of events");
+        let id = run.id;
+        self.outbox.extend(events.into_iter().map(|event| FromWorker::Event { id, event }));
+        if let Some(reason) = ended {
+            self.finish(slot, reason);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, slot: usize, reason: FinishReason) {
+        if let Some(run) = self.slots[slot].run.take() {
+            let id = run.id;
+            self.outbox.extend(run.finish(reason).into_iter().map(|event| FromWorker::Event { id, event }));
+            self.cache_is_full = false;
+        }
+    }
+
+    fn fail(&mut self, slot: usize, error: RunError) {
+        if let Some(run) = self.slots[slot].run.take() {
+            self.outbox.push(FromWorker::Failed { id: run.id, error });
+            self.cache_is_full = false;
+        }
+    }
+
+    /// Frees cache for a batch that did not fit: first what no run uses, then the youngest run, which is computed again later.
+    fn make_room(&mut self) {
+        let is_idle = |slot: &Slot| slot.run.is_none() && !slot.cached.is_empty();
+        let idle = (0..self.slots.len()).filter(|index| is_idle(&self.slots[*index]));
+        if let Some(oldest) = idle.min_by_key(|index| self.slots[*index].used_at) {
+            return self.clear_slot(oldest);
+        }
+        let running: Vec<usize> = (0..self.slots.len()).filter(|index| self.slots[*index].run.is_some()).collect();
+        let age = |index: &&usize| self.slots[**index].run.as_ref().map(|run| run.id);
+        let Some(&youngest) = running.iter().max_by_key(age) else { return };
+        if running.len() > 1 {
+            tracing::info!("the KV cache is full: a run waits until another has ended");
+            if let Some(run) = self.slots[youngest].run.take() {
+                self.waiting.push_front(run);
+            }
+            self.cache_is_full = true;
+        } else if self.slots[youngest].run.as_ref().is_some_and(Run::is_generating) {
+            // A single run has the whole cache to itself, so its context is full.
+            self.finish(youngest, FinishReason::Length);
+        } else {
+            self.fail(youngest, RunError::Interrupted("the KV cache has no room for this prompt".into()));
+        }
+        self.clear_slot(youngest);
+    }
+
+    /// Ends the runs of a batch that could not be computed.
+    fn give_up(&mut self, shares: &[usize], error: &DecodeError) {
+        tracing::error!("a batch could not be computed: {error}");
+        for slot in (0..self.slots.len()).filter(|slot| shares[*slot] > 0) {
+            self.fail(slot, RunError::Interrupted(format!("llama.cpp could not compute it: {error}")));
+            self.clear_slot(slot);
+        }
+    }
+}
+
+/// Returns the number of a slot's sequence in the KV cache.
+fn sequence(slot: usize) -> i32 {
+    i32::try_from(slot).expect("there are at most 256 slots")
+}
+
+fn common_prefix(a: &[LlamaToken], b: &[LlamaToken]) -> usize {
+    a.iter().zip(b).take_while(|(x, y)| x == y).count()
+}

@@ -1,0 +1,155 @@
+//! The choice of the next token.
+
+use bombus_core::chat::{Sampling, TokenAlternative, TokenLogprob};
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::sampling::LlamaSampler;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::token::data::LlamaTokenData;
+use llama_cpp_2::token::data_array::LlamaTokenDataArray;
+use llama_cpp_2::token::logit_bias::LlamaLogitBias;
+
+use super::RunError;
+
+/// Defaults of llama.cpp's own tools, so that a model behaves here as it does there.
+const TEMPERATURE: f32 = 0.8;
+const TOP_K: u32 = 40;
+const TOP_P: f32 = 0.95;
+const MIN_P: f32 = 0.05;
+const REPEAT_LAST_N: u32 = 64;
+/// Stands for a probability of zero, whose logarithm JSON has no word for.
+const LOGPROB_MIN: f32 = -9_999.0;
+
+/// Chooses tokens for one run.
+pub(crate) struct TokenSampler {
+    chain: LlamaSampler,
+    grammar: Option<LlamaSampler>,
+}
+
+impl TokenSampler {
+    /// Builds the chain of samplers. `banned` tokens are never chosen.
+    pub(crate) fn new(
+        model: &LlamaModel,
+        sampling: &Sampling,
+        grammar: Option<&str>,
+        banned: &[LlamaToken],
+    ) -> Result<Self, RunError> {
+        let vocab_size = model.n_vocab();
+        let mut chain = Vec::new();
+        let mut biases: Vec<LlamaLogitBias> =
+            banned.iter().map(|token| LlamaLogitBias::new(*token, f32::NEG_INFINITY)).collect();
+        for &(token, bias) in &sampling.logit_bias {
+            let id = i32::try_from(token).ok().filter(|id| *id < vocab_size).ok_or_else(|| {
+                let message = format!("token {token} is not in the model's vocabulary of {vocab_size}");
+                RunError::invalid("logit_bias", message)
+            })?;
+            biases.push(LlamaLogitBias::new(LlamaToken(id), bias));
+        }
+        if !biases.is_empty() {
+            chain.push(LlamaSampler::logit_bias(vocab_size, &biases));
+        }
+        let repeat = sampling.repeat_penalty.unwrap_or(1.0);
+        let frequency = sampling.frequency_penalty.unwrap_or(0.0);
+        let presence = sampling.presence_penalty.unwrap_or(0.0);
+        if repeat != 1.0 || frequency != 0.0 || presence != 0.0 {
+            let last = sampling.repeat_last_n.unwrap_or(REPEAT_LAST_N).min(1 << 16).cast_signed();
+            chain.push(LlamaSampler::penalties(vocab_size, last, repeat, frequency, presence));
+        }
+        let temperature = sampling.temperature.unwrap_or(TEMPERATURE);
+        if temperature <= 0.0 {
+            chain.push(LlamaSampler::greedy());
+        } else {
+            let top_k = sampling.top_k.unwrap_or(TOP_K).min(1 << 20).cast_signed();
+            if top_k > 0 {
+                chain.push(LlamaSampler::top_k(top_k));
+            }
+            chain.push(LlamaSampler::top_p(sampling.top_p.unwrap_or(TOP_P), 1));
+            chain.push(LlamaSampler::min_p(sampling.min_p.unwrap_or(MIN_P), 1));
+            chain.push(LlamaSampler::temp(temperature));
+            // The largest number asks llama.cpp for a random seed.
+            chain.push(LlamaSampler::dist(sampling.seed.unwrap_or(u32::MAX)));
+        }
+        let grammar = grammar
+            .map(|text| {
+                LlamaSampler::grammar(model, text, "root").map_err(|error| {
+                    RunError::invalid("response_format", format!("the grammar for this answer cannot be used: {error}"))
+                })
+            })
+            .transpose()?;
+        Ok(Self { chain: LlamaSampler::chain(chain, true), grammar })
+    }
+
+    /// Lets the penalties know tokens that stand already.
+    pub(crate) fn accept_prompt(&mut self, tokens: &[LlamaToken]) {
+        self.chain.accept_many(tokens);
+    }
+
+    /// Chooses the token that follows the batch's token at `index`.
+    pub(crate) fn sample(&mut self, context: &LlamaContext<'_>, index: i32) -> Result<LlamaToken, RunError> {
+        let Some(grammar) = &mut self.grammar else {
+            return Ok(self.chain.sample(context, index));
+        };
+        // Asking the grammar about all tokens takes 100 times as long as asking about the chosen one, which it mostly allows.
+        let mut candidates = context.token_data_array_ith(index);
+        self.chain.apply(&mut candidates);
+        let mut token = selected(&candidates)?;
+        let mut chosen = LlamaTokenDataArray::new(vec![LlamaTokenData::new(token, 1.0, 0.0)], false);
+        grammar.apply(&mut chosen);
+        if chosen.data[0].logit() == f32::NEG_INFINITY {
+            let mut candidates = context.token_data_array_ith(index);
+            grammar.apply(&mut candidates);
+            self.chain.apply(&mut candidates);
+            token = selected(&candidates)?;
+        }
+        let left_grammar = |_| RunError::Interrupted("the model found no token that the demanded format allows".into());
+        grammar.try_accept(token).map_err(left_grammar)?;
+        self.chain.accept(token);
+        Ok(token)
+    }
+}
+
+fn selected(candidates: &LlamaTokenDataArray) -> Result<LlamaToken, RunError> {
+    candidates.selected_token().ok_or_else(|| RunError::Interrupted("no token could be chosen".into()))
+}
+
+/// Computes the log probabilities of a token and of the `top` likeliest at its place from the raw logits.
+pub(crate) fn logprobs(
+    logits: &[f32],
+    token: LlamaToken,
+    top: u8,
+    bytes_of: impl Fn(LlamaToken) -> Vec<u8>,
+) -> TokenLogprob {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+    let normaliser = f64::from(largest) + sum.ln();
+    let alternative = |id: usize| TokenAlternative {
+        id: u32::try_from(id).expect("a vocabulary has fewer than 2^32 tokens"),
+        bytes: bytes_of(LlamaToken(i32::try_from(id).expect("token ids are 31 bits"))),
+        logprob: ((f64::from(logits[id]) - normaliser) as f32).max(LOGPROB_MIN),
+    };
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let top = usize::from(top).min(order.len());
+    if top > 0 && top < order.len() {
+        order.select_nth_unstable_by(top, |a, b| logits[*b].total_cmp(&logits[*a]));
+    }
+    order.truncate(top);
+    order.sort_unstable_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    let token = usize::try_from(token.0).expect("a sampled token is not negative");
+    TokenLogprob { token: alternative(token), top: order.into_iter().map(alternative).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_probabilities_are_those_of_the_softmax() {
+        let logits = [1.0_f32, 3.0, 2.0, f32::NEG_INFINITY];
+        let result = logprobs(&logits, LlamaToken(2), 2, |token| vec![u8::try_from(token.0).unwrap()]);
+        let sum: f32 = [1.0_f32, 3.0, 2.0].iter().map(|logit| logit.exp()).sum();
+        assert!((result.token.logprob - (2.0 - sum.ln())).abs() < 1e-5);
+        assert_eq!(result.top.iter().map(|t| t.id).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(result.top[0].bytes, [1]);
+        assert_eq!(logprobs(&logits, LlamaToken(3), 0, |_| Vec::new()).token.logprob, LOGPROB_MIN);
+    }
+}
