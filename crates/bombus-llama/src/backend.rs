@@ -1,0 +1,171 @@
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse};
+use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
+use bombus_infer::models::{LocalModel, ModelStore};
+use bombus_infer::{Backend, BackendError, ChatStream, Health};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::EmbeddedConfig;
+use crate::child::{ChatRun, RunFailure};
+use crate::pool::{Lease, Machine, Pool, PoolHandle, context_tokens};
+
+/// A request whose engine process dies before the first token is tried once more, on the process that takes its place.
+const TRIES: u32 = 2;
+/// Suggested to clients that find the queue full.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// Runs the models of a [`ModelStore`] in engine processes of this node.
+pub struct EmbeddedBackend {
+    config: EmbeddedConfig,
+    store: ModelStore,
+    pool: PoolHandle,
+    stop: CancellationToken,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl EmbeddedBackend {
+    /// Starts without any model loaded. `program` is the executable that understands the argument `engine-worker`, normally this
+    /// process's own. Has to be called within a tokio runtime.
+    #[must_use]
+    pub fn start(config: EmbeddedConfig, store: ModelStore, program: PathBuf) -> Self {
+        let (pool, handle) = Pool::new(config.clone(), Machine::probe(), program);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(pool.run(stop.clone()));
+        Self { config, store, pool: handle, stop, task: Mutex::new(Some(task)) }
+    }
+
+    /// Ends all engine processes.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+
+    /// Returns how many engine processes have died since the start.
+    #[must_use]
+    pub fn deaths(&self) -> u64 {
+        self.pool.deaths()
+    }
+
+    async fn find(&self, model: &str) -> Result<LocalModel, BackendError> {
+        let not_found = || BackendError::ModelNotFound { model: model.to_owned() };
+        let name = ModelName::parse(model).map_err(|_| not_found())?;
+        self.in_store(move |store| store.get(&name)).await?.ok_or_else(not_found)
+    }
+
+    /// Reads the store on a thread that may block.
+    async fn in_store<T, E>(
+        &self,
+        read: impl FnOnce(&ModelStore) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, BackendError>
+    where
+        T: Send + 'static,
+        E: std::fmt::Display + Send + 'static,
+    {
+        let store = self.store.clone();
+        let unavailable = |reason: String| BackendError::Unavailable { reason };
+        match tokio::task::spawn_blocking(move || read(&store).map_err(|error| error.to_string())).await {
+            Ok(result) => result.map_err(unavailable),
+            Err(_) => Err(unavailable("the model store could not be read".into())),
+        }
+    }
+
+    async fn acquire(&self, model: &LocalModel) -> Result<Lease, BackendError> {
+        let lease = self.pool.acquire(model.clone()).await?;
+        if lease.process.load() >= (self.config.slots + self.config.queue) as usize {
+            return Err(BackendError::Overloaded { retry_after: RETRY_AFTER });
+        }
+        Ok(lease)
+    }
+}
+
+#[async_trait]
+impl Backend for EmbeddedBackend {
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        let models = self.in_store(ModelStore::list).await?;
+        let describe = |model: LocalModel| ModelInfo {
+            context_tokens: Some(context_tokens(&model, &self.config)),
+            warm: self.pool.is_warm(&model.path),
+            ..model.to_model_info()
+        };
+        Ok(models.into_iter().map(describe).collect())
+    }
+
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        let model = self.find(&request.model).await?;
+        if !model.info.capabilities().contains(&ModelCapability::Completion) {
+            let message = format!("model '{}' makes embeddings, it does not generate text", model.name);
+            return Err(BackendError::Unsupported { param: "model", message });
+        }
+        let mut died = String::new();
+        for _ in 0..TRIES {
+            let lease = self.acquire(&model).await?;
+            let failure = match lease.process.chat(request.clone()).await {
+                Ok(mut run) => match run.next().await {
+                    Some(Ok(first)) => return Ok(stream(lease, run, first)),
+                    Some(Err(failure)) => failure,
+                    None => RunFailure::Died("the run ended without an event".into()),
+                },
+                Err(failure) => failure,
+            };
+            died = retry_reason(failure)?;
+        }
+        Err(BackendError::Interrupted { reason: died })
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        let model = self.find(&request.model).await?;
+        if !model.info.capabilities().contains(&ModelCapability::Embedding) {
+            let message = format!("model '{}' does not make embeddings", model.name);
+            return Err(BackendError::Unsupported { param: "model", message });
+        }
+        let mut died = String::new();
+        for _ in 0..TRIES {
+            let lease = self.acquire(&model).await?;
+            match lease.process.embed(request.inputs.clone()).await {
+                Ok(response) => return Ok(response),
+                Err(failure) => died = retry_reason(failure)?,
+            }
+        }
+        Err(BackendError::Interrupted { reason: died })
+    }
+
+    async fn health(&self) -> Health {
+        let missing = crate::cpu::missing_features();
+        if missing.is_empty() { Health::Ready } else { Health::Unavailable(crate::cpu::explain(&missing)) }
+    }
+}
+
+/// Returns how the process died where trying again makes sense, else the error.
+fn retry_reason(failure: RunFailure) -> Result<String, BackendError> {
+    match failure {
+        RunFailure::Died(reason) => Ok(reason),
+        RunFailure::Run(error) => Err(error.into()),
+    }
+}
+
+/// Passes a run's events on. The lease is held until the stream is dropped, so that the model stays.
+fn stream(lease: Lease, mut run: ChatRun, first: ChatEvent) -> ChatStream {
+    Box::pin(async_stream::stream! {
+        let mut next = Some(Ok(first));
+        while let Some(event) = next {
+            match event {
+                Ok(ChatEvent::Done { finish, usage, mut timings }) => {
+                    timings.load_ms = lease.load.as_secs_f64() * 1000.0;
+                    yield Ok(ChatEvent::Done { finish, usage, timings });
+                }
+                Ok(event) => yield Ok(event),
+                Err(RunFailure::Run(error)) => yield Err(error.into()),
+                Err(RunFailure::Died(reason)) => yield Err(BackendError::Interrupted { reason }),
+            }
+            next = run.next().await;
+        }
+    })
+}

@@ -1,0 +1,100 @@
+//! What loading a model takes, and how it is to be loaded.
+
+use bombus_core::model::ModelCapability;
+use bombus_infer::models::LocalModel;
+
+use crate::EmbeddedConfig;
+use crate::protocol::{LoadOptions, ModelKind};
+
+/// Context of models whose file does not say what they were trained for, in tokens.
+const CONTEXT_TOKENS_UNKNOWN: u32 = 4_096;
+/// Largest batch of an embedding model, in tokens; an input has to fit into one batch.
+const EMBED_TOKENS_MAX: u32 = 8_192;
+/// What a process needs beside weights and cache, in MB.
+const PROCESS_MB: u64 = 96;
+const MB: u64 = 1 << 20;
+
+/// What the machine has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machine {
+    pub(crate) ram_mb: u64,
+    pub(crate) cores: u32,
+}
+
+impl Machine {
+    /// Looks at this machine.
+    pub(crate) fn probe() -> Self {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        // In a container its limit counts, not the machine's memory.
+        let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+        let cores = u32::try_from(num_cpus::get_physical()).unwrap_or(1);
+        Self { ram_mb: system.total_memory().min(limit) / MB, cores }
+    }
+
+    /// Returns the memory that all models together may use.
+    pub(crate) fn budget_mb(&self, config: &EmbeddedConfig) -> u64 {
+        if config.memory_mb > 0 { config.memory_mb } else { self.ram_mb / 5 * 4 }
+    }
+}
+
+/// Memory that a loaded model takes, estimated from its file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Need {
+    pub(crate) weights_mb: u64,
+    pub(crate) cache_mb: u64,
+}
+
+impl Need {
+    pub(crate) fn of(model: &LocalModel, config: &EmbeddedConfig) -> Self {
+        let cache_bytes = match kind(model) {
+            ModelKind::Generate => u64::from(kv_tokens(model, config)) * model.info.kv_bytes_per_token().unwrap_or(0),
+            ModelKind::Embed => 0,
+        };
+        Self { weights_mb: model.size_bytes.div_ceil(MB), cache_mb: cache_bytes.div_ceil(MB) }
+    }
+
+    pub(crate) fn total_mb(&self) -> u64 {
+        self.weights_mb + self.cache_mb + PROCESS_MB
+    }
+}
+
+/// Returns the tokens that prompt and answer may have together.
+pub(crate) fn context_tokens(model: &LocalModel, config: &EmbeddedConfig) -> u32 {
+    let trained = model.info.context_length.filter(|tokens| *tokens > 0).unwrap_or(CONTEXT_TOKENS_UNKNOWN);
+    match (kind(model), config.context_tokens) {
+        (ModelKind::Embed, _) => trained.min(EMBED_TOKENS_MAX),
+        (ModelKind::Generate, 0) => trained,
+        (ModelKind::Generate, limit) => trained.min(limit),
+    }
+}
+
+/// Decides how a model is loaded.
+pub(crate) fn load_options(model: &LocalModel, config: &EmbeddedConfig, machine: &Machine) -> LoadOptions {
+    let context = context_tokens(model, config);
+    let kind = kind(model);
+    let (kv_tokens, batch_tokens) = match kind {
+        ModelKind::Generate => (kv_tokens(model, config), config.batch_tokens),
+        ModelKind::Embed => (context, context),
+    };
+    LoadOptions {
+        path: model.path.clone(),
+        kind,
+        context_tokens: context,
+        kv_tokens,
+        slots: config.slots,
+        batch_tokens,
+        threads: if config.threads > 0 { config.threads } else { machine.cores.max(1) },
+        gpu_layers: config.gpu_layers,
+    }
+}
+
+fn kind(model: &LocalModel) -> ModelKind {
+    let embeds = model.info.capabilities().contains(&ModelCapability::Embedding);
+    if embeds { ModelKind::Embed } else { ModelKind::Generate }
+}
+
+fn kv_tokens(model: &LocalModel, config: &EmbeddedConfig) -> u32 {
+    let context = context_tokens(model, config);
+    if config.kv_tokens > 0 { config.kv_tokens.max(context) } else { context.saturating_mul(config.slots.min(2)) }
+}
