@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bombus_core::chat::{
-    ChatEvent, ChatRequest, Delta, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, Prompt, Role, Timings, Usage,
+    ChatEvent, ChatRequest, Delta, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, Message, Prompt, Role,
+    Timings, Usage,
 };
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
 use serde::{Deserialize, Serialize};
@@ -192,7 +193,7 @@ struct PromptText {
 fn prompt_text(prompt: &Prompt) -> PromptText {
     match prompt {
         Prompt::Chat(messages) => PromptText {
-            last: messages.iter().rfind(|m| m.role == Role::User).map(|m| m.joined_text()).unwrap_or_default(),
+            last: messages.iter().rfind(|m| m.role == Role::User).map(Message::joined_text).unwrap_or_default(),
             tokens: messages.iter().map(|m| split_tokens(&m.joined_text()).len() as u32).sum(),
         },
         Prompt::Raw(text) => PromptText { last: text.clone(), tokens: split_tokens(text).len() as u32 },
@@ -234,7 +235,6 @@ fn unit_vector(input: &EmbedInput) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use bombus_core::chat::Message;
     use futures::StreamExt;
 
     use super::*;

@@ -152,6 +152,7 @@ fn retry_reason(failure: RunFailure) -> Result<String, BackendError> {
 }
 
 /// Passes a run's events on. The lease is held until the stream is dropped, so that the model stays.
+#[expect(clippy::needless_pass_by_value, reason = "the stream owns the lease")]
 fn stream(lease: Lease, mut run: ChatRun, first: ChatEvent) -> ChatStream {
     Box::pin(async_stream::stream! {
         let mut next = Some(Ok(first));

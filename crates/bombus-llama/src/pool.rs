@@ -255,8 +255,7 @@ impl Pool {
     fn on_exited(&mut self, key: &Path, reason: String) {
         let Some(engine) = self.engines.remove(key) else { return };
         self.deaths.send_modify(|deaths| *deaths += 1);
-        let was_stable =
-            matches!(&engine.state, State::Ready { loaded_at, .. } if loaded_at.elapsed() >= STABLE_AFTER);
+        let was_stable = matches!(&engine.state, State::Ready { loaded_at, .. } if loaded_at.elapsed() >= STABLE_AFTER);
         let deaths = if was_stable { 1 } else { engine.deaths + 1 };
         let pause = backoff(deaths);
         let pause_ms = pause.as_millis();

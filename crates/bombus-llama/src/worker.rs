@@ -137,7 +137,9 @@ fn make_context<'m>(
     }
     model.new_context(backend, params).map_err(|_| {
         let tokens = options.kv_tokens;
-        format!("there is not enough memory for a context of {tokens} tokens; make context_tokens of the backend smaller")
+        format!(
+            "there is not enough memory for a context of {tokens} tokens; make context_tokens of the backend smaller"
+        )
     })
 }
 
@@ -216,7 +218,9 @@ impl Engine for Embedder<'_> {
             ToWorker::Embed { id, inputs } => self.submit(id, &inputs),
             ToWorker::Cancel { id } => self.cancel(id),
             ToWorker::Credit { .. } => {}
-            ToWorker::Load(_) | ToWorker::Chat { .. } => tracing::error!("a message that an embedding model cannot serve"),
+            ToWorker::Load(_) | ToWorker::Chat { .. } => {
+                tracing::error!("a message that an embedding model cannot serve");
+            }
         }
     }
 

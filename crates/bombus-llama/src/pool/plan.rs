@@ -24,18 +24,22 @@ pub(crate) struct Machine {
 impl Machine {
     /// Looks at this machine.
     pub(crate) fn probe() -> Self {
-        let mut system = sysinfo::System::new();
-        system.refresh_memory();
-        // In a container its limit counts, not the machine's memory.
-        let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
         let cores = u32::try_from(num_cpus::get_physical()).unwrap_or(1);
-        Self { ram_mb: system.total_memory().min(limit) / MB, cores }
+        Self { ram_mb: ram_bytes().unwrap_or(u64::MAX) / MB, cores }
     }
 
     /// Returns the memory that all models together may use.
     pub(crate) fn budget_mb(&self, config: &EmbeddedConfig) -> u64 {
         if config.memory_mb > 0 { config.memory_mb } else { self.ram_mb / 5 * 4 }
     }
+}
+
+/// Returns the memory of this machine, or of the container that this process is in; `None` where the system does not say.
+fn ram_bytes() -> Option<u64> {
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+    Some(system.total_memory().min(limit))
 }
 
 /// Memory that a loaded model takes, estimated from its file.

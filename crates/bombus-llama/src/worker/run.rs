@@ -127,11 +127,7 @@ impl Run {
         let text = self.decoder.push(bytes);
         let (delta, stopped) = self.stops.push(&text, logprob);
         self.hand_on(delta, events);
-        if stopped {
-            Some(FinishReason::Stop)
-        } else {
-            self.is_full().then_some(FinishReason::Length)
-        }
+        if stopped { Some(FinishReason::Stop) } else { self.is_full().then_some(FinishReason::Length) }
     }
 
     /// Hands on what was held back, and the end.

@@ -47,7 +47,10 @@ fn soften(value: &mut Value, depth: usize) -> Result<(), RunError> {
         Value::Object(members) => {
             for key in ["minLength", "minItems"] {
                 if members.get(key).and_then(Value::as_u64).is_some_and(|least| least > REPETITIONS_MAX) {
-                    return Err(RunError::invalid("response_format", format!("{key} may be at most {REPETITIONS_MAX}")));
+                    return Err(RunError::invalid(
+                        "response_format",
+                        format!("{key} may be at most {REPETITIONS_MAX}"),
+                    ));
                 }
             }
             for key in ["maxLength", "maxItems"] {

@@ -3,7 +3,7 @@
 use aho_corasick::{AhoCorasick, MatchKind};
 use bombus_core::chat::{Message, Part, Tool};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest};
+use minijinja::value::{Kwargs, Rest, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value as Jinja};
 use serde_json::{Map, Value, json};
 
@@ -86,18 +86,19 @@ impl ChatTemplate {
         let template = self.environment.get_template("chat").expect("compile() added it");
         let rendered = template
             .render(minijinja::context! {
-                messages => Jinja::from_serialize(messages),
-                tools => (!tools.is_empty()).then(|| Jinja::from_serialize(tools)),
+                messages => Jinja::from(Serde(messages)),
+                tools => (!tools.is_empty()).then(|| Jinja::from(Serde(tools))),
                 add_generation_prompt => true,
-                bos_token => self.bos,
-                eos_token => self.eos,
+                bos_token => self.bos.as_str(),
+                eos_token => self.eos.as_str(),
             })
             .map_err(|error| {
                 let reason = error.detail().map_or_else(|| error.to_string(), str::to_owned);
                 RunError::invalid("messages", format!("the model's chat template refuses the conversation: {reason}"))
             })?;
         // The tokeniser adds the begin-of-text token itself.
-        let rendered = if self.bos.is_empty() { &rendered } else { rendered.strip_prefix(&self.bos).unwrap_or(&rendered) };
+        let rendered =
+            if self.bos.is_empty() { &rendered } else { rendered.strip_prefix(&self.bos).unwrap_or(&rendered) };
         Ok(self.split(rendered))
     }
 
@@ -158,7 +159,8 @@ fn message_value(message: &Message) -> Result<Value, RunError> {
     if !message.tool_calls.is_empty() {
         let calls = message.tool_calls.iter().map(|call| {
             // Templates print the arguments as JSON themselves, so they get the value and not its text.
-            let arguments = serde_json::from_str(&call.arguments).unwrap_or_else(|_| Value::from(call.arguments.as_str()));
+            let arguments =
+                serde_json::from_str(&call.arguments).unwrap_or_else(|_| Value::from(call.arguments.as_str()));
             json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
         });
         value.insert("tool_calls".into(), calls.collect());
@@ -177,6 +179,7 @@ fn tool_value(tool: &Tool) -> Value {
 }
 
 /// Prints a value as the `tojson` of chat templates does: spaces after `,` and `:`, and no HTML escapes (minijinja's own has them).
+#[expect(clippy::needless_pass_by_value, reason = "the form that minijinja asks of filters")]
 fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let _: Option<bool> = options.get("ensure_ascii")?;

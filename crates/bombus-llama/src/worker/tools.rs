@@ -165,10 +165,11 @@ impl ToolFilter {
         if self.format != ToolFormat::Llama3 {
             json = json.trim_start_matches(self.format.opening()).trim_end_matches(HERMES_END).trim();
         }
-        let calls: Option<Vec<(String, String)>> = serde_json::from_str(json).ok().and_then(|value: Value| match value {
-            Value::Array(calls) => calls.iter().map(|call| self.read_call(call)).collect(),
-            call => self.read_call(&call).map(|call| vec![call]),
-        });
+        let calls: Option<Vec<(String, String)>> =
+            serde_json::from_str(json).ok().and_then(|value: Value| match value {
+                Value::Array(calls) => calls.iter().map(|call| self.read_call(call)).collect(),
+                call => self.read_call(&call).map(|call| vec![call]),
+            });
         let Some(calls) = calls.filter(|calls| !calls.is_empty()) else {
             events.push(ChatEvent::Delta(Delta { text: written.to_owned(), logprobs: Vec::new() }));
             return;
@@ -218,7 +219,8 @@ mod tests {
     fn calls_are_found_at_every_cut() {
         let hermes = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>\n\
                       <tool_call>{\"name\":\"g\",\"arguments\":{}}</tool_call>";
-        let mistral = "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", \"arguments\": {}}]";
+        let mistral =
+            "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", \"arguments\": {}}]";
         let llama = " {\"name\": \"f\", \"parameters\": {\"a\": 1}}";
         let (f, g) = (("f".to_owned(), r#"{"a":1}"#.to_owned()), ("g".to_owned(), "{}".to_owned()));
         for cut in 1..12 {
