@@ -77,6 +77,8 @@ pub(crate) struct ToolFilter {
     held: String,
     /// Whether `held` begins with the opening of a call.
     in_call: bool,
+    /// Whether a call has just ended: white space behind it belongs to neither text nor call.
+    after_call: bool,
     /// Whether anything but white space has come yet: Llama 3 writes either text or a call.
     in_text: bool,
     calls: u32,
@@ -84,7 +86,7 @@ pub(crate) struct ToolFilter {
 
 impl ToolFilter {
     pub(crate) fn new(format: ToolFormat) -> Self {
-        Self { format, held: String::new(), in_call: false, in_text: false, calls: 0 }
+        Self { format, held: String::new(), in_call: false, after_call: false, in_text: false, calls: 0 }
     }
 
     /// Returns whether any call was found.
@@ -103,6 +105,10 @@ impl ToolFilter {
                     return events;
                 }
                 continue;
+            }
+            if self.after_call {
+                self.held = self.held.trim_start().to_owned();
+                self.after_call = self.held.is_empty();
             }
             let opening_at = self.find_opening();
             let release = opening_at.unwrap_or_else(|| self.held.len() - self.undecided());
@@ -154,8 +160,9 @@ impl ToolFilter {
     fn take_finished_call(&mut self, events: &mut Vec<ChatEvent>) -> bool {
         let Some(end) = self.held.find(HERMES_END).filter(|_| self.format == ToolFormat::Hermes) else { return false };
         let rest = self.held.split_off(end + HERMES_END.len());
-        let call = std::mem::replace(&mut self.held, rest.trim_start().to_owned());
+        let call = std::mem::replace(&mut self.held, rest);
         self.in_call = false;
+        self.after_call = true;
         self.emit_call(&call, events);
         true
     }
