@@ -19,6 +19,8 @@ mod origin;
 mod router;
 mod server;
 mod services;
+#[cfg(test)]
+mod testing;
 
 pub use config::{HttpConfig, Limits};
 pub use keys::KeyStore;

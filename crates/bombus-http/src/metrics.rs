@@ -199,7 +199,8 @@ impl Collector for Sources {
             }
         }
         for (name, samples) in families {
-            let mut family = encoder.encode_descriptor(name, samples[0].help, None, MetricType::Gauge)?;
+            let help = format!("{}.", samples[0].help);
+            let mut family = encoder.encode_descriptor(name, &help, None, MetricType::Gauge)?;
             for sample in &samples {
                 family.encode_family(&sample.labels)?.encode_gauge(&sample.value)?;
             }

@@ -96,7 +96,7 @@ pub(crate) struct StatusAnswer {
 }
 
 /// Says that the node lives. The only route that never needs a key.
-#[utoipa::path(get, path = "/health", tag = "native", responses((status = 200, description = "The node lives", body = HealthAnswer)))]
+#[utoipa::path(get, operation_id = "health", path = "/health", tag = "native", responses((status = 200, description = "The node lives", body = HealthAnswer)))]
 pub(crate) async fn health(State(app): State<SharedApp>) -> Json<HealthAnswer> {
     let node = &app.services.node;
     Json(HealthAnswer {
@@ -110,7 +110,7 @@ pub(crate) async fn health(State(app): State<SharedApp>) -> Json<HealthAnswer> {
 }
 
 /// Describes the machine and what it can do.
-#[utoipa::path(get, path = "/identity", tag = "native", responses((status = 200, description = "The machine", body = IdentityAnswer)))]
+#[utoipa::path(get, operation_id = "identity", path = "/identity", tag = "native", responses((status = 200, description = "The machine", body = IdentityAnswer)))]
 pub(crate) async fn identity(State(app): State<SharedApp>) -> Json<IdentityAnswer> {
     let node = &app.services.node;
     let hardware = node.sample.borrow().hardware.clone();
@@ -142,7 +142,7 @@ pub(crate) async fn identity(State(app): State<SharedApp>) -> Json<IdentityAnswe
 }
 
 /// Describes what the node does now.
-#[utoipa::path(get, path = "/status", tag = "native", responses((status = 200, description = "The node's state", body = StatusAnswer)))]
+#[utoipa::path(get, operation_id = "status", path = "/status", tag = "native", responses((status = 200, description = "The node's state", body = StatusAnswer)))]
 pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
     let node = &app.services.node;
     let sample = node.sample.borrow().clone();
@@ -183,7 +183,7 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
 }
 
 /// Counts what the node does, for Prometheus.
-#[utoipa::path(get, path = "/metrics", tag = "native",
+#[utoipa::path(get, operation_id = "metrics", path = "/metrics", tag = "native",
     responses((status = 200, description = "OpenMetrics text", body = String, content_type = METRICS_TYPE)))]
 pub(crate) async fn metrics(State(app): State<SharedApp>) -> Result<Response, ApiError> {
     let text = app.services.metrics.encode().map_err(|_| ApiError::internal())?;

@@ -42,7 +42,7 @@ pub(crate) async fn observe(
         }
         response = written;
         record.span.in_scope(|| {
-            tracing::debug!(error.message, error.code, error.param = error.param.as_deref(), "request refused");;
+            tracing::debug!(error.message, error.code, error.param = error.param.as_deref(), "request refused");
         });
     }
     response.headers_mut().insert(REQUEST_ID, id);

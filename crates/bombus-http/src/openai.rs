@@ -10,6 +10,8 @@ pub(crate) mod request;
 pub(crate) mod response;
 mod stream;
 mod target;
+#[cfg(test)]
+mod tests;
 mod text_or_list;
 mod translate;
 

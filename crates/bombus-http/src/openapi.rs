@@ -16,7 +16,7 @@ use crate::openai::request::ContentPart;
 use crate::openai::response::{ChatCompletionChunk, Completion};
 
 /// Returns this document.
-#[utoipa::path(get, path = "/openapi.json", tag = "native",
+#[utoipa::path(get, operation_id = "openapi", path = "/openapi.json", tag = "native",
     responses((status = 200, description = "OpenAPI 3.1", body = Object, content_type = "application/json")))]
 pub(crate) async fn document(State(app): State<SharedApp>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone()).into_response()

@@ -23,7 +23,7 @@ use crate::body::JsonBody;
 use crate::error::ApiError;
 
 /// Answers a conversation, whole or as a stream of server-sent events.
-#[utoipa::path(post, path = "/v1/chat/completions", tag = "openai", request_body = ChatCompletionRequest,
+#[utoipa::path(post, operation_id = "create_chat_completion", path = "/v1/chat/completions", tag = "openai", request_body = ChatCompletionRequest,
     responses((status = 200, description = "The answers; a stream of ChatCompletionChunk where `stream` is true", content(
         (ChatCompletion = "application/json"), (String = "text/event-stream")
     ))))]

@@ -26,7 +26,7 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 const ANSWERS_MAX: usize = 128;
 
 /// Continues texts, whole or as a stream of server-sent events.
-#[utoipa::path(post, path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
+#[utoipa::path(post, operation_id = "create_completion", path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
     responses((status = 200, description = "The continuations; a stream of them where `stream` is true", content(
         (Completion = "application/json"), (String = "text/event-stream")
     ))))]

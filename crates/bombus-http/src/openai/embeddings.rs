@@ -20,7 +20,7 @@ use crate::body::JsonBody;
 use crate::error::ApiError;
 
 /// Makes vectors of texts.
-#[utoipa::path(post, path = "/v1/embeddings", tag = "openai", request_body = EmbeddingRequest,
+#[utoipa::path(post, operation_id = "create_embedding", path = "/v1/embeddings", tag = "openai", request_body = EmbeddingRequest,
     responses((status = 200, description = "The vectors", body = EmbeddingList)))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,

@@ -69,7 +69,8 @@ impl CompletionLogprobs {
         for token in tokens {
             let text = completion_text_of(&token.token.bytes);
             self.text_offset.push(*offset);
-            *offset += String::from_utf8_lossy(&token.token.bytes).chars().count();
+            // Characters are counted where they begin, since their bytes may come in several tokens.
+            *offset += token.token.bytes.iter().filter(|byte| **byte & 0b1100_0000 != 0b1000_0000).count();
             self.tokens.push(text);
             self.token_logprobs.push(finite(token.token.logprob));
             let top = token.top.iter().map(|top| (completion_text_of(&top.bytes), finite(top.logprob).into()));

@@ -9,7 +9,7 @@ use crate::app::{App, SharedApp};
 use crate::error::ApiError;
 
 /// Lists the models of all backends.
-#[utoipa::path(get, path = "/v1/models", tag = "openai", responses((status = 200, description = "The models", body = ModelList)))]
+#[utoipa::path(get, operation_id = "list_models", path = "/v1/models", tag = "openai", responses((status = 200, description = "The models", body = ModelList)))]
 pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelList> {
     let models = app.services.backends.models().await;
     let data = models.into_iter().map(|(named, info)| model(info, &named.name)).collect();
@@ -17,7 +17,7 @@ pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelList> {
 }
 
 /// Describes a model. Slashes in its name may be sent as they are or as `%2F`.
-#[utoipa::path(get, path = "/v1/models/{id}", tag = "openai",
+#[utoipa::path(get, operation_id = "retrieve_model", path = "/v1/models/{id}", tag = "openai",
     params(("id" = String, Path, description = "Name of the model", min_length = 1)),
     responses(
         (status = 200, description = "The model", body = Model),

@@ -1,0 +1,263 @@
+//! What a client is told when something is wrong.
+
+use std::time::Duration;
+
+use bombus_core::chat::FinishReason;
+use bombus_core::model::ModelCapability;
+use bombus_infer::BackendError;
+use bombus_infer::fake::{FakeConfig, FakeFailure};
+use insta::assert_snapshot;
+use serde_json::{Value, json};
+
+use super::{chat, hello, two_words, weather_tool, with};
+use crate::testing::{Answer, Scripted, done, fake, loopback, model, post, refusing, scripted, services, text};
+
+/// Sends a request that has to be refused, and returns what it was told: status, code, param.
+async fn refused(path: &str, request: &Value) -> (u16, Option<String>, Option<String>) {
+    let router = loopback(services(scripted(two_words())));
+    let answer = post(&router, path, request).await;
+    let error = &answer.json()["error"];
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{request}: {}", answer.body);
+    let text = |key: &str| error[key].as_str().map(str::to_owned);
+    (answer.status.as_u16(), text("code"), text("param"))
+}
+
+#[tokio::test]
+async fn values_of_the_wrong_type_or_out_of_range_name_their_field() {
+    let cases = [
+        (json!({"messages": "hello"}), "invalid_value", "messages"),
+        (json!({"messages": []}), "invalid_value", "messages"),
+        (json!({"messages": [{"role": "king", "content": "x"}]}), "invalid_value", "messages[0].role"),
+        (json!({"messages": [{"role": "user", "content": 5}]}), "invalid_value", "messages[0].content"),
+        (json!({"messages": [{"role": "user"}]}), "missing_required_parameter", "messages[0].content"),
+        (json!({"messages": [{"content": "x"}]}), "missing_required_parameter", "messages[0].role"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+            "missing_required_parameter",
+            "messages[0].content[0].text",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}),
+            "invalid_value",
+            "messages[0].content[0].type",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]}),
+            "invalid_value",
+            "messages[0].content[0].image_url.url",
+        ),
+        (json!({"model": 5}), "invalid_value", "model"),
+        (json!({"max_tokens": "many"}), "invalid_value", "max_tokens"),
+        (json!({"max_tokens": 0}), "invalid_value", "max_tokens"),
+        (json!({"max_tokens": -1}), "invalid_value", "max_tokens"),
+        (json!({"n": 0}), "invalid_value", "n"),
+        (json!({"n": 17}), "invalid_value", "n"),
+        (json!({"temperature": 2.5}), "invalid_value", "temperature"),
+        (json!({"top_p": -0.5}), "invalid_value", "top_p"),
+        (json!({"presence_penalty": 3}), "invalid_value", "presence_penalty"),
+        (json!({"repeat_penalty": 0}), "invalid_value", "repeat_penalty"),
+        (json!({"top_k": -2}), "invalid_value", "top_k"),
+        (json!({"logit_bias": {"x": 1}}), "invalid_value", "logit_bias"),
+        (json!({"logit_bias": {"1": 101}}), "invalid_value", "logit_bias"),
+        (json!({"stop": 5}), "invalid_value", "stop"),
+        (json!({"stop": vec!["x"; 17]}), "invalid_value", "stop"),
+        (json!({"stream": "yes"}), "invalid_value", "stream"),
+        (json!({"top_logprobs": 2}), "invalid_value", "top_logprobs"),
+        (json!({"logprobs": true, "top_logprobs": 21}), "invalid_value", "top_logprobs"),
+        (json!({"tool_choice": "required"}), "invalid_value", "tool_choice"),
+        (
+            json!({"tools": [weather_tool()], "tool_choice": {"function": {"name": "x"}}}),
+            "invalid_value",
+            "tool_choice",
+        ),
+        (json!({"tools": [{"type": "function"}]}), "missing_required_parameter", "tools[0].function"),
+        (json!({"response_format": {"type": "yaml"}}), "invalid_value", "response_format.type"),
+        (
+            json!({"response_format": {"type": "json_schema"}}),
+            "missing_required_parameter",
+            "response_format.json_schema",
+        ),
+    ];
+    for (more, code, param) in cases {
+        let told = refused("/v1/chat/completions", &with(hello(), more.clone())).await;
+        assert_eq!(told, (400, Some(code.into()), Some(param.into())), "{more}");
+    }
+}
+
+#[tokio::test]
+async fn fields_that_have_to_be_there_are_named() {
+    let missing = Some("missing_required_parameter".to_owned());
+    for (path, request, param) in [
+        ("/v1/chat/completions", json!({"model": "m"}), "messages"),
+        ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "x"}]}), "model"),
+        ("/v1/completions", json!({"model": "m"}), "prompt"),
+        ("/v1/embeddings", json!({"model": "m"}), "input"),
+    ] {
+        assert_eq!(refused(path, &request).await, (400, missing.clone(), Some(param.into())));
+    }
+}
+
+#[tokio::test]
+async fn completions_refuse_what_they_cannot_do() {
+    for (more, code, param) in [
+        (json!({"suffix": "end"}), "unsupported_parameter", "suffix"),
+        (json!({"best_of": 2}), "unsupported_parameter", "best_of"),
+        (json!({"echo": true, "logprobs": 1}), "unsupported_parameter", "echo"),
+        (json!({"echo": true, "prompt": [1]}), "unsupported_parameter", "echo"),
+        (json!({"prompt": []}), "invalid_value", "prompt"),
+        (json!({"prompt": ""}), "invalid_value", "prompt"),
+        (json!({"prompt": ["a", 1]}), "invalid_value", "prompt"),
+        (json!({"prompt": [1, "a"]}), "invalid_value", "prompt"),
+        (json!({"prompt": [[]]}), "invalid_value", "prompt"),
+        (json!({"prompt": [-1]}), "invalid_value", "prompt[0]"),
+        (json!({"prompt": vec!["a"; 100], "n": 2}), "invalid_value", "prompt"),
+        (json!({"logprobs": 21}), "invalid_value", "logprobs"),
+    ] {
+        let told = refused("/v1/completions", &with(json!({"model": "m", "prompt": "a"}), more.clone())).await;
+        assert_eq!(told, (400, Some(code.into()), Some(param.into())), "{more}");
+    }
+}
+
+#[tokio::test]
+async fn embeddings_refuse_what_they_cannot_do() {
+    let router = loopback(fake(FakeConfig::default()));
+    for (more, param) in [
+        (json!({"dimensions": 9}), "dimensions"),
+        (json!({"dimensions": 0}), "dimensions"),
+        (json!({"encoding_format": "hex"}), "encoding_format"),
+        (json!({"input": []}), "input"),
+    ] {
+        let answer = post(&router, "/v1/embeddings", with(json!({"model": "fake", "input": "a"}), more)).await;
+        assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &json!(param)));
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_json_object_are_refused() {
+    let router = loopback(services(scripted(two_words())));
+    for body in ["", "{", "[]", "5", "\u{0}", "{\"model\": \"m\",}"] {
+        let answer = post(&router, "/v1/chat/completions", body).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["code"]),
+            (400, &json!("invalid_json")),
+            "{body:?}"
+        );
+    }
+    assert_snapshot!(post(&router, "/v1/chat/completions", "{").await.shown());
+}
+
+#[tokio::test]
+async fn an_unknown_model_is_not_found() {
+    let answer = chat(two_words(), json!({"model": "nope"})).await;
+    assert_snapshot!(answer.shown());
+    let streamed = chat(two_words(), json!({"model": "nope", "stream": true})).await;
+    assert_eq!(streamed.shown(), answer.shown(), "the stream has not begun, so the status is still to be had");
+}
+
+#[tokio::test]
+async fn a_model_is_not_asked_for_what_it_cannot_do() {
+    let backend = Scripted {
+        models: vec![model("plain", &[ModelCapability::Completion]), model("vectors", &[ModelCapability::Embedding])],
+        ..Scripted::default()
+    };
+    let router = loopback(services(backend));
+    let picture = json!([{"type": "image_url", "image_url": {"url": "https://example.com/a.jpg"}}]);
+    for (path, request, param) in [
+        ("/v1/chat/completions", with(hello(), json!({"model": "plain", "tools": [weather_tool()]})), "tools"),
+        (
+            "/v1/chat/completions",
+            json!({"model": "plain", "messages": [{"role": "user", "content": picture}]}),
+            "messages",
+        ),
+        ("/v1/chat/completions", with(hello(), json!({"model": "vectors"})), "model"),
+        ("/v1/completions", json!({"model": "vectors", "prompt": "a"}), "model"),
+        ("/v1/embeddings", json!({"model": "plain", "input": "a"}), "model"),
+    ] {
+        let answer = post(&router, path, &request).await;
+        let error = &answer.json()["error"];
+        assert_eq!(
+            (answer.status.as_u16(), &error["code"], &error["param"]),
+            (400, &json!("unsupported_parameter"), &json!(param)),
+            "{request}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_failure_of_a_backend_has_its_status_and_body() {
+    let failures = [
+        BackendError::ModelNotFound { model: "m".into() },
+        BackendError::ContextExceeded { prompt_tokens: 9_000, context_tokens: 8_192 },
+        BackendError::InvalidRequest { param: Some("stop"), message: "no".into() },
+        BackendError::Unsupported { param: "tools", message: "no".into() },
+        BackendError::Overloaded { retry_after: Duration::from_millis(1_500) },
+        BackendError::OutOfMemory { message: "8 GB are needed, 1 GB is free".into() },
+        BackendError::ModelUnusable { model: "m".into(), reason: "it is cut off".into() },
+        BackendError::Unavailable { reason: "the engine is gone".into() },
+        BackendError::Interrupted { reason: "the engine ended".into() },
+        BackendError::TimedOut { after: Duration::from_secs(5) },
+    ];
+    let mut shown = String::new();
+    for failure in failures {
+        let answer = post(&loopback(services(refusing(failure))), "/v1/chat/completions", hello()).await;
+        let retry = answer.header("retry-after").map(|after| format!(" retry-after: {after}")).unwrap_or_default();
+        shown += &format!("{}{retry} {}\n", answer.status.as_u16(), answer.body);
+    }
+    assert_snapshot!(shown);
+}
+
+#[tokio::test]
+async fn an_error_after_the_first_token_ends_the_stream_with_an_event() {
+    let broken = vec![text("Good"), Err(BackendError::Interrupted { reason: "the engine ended".into() })];
+    assert_snapshot!(chat(broken.clone(), json!({"stream": true})).await.shown());
+    assert_eq!(chat(broken, json!({})).await.status, 503, "a whole answer has not begun yet");
+}
+
+#[tokio::test]
+async fn an_error_before_the_first_token_of_a_stream_is_a_status() {
+    let broken = vec![Err(BackendError::ContextExceeded { prompt_tokens: 9, context_tokens: 8 })];
+    let answer = chat(broken, json!({"stream": true})).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &json!("messages")));
+}
+
+#[tokio::test]
+async fn one_of_several_answers_that_fails_ends_them_all() {
+    let broken = vec![text("Good"), Err(BackendError::Interrupted { reason: "the engine ended".into() })];
+    let answer = chat(broken, json!({"stream": true, "n": 2})).await;
+    assert_eq!(answer.body.matches("\"error\"").count(), 1);
+    assert!(!answer.body.contains("[DONE]"));
+}
+
+async fn hanging(request: Value) -> Answer {
+    let config = FakeConfig { fail: Some(FakeFailure::Hang), ..FakeConfig::default() };
+    post(&loopback(fake(config)), "/v1/chat/completions", with(request, json!({"model": "fake"}))).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_never_begins_times_out() {
+    let begun = tokio::time::Instant::now();
+    assert_snapshot!(hanging(with(hello(), json!({"stream": true}))).await.shown());
+    assert_eq!(begun.elapsed(), Duration::from_mins(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_stops_in_the_middle_times_out() {
+    let begun = tokio::time::Instant::now();
+    let answer = chat(vec![text("Good")], json!({"stream": true})).await;
+    assert!(answer.body.ends_with("data: {\"error\":{\"message\":\"no answer within 120 s\",\"type\":\"server_error\",\"param\":null,\"code\":\"timeout\"}}\n\n"), "{}", answer.body);
+    assert_eq!(begun.elapsed(), Duration::from_mins(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_model_that_keeps_writing_does_not_time_out() {
+    let config = FakeConfig { tokens: Some(5), first_token_ms: 200_000, token_ms: 100_000, ..FakeConfig::default() };
+    let request = with(hello(), json!({"model": "fake"}));
+    let answer = post(&loopback(fake(config)), "/v1/chat/completions", request).await;
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 5);
+}
+
+#[tokio::test]
+async fn an_answer_without_text_is_an_empty_one() {
+    let answer = chat(vec![done(FinishReason::Length)], json!({})).await;
+    assert_eq!(answer.json()["choices"][0]["message"]["content"], "");
+}

@@ -1,0 +1,128 @@
+//! What reaches the backend of what a client sends.
+
+use bombus_core::chat::{ChatRequest, FinishReason, Image, Part, Prompt, ResponseFormat, Role, ToolChoice};
+use insta::assert_json_snapshot;
+use serde_json::{Value, json};
+
+use super::{hello, weather_tool, with};
+use crate::testing::{done, loopback, post, scripted, services, text};
+
+/// Sends a request and returns what the backend was asked.
+async fn asked(path: &str, request: Value) -> Vec<ChatRequest> {
+    let backend = scripted(vec![text("x"), done(FinishReason::Stop)]);
+    let seen = backend.seen.clone();
+    let answer = post(&loopback(services(backend)), path, &request).await;
+    assert_eq!(answer.status, 200, "{request}: {}", answer.body);
+    let seen = seen.lock().unwrap();
+    seen.clone()
+}
+
+async fn chat_asked(more: Value) -> ChatRequest {
+    asked("/v1/chat/completions", with(hello(), more)).await.remove(0)
+}
+
+#[tokio::test]
+async fn every_option_reaches_the_backend() {
+    let request = chat_asked(json!({
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "name": "ann", "content": [
+                {"type": "text", "text": "What is this?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0=", "detail": "low"}},
+                {"type": "image_url", "image_url": {"url": "https://example.com/a.jpg"}},
+            ]},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}},
+            ]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+        ],
+        "max_completion_tokens": 9, "max_tokens": 5, "seed": 42, "temperature": 0.5, "top_p": 0.25, "top_k": 40, "min_p": 0.125,
+        "presence_penalty": 1, "frequency_penalty": -1, "repeat_penalty": 1.5, "repeat_last_n": 64,
+        "logit_bias": {"9": 1, "3": -100}, "stop": ["\n", ""], "ignore_eos": true, "logprobs": true, "top_logprobs": 4,
+        "tools": [weather_tool()], "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": true}},
+        "user": "someone", "store": false, "metadata": {}, "unknown": [1],
+    }))
+    .await;
+    assert_json_snapshot!(request);
+}
+
+#[tokio::test]
+async fn nulls_are_as_good_as_nothing() {
+    let request = chat_asked(json!({
+        "max_tokens": null, "seed": null, "temperature": null, "stop": null, "n": null, "stream": null, "stream_options": null,
+        "tools": null, "tool_choice": null, "response_format": null, "logit_bias": null, "logprobs": null, "top_logprobs": null,
+    }))
+    .await;
+    let prompt = Prompt::Chat(vec![bombus_core::chat::Message::text(Role::User, "hello there")]);
+    assert_eq!(request, ChatRequest::new("m", prompt));
+}
+
+#[tokio::test]
+async fn several_answers_have_seeds_that_follow_each_other() {
+    let requests = asked("/v1/chat/completions", with(hello(), json!({"n": 3, "seed": 4_294_967_295_i64}))).await;
+    let mut seeds: Vec<_> = requests.iter().map(|request| request.sampling.seed).collect();
+    seeds.sort_unstable();
+    assert_eq!(seeds, [Some(0), Some(1), Some(u32::MAX)]);
+}
+
+#[tokio::test]
+async fn a_seed_of_minus_one_is_none() {
+    assert_eq!(chat_asked(json!({"seed": -1})).await.sampling.seed, None);
+}
+
+#[tokio::test]
+async fn forms_of_answers_are_understood() {
+    for (form, expected) in [
+        (json!({"type": "text"}), ResponseFormat::Text),
+        (json!({"type": "json_object"}), ResponseFormat::JsonObject),
+        (json!({"type": "json_schema", "json_schema": {"name": "any"}}), ResponseFormat::JsonObject),
+    ] {
+        assert_eq!(chat_asked(json!({"response_format": form})).await.response_format, expected);
+    }
+}
+
+#[tokio::test]
+async fn choices_of_tools_are_understood() {
+    for (choice, expected) in [
+        (json!("none"), ToolChoice::None),
+        (json!("auto"), ToolChoice::Auto),
+        (json!("required"), ToolChoice::Required),
+    ] {
+        assert_eq!(chat_asked(json!({"tools": [weather_tool()], "tool_choice": choice})).await.tool_choice, expected);
+    }
+}
+
+#[tokio::test]
+async fn pictures_are_handed_on_as_they_came() {
+    let url = "data:image/png;base64,iVBORw0=";
+    let content = json!([{"type": "image_url", "image_url": {"url": url}}]);
+    let request = chat_asked(json!({"messages": [{"role": "user", "content": content}]})).await;
+    let Prompt::Chat(messages) = request.prompt else { panic!("a chat was sent") };
+    let expected = Image::Data { media_type: "image/png".into(), base64: "iVBORw0=".into() };
+    assert_eq!(messages[0].content, [Part::Image(expected)]);
+}
+
+#[tokio::test]
+async fn completions_take_text_and_tokens() {
+    for (prompt, expected) in [
+        (json!("a"), vec![Prompt::Raw("a".into())]),
+        (json!(["a", "b"]), vec![Prompt::Raw("a".into()), Prompt::Raw("b".into())]),
+        (json!([1, 2]), vec![Prompt::Tokens(vec![1, 2])]),
+        (json!([[1], [2, 3]]), vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]),
+    ] {
+        let requests = asked("/v1/completions", json!({"model": "m", "prompt": prompt})).await;
+        assert_eq!(requests.iter().map(|request| request.prompt.clone()).collect::<Vec<_>>(), expected);
+        assert_eq!(requests[0].max_tokens, Some(16), "the dialect's own default");
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_a_model_goes_to_the_default() {
+    let backend = scripted(vec![text("x"), done(FinishReason::Stop)]);
+    let mut services = services(backend);
+    services.default_model = Some("m".into());
+    let request = json!({"messages": [{"role": "user", "content": "x"}]});
+    let answer = post(&loopback(services), "/v1/chat/completions", request).await;
+    assert_eq!(answer.json()["model"], "m");
+}

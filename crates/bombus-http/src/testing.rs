@@ -1,0 +1,321 @@
+//! What the tests of this crate share: services over a scripted backend, and answers in a form that snapshots can hold.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use bombus_core::chat::{
+    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, Timings, TokenAlternative, TokenLogprob,
+    Usage,
+};
+use bombus_core::identity::NodeKey;
+use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
+use bombus_infer::fake::{FakeBackend, FakeConfig};
+use bombus_infer::{Backend, BackendError, Backends, ChatStream, Health, NamedBackend};
+use futures::StreamExt;
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tower::ServiceExt;
+
+use crate::{HttpConfig, KeyStore, Metrics, NodeFacts, NodeSample, Services, router};
+
+/// A backend that plays back what a test gives it, and remembers what it was asked.
+#[derive(Default)]
+pub(crate) struct Scripted {
+    pub(crate) models: Vec<ModelInfo>,
+    /// Answers every request with this error before it begins.
+    pub(crate) refusal: Option<BackendError>,
+    /// The events of every answer; the stream stays open behind them where the last one is no end.
+    pub(crate) events: Vec<Result<ChatEvent, BackendError>>,
+    /// Repeats the events without end.
+    pub(crate) endless: bool,
+    pub(crate) seen: Arc<Mutex<Vec<ChatRequest>>>,
+    pub(crate) watch: RunWatch,
+}
+
+/// Tells how many runs are under way, and when one ends.
+#[derive(Clone, Default)]
+pub(crate) struct RunWatch(Arc<(AtomicUsize, Notify)>);
+
+impl RunWatch {
+    fn begin(&self) -> RunMark {
+        self.0.0.fetch_add(1, Ordering::SeqCst);
+        self.0.1.notify_waiters();
+        RunMark(self.clone())
+    }
+
+    /// Waits, for at most ten seconds, until this many runs are under way.
+    pub(crate) async fn until(&self, count: usize) {
+        let wait = async {
+            loop {
+                let changed = self.0.1.notified();
+                if self.0.0.load(Ordering::SeqCst) == count {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), wait).await.expect("the runs do not become so many");
+    }
+}
+
+struct RunMark(RunWatch);
+
+impl Drop for RunMark {
+    fn drop(&mut self) {
+        self.0.0.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.0.1.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl Backend for Scripted {
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        Ok(self.models.clone())
+    }
+
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        self.seen.lock().unwrap().push(request);
+        if let Some(error) = &self.refusal {
+            return Err(error.clone());
+        }
+        let mark = self.watch.begin();
+        let events = self.events.clone();
+        let stays_open = self.endless || !matches!(events.last(), Some(Err(_) | Ok(ChatEvent::Done { .. })));
+        let endless = self.endless;
+        Ok(async_stream::stream! {
+            let _mark = mark;
+            loop {
+                for event in &events {
+                    yield event.clone();
+                }
+                if !endless {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            if stays_open {
+                std::future::pending::<()>().await;
+            }
+        }
+        .boxed())
+    }
+
+    async fn embed(&self, _: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        Err(self.refusal.clone().unwrap_or(BackendError::Unavailable { reason: "no vectors here".into() }))
+    }
+
+    async fn health(&self) -> Health {
+        self.refusal.as_ref().map_or(Health::Ready, |error| Health::Unavailable(error.to_string()))
+    }
+}
+
+/// Describes a model of which only name and capabilities are known.
+pub(crate) fn model(name: &str, capabilities: &[ModelCapability]) -> ModelInfo {
+    ModelInfo { capabilities: capabilities.to_vec(), ..ModelInfo::named(ModelName::parse(name).unwrap()) }
+}
+
+/// A scripted backend with the model `m`, which can do everything.
+pub(crate) fn scripted(events: Vec<Result<ChatEvent, BackendError>>) -> Scripted {
+    use ModelCapability::{Completion, Embedding, Tools, Vision};
+    Scripted { models: vec![model("m", &[Completion, Tools, Embedding, Vision])], events, ..Scripted::default() }
+}
+
+/// A scripted backend that refuses everything.
+pub(crate) fn refusing(error: BackendError) -> Scripted {
+    Scripted { refusal: Some(error), ..scripted(Vec::new()) }
+}
+
+/// A piece of text.
+pub(crate) fn text(text: &str) -> Result<ChatEvent, BackendError> {
+    Ok(ChatEvent::Delta(Delta { text: text.into(), logprobs: Vec::new() }))
+}
+
+/// A piece of text with its token and one alternative.
+pub(crate) fn token(text: &str, bytes: &[u8]) -> Result<ChatEvent, BackendError> {
+    let alternative = |id, bytes: &[u8], logprob| TokenAlternative { id, bytes: bytes.to_vec(), logprob };
+    let chosen = alternative(7, bytes, -0.25);
+    let top = vec![chosen.clone(), alternative(8, b" or", f32::NEG_INFINITY)];
+    Ok(ChatEvent::Delta(Delta { text: text.into(), logprobs: vec![TokenLogprob { token: chosen, top }] }))
+}
+
+/// The end of an answer.
+pub(crate) fn done(finish: FinishReason) -> Result<ChatEvent, BackendError> {
+    Ok(ChatEvent::Done {
+        finish,
+        usage: Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 3 },
+        timings: Timings { load_ms: 0.0, queue_ms: 1.0, prompt_ms: 12.0, generate_ms: 30.0 },
+    })
+}
+
+/// Services over one backend, with the keys of an empty file in a directory that lives as long as the test process.
+pub(crate) fn services(backend: impl Backend) -> Services {
+    let key = NodeKey::from_secret(&[1; 32]);
+    let (sender, sample) = watch::channel(sample());
+    // The last sample stays readable without its sender.
+    drop(sender);
+    Services {
+        backends: Backends::new(vec![NamedBackend { name: "test".into(), backend: Arc::new(backend) }]),
+        node: NodeFacts {
+            node_id: key.node_id(),
+            name: "bee".into(),
+            version: "0.0.0-test".into(),
+            started: Instant::now(),
+            sample,
+        },
+        keys: KeyStore::open("/nonexistent/keys.json"),
+        metrics: Metrics::new(),
+        default_model: None,
+    }
+}
+
+fn sample() -> NodeSample {
+    let hardware = bombus_core::capability::Hardware {
+        cpu_model: "Test CPU".into(),
+        cpu_threads: 8,
+        ram_total_mb: 16_384,
+        ram_available_mb: 8_000,
+        disk_total_gb: 100.0,
+        disk_free_gb: 60.04,
+        gpus: Vec::new(),
+        lan_ip: Some("192.0.2.7".into()),
+        os: "linux".into(),
+        architecture: "x86_64".into(),
+    };
+    NodeSample { hardware, cpu_usage_percent: 12.5 }
+}
+
+/// Services over the fake backend.
+pub(crate) fn fake(config: FakeConfig) -> Services {
+    services(FakeBackend::new(config))
+}
+
+pub(crate) const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 7890);
+pub(crate) const OPEN: ([u8; 4], u16) = ([192, 0, 2, 7], 7890);
+
+/// The router of a loopback listener.
+pub(crate) fn loopback(services: Services) -> Router {
+    build(HttpConfig::default(), services, LOOPBACK)
+}
+
+/// The router of a listener with any configuration and address.
+pub(crate) fn build(config: HttpConfig, services: Services, bound: ([u8; 4], u16)) -> Router {
+    router::build(config, services, SocketAddr::from(bound)).0
+}
+
+/// An answer, read to its end.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// Writes the answer out, with everything that differs between runs taken away.
+    pub(crate) fn shown(&self) -> String {
+        let mut shown = format!("{}\n", self.status);
+        for (name, value) in &self.headers {
+            if name != "x-request-id" && name != "content-length" {
+                shown += &format!("{name}: {}\n", value.to_str().unwrap());
+            }
+        }
+        shown.push('\n');
+        if self.header("content-type") == Some("text/event-stream") {
+            for event in self.body.split_terminator("\n\n") {
+                let data = event.strip_prefix("data: ").expect("every event has data");
+                match serde_json::from_str::<Value>(data) {
+                    Ok(value) => shown += &format!("data: {}\n", steady(value)),
+                    Err(_) => shown += &format!("data: {data}\n"),
+                }
+            }
+        } else if let Ok(value) = serde_json::from_str::<Value>(&self.body) {
+            shown += &serde_json::to_string_pretty(&steady(value)).unwrap();
+        } else {
+            shown += &self.body;
+        }
+        shown
+    }
+}
+
+/// Replaces ids and times.
+fn steady(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                match key.as_str() {
+                    "id" if value.as_str().is_some_and(|id| id.contains("cmpl-")) => *value = "ID".into(),
+                    "created" | "timestamp" | "uptime_seconds" => *value = 0.into(),
+                    _ => *value = steady(value.take()),
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| *value = steady(value.take())),
+        _ => {}
+    }
+    value
+}
+
+/// Sends a request and reads the answer to its end.
+pub(crate) async fn send(router: &Router, request: Request<Body>) -> Answer {
+    let response = router.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    Answer { status: parts.status, headers: parts.headers, body: String::from_utf8(body.to_vec()).unwrap() }
+}
+
+/// Sends a GET request.
+pub(crate) async fn get(router: &Router, path: &str) -> Answer {
+    send(router, Request::get(path).body(Body::empty()).unwrap()).await
+}
+
+/// Sends a POST request with a body, without saying what is in it.
+pub(crate) async fn post(router: &Router, path: &str, body: impl ToString) -> Answer {
+    send(router, Request::post(path).body(Body::from(body.to_string())).unwrap()).await
+}
+
+/// Lines logged by the current thread.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(crate) fn lines(&self) -> Vec<String> {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).lines().map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Captures what the current thread logs while the guard lives.
+pub(crate) fn capture_log() -> (Log, tracing::subscriber::DefaultGuard) {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(move || writer.clone())
+        .finish();
+    (log, tracing::subscriber::set_default(subscriber))
+}
