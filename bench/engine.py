@@ -28,6 +28,7 @@ SHORT_PROMPT_TOKENS = 16
 SHARED_PREFIX_TOKENS = 400
 SLOTS = 8
 CONTEXT_TOKENS = 8192
+KV_TOKENS = 2 * CONTEXT_TOKENS
 REFERENCE = ROOT / "scripts" / "llama-cpp.sh"
 
 # Row: what is measured, unit, digits, whether more is better, target for ours relative to the reference.
@@ -85,7 +86,7 @@ class Reference:
 
     def __init__(self, flavour, state, model_file, threads):
         self.flavour, self.state = flavour, state
-        arguments = ["-t", str(threads), "-np", str(SLOTS), "-c", str(CONTEXT_TOKENS), "--kv-unified"]
+        arguments = ["-t", str(threads), "-np", str(SLOTS), "-c", str(KV_TOKENS), "--kv-unified"]
         done = subprocess.run([REFERENCE, "up", flavour, state, model_file, *arguments], stdout=subprocess.PIPE, text=True, check=True)
         self.api = done.stdout.strip()
         self.binaries = pathlib.Path(reference_folder(flavour))
@@ -135,6 +136,7 @@ kind = "embedded"
 threads = {options.threads}
 slots = {SLOTS}
 context_tokens = {CONTEXT_TOKENS}
+kv_tokens = {KV_TOKENS}
 """
     with tempfile.TemporaryDirectory(prefix="bombus-bench-") as work:
         work = pathlib.Path(work)

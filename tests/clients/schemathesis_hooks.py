@@ -22,7 +22,7 @@ def before_call(context, case, kwargs):
     # A random name would always be a 404. One in eight is left as it is.
     if isinstance(body.get("model"), str) and zlib.crc32(body["model"].encode(errors="replace")) % 8:
         embeds = case.path == "/v1/embeddings"
-        body["model"] = os.environ["SCHEMATHESIS_EMBEDDER" if embeds else "SCHEMATHESIS_MODEL"]
+        body["model"] = os.environ["TRIED_EMBEDDER" if embeds else "TRIED_MODEL"]
     if case.path in ROUTES_THAT_GENERATE:
         limits = [name for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
         for name in limits:
