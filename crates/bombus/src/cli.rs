@@ -7,22 +7,26 @@ use std::sync::LazyLock;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{Settings, Sources};
+use crate::config::{ConfigError, Settings, Sources};
 use crate::data_dir::DataDir;
 use crate::failure::{self, Exit, Failure};
 use crate::telemetry::{self, Telemetry};
 
 mod ask;
 mod config;
+mod doctor;
+mod keys;
+mod models;
+mod output;
+mod up;
 
 /// What `--version` prints: the version and what was built in.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let mut features = Vec::new();
-    if cfg!(feature = "embedded") {
-        features.push("embedded");
-    }
-    let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
-    format!("{} (features: {features})", env!("CARGO_PKG_VERSION"))
+    let version = env!("CARGO_PKG_VERSION");
+    #[cfg(feature = "embedded")]
+    return format!("{version} (features: embedded; llama.cpp {})", bombus_llama::LLAMA_CPP_VERSION);
+    #[cfg(not(feature = "embedded"))]
+    return format!("{version} (features: none)");
 });
 
 const EXIT_CODES: &str = "\
@@ -58,8 +62,19 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a node until it is told to stop
+    #[command(visible_aliases = ["start", "daemon"])]
+    Up(up::UpArgs),
     /// Ask a model; the running node answers, or this process where none runs
     Ask(ask::AskArgs),
+    /// Fetch, list and remove models
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Say what is wrong here and what to do
+    Doctor(doctor::DoctorArgs),
     /// Show the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -81,10 +96,16 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(global: &Global, command: Command) -> Result<ExitCode> {
     match command {
+        Command::Up(args) => up::run(global, &args),
+        Command::Models(command) => models::run(global, &command),
+        Command::Keys(command) => keys::run(global, &command),
+        Command::Doctor(args) => doctor::run(global, &args),
         Command::Ask(args) => ask::run(global, &args),
         Command::Config(command) => config::run(global, &command),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "bombus", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "bombus", &mut script);
+            output::print(&String::from_utf8_lossy(&script))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -96,14 +117,19 @@ pub(crate) type Setting<'a> = (&'static str, &'static str, Option<&'a str>);
 impl Global {
     /// Reads the configuration and prints what there is to remark about it.
     pub(crate) fn settings(&self, flags: &[Setting<'_>]) -> Result<Settings> {
-        let shared = [("--log-level", "log.level", self.log_level.as_deref())];
-        let flags = flags.iter().chain(&shared);
-        let flags = flags.filter_map(|(flag, key, value)| Some((*flag, *key, (*value)?.to_owned()))).collect();
-        let settings = Settings::load(&Sources::of_process(self.config_file().0, flags))?;
+        let settings = self.load_settings(flags)?;
         for notice in &settings.notices {
             self.notice(&format!("note: {notice}"));
         }
         Ok(settings)
+    }
+
+    /// Reads the configuration.
+    pub(crate) fn load_settings(&self, flags: &[Setting<'_>]) -> Result<Settings, ConfigError> {
+        let shared = [("--log-level", "log.level", self.log_level.as_deref())];
+        let flags = flags.iter().chain(&shared);
+        let flags = flags.filter_map(|(flag, key, value)| Some((*flag, *key, (*value)?.to_owned()))).collect();
+        Settings::load(&Sources::of_process(self.config_file().0, flags))
     }
 
     /// Returns the configuration file that was asked for, and by what.

@@ -1,24 +1,22 @@
 //! Configuration: defaults, then the file, then the environment, then flags; each value remembers where it came from.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use bombus_core::model::ModelName;
+use bombus_http::HttpConfig;
+use bombus_infer::models::catalogue::DEFAULT_MODEL;
 use serde::{Deserialize, Deserializer, Serialize};
 
+#[expect(clippy::result_large_err, reason = "the error is figment's own, and made at most once")]
 mod backends;
 mod error;
 mod layers;
 mod load;
 mod node_config;
 
-pub(crate) use backends::{BackendConfig, BackendKind};
+pub(crate) use backends::{BackendConfig, BackendKind, EmbeddedConfig};
 pub(crate) use error::ConfigError;
 pub(crate) use load::{Entry, Settings, Sources};
-
-/// The port that a node listens on unless told otherwise.
-const PORT: u16 = 7890;
 
 /// The whole configuration of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,7 +27,7 @@ pub(crate) struct Config {
     /// The model that answers where none is named.
     pub(crate) default_model: ModelName,
     /// The HTTP API.
-    pub(crate) api: ApiConfig,
+    pub(crate) api: HttpConfig,
     /// Logging.
     pub(crate) log: LogConfig,
     /// What runs models, most preferred first. Read apart from the rest, since each kind has settings of its own.
@@ -41,43 +39,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             name: sysinfo::System::host_name().unwrap_or_else(|_| "node".to_owned()),
-            default_model: ModelName::parse("smollm2:135m").expect("a constant that is a model name"),
-            api: ApiConfig::default(),
+            default_model: ModelName::parse(DEFAULT_MODEL).expect("the catalogue's names are model names"),
+            api: HttpConfig::default(),
             log: LogConfig::default(),
             backends: vec![BackendConfig::default()],
-        }
-    }
-}
-
-/// The section `[api]`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ApiConfig {
-    /// Address and port to listen on; port 0 takes a free one.
-    #[serde(deserialize_with = "listen_address")]
-    pub(crate) listen: SocketAddr,
-    /// Origins whose pages may call the API.
-    pub(crate) cors_origins: Vec<String>,
-    /// Values of the `Host` header that are accepted besides this machine's own names.
-    pub(crate) allowed_hosts: Vec<String>,
-    /// How long running answers may go on when the node is told to stop.
-    pub(crate) grace_s: u64,
-}
-
-impl ApiConfig {
-    /// Returns the grace time.
-    pub(crate) fn grace(&self) -> Duration {
-        Duration::from_secs(self.grace_s)
-    }
-}
-
-impl Default for ApiConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT),
-            cors_origins: Vec::new(),
-            allowed_hosts: Vec::new(),
-            grace_s: 30,
         }
     }
 }
@@ -117,22 +82,6 @@ pub(crate) enum Rotation {
 
 fn read_apart<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<BackendConfig>, D::Error> {
     serde::de::IgnoredAny::deserialize(deserializer).map(|_| Vec::new())
-}
-
-/// Reads `ADDR:PORT`, with `localhost` for 127.0.0.1.
-fn listen_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse_listen_address(&text).map_err(serde::de::Error::custom)
-}
-
-/// Parses `ADDR:PORT`, with `localhost` for 127.0.0.1.
-pub(crate) fn parse_listen_address(text: &str) -> Result<SocketAddr, String> {
-    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-    numeric.as_deref().unwrap_or(text).parse().map_err(|_| {
-        format!(
-            "{text:?} is not an address to listen on; write ADDR:PORT, for example 127.0.0.1:{PORT} or [::1]:{PORT}"
-        )
-    })
 }
 
 fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

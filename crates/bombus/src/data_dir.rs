@@ -22,7 +22,7 @@ mod lock;
 mod node_file;
 
 pub(crate) use lock::NodeLock;
-pub(crate) use node_file::NodeRecord;
+pub(crate) use node_file::{NodeRecord, reachable};
 
 /// Version of the layout that this program reads and writes.
 pub(crate) const FORMAT: u32 = 1;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use bombus_http::HttpError;
 use bombus_infer::BackendError;
 
 use crate::config::ConfigError;
@@ -87,6 +88,19 @@ impl Failure {
         }
     }
 
+    fn of_http(error: &HttpError) -> Self {
+        let failure = Self::new(Exit::Failure, error.to_string());
+        match error {
+            HttpError::NoKeys { .. } => {
+                failure.hint("bombus keys create NAME, or listen on this machine alone: --api 127.0.0.1:7890")
+            }
+            HttpError::Listen { .. } => {
+                failure.hint("bombus doctor says who has the port; --api 127.0.0.1:0 takes a free one")
+            }
+            HttpError::Keys(_) => failure,
+        }
+    }
+
     fn of(error: &anyhow::Error) -> Self {
         for cause in error.chain() {
             let known = cause
@@ -98,7 +112,8 @@ impl Failure {
                 })
                 .or_else(|| cause.downcast_ref::<BackendError>().map(Self::of_backend))
                 .or_else(|| cause.downcast_ref::<ConfigError>().map(Self::of_config))
-                .or_else(|| cause.downcast_ref::<DataDirError>().map(Self::of_data_dir));
+                .or_else(|| cause.downcast_ref::<DataDirError>().map(Self::of_data_dir))
+                .or_else(|| cause.downcast_ref::<HttpError>().map(Self::of_http));
             if let Some(known) = known {
                 return known;
             }

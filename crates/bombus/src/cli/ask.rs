@@ -105,6 +105,8 @@ async fn ask(global: &Global, args: &AskArgs, settings: &Settings, prompt: Strin
             }
         };
         let request = request(args, &model(args, settings, node.as_ref()), prompt);
+        let node_id = node.as_ref().map(|record| record.node_id.as_str());
+        tracing::debug!(model.name = request.model, node.id = node_id, "asking");
         let started = match node {
             Some(record) => remote::chat(&record, &request).await?,
             None => local_chat(alone.insert(RunningBackends::start(&settings.config, &data_dir)?), request).await?,

@@ -1,11 +1,10 @@
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::Global;
+use super::{Global, output};
 use crate::config::{Entry, Settings};
 
 /// `bombus config`.
@@ -26,7 +25,7 @@ pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<ExitCode> 
     let data_dir =
         Entry { key: "data_dir".to_owned(), value: data_dir.to_string_lossy().into(), origin: origin.to_owned() };
     let text = if *json { as_json(&data_dir, &settings) } else { as_table(&data_dir, &settings) };
-    std::io::stdout().write_all(text.as_bytes())?;
+    output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -48,7 +48,7 @@ impl BackendConfig {
         let name = take_text(&mut table, "name")?.unwrap_or_else(|| kind.clone());
         let rest = Value::Dict(*tag, table);
         let kind = match kind.as_str() {
-            "embedded" => BackendKind::Embedded(rest.deserialize()?),
+            "embedded" => BackendKind::Embedded(read_embedded(&rest)?),
             "fake" => BackendKind::Fake(rest.deserialize()?),
             _ => return Err(Error::from(Kind::UnknownVariant(kind, KINDS)).with_path("kind")),
         };
@@ -77,4 +77,16 @@ impl BackendConfig {
 
 fn take_text(table: &mut Dict, key: &str) -> figment::Result<Option<String>> {
     table.remove(key).map(|value| value.deserialize::<String>().map_err(|error| error.with_path(key))).transpose()
+}
+
+#[cfg(feature = "embedded")]
+fn read_embedded(table: &Value) -> figment::Result<EmbeddedConfig> {
+    let config: EmbeddedConfig = table.deserialize()?;
+    config.check().map_err(Error::from)?;
+    Ok(config)
+}
+
+#[cfg(not(feature = "embedded"))]
+fn read_embedded(table: &Value) -> figment::Result<EmbeddedConfig> {
+    table.deserialize()
 }

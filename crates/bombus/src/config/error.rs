@@ -50,6 +50,9 @@ impl ConfigError {
             Kind::MissingField(field) => format!("`{field}` is missing"),
             Kind::ISizeOutOfRange(found) => format!("{found} is out of range"),
             Kind::USizeOutOfRange(found) => format!("{found} is out of range"),
+            Kind::Message(reason) if reason.contains("socket address") => {
+                "expected ADDR:PORT, for example 127.0.0.1:7890 or [::1]:7890; port 0 takes a free one".to_owned()
+            }
             Kind::Message(reason) => reason,
             other => other.to_string(),
         };

@@ -38,8 +38,8 @@ pub(super) fn read_file(path: &Path) -> Result<Layer, ConfigError> {
     Ok(Layer { origin: format!("file {}", path.display()), values })
 }
 
-/// Names in the environment that are no configuration keys: they say where to look.
-const NOT_KEYS: [&str; 2] = ["BOMBUS_DATA_DIR", "BOMBUS_CONFIG"];
+/// Names in the environment that are no configuration keys: they say where to look, and how to ask.
+const NOT_KEYS: [&str; 3] = ["BOMBUS_DATA_DIR", "BOMBUS_CONFIG", "BOMBUS_API_KEY"];
 
 /// Makes a layer of each variable `BOMBUS_*` whose name is a key's (`BOMBUS_API__LISTEN` for `api.listen`).
 ///

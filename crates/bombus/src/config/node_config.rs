@@ -16,10 +16,10 @@ pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Vec<&'static 
     if let Some(name) = values.remove("nodeId") {
         values.entry("name".to_owned()).or_insert(name);
     }
-    if let Some(level) = values.remove("logLevel") {
-        if let Value::Dict(_, log) = values.entry("log".to_owned()).or_insert_with(|| Value::from(Dict::new())) {
-            log.entry("level".to_owned()).or_insert(level);
-        }
+    if let Some(level) = values.remove("logLevel")
+        && let Value::Dict(_, log) = values.entry("log".to_owned()).or_insert_with(|| Value::from(Dict::new()))
+    {
+        log.entry("level".to_owned()).or_insert(level);
     }
     if let Some(models) = values.remove("models") {
         let Value::Array(_, models) = models else {

@@ -57,7 +57,7 @@ fn each_layer_overrides_the_one_below_and_leaves_its_name() {
         ("name", json!("f"), file.as_str()),
         ("default_model", json!("e:latest"), "environment BOMBUS_DEFAULT_MODEL"),
         ("api.listen", json!("127.0.0.1:3"), "flag --api"),
-        ("api.grace_s", json!(30), "default"),
+        ("api.limits.grace_ms", json!(10_000), "default"),
         ("log.level", json!("warn"), file.as_str()),
         ("log.file", json!(null), "default"),
         ("backends.0.kind", json!("embedded"), "default"),
@@ -65,7 +65,7 @@ fn each_layer_overrides_the_one_below_and_leaves_its_name() {
         let entry = settings.entries.iter().find(|entry| entry.key == key).unwrap();
         assert_eq!((&entry.value, entry.origin.as_str()), (&value, origin), "{key}");
     }
-    assert!(settings.is_set("log.level") && !settings.is_set("api.grace_s"));
+    assert!(settings.is_set("log.level") && !settings.is_set("api.limits.grace_ms"));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn environment_values_are_read_as_the_type_of_their_setting() {
         .env("BOMBUS_NAME", "123")
         .env("BOMBUS_API__CORS_ORIGINS", "http://a, http://b")
         .env("BOMBUS_API__ALLOWED_HOSTS", "[\"c\"]")
-        .env("BOMBUS_API__GRACE_S", "5")
+        .env("BOMBUS_API__LIMITS__GRACE_MS", "5")
         .env("BOMBUS_LOG", "debug")
         .env("BOMBUS_BACKENDS", "[{kind=\"fake\", token_ms=3}]")
         .load();
@@ -82,7 +82,7 @@ fn environment_values_are_read_as_the_type_of_their_setting() {
     assert_eq!(config.name, "123");
     assert_eq!(config.api.cors_origins, ["http://a", "http://b"]);
     assert_eq!(config.api.allowed_hosts, ["c"]);
-    assert_eq!((config.api.grace_s, config.log.level.as_str()), (5, "debug"));
+    assert_eq!((config.api.limits.grace_ms, config.log.level.as_str()), (5, "debug"));
     assert!(matches!(&config.backends[0].kind, BackendKind::Fake(fake) if fake.token_ms == 3));
 }
 
@@ -113,7 +113,10 @@ fn errors_name_the_key_the_place_and_the_remedy() {
         ("defaultmodel = 'x'\n", vec!["unknown key `defaultmodel`", "did you mean `default_model`?"]),
         ("listen = 'x'\n", vec!["unknown key `listen`", "did you mean `api.listen`?"]),
         ("zzz = 1\n", vec!["unknown key `zzz` in file"]),
-        ("[api]\ngrace_s = 'soon'\n", vec!["`api.grace_s`", "c.toml", "expected a whole number", "the text \"soon\""]),
+        (
+            "[api.limits]\ngrace_ms = 'soon'\n",
+            vec!["`api.limits.grace_ms`", "c.toml", "expected a whole number", "the text \"soon\""],
+        ),
         ("api = 3\n", vec!["`api`", "c.toml", "expected a table", "the number 3"]),
         ("[api]\nlisten = 'everywhere'\n", vec!["`api.listen`", "c.toml", "ADDR:PORT"]),
         ("default_model = 'a b'\n", vec!["`default_model`", "not a model name"]),
@@ -138,10 +141,17 @@ fn errors_name_the_key_the_place_and_the_remedy() {
     }
 }
 
+#[cfg(feature = "embedded")]
+#[test]
+fn settings_of_the_engine_are_checked_at_once() {
+    let error = setup().file("c.toml", "[[backends]]\nkind = 'embedded'\nslots = 0\n").error();
+    assert!(error.contains("`backends.0`") && error.contains("slots is 0"), "{error}");
+}
+
 #[test]
 fn an_error_in_the_environment_names_the_variable() {
-    let error = setup().env("BOMBUS_API__GRACE_S", "soon").error();
-    assert!(error.contains("`api.grace_s` in environment BOMBUS_API__GRACE_S"), "{error}");
+    let error = setup().env("BOMBUS_API__LIMITS__GRACE_MS", "soon").error();
+    assert!(error.contains("`api.limits.grace_ms` in environment BOMBUS_API__LIMITS__GRACE_MS"), "{error}");
 }
 
 #[test]
@@ -174,6 +184,8 @@ fn a_json_file_with_the_names_of_node_config_is_understood() {
 
 #[test]
 fn our_own_names_win_over_those_of_node_config() {
-    let settings = setup().file("config.json", r#"{"name": "ours", "nodeId": "theirs", "api": {"grace_s": 1}}"#).load();
-    assert_eq!((settings.config.name.as_str(), settings.config.api.grace_s), ("ours", 1));
+    let settings = setup()
+        .file("config.json", r#"{"name": "ours", "nodeId": "theirs", "api": {"limits": {"grace_ms": 1}}}"#)
+        .load();
+    assert_eq!((settings.config.name.as_str(), settings.config.api.limits.grace_ms), ("ours", 1));
 }

@@ -1,10 +1,13 @@
 use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use bombus_core::identity::NodeId;
 use bombus_core::model::ModelName;
 use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
 
 use super::{DataDirError, write_atomically};
 
@@ -33,6 +36,18 @@ pub(crate) struct NodeRecord {
 pub(crate) struct Announcement(PathBuf);
 
 impl NodeRecord {
+    /// Describes this process as a node that listens on `address`.
+    pub(crate) fn of_this_process(address: SocketAddr, node_id: NodeId, config: &Config) -> Self {
+        Self {
+            pid: std::process::id(),
+            api: format!("http://{}", reachable(address)),
+            node_id,
+            name: config.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            default_model: Some(config.default_model.clone()),
+        }
+    }
+
     pub(super) fn read(root: &Path) -> Result<Option<Self>, DataDirError> {
         let path = root.join(FILE);
         let text = match fs::read_to_string(&path) {
@@ -57,6 +72,17 @@ impl NodeRecord {
     }
 }
 
+/// Turns an address to listen on into one to connect to: "every address" becomes loopback.
+pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
 impl Drop for Announcement {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.0) {
@@ -70,6 +96,13 @@ mod tests {
     use bombus_core::identity::NodeKey;
 
     use super::*;
+
+    #[test]
+    fn a_node_that_listens_everywhere_is_reached_on_loopback() {
+        for (listen, connect) in [("0.0.0.0:5", "127.0.0.1:5"), ("[::]:5", "[::1]:5"), ("192.0.2.1:5", "192.0.2.1:5")] {
+            assert_eq!(reachable(listen.parse().unwrap()).to_string(), connect);
+        }
+    }
 
     #[test]
     fn a_record_stands_as_long_as_its_announcement() {

@@ -1,32 +1,39 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use bombus_http::Sample;
 use bombus_infer::fake::FakeBackend;
-use bombus_infer::{Backends, NamedBackend};
+use bombus_infer::models::{ModelStore, ollama_directories};
+use bombus_infer::{Backend, Backends, NamedBackend};
 
-use crate::config::{BackendKind, Config};
+use crate::config::{BackendKind, Config, EmbeddedConfig};
 use crate::data_dir::DataDir;
-use crate::failure::{Exit, Failure};
 
 /// The configured backends, ready to be asked.
 pub(crate) struct RunningBackends {
     backends: Backends,
+    /// The embedded ones, by name.
+    engines: Vec<(String, Arc<engine::Engine>)>,
 }
 
 impl RunningBackends {
     /// Starts every backend of the configuration. Models are loaded when they are first asked for.
-    pub(crate) fn start(config: &Config, _data_dir: &DataDir) -> Result<Self> {
+    pub(crate) fn start(config: &Config, data_dir: &DataDir) -> Result<Self> {
         let mut named = Vec::new();
+        let mut engines = Vec::new();
         for backend in &config.backends {
             let name = backend.name.clone();
-            match &backend.kind {
-                BackendKind::Fake(script) => {
-                    named.push(NamedBackend { name, backend: Arc::new(FakeBackend::new(script.clone())) });
+            let backend: Arc<dyn Backend> = match &backend.kind {
+                BackendKind::Fake(script) => Arc::new(FakeBackend::new(script.clone())),
+                BackendKind::Embedded(config) => {
+                    let engine = Arc::new(engine::start(config, open_models(data_dir)?)?);
+                    engines.push((name.clone(), engine.clone()));
+                    engine
                 }
-                BackendKind::Embedded(_) => return Err(no_engine().into()),
-            }
+            };
+            named.push(NamedBackend { name, backend });
         }
-        Ok(Self { backends: Backends::new(named) })
+        Ok(Self { backends: Backends::new(named), engines })
     }
 
     /// Returns the backends in order of preference.
@@ -34,11 +41,104 @@ impl RunningBackends {
         &self.backends
     }
 
+    /// Returns what the engines have to say to `/metrics`.
+    pub(crate) fn samples(&self) -> impl Fn() -> Vec<Sample> + Send + Sync + 'static {
+        let engines = self.engines.clone();
+        move || {
+            let deaths = |(name, engine): &(String, Arc<engine::Engine>)| Sample {
+                name: "engine_deaths",
+                help: "Engine processes that ended without being told to",
+                labels: vec![("backend", name.clone())],
+                value: engine::deaths(engine) as f64,
+            };
+            engines.iter().map(deaths).collect()
+        }
+    }
+
     /// Ends what the backends started.
-    pub(crate) async fn stop(self) {}
+    pub(crate) async fn stop(self) {
+        for (_, engine) in self.engines.into_iter().rev() {
+            engine::stop(&engine).await;
+        }
+    }
 }
 
-fn no_engine() -> Failure {
-    Failure::new(Exit::Usage, "this build of bombus has no embedded engine, and the configuration asks for one")
+/// Opens the model store of a data directory, with the models of an Ollama on this machine.
+pub(crate) fn open_models(data_dir: &DataDir) -> Result<ModelStore> {
+    Ok(ModelStore::open_with_ollama(data_dir.models(), ollama_directories())?)
+}
+
+#[cfg(feature = "embedded")]
+mod engine {
+    use anyhow::{Context, Result};
+    use bombus_infer::models::ModelStore;
+
+    use super::EmbeddedConfig;
+
+    pub(super) type Engine = bombus_llama::EmbeddedBackend;
+
+    pub(super) fn start(config: &EmbeddedConfig, models: ModelStore) -> Result<Engine> {
+        let program = std::env::current_exe().context("the path of this program is not known")?;
+        Ok(Engine::start(config.clone(), models, program))
+    }
+
+    pub(super) async fn stop(engine: &Engine) {
+        engine.shutdown().await;
+    }
+
+    pub(super) fn deaths(engine: &Engine) -> u64 {
+        engine.deaths()
+    }
+}
+
+/// Stands for the engine in builds without it: it cannot be started, so no value of it exists.
+#[cfg(not(feature = "embedded"))]
+mod engine {
+    use anyhow::Result;
+    use async_trait::async_trait;
+    use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
+    use bombus_core::model::ModelInfo;
+    use bombus_infer::models::ModelStore;
+    use bombus_infer::{Backend, BackendError, ChatStream, Health};
+
+    use super::EmbeddedConfig;
+    use crate::failure::{Exit, Failure};
+
+    pub(super) enum Engine {}
+
+    pub(super) fn start(_config: &EmbeddedConfig, _models: ModelStore) -> Result<Engine> {
+        Err(Failure::new(
+            Exit::Usage,
+            "this build of bombus has no embedded engine, and the configuration asks for one",
+        )
         .hint("build it with the cargo feature `embedded`, or configure other [[backends]]")
+        .into())
+    }
+
+    pub(super) async fn stop(engine: &Engine) {
+        match *engine {}
+    }
+
+    pub(super) fn deaths(engine: &Engine) -> u64 {
+        match *engine {}
+    }
+
+    #[async_trait]
+    impl Backend for Engine {
+        async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+            match *self {}
+        }
+
+        async fn chat(&self, _request: ChatRequest) -> Result<ChatStream, BackendError> {
+            match *self {}
+        }
+
+        async fn embed(&self, _request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+            match *self {}
+        }
+
+        async fn health(&self) -> Health {
+            match *self {}
+        }
+    }
 }

@@ -1,4 +1,5 @@
 use std::pin::pin;
+use std::time::Instant;
 
 use anyhow::Result;
 use bombus_core::chat::{ChatEvent, ChatRequest, Delta, FinishReason, Prompt, Role, Timings, Usage};
@@ -20,7 +21,11 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 /// Asks the running node over its HTTP API.
 pub(super) async fn chat(node: &NodeRecord, request: &ChatRequest) -> Result<Started> {
     let url = format!("{}/v1/chat/completions", node.api);
-    let response = local_client()?.post(url).json(&body(request)).send().await.map_err(|error| {
+    let mut post = local_client()?.post(url).json(&body(request));
+    if let Some(key) = std::env::var("BOMBUS_API_KEY").ok().filter(|key| !key.is_empty()) {
+        post = post.bearer_auth(key);
+    }
+    let response = post.send().await.map_err(|error| {
         Failure::new(Exit::Unavailable, format!("the node at {} does not answer: {error}", node.api))
             .hint("bombus doctor says what is wrong")
     })?;
@@ -111,7 +116,25 @@ struct Chunk {
     #[serde(default)]
     usage: Option<ChunkUsage>,
     #[serde(default)]
-    timings: Option<Timings>,
+    timings: Option<ChunkTimings>,
+}
+
+/// Durations in the names of llama.cpp's server.
+#[derive(Debug, Deserialize)]
+struct ChunkTimings {
+    #[serde(default)]
+    load_ms: f64,
+    #[serde(default)]
+    queue_ms: f64,
+    prompt_ms: f64,
+    predicted_ms: f64,
+}
+
+impl From<ChunkTimings> for Timings {
+    fn from(timings: ChunkTimings) -> Self {
+        let ChunkTimings { load_ms, queue_ms, prompt_ms, predicted_ms } = timings;
+        Self { load_ms, queue_ms, prompt_ms, generate_ms: predicted_ms }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,6 +175,31 @@ impl From<ChunkUsage> for Usage {
     }
 }
 
+/// Measures an answer from here, for nodes that do not tell their own timings.
+struct Clock {
+    begun: Instant,
+    first_token: Option<Instant>,
+    last_token: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self { begun: now, first_token: None, last_token: now }
+    }
+
+    fn token(&mut self) {
+        self.last_token = Instant::now();
+        self.first_token.get_or_insert(self.last_token);
+    }
+
+    fn timings(&self) -> Timings {
+        let first = self.first_token.unwrap_or(self.last_token);
+        let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1000.0;
+        Timings { prompt_ms: ms(self.begun, first), generate_ms: ms(first, self.last_token), ..Timings::default() }
+    }
+}
+
 fn broken(reason: impl Into<String>) -> BackendError {
     BackendError::Interrupted { reason: reason.into() }
 }
@@ -164,11 +212,13 @@ fn events(
         let mut lines = pin!(lines);
         let mut finish = FinishReason::Stop;
         let mut usage = Usage::default();
-        let mut timings = Timings::default();
+        let mut timings = None;
+        let mut clock = Clock::start();
         while let Some(line) = lines.next().await {
             let line = line.map_err(broken)?;
             let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
             if data == "[DONE]" {
+                let timings = timings.unwrap_or_else(|| clock.timings());
                 yield ChatEvent::Done { finish, usage, timings };
                 return;
             }
@@ -180,11 +230,12 @@ fn events(
             for choice in chunk.choices {
                 finish = choice.finish_reason.unwrap_or(finish);
                 if let Some(text) = choice.delta.content.filter(|text| !text.is_empty()) {
+                    clock.token();
                     yield ChatEvent::Delta(Delta { text, ..Delta::default() });
                 }
             }
             usage = chunk.usage.map_or(usage, Usage::from);
-            timings = chunk.timings.unwrap_or(timings);
+            timings = chunk.timings.map(Timings::from).or(timings);
         }
         Err(broken("the node closed the connection"))?;
     }
@@ -212,13 +263,9 @@ mod tests {
         ])
         .await;
         let usage = Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 1 };
-        assert_eq!(
-            events,
-            [
-                Ok(ChatEvent::Delta(Delta { text: "hi".into(), ..Delta::default() })),
-                Ok(ChatEvent::Done { finish: FinishReason::Length, usage, timings: Timings::default() }),
-            ]
-        );
+        assert_eq!(events[0], Ok(ChatEvent::Delta(Delta { text: "hi".into(), ..Delta::default() })));
+        let Ok(ChatEvent::Done { finish, usage: counted, .. }) = &events[1] else { panic!("{events:?}") };
+        assert_eq!((*finish, *counted, events.len()), (FinishReason::Length, usage, 2));
     }
 
     #[tokio::test]

@@ -1,0 +1,137 @@
+//! `bombus doctor`: what is wrong here, and what to do.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+
+use super::{Global, output};
+use crate::config::{Config, Settings};
+
+mod engine;
+mod models;
+mod network;
+mod storage;
+
+/// Arguments of `bombus doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, but not as well or as safely as it could.
+    Warn,
+    /// Something does not work.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Check {
+    /// What was looked at; scripts may rely on it.
+    pub(super) name: &'static str,
+    /// How it is.
+    pub(super) verdict: Verdict,
+    /// What was found.
+    pub(super) found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) remedy: Option<String>,
+}
+
+impl Check {
+    /// All is well.
+    pub(super) fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Ok, found: found.into(), remedy: None }
+    }
+
+    /// It works, but.
+    pub(super) fn warn(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Warn, found: found.into(), remedy: Some(remedy.into()) }
+    }
+
+    /// It does not work.
+    pub(super) fn fail(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Fail, found: found.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+/// The whole result.
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    checks: Vec<Check>,
+}
+
+pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<ExitCode> {
+    let (config_check, config) = configuration(global);
+    let data_dir = global.data_dir_path()?.0;
+    let mut checks = vec![config_check];
+    checks.extend(super::block_on(examine(&config, &data_dir))?);
+    let ok = checks.iter().all(|check| check.verdict != Verdict::Fail);
+    let report = Report { ok, checks };
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&as_text(&report))?;
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { crate::failure::Exit::Failure.into() })
+}
+
+/// A configuration that cannot be read is a finding; the other checks go on with the defaults.
+fn configuration(global: &Global) -> (Check, Config) {
+    const NAME: &str = "configuration";
+    match global.load_settings(&[]) {
+        Ok(Settings { config, notices, .. }) if notices.is_empty() => (Check::ok(NAME, "understood"), config),
+        Ok(Settings { config, notices, .. }) => {
+            (Check::warn(NAME, notices.join("; "), "bombus config show prints what holds"), config)
+        }
+        Err(error) => {
+            let remedy = "correct it; bombus config show prints every setting. The other checks use the defaults";
+            (Check::fail(NAME, error.to_string(), remedy), Config::default())
+        }
+    }
+}
+
+async fn examine(config: &Config, root: &std::path::Path) -> Result<Vec<Check>> {
+    let mut checks = vec![storage::data_dir(root)];
+    let data_dir = crate::data_dir::DataDir::existing(root).ok().flatten();
+    checks.extend(storage::permissions(data_dir.as_ref()));
+    let node = network::node(data_dir.as_ref()).await?;
+    checks.push(node.check());
+    checks.push(network::port(config, &node).await?);
+    checks.push(network::exposure(config, data_dir.as_ref()));
+    checks.push(engine::processor(config));
+    checks.extend(models::stored(data_dir.as_ref()));
+    checks.push(models::default_model(config, data_dir.as_ref()));
+    let hardware = bombus_infer::hardware::probe(storage::nearest_existing(root));
+    checks.push(models::memory(config, data_dir.as_ref(), &hardware));
+    checks.push(storage::disk(&hardware));
+    checks.push(engine::pip().await);
+    Ok(checks)
+}
+
+fn as_text(report: &Report) -> String {
+    let mut text = String::new();
+    for check in &report.checks {
+        let verdict = match check.verdict {
+            Verdict::Ok => "ok  ",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "FAIL",
+        };
+        text.push_str(&format!("{verdict}  {}: {}\n", check.name, check.found));
+        if let Some(remedy) = &check.remedy {
+            text.push_str(&format!("      -> {remedy}\n"));
+        }
+    }
+    text
+}
