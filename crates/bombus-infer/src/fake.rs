@@ -160,7 +160,10 @@ fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item
         let wanted = config.tokens.unwrap_or(pieces.len() as u32);
         let count = wanted.min(request.max_tokens.unwrap_or(u32::MAX));
 
-        sleep(Duration::from_millis(config.first_token_ms)).await;
+        // Even a sleep of no time takes until the timer's next tick, a millisecond.
+        if config.first_token_ms > 0 {
+            sleep(Duration::from_millis(config.first_token_ms)).await;
+        }
         let first_token = Instant::now();
         for (index, piece) in pieces.iter().cycle().take(count as usize).enumerate() {
             if config.fail == Some(FakeFailure::After(index as u32)) {

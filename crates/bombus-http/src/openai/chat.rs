@@ -13,7 +13,7 @@ use super::logprobs::ChatLogprobs;
 use super::request::ChatCompletionRequest;
 use super::response::{
     AnswerFunctionCall, AnswerMessage, AnswerToolCall, ChatChoice, ChatChunkChoice, ChatCompletion,
-    ChatCompletionChunk, ChatDelta, ChunkFunctionCall, ChunkToolCall, Timings, Usage,
+    ChatCompletionChunk, ChatDelta, ChunkFunctionCall, ChunkToolCall, ServerSentEvent, Timings, Usage,
 };
 use super::stream::{self, Chunks, Collected, EventWriter, StreamPlan, finish_name};
 use super::target::Target;
@@ -25,7 +25,7 @@ use crate::error::ApiError;
 /// Answers a conversation, whole or as a stream of server-sent events.
 #[utoipa::path(post, operation_id = "create_chat_completion", path = "/v1/chat/completions", tag = "openai", request_body = ChatCompletionRequest,
     responses((status = 200, description = "The answers; a stream of ChatCompletionChunk where `stream` is true", content(
-        (ChatCompletion = "application/json"), (String = "text/event-stream")
+        (ChatCompletion = "application/json"), (ServerSentEvent = "text/event-stream")
     ))))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,

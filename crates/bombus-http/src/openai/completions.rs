@@ -11,7 +11,7 @@ use bombus_core::model::ModelCapability;
 use super::answers::Answers;
 use super::logprobs::CompletionLogprobs;
 use super::request::CompletionRequest;
-use super::response::{Completion, CompletionChoice, Timings, Usage};
+use super::response::{Completion, CompletionChoice, ServerSentEvent, Timings, Usage};
 use super::stream::{self, Chunks, Collected, EventWriter, StreamPlan, finish_name};
 use super::target::Target;
 use super::translate::{self, Input};
@@ -28,7 +28,7 @@ const ANSWERS_MAX: usize = 128;
 /// Continues texts, whole or as a stream of server-sent events.
 #[utoipa::path(post, operation_id = "create_completion", path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
     responses((status = 200, description = "The continuations; a stream of them where `stream` is true", content(
-        (Completion = "application/json"), (String = "text/event-stream")
+        (Completion = "application/json"), (ServerSentEvent = "text/event-stream")
     ))))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,

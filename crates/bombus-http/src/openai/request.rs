@@ -52,7 +52,7 @@ macro_rules! generation_request {
             #[schema(minimum = 0.1, maximum = 10)]
             pub(crate) repeat_penalty: Option<f32>,
             /// How many recent tokens `repeat_penalty` looks at.
-            #[schema(minimum = 0)]
+            #[schema(minimum = 0, maximum = 65536)]
             pub(crate) repeat_last_n: Option<u32>,
             /// Token ids with what is added to their logits, -100 to 100.
             #[schema(schema_with = logit_bias_schema)]
@@ -115,10 +115,10 @@ generation_request! {
         #[schema(min_items = 1)]
         pub(crate) messages: Vec<RequestMessage>,
         /// The older name of `max_completion_tokens`.
-        #[schema(minimum = 1)]
+        #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32)]
         pub(crate) max_tokens: Option<u32>,
         /// Most tokens to generate; without it, until the model ends or its context is full.
-        #[schema(minimum = 1)]
+        #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32)]
         pub(crate) max_completion_tokens: Option<u32>,
         /// Functions that the model may call.
         pub(crate) tools: Option<Vec<ToolDefinition>>,
@@ -139,7 +139,7 @@ generation_request! {
         #[schema(schema_with = inputs_schema)]
         pub(crate) prompt: TextOrList<PromptItem>,
         /// Most tokens to generate, 16 where it is left out.
-        #[schema(minimum = 1, default = 16)]
+        #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32, default = 16)]
         pub(crate) max_tokens: Option<u32>,
         /// Begins the answer with the prompt; only for prompts in text, and without `logprobs`.
         pub(crate) echo: Option<bool>,
@@ -313,7 +313,7 @@ pub(crate) struct EmbeddingRequest {
     pub(crate) input: TextOrList<PromptItem>,
     pub(crate) encoding_format: Option<EncodingFormat>,
     /// Only the number that the model's vectors have.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32)]
     pub(crate) dimensions: Option<u32>,
 }
 

@@ -125,6 +125,14 @@ pub(crate) struct ChatCompletionChunk<'a> {
     pub(crate) timings: Option<Timings>,
 }
 
+/// An event of a stream, as readers of server-sent events take it apart.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "stands for the stream in the API document alone")]
+pub(crate) struct ServerSentEvent {
+    /// A chunk or, in the last event, `[DONE]`; an error instead of it where the answer breaks off.
+    data: String,
+}
+
 /// More of one answer.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ChatChunkChoice)]

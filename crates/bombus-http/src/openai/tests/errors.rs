@@ -56,6 +56,7 @@ async fn values_of_the_wrong_type_or_out_of_range_name_their_field() {
         (json!({"top_p": -0.5}), "invalid_value", "top_p"),
         (json!({"presence_penalty": 3}), "invalid_value", "presence_penalty"),
         (json!({"repeat_penalty": 0}), "invalid_value", "repeat_penalty"),
+        (json!({"repeat_last_n": 65_537}), "invalid_value", "repeat_last_n"),
         (json!({"top_k": -2}), "invalid_value", "top_k"),
         (json!({"logit_bias": {"x": 1}}), "invalid_value", "logit_bias"),
         (json!({"logit_bias": {"1": 101}}), "invalid_value", "logit_bias"),
