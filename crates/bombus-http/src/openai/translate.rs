@@ -248,6 +248,8 @@ fn sampling(common: Common) -> Result<Sampling, ApiError> {
     in_range("presence_penalty", common.presence_penalty, -2.0..=2.0)?;
     in_range("frequency_penalty", common.frequency_penalty, -2.0..=2.0)?;
     in_range("repeat_penalty", common.repeat_penalty, 0.1..=10.0)?;
+    // Engines keep a buffer of this many tokens for each answer.
+    in_range("repeat_last_n", common.repeat_last_n.map(|tokens| tokens as f32), 0.0..=65_536.0)?;
     if common.top_k.is_some_and(|top_k| top_k < -1) {
         return Err(ApiError::invalid_value("top_k", "'top_k' has to be at least -1"));
     }
