@@ -1,0 +1,163 @@
+use serde_json::Value;
+
+use crate::harness::{Home, Node, Process, Signal, fake};
+
+#[tokio::test]
+async fn the_running_node_answers_and_stdout_has_the_answer_alone() {
+    let home = Home::new(&fake(""));
+    let node = Node::start(&home).await;
+    let asked = home.run(&["ask", "why", "is the sky  blue?"]).await;
+    assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), "why is the sky  blue?\n"), "{}", asked.stderr);
+    assert_eq!(asked.stderr.lines().count(), 1, "{}", asked.stderr);
+    for part in ["fake", node.id(), "5 answer tokens"] {
+        assert!(asked.stderr.contains(part), "{:?} lacks {part:?}", asked.stderr);
+    }
+}
+
+#[tokio::test]
+async fn without_a_node_the_command_runs_the_model_itself() {
+    let home = Home::new(&fake(""));
+    let asked = home.run(&["ask", "hello"]).await;
+    assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), "hello\n"), "{}", asked.stderr);
+    assert!(asked.stderr.contains("in this process"), "{}", asked.stderr);
+}
+
+#[tokio::test]
+async fn a_node_that_crashed_does_not_keep_anyone_from_asking() {
+    let home = Home::new(&fake(""));
+    Node::start(&home).await.crash().await;
+    let asked = home.run(&["ask", "hello"]).await;
+    assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), "hello\n"), "{}", asked.stderr);
+    assert!(asked.stderr.contains("in this process"), "{}", asked.stderr);
+}
+
+#[tokio::test]
+async fn the_prompt_comes_from_arguments_and_stdin() {
+    let home = Home::new(&fake(""));
+    for (arguments, stdin, answer) in [
+        (vec!["ask"], "from a pipe\n", "from a pipe\n"),
+        (vec!["ask", "-"], "from a pipe", "from a pipe\n"),
+        (vec!["ask", "explain", "this:"], "a\nb\n", "explain this:\n\na\nb\n"),
+    ] {
+        let asked = home.run_with_stdin(&arguments, stdin).await;
+        assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), answer), "{arguments:?}: {}", asked.stderr);
+    }
+    let nothing = home.run_with_stdin(&["ask"], "").await;
+    assert_eq!(nothing.code, Some(2));
+    assert!(nothing.stderr.starts_with("error: there is no prompt\nhint: "), "{}", nothing.stderr);
+}
+
+#[tokio::test]
+async fn quiet_leaves_nothing_but_the_answer() {
+    let home = Home::new(&fake(""));
+    let asked = home.run(&["ask", "--quiet", "hello"]).await;
+    assert_eq!((asked.stdout.as_str(), asked.stderr.as_str()), ("hello\n", ""));
+}
+
+#[tokio::test]
+async fn json_is_one_object_with_the_same_fields_both_ways() {
+    let home = Home::new(&fake("reply = 'a b c d'"));
+    let arguments =
+        ["ask", "--json", "--max-tokens", "3", "--temperature", "0", "--seed", "1", "--system", "short", "hi"];
+    let alone: Value = serde_json::from_str(&home.run(&arguments).await.stdout).unwrap();
+    let node = Node::start(&home).await;
+    let remote: Value = serde_json::from_str(&home.run(&arguments).await.stdout).unwrap();
+    for answer in [&alone, &remote] {
+        assert_eq!(answer["answer"], "a b c");
+        assert_eq!(answer["finish_reason"], "length");
+        assert_eq!(answer["usage"]["completion_tokens"], 3);
+        assert_eq!(answer["model"], "fake:latest");
+        assert_eq!(answer["route"]["backend"], "fake");
+        assert!(answer["timings"]["prompt_ms"].is_number());
+    }
+    assert_eq!(alone["route"]["node"], Value::Null);
+    assert_eq!(remote["route"]["node"], node.id());
+    let fields = |answer: &Value| answer.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(fields(&alone), fields(&remote));
+}
+
+#[tokio::test]
+async fn an_unknown_model_is_not_found_and_says_how_to_get_it() {
+    let home = Home::new(&fake(""));
+    let alone = home.run(&["ask", "--model", "nope", "hi"]).await;
+    let _node = Node::start(&home).await;
+    let remote = home.run(&["ask", "--model", "nope", "hi"]).await;
+    for asked in [alone, remote] {
+        assert_eq!((asked.code, asked.stdout.as_str()), (Some(3), ""), "{}", asked.stderr);
+        assert!(asked.stderr.contains("error: model 'nope' not found"), "{}", asked.stderr);
+        assert!(asked.stderr.contains("hint: bombus models pull nope"), "{}", asked.stderr);
+    }
+}
+
+#[tokio::test]
+async fn the_default_model_is_the_nodes_own() {
+    let home = Home::new("");
+    let other = home.path("other.toml");
+    std::fs::write(&other, fake("models = ['special']").replace("'fake'\n[api]", "'special'\n[api]")).unwrap();
+    let _node = Node::start_with(&home, &["--config", other.to_str().unwrap()]).await;
+    let asked = home.run(&["ask", "hello"]).await;
+    assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), "hello\n"), "{}", asked.stderr);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_shows_what_came_and_fails() {
+    let home = Home::new(&fake("reply = 'a b c d'\nfail = 'after:2'"));
+    let alone = home.run(&["ask", "hi"]).await;
+    let _node = Node::start(&home).await;
+    let remote = home.run(&["ask", "hi"]).await;
+    for asked in [alone, remote] {
+        assert_eq!(asked.stdout, "a b\n", "{}", asked.stderr);
+        assert!(matches!(asked.code, Some(1 | 4)), "{:?}", asked.code);
+        assert!(asked.stderr.contains("error: ") && asked.stderr.contains("as configured"), "{}", asked.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_is_unavailable() {
+    let home = Home::new(&fake("fail = 'refuse'"));
+    let alone = home.run(&["ask", "hi"]).await;
+    let _node = Node::start(&home).await;
+    let remote = home.run(&["ask", "hi"]).await;
+    for asked in [alone, remote] {
+        assert_eq!((asked.code, asked.stdout.as_str()), (Some(4), ""), "{}", asked.stderr);
+        assert!(asked.stderr.contains("hint: "), "{}", asked.stderr);
+    }
+}
+
+#[tokio::test]
+async fn ctrl_c_stops_the_answer_and_keeps_what_came() {
+    let home = Home::new(&fake("reply = 'tick'\ntokens = 1000000\ntoken_ms = 10"));
+    let node = Node::start(&home).await;
+    for arguments in [vec!["ask", "hi"], vec!["ask", "hi", "--data-dir", "elsewhere"]] {
+        let mut asking = Process::start(home.command(&arguments));
+        assert_eq!(asking.stdout_bytes(8).await, "ticktick");
+        asking.signal(Signal::Interrupt);
+        assert_eq!(asking.ended().await.code(), Some(130), "{}", asking.stderr());
+        let rest = asking.stdout_rest().await;
+        assert!(rest.ends_with('\n') && rest.trim_end().replace("tick", "").is_empty(), "{rest:?}");
+        assert_eq!(asking.stderr(), "stopped\n");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_a_wait_for_the_first_token() {
+    let home = Home::new(&fake("fail = 'hang'"));
+    let _node = Node::start(&home).await;
+    let mut asking = Process::start(home.command(&["ask", "--log-level", "debug", "hi"]));
+    asking.stderr_shows("\"asking\"").await;
+    asking.signal(Signal::Interrupt);
+    assert_eq!(asking.ended().await.code(), Some(130), "{}", asking.stderr());
+}
+
+#[tokio::test]
+async fn interrupted_json_says_so() {
+    let home = Home::new(&fake("reply = 'tick'\ntokens = 1000000\ntoken_ms = 1"));
+    let _node = Node::start(&home).await;
+    let mut asking = Process::start(home.command(&["ask", "--json", "--log-level", "debug", "hi"]));
+    asking.stderr_shows("\"asking\"").await;
+    asking.signal(Signal::Interrupt);
+    assert_eq!(asking.ended().await.code(), Some(130), "{}", asking.stderr());
+    let answer: Value = serde_json::from_str(&asking.stdout_rest().await).unwrap();
+    assert_eq!(answer["finish_reason"], "interrupted");
+}

@@ -1,0 +1,15 @@
+//! Tests of the real program: each starts `bombus` as its users do and looks at what comes out.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
+
+mod harness;
+
+mod ask;
+mod completions;
+mod config;
+mod crate_graph;
+mod doctor;
+mod keys;
+mod logs;
+mod models;
+mod up;

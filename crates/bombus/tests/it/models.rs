@@ -1,0 +1,58 @@
+use bombus_testkit::gguf::tiny_model;
+use serde_json::Value;
+
+use crate::harness::Home;
+
+#[tokio::test]
+async fn a_file_is_imported_listed_and_removed() {
+    let home = Home::new("");
+    let file = home.path("My-Tiny.gguf");
+    std::fs::write(&file, tiny_model("tiny", 4096)).unwrap();
+
+    let imported = home.run(&["models", "import", file.to_str().unwrap()]).await;
+    assert_eq!(imported.code, Some(0), "{}", imported.stderr);
+    assert!(
+        imported.stdout.starts_with("my-tiny:latest") && imported.stdout.contains("sha256:"),
+        "{}",
+        imported.stdout
+    );
+    assert_eq!(imported.stdout.lines().count(), 1);
+
+    let listed = home.run(&["models", "list"]).await;
+    assert!(listed.stdout.lines().nth(1).is_some_and(|line| line.starts_with("my-tiny:latest ")), "{}", listed.stdout);
+    let listed: Value = serde_json::from_str(&home.run(&["models", "list", "--json"]).await.stdout).unwrap();
+    assert_eq!((&listed[0]["name"], &listed[0]["source"]["kind"]), (&"my-tiny:latest".into(), &"imported".into()));
+    assert_eq!(listed[0]["size_bytes"], std::fs::metadata(&file).unwrap().len());
+
+    assert_eq!(home.run(&["models", "rm", "my-tiny"]).await.code, Some(0));
+    let gone = home.run(&["models", "rm", "my-tiny"]).await;
+    assert_eq!(gone.code, Some(3), "{}", gone.stderr);
+    assert_eq!(home.run(&["models", "list", "--json"]).await.stdout, "[]\n");
+}
+
+#[tokio::test]
+async fn what_is_no_model_is_not_imported() {
+    let home = Home::new("");
+    std::fs::write(home.path("notes.gguf"), "not a model").unwrap();
+    let refused = home.run(&["models", "import", "notes.gguf"]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("notes.gguf"), "{}", refused.stderr);
+    assert_eq!(home.run(&["models", "import", "missing.gguf"]).await.code, Some(3));
+    assert_eq!(home.run(&["models", "list", "--json"]).await.stdout, "[]\n");
+}
+
+#[tokio::test]
+async fn a_name_that_is_none_is_wrong_usage() {
+    let home = Home::new("");
+    let refused = home.run(&["models", "pull", "../etc/passwd"]).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn the_catalogue_lists_the_default_model() {
+    let home = Home::new("");
+    let shown = home.run(&["models", "catalogue"]).await;
+    assert!(shown.stdout.contains("smollm2:135m"), "{}", shown.stdout);
+    let shown: Value = serde_json::from_str(&home.run(&["models", "catalogue", "--json"]).await.stdout).unwrap();
+    assert!(shown.as_array().is_some_and(|entries| entries.iter().all(|entry| entry["sha256"].is_string())));
+}
