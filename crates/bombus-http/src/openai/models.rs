@@ -1,6 +1,7 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use bombus_core::model::ModelInfo;
 
@@ -23,15 +24,27 @@ pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelList> {
         (status = 200, description = "The model", body = Model),
         (status = 404, description = "No backend has this model", body = crate::error::OpenAiError),
     ))]
-pub(crate) async fn describe(State(app): State<SharedApp>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub(crate) async fn describe(
+    State(app): State<SharedApp>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    let Path(id) = id.map_err(not_a_text)?;
     find(&app, &id).await
 }
 
 pub(crate) async fn describe_with_slashes(
     State(app): State<SharedApp>,
-    Path((id, rest)): Path<(String, String)>,
+    id: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
+    let Path((id, rest)) = id.map_err(not_a_text)?;
     find(&app, &format!("{id}/{rest}")).await
+}
+
+/// No model has a name that is not even a text.
+#[expect(clippy::needless_pass_by_value, reason = "it maps an error by value")]
+fn not_a_text(rejection: PathRejection) -> ApiError {
+    tracing::debug!(%rejection, "the model name in the path cannot be read");
+    ApiError::model_not_found("?")
 }
 
 async fn find(app: &App, id: &str) -> Result<Json<Model>, ApiError> {

@@ -156,6 +156,19 @@ async fn an_unknown_model_is_not_found() {
 }
 
 #[tokio::test]
+async fn a_model_name_that_is_no_text_is_not_found() {
+    let router = loopback(services(scripted(two_words())));
+    for path in ["/v1/models/%FF", "/v1/models/a/%FF"] {
+        let answer = crate::testing::get(&router, path).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["code"]),
+            (404, &json!("model_not_found")),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_model_is_not_asked_for_what_it_cannot_do() {
     let backend = Scripted {
         models: vec![model("plain", &[ModelCapability::Completion]), model("vectors", &[ModelCapability::Embedding])],
