@@ -20,6 +20,15 @@ pub trait Backend: Send + Sync + 'static {
     /// [`BackendError::Unavailable`] where the list cannot be had.
     async fn models(&self) -> Result<Vec<ModelInfo>, BackendError>;
 
+    /// Finds one model.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::ModelUnusable`] where the model is there but damaged; [`BackendError::Unavailable`].
+    async fn model(&self, name: &ModelName) -> Result<Option<ModelInfo>, BackendError> {
+        Ok(self.models().await?.into_iter().find(|info| info.name == *name))
+    }
+
     /// Starts an answer. Errors that are known before the first token are returned here, later ones end the stream.
     ///
     /// # Errors

@@ -41,12 +41,9 @@ impl Backends {
         let name = ModelName::parse(model).map_err(|_| not_found())?;
         let mut failure = None;
         for candidate in self.all() {
-            match candidate.backend.models().await {
-                Ok(models) => {
-                    if let Some(info) = models.into_iter().find(|info| info.name == name) {
-                        return Ok((candidate, info));
-                    }
-                }
+            match candidate.backend.model(&name).await {
+                Ok(Some(info)) => return Ok((candidate, info)),
+                Ok(None) => {}
                 Err(error) => failure = Some(error),
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
-use bombus_infer::models::{LocalModel, ModelStore};
+use bombus_infer::models::{LocalModel, ModelStore, StoreError};
 use bombus_infer::{Backend, BackendError, ChatStream, Health};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -57,23 +57,30 @@ impl EmbeddedBackend {
     async fn find(&self, model: &str) -> Result<LocalModel, BackendError> {
         let not_found = || BackendError::ModelNotFound { model: model.to_owned() };
         let name = ModelName::parse(model).map_err(|_| not_found())?;
-        self.in_store(move |store| store.get(&name)).await?.ok_or_else(not_found)
+        self.get(name).await?.ok_or_else(not_found)
+    }
+
+    async fn get(&self, name: ModelName) -> Result<Option<LocalModel>, BackendError> {
+        self.in_store(move |store| store.get(&name)).await
     }
 
     /// Reads the store on a thread that may block.
-    async fn in_store<T, E>(
+    async fn in_store<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&ModelStore) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, BackendError>
-    where
-        T: Send + 'static,
-        E: std::fmt::Display + Send + 'static,
-    {
+        read: impl FnOnce(&ModelStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, BackendError> {
         let store = self.store.clone();
-        let unavailable = |reason: String| BackendError::Unavailable { reason };
-        match tokio::task::spawn_blocking(move || read(&store).map_err(|error| error.to_string())).await {
-            Ok(result) => result.map_err(unavailable),
-            Err(_) => Err(unavailable("the model store could not be read".into())),
+        match tokio::task::spawn_blocking(move || read(&store)).await {
+            Ok(result) => result.map_err(store_failure),
+            Err(_) => Err(BackendError::Unavailable { reason: "the model store could not be read".into() }),
+        }
+    }
+
+    fn describe(&self, model: &LocalModel) -> ModelInfo {
+        ModelInfo {
+            context_tokens: Some(context_tokens(model, &self.config)),
+            warm: self.pool.is_warm(&model.path),
+            ..model.to_model_info()
         }
     }
 
@@ -90,12 +97,11 @@ impl EmbeddedBackend {
 impl Backend for EmbeddedBackend {
     async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
         let models = self.in_store(ModelStore::list).await?;
-        let describe = |model: LocalModel| ModelInfo {
-            context_tokens: Some(context_tokens(&model, &self.config)),
-            warm: self.pool.is_warm(&model.path),
-            ..model.to_model_info()
-        };
-        Ok(models.into_iter().map(describe).collect())
+        Ok(models.iter().map(|model| self.describe(model)).collect())
+    }
+
+    async fn model(&self, name: &ModelName) -> Result<Option<ModelInfo>, BackendError> {
+        Ok(self.get(name.clone()).await?.map(|model| self.describe(&model)))
     }
 
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
@@ -140,6 +146,14 @@ impl Backend for EmbeddedBackend {
     async fn health(&self) -> Health {
         let missing = crate::cpu::missing_features();
         if missing.is_empty() { Health::Ready } else { Health::Unavailable(crate::cpu::explain(&missing)) }
+    }
+}
+
+fn store_failure(error: StoreError) -> BackendError {
+    let reason = error.to_string();
+    match error {
+        StoreError::DamagedBlob { name, .. } => BackendError::ModelUnusable { model: name.to_string(), reason },
+        _ => BackendError::Unavailable { reason },
     }
 }
 

@@ -129,12 +129,17 @@ impl EngineProcess {
         let id = self.register(Pending::Embed(sender))?;
         let _cancel = CancelOnDrop { process: self, id };
         self.send(&ToWorker::Embed { id, inputs }).await;
-        response.await.unwrap_or_else(|_| Err(self.death()))
+        response.await.unwrap_or_else(|_| Err(self.died()))
     }
 
     /// Returns how many requests the process has.
     pub(crate) fn load(&self) -> usize {
         self.0.runs().pending.len()
+    }
+
+    /// Returns how the process died, if it did.
+    pub(crate) fn death(&self) -> Option<String> {
+        self.0.runs().death.clone()
     }
 
     fn register(&self, pending: Pending) -> Result<RunId, RunFailure> {
@@ -166,9 +171,8 @@ impl EngineProcess {
         }
     }
 
-    fn death(&self) -> RunFailure {
-        let reason = self.0.runs().death.clone();
-        RunFailure::Died(reason.unwrap_or_else(|| "the engine process ended".into()))
+    fn died(&self) -> RunFailure {
+        RunFailure::Died(self.death().unwrap_or_else(|| "the engine process ended".into()))
     }
 }
 
@@ -247,7 +251,7 @@ impl ChatRun {
         if self.ended {
             return None;
         }
-        let event = self.events.recv().await.unwrap_or_else(|| Err(self.process.death()));
+        let event = self.events.recv().await.unwrap_or_else(|| Err(self.process.died()));
         self.ended = !matches!(event, Ok(ChatEvent::Delta(_) | ChatEvent::ToolCall(_)));
         self.taken += 1;
         if self.taken == CREDIT_EVENTS / 2 && !self.ended {

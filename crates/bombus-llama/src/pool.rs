@@ -65,7 +65,7 @@ impl Drop for InUse {
 enum Input {
     Acquire { model: Box<LocalModel>, reply: Reply },
     Loaded { key: Key, result: Result<EngineProcess, String> },
-    Exited { key: Key, reason: String },
+    Exited { key: Key, start: u64, reason: String },
 }
 
 impl PoolHandle {
@@ -100,6 +100,8 @@ pub(crate) struct Pool {
     inbox: mpsc::Receiver<Input>,
     own_inbox: mpsc::Sender<Input>,
     engines: HashMap<Key, Engine>,
+    /// Processes started so far.
+    starts: u64,
     /// Requests for which there is no memory until others end.
     waiting_for_memory: Vec<(Box<LocalModel>, Reply)>,
     warm: watch::Sender<HashSet<Key>>,
@@ -111,6 +113,8 @@ struct Engine {
     model: Box<LocalModel>,
     need: Need,
     state: State,
+    /// Tells this process from those that had the model before.
+    start: u64,
     /// Deaths since the last time that the process was stable.
     deaths: u32,
 }
@@ -134,6 +138,7 @@ impl Pool {
             inbox,
             own_inbox,
             engines: HashMap::new(),
+            starts: 0,
             waiting_for_memory: Vec::new(),
             warm,
             deaths,
@@ -162,11 +167,17 @@ impl Pool {
         match input {
             Input::Acquire { model, reply } => self.on_acquire(model, reply),
             Input::Loaded { key, result } => self.on_loaded(&key, result),
-            Input::Exited { key, reason } => self.on_exited(&key, reason),
+            Input::Exited { key, start, reason } => self.on_exited(&key, start, reason),
         }
     }
 
     fn on_acquire(&mut self, model: Box<LocalModel>, reply: Reply) {
+        // A request that saw its process die may be here before the news of the death.
+        if let Some(Engine { state: State::Ready { process, .. }, start, .. }) = self.engines.get(&model.path)
+            && let Some(reason) = process.death()
+        {
+            self.on_exited(&model.path, *start, reason);
+        }
         match self.engines.get_mut(&model.path).map(|engine| &mut engine.state) {
             Some(State::Loading { waiters, .. }) => waiters.push(reply),
             Some(State::Ready { process, in_use, used_at, .. }) => {
@@ -210,18 +221,22 @@ impl Pool {
         let options = load_options(&model, &self.config, &self.machine);
         let timeout = Duration::from_secs(self.config.load_timeout_s);
         let (program, inbox, task_key) = (self.program.clone(), self.own_inbox.clone(), key.clone());
+        self.starts += 1;
+        let start = self.starts;
         tracing::info!(model.name = %model.name, memory_mb = need.total_mb(), "loading");
         // Both tasks do nothing but report to the pool, which decides what a failure means.
         tokio::spawn(async move {
             let (exit_inbox, exit_key) = (inbox.clone(), task_key.clone());
             let on_exit = move |reason| {
-                tokio::spawn(async move { drop(exit_inbox.send(Input::Exited { key: exit_key, reason }).await) });
+                tokio::spawn(
+                    async move { drop(exit_inbox.send(Input::Exited { key: exit_key, start, reason }).await) },
+                );
             };
             let result = EngineProcess::start(&program, options, timeout, on_exit).await;
             let _ = inbox.send(Input::Loaded { key: task_key, result }).await;
         });
         let state = State::Loading { since: Instant::now(), waiters };
-        self.engines.insert(key, Engine { model, need, state, deaths });
+        self.engines.insert(key, Engine { model, need, state, start, deaths });
     }
 
     fn on_loaded(&mut self, key: &Path, result: Result<EngineProcess, String>) {
@@ -252,7 +267,10 @@ impl Pool {
     }
 
     /// A process died. It is started again at once the first time, and when it is asked for after a pause from then on.
-    fn on_exited(&mut self, key: &Path, reason: String) {
+    fn on_exited(&mut self, key: &Path, start: u64, reason: String) {
+        if self.engines.get(key).is_none_or(|engine| engine.start != start) {
+            return;
+        }
         let Some(engine) = self.engines.remove(key) else { return };
         self.deaths.send_modify(|deaths| *deaths += 1);
         let was_stable = matches!(&engine.state, State::Ready { loaded_at, .. } if loaded_at.elapsed() >= STABLE_AFTER);

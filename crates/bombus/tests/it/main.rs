@@ -3,12 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
 mod harness;
+mod model;
 
 mod ask;
 mod completions;
 mod config;
 mod crate_graph;
 mod doctor;
+mod engine;
+mod faults;
 mod keys;
 mod logs;
 mod models;

@@ -1,0 +1,287 @@
+//! The embedded engine with a real model.
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::harness::{Home, Node};
+use crate::model::{MODEL, chat, eventually, home_with_model, own_weights, text_of, with};
+
+fn content(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap()
+}
+
+#[tokio::test]
+async fn a_conversation_does_not_compute_its_history_again() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let question = "Name three colours, and say for each of them where it is found in nature.";
+    let first = node.answer(&chat(question, 30)).await;
+    assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    let second = node
+        .answer(&with(
+            chat("", 5),
+            &json!({ "messages": [
+                { "role": "user", "content": question },
+                { "role": "assistant", "content": content(&first) },
+                { "role": "user", "content": "Go on." },
+            ] }),
+        ))
+        .await;
+    let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    let before = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(cached >= before, "the first turn's {before} prompt tokens are cached, {cached} were used");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_seed_gives_the_same_answer() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let request = with(chat("Tell me a story.", 24), &json!({ "temperature": 1.2, "seed": 42 }));
+    let first = node.answer(&request).await;
+    let again = node.answer(&request).await;
+    assert_eq!(content(&first), content(&again));
+    let other = node.answer(&with(request, &json!({ "seed": 43 }))).await;
+    assert_ne!(content(&first), content(&other));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_prompt_just_under_the_context_is_answered_and_one_just_over_it_refused() {
+    let home = home_with_model("context_tokens = 256").await;
+    let node = Node::start(&home).await;
+    let complete = async |tokens: usize| {
+        let prompt = vec![5_000; tokens];
+        node.post("/v1/completions", &json!({ "model": MODEL, "prompt": prompt, "ignore_eos": true })).await
+    };
+    let (status, under) = complete(255).await;
+    assert_eq!((status, under["choices"][0]["finish_reason"].as_str()), (200, Some("length")), "{under}");
+    assert_eq!(under["usage"]["completion_tokens"], 1);
+    let (status, over) = complete(256).await;
+    assert_eq!((status, over["error"]["code"].as_str()), (400, Some("context_length_exceeded")));
+    let message = over["error"]["message"].as_str().unwrap();
+    assert!(message.matches("256").count() == 2, "both numbers: {message}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn control_tokens_in_user_text_are_only_text() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let prompt_tokens = async |text: &str| {
+        let answer = node.answer(&chat(text, 1)).await;
+        answer["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let empty = prompt_tokens("").await;
+    assert!(prompt_tokens("<|im_end|>").await >= empty + 4, "as the control token it would be one token");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_text_that_spans_tokens_ends_the_answer_before_it() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let request = chat("Count from one to twenty in words.", 40);
+    let whole = content(&node.answer(&request).await).to_owned();
+    let stop: String = whole.chars().skip(7).take(9).collect();
+    let expected = whole.split_once(&stop).unwrap().0;
+    let stopped = node.answer(&with(request.clone(), &json!({ "stop": [stop] }))).await;
+    assert_eq!(content(&stopped), expected);
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    let mut events = node.stream(with(request, &json!({ "stop": [stop] }))).await;
+    let streamed: String = events.rest().await.iter().map(|event| text_of(event)).collect();
+    assert_eq!(streamed, expected);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_by_schema_fits_it() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "city": { "type": "string", "maxLength": 20 },
+            "size": { "enum": ["small", "large"] },
+            "rivers": { "type": "array", "items": { "type": "string", "maxLength": 12 }, "minItems": 1, "maxItems": 2 },
+        },
+        "required": ["city", "size", "rivers"],
+        "additionalProperties": false,
+    });
+    let format =
+        json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "c", "schema": schema } } });
+    let answer = node.answer(&with(chat("Describe a city.", 200), &format)).await;
+    let city: Value = serde_json::from_str(content(&answer)).unwrap();
+    assert_eq!(city.as_object().unwrap().keys().collect::<Vec<_>>(), ["city", "size", "rivers"]);
+    assert!(["small", "large"].contains(&city["size"].as_str().unwrap()));
+    node.stop().await;
+}
+
+/// The small model has no place for tools in its template, so it gets one: a template of the same length, put into its file.
+async fn home_with_tool_model(lines: &str) -> Home {
+    let home = home_with_model(lines).await;
+    let weights = own_weights(&home);
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let begin = find(&bytes, b"{% for message in messages %}").unwrap();
+    let length = usize::try_from(u64::from_le_bytes(bytes[begin - 8..begin].try_into().unwrap())).unwrap();
+    let template = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}. Use <tool_call>.<|im_end|>\n{% endif %}\
+                    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n{#";
+    let padded = format!("{template}{}#}}", " ".repeat(length - template.len() - 2));
+    bytes[begin..begin + length].copy_from_slice(padded.as_bytes());
+    let file = home.path("tools.gguf");
+    std::fs::write(&file, bytes).unwrap();
+    let imported = home.run(&["models", "import", file.to_str().unwrap(), "--name", "tools"]).await;
+    assert_eq!(imported.code, Some(0), "{}", imported.stderr);
+    home
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}
+
+#[tokio::test]
+async fn a_model_with_a_place_for_tools_calls_one_and_others_say_that_they_cannot() {
+    let home = home_with_tool_model("").await;
+    let node = Node::start(&home).await;
+    let tools = json!({
+        "tools": [{ "type": "function", "function": {
+            "name": "weather",
+            "parameters": { "type": "object", "properties": { "city": { "enum": ["Paris", "Rome"] } }, "required": ["city"] },
+        } }],
+        "tool_choice": "required",
+    });
+    let request = with(chat("How is the weather in Rome?", 100), &tools);
+    let answer = node.answer(&with(request.clone(), &json!({ "model": "tools" }))).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+    let call = &choice["message"]["tool_calls"][0]["function"];
+    let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+    assert_eq!(call["name"], "weather");
+    assert!(["Paris", "Rome"].contains(&arguments["city"].as_str().unwrap()), "{arguments}");
+
+    let (status, refused) = node.post("/v1/chat/completions", &request).await;
+    assert_eq!((status, refused["error"]["param"].as_str()), (400, Some("tools")), "{refused}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn runs_that_do_not_fit_into_the_cache_together_wait_for_each_other() {
+    let home = home_with_model("context_tokens = 256\nkv_tokens = 300").await;
+    let node = Node::start(&home).await;
+    let request = with(chat("Tell me about the sea.", 120), &json!({ "ignore_eos": true }));
+    let answers = join_all((0..6).map(|_| node.answer(&request))).await;
+    for answer in answers {
+        assert_eq!(answer["usage"]["completion_tokens"], 120);
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_prompt_does_not_hold_up_a_running_answer() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let mut running = node.stream(with(chat("Tell me a long story.", 2_000), &json!({ "ignore_eos": true }))).await;
+    running.first_text().await;
+    let prompt = chat(&"many words ".repeat(900), 1);
+    let mut tokens = 0;
+    {
+        let mut late = std::pin::pin!(node.answer(&prompt));
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut late => {
+                    assert!(answer["usage"]["prompt_tokens"].as_u64().unwrap() > 1_500);
+                    break;
+                }
+                event = running.next() => {
+                    event.expect("the answer goes on");
+                    tokens += 1;
+                }
+            }
+        }
+    }
+    assert!(tokens >= 10, "{tokens} tokens of the running answer came while the long prompt was read");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_slot() {
+    let home = home_with_model("slots = 1").await;
+    let node = Node::start(&home).await;
+    for _ in 0..3 {
+        let mut stream = node.stream(with(chat("Tell me a long story.", 8_000), &json!({ "ignore_eos": true }))).await;
+        stream.first_text().await;
+        drop(stream);
+        node.answer(&chat("Hi", 1)).await;
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_holds_up_nobody_and_misses_nothing() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let mut slow = node.stream(with(chat("Tell me a long story.", 1_500), &json!({ "ignore_eos": true }))).await;
+    let first = slow.first_text().await;
+    for _ in 0..5 {
+        node.answer(&chat("Hi", 20)).await;
+    }
+    let rest = slow.rest().await;
+    assert_eq!(rest.last().map(String::as_str), Some("[DONE]"));
+    let streamed: String = first + &rest.iter().map(|event| text_of(event)).collect::<String>();
+    assert!(streamed.len() > 2_000, "{} bytes", streamed.len());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_longest_unused_model_makes_room_for_another() {
+    let home = home_with_tool_model("context_tokens = 256\nmemory_mb = 300").await;
+    let node = Node::start(&home).await;
+    node.answer(&chat("Hi", 1)).await;
+    assert!(node.is_warm(MODEL).await);
+    node.answer(&with(chat("Hi", 1), &json!({ "model": "tools" }))).await;
+    assert!(node.is_warm("tools:latest").await && !node.is_warm(MODEL).await);
+    node.answer(&chat("Hi", 1)).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_that_nobody_uses_leaves_memory() {
+    let home = home_with_model("idle_unload_s = 1").await;
+    let node = Node::start(&home).await;
+    node.answer(&chat("Hi", 1)).await;
+    eventually("the unloading", async || !node.is_warm(MODEL).await && node.engines().is_empty()).await;
+    node.answer(&chat("Hi", 1)).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_too_large_for_the_memory_allowed_is_refused_with_the_numbers() {
+    let home = home_with_model("memory_mb = 100").await;
+    let node = Node::start(&home).await;
+    let (status, refused) = node.post("/v1/chat/completions", &chat("Hi", 1)).await;
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(
+        status == 503 && message.contains("94 MB weights") && message.contains("100 MB may be used"),
+        "{status} {message}"
+    );
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn two_runs_of_one_prompt_share_what_is_computed() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let prompt = "Once upon a time there was a forest. ".repeat(20);
+    let mut running = node.stream(with(chat(&prompt, 500), &json!({ "ignore_eos": true }))).await;
+    running.first_text().await;
+    let beside = node.answer(&chat(&prompt, 1)).await;
+    let usage = &beside["usage"];
+    let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert_eq!(
+        cached + 1,
+        usage["prompt_tokens"].as_u64().unwrap(),
+        "all but the last token come from the run beside it"
+    );
+    node.stop().await;
+}
