@@ -12,6 +12,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bombus_core::identity::NodeKey;
 
@@ -26,6 +27,11 @@ pub(crate) use node_file::{NodeRecord, reachable};
 
 /// Version of the layout that this program reads and writes.
 pub(crate) const FORMAT: u32 = 1;
+
+/// How often a lock that is held is tried again.
+const LOCK_RETRIES: u32 = 4;
+/// Time between two tries.
+const LOCK_RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// Says why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +114,14 @@ impl DataDir {
     }
 
     /// Claims the directory for a node until the lock is dropped or the process ends, however it ends.
-    pub(crate) fn lock(&self) -> Result<NodeLock, DataDirError> {
+    pub(crate) async fn lock(&self) -> Result<NodeLock, DataDirError> {
+        // Other commands share the lock for a moment to see whether it is held.
+        for _ in 0..LOCK_RETRIES {
+            match NodeLock::acquire(&self.root) {
+                Err(DataDirError::InUse { .. }) => tokio::time::sleep(LOCK_RETRY_AFTER).await,
+                other => return other,
+            }
+        }
         NodeLock::acquire(&self.root)
     }
 

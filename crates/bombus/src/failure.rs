@@ -59,12 +59,11 @@ impl Failure {
             BackendError::ContextExceeded { .. }
             | BackendError::InvalidRequest { .. }
             | BackendError::Unsupported { .. } => failure(Exit::Usage),
-            BackendError::Overloaded { .. } | BackendError::Unavailable { .. } | BackendError::TimedOut { .. } => {
-                failure(Exit::Unavailable).hint("bombus doctor says what is wrong here")
-            }
-            BackendError::OutOfMemory { .. }
-            | BackendError::ModelUnusable { .. }
-            | BackendError::Interrupted { .. } => failure(Exit::Failure),
+            BackendError::Overloaded { .. }
+            | BackendError::Unavailable { .. }
+            | BackendError::Interrupted { .. }
+            | BackendError::TimedOut { .. } => failure(Exit::Unavailable).hint("bombus doctor says what is wrong here"),
+            BackendError::OutOfMemory { .. } | BackendError::ModelUnusable { .. } => failure(Exit::Failure),
         }
     }
 

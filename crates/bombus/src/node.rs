@@ -37,7 +37,7 @@ pub(crate) struct Ready {
 pub(crate) async fn run(config: &Config, data_dir: &DataDir, ready: impl FnOnce(Ready)) -> Result<()> {
     let started = Instant::now();
     let mut signals = StopSignals::listen().context("signals cannot be listened to")?;
-    let lock = data_dir.lock()?;
+    let lock = data_dir.lock().await?;
     let node_id = data_dir.node_key()?.node_id();
     let backends = RunningBackends::start(config, data_dir)?;
     let metrics = Metrics::new();

@@ -1,8 +1,9 @@
 //! `bombus ask`: one question, one answer.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::mpsc::{RecvError, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bombus_core::chat::{ChatEvent, ChatRequest, FinishReason, Message, Prompt, Role, Sampling, Timings, Usage};
@@ -11,7 +12,7 @@ use clap::Args;
 use futures::StreamExt;
 use serde_json::json;
 
-use super::Global;
+use super::{Global, output};
 use crate::config::Settings;
 use crate::data_dir::NodeRecord;
 use crate::failure::{Exit, Failure};
@@ -57,19 +58,15 @@ fn temperature(text: &str) -> Result<f32, String> {
 pub(super) fn run(global: &Global, args: &AskArgs) -> Result<ExitCode> {
     let settings = global.settings(&[])?;
     let _telemetry = global.begin_quiet_logs(&settings)?;
-    let prompt = read_prompt(&args.prompt)?;
+    let prompt = read_prompt(global, &args.prompt)?;
     super::block_on(ask(global, args, &settings, prompt))
 }
 
 /// Joins the arguments with what is piped in: `git diff | bombus ask explain this` puts the question before the text.
-fn read_prompt(words: &[String]) -> Result<String> {
-    let mut stdin = std::io::stdin();
+fn read_prompt(global: &Global, words: &[String]) -> Result<String> {
     let wants_stdin = words.iter().any(|word| word == "-");
     let said = words.iter().filter(|word| *word != "-").map(String::as_str).collect::<Vec<_>>().join(" ");
-    let mut piped = String::new();
-    if wants_stdin || !stdin.is_terminal() {
-        stdin.read_to_string(&mut piped).context("the prompt on stdin cannot be read")?;
-    }
+    let piped = if wants_stdin || !std::io::stdin().is_terminal() { read_stdin(global)? } else { String::new() };
     let parts = [said.as_str(), piped.trim_end_matches(['\r', '\n'])];
     let prompt = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n");
     if prompt.trim().is_empty() {
@@ -77,6 +74,35 @@ fn read_prompt(words: &[String]) -> Result<String> {
         return Err(failure.hint("bombus ask \"Why is the sky blue?\", or pipe a text into bombus ask").into());
     }
     Ok(prompt)
+}
+
+/// Largest prompt on stdin, more than any model's context.
+const STDIN_BYTES_MAX: u64 = 16 << 20;
+/// Time after which a stdin that stays open is worth a remark.
+const STDIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Reads stdin to its end. Where it was left open by mistake, as in many scripts, the person learns what is waited for.
+fn read_stdin(global: &Global) -> Result<String> {
+    let (sender, text) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().take(STDIN_BYTES_MAX + 1).read_to_end(&mut bytes);
+        // A receiver that is gone has stopped waiting.
+        let _ = sender.send(read.map(|_| bytes));
+    });
+    let read = match text.recv_timeout(STDIN_PATIENCE) {
+        Err(RecvTimeoutError::Timeout) => {
+            global.notice("note: reading the rest of the prompt from stdin; give < /dev/null if there is none");
+            text.recv()
+        }
+        other => other.map_err(|_| RecvError),
+    };
+    let bytes = read.context("the thread that reads stdin failed")?.context("the prompt on stdin cannot be read")?;
+    if bytes.len() as u64 > STDIN_BYTES_MAX {
+        let message = format!("the prompt on stdin is larger than {} MiB", STDIN_BYTES_MAX >> 20);
+        return Err(Failure::new(Exit::Usage, message).into());
+    }
+    String::from_utf8(bytes).map_err(|_| Failure::new(Exit::Usage, "the prompt on stdin is not UTF-8 text").into())
 }
 
 fn request(args: &AskArgs, model: &str, prompt: String) -> ChatRequest {
@@ -115,8 +141,8 @@ async fn ask(global: &Global, args: &AskArgs, settings: &Settings, prompt: Strin
     };
 
     let outcome = tokio::select! {
-        outcome = work => outcome.map(|()| None),
-        signal = signals.next() => Ok(Some(signal)),
+        outcome = work => outcome,
+        signal = signals.next() => Ok(Ended::Stopped(signal)),
     };
     let code = answer.finish(global, outcome);
     if let Some(backends) = alone {
@@ -145,6 +171,16 @@ struct Started {
     model: String,
     route: Route,
     events: ChatStream,
+}
+
+/// How an answer ended without an error.
+enum Ended {
+    /// All of it came.
+    Whole,
+    /// Nobody reads stdout any more.
+    ReaderGone,
+    /// The person stopped it.
+    Stopped(StopSignal),
 }
 
 /// What runs the model.
@@ -185,21 +221,21 @@ impl Answer {
         }
     }
 
-    async fn read(&mut self, mut started: Started) -> Result<()> {
+    async fn read(&mut self, mut started: Started) -> Result<Ended> {
         self.model = started.model;
         self.route = started.route;
         while let Some(event) = started.events.next().await {
             match event? {
                 ChatEvent::Delta(delta) => {
                     self.text.push_str(&delta.text);
-                    if !self.json {
-                        print_now(&delta.text)?;
+                    if !self.json && !output::print_piece(&delta.text)? {
+                        return Ok(Ended::ReaderGone);
                     }
                 }
                 ChatEvent::ToolCall(_) => {}
                 ChatEvent::Done { finish, usage, timings } => {
                     self.end = Some((finish, usage, timings));
-                    return Ok(());
+                    return Ok(Ended::Whole);
                 }
             }
         }
@@ -207,24 +243,25 @@ impl Answer {
     }
 
     /// Ends the output and gives the exit code.
-    fn finish(&self, global: &Global, outcome: Result<Option<StopSignal>>) -> Result<ExitCode> {
+    fn finish(&self, global: &Global, outcome: Result<Ended>) -> Result<ExitCode> {
         if !self.json && !self.text.is_empty() && !self.text.ends_with('\n') {
-            print_now("\n")?;
+            output::print("\n")?;
         }
-        let signal = outcome?;
+        let ended = outcome?;
         if self.json {
-            println!("{:#}", self.as_json());
+            output::print_json(&self.as_json())?;
         }
-        match signal {
-            Some(signal) => {
-                global.notice("stopped");
-                Ok(ExitCode::from(signal.exit_code()))
-            }
-            None => {
+        Ok(match ended {
+            Ended::Whole => {
                 global.notice(&self.summary());
-                Ok(ExitCode::SUCCESS)
+                ExitCode::SUCCESS
             }
-        }
+            Ended::ReaderGone => ExitCode::SUCCESS,
+            Ended::Stopped(signal) => {
+                global.notice("stopped");
+                ExitCode::from(signal.exit_code())
+            }
+        })
     }
 
     fn summary(&self) -> String {
@@ -257,12 +294,6 @@ impl Answer {
             "tokens_per_second": timings.tokens_per_second(&usage),
         })
     }
-}
-
-/// Prints a piece of the answer at once.
-fn print_now(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("the answer cannot be written to stdout")
 }
 
 #[cfg(test)]

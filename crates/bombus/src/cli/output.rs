@@ -1,17 +1,23 @@
 //! How commands print data on stdout.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-/// Prints a text. A reader that has gone away is no error of ours.
+/// Prints a text.
 pub(super) fn print(text: &str) -> Result<()> {
+    print_piece(text).map(|_| ())
+}
+
+/// Prints a piece of a text at once. Returns false where nobody reads it any more (`bombus ask ... | head -1`), which is no error.
+pub(super) fn print_piece(text: &str) -> Result<bool> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("stdout cannot be written"),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("stdout cannot be written"),
     }
 }
 

@@ -35,7 +35,7 @@ impl ConfigError {
     pub(super) fn of_value(mut key: String, origin: String, kind: Kind) -> Self {
         let reason = match kind {
             Kind::UnknownField(field, known) => {
-                let suggestion = nearest(&field, known.iter().copied());
+                let suggestion = nearest(&field, LIKE_AT_ALL, known.iter().copied());
                 let prefix = if key.is_empty() { String::new() } else { format!("{key}.") };
                 let suggestion = suggestion.map(|known| format!("{prefix}{known}"));
                 // figment's path ends with the unknown field already in some cases.
@@ -86,11 +86,16 @@ fn describe(found: &Actual) -> String {
     }
 }
 
-/// Finds the known word that is most like `word`, if one is like it at all.
-pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// How like a known word an unknown one is that may be meant for it, from 0 to 1.
+pub(super) const LIKE_AT_ALL: f64 = 0.75;
+/// How like a known word an unknown one is that is surely meant for it.
+pub(super) const LIKE_A_TYPO: f64 = 0.9;
+
+/// Finds the known word that is most like `word`, if one is at least so like it.
+pub(super) fn nearest<'a>(word: &str, least: f64, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|candidate| (strsim::jaro_winkler(&word.to_lowercase(), candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.75)
+        .filter(|(likeness, _)| *likeness >= least)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }

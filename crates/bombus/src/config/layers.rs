@@ -6,7 +6,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
 use super::ConfigError;
-use super::error::nearest;
+use super::error::{LIKE_A_TYPO, LIKE_AT_ALL, nearest};
 
 /// Values of one origin.
 pub(super) struct Layer {
@@ -43,8 +43,8 @@ const NOT_KEYS: [&str; 3] = ["BOMBUS_DATA_DIR", "BOMBUS_CONFIG", "BOMBUS_API_KEY
 
 /// Makes a layer of each variable `BOMBUS_*` whose name is a key's (`BOMBUS_API__LISTEN` for `api.listen`).
 ///
-/// A name that is no key is only noted, not refused: other programs put such names into the environment too, for example
-/// Kubernetes `BOMBUS_PORT` and `BOMBUS_SERVICE_HOST` for a service called `bombus`.
+/// A name that is no key is never refused, and noted only if it looks like a mistyped one: other programs put such names into the
+/// environment too, for example Kubernetes `BOMBUS_PORT` and `BOMBUS_SERVICE_HOST` for a service called `bombus`.
 pub(super) fn environment(variables: &[(String, String)], known: &Dict) -> (Vec<Layer>, Vec<String>) {
     let mut layers = Vec::new();
     let mut notices = Vec::new();
@@ -59,19 +59,17 @@ pub(super) fn environment(variables: &[(String, String)], known: &Dict) -> (Vec<
                 layers.push(Layer { origin, values: nest(&key, parse(text, default)) });
             }
             None => {
-                let names: Vec<String> = leaves(known).iter().map(|key| variable_of(key)).collect();
-                let hint = nearest(&name.to_lowercase(), names.iter().map(String::as_str))
-                    .map(|known| format!("; did you mean {}?", known.to_uppercase()))
-                    .unwrap_or_default();
-                notices.push(format!("the environment variable {name} is no setting of bombus and is ignored{hint}"));
+                let keys = leaves(known);
+                if let Some(meant) = nearest(&key, LIKE_A_TYPO, keys.iter().map(String::as_str)) {
+                    let meant = format!("BOMBUS_{}", meant.replace('.', "__").to_uppercase());
+                    notices.push(format!(
+                        "the environment variable {name} is no setting and is ignored; did you mean {meant}?"
+                    ));
+                }
             }
         }
     }
     (layers, notices)
-}
-
-fn variable_of(key: &str) -> String {
-    format!("bombus_{}", key.replace('.', "__"))
 }
 
 /// Makes a layer of a value that was given by a command-line flag.
@@ -101,7 +99,7 @@ fn check_table(
             (None, _) => {
                 let sections = known.keys().map(|key| format!("{prefix}{key}"));
                 let candidates: Vec<String> = sections.chain(all_known.iter().cloned()).collect();
-                let suggestion = nearest(&path, candidates.iter().map(String::as_str)).map(str::to_owned);
+                let suggestion = nearest(&path, LIKE_AT_ALL, candidates.iter().map(String::as_str)).map(str::to_owned);
                 return Err(ConfigError::UnknownKey { key: path, origin: origin.to_owned(), suggestion });
             }
         }

@@ -206,13 +206,17 @@ pub(crate) enum Signal {
     Terminate,
     /// SIGKILL.
     Kill,
+    /// SIGSTOP: the process lives, but does nothing.
+    Pause,
+    /// SIGCONT, the end of a pause.
+    Resume,
 }
 
 /// A running `bombus` whose output can be awaited.
 pub(crate) struct Process {
     child: Child,
     pid: u32,
-    stdout: BufReader<ChildStdout>,
+    stdout: Option<BufReader<ChildStdout>>,
     stderr: watch::Receiver<String>,
 }
 
@@ -222,7 +226,7 @@ impl Process {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, stderr) = watch::channel(String::new());
         tokio::spawn(copy_lines(child.stderr.take().unwrap(), sender));
-        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let stdout = child.stdout.take().map(BufReader::new);
         Self { pid: child.id().expect("a child that was not awaited has a pid"), child, stdout, stderr }
     }
 
@@ -238,9 +242,21 @@ impl Process {
             Signal::Interrupt => process::Signal::INT,
             Signal::Terminate => process::Signal::TERM,
             Signal::Kill => process::Signal::KILL,
+            Signal::Pause => process::Signal::STOP,
+            Signal::Resume => process::Signal::CONT,
         };
         let pid = process::Pid::from_raw(self.pid.try_into().unwrap()).unwrap();
         process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Ends its stdin.
+    pub(crate) fn close_stdin(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// Stops reading its stdout.
+    pub(crate) fn close_stdout(&mut self) {
+        self.stdout = None;
     }
 
     /// Waits for the process to end.
@@ -267,14 +283,14 @@ impl Process {
     /// Reads stdout until it has this many bytes more.
     pub(crate) async fn stdout_bytes(&mut self, count: usize) -> String {
         let mut bytes = vec![0; count];
-        within("output", self.stdout.read_exact(&mut bytes)).await.unwrap();
+        within("output", self.stdout.as_mut().unwrap().read_exact(&mut bytes)).await.unwrap();
         String::from_utf8(bytes).unwrap()
     }
 
     /// Reads the rest of stdout.
     pub(crate) async fn stdout_rest(&mut self) -> String {
         let mut text = String::new();
-        within("the end of stdout", self.stdout.read_to_string(&mut text)).await.unwrap();
+        within("the end of stdout", self.stdout.as_mut().unwrap().read_to_string(&mut text)).await.unwrap();
         text
     }
 }

@@ -1,7 +1,9 @@
 use bombus_testkit::gguf::tiny_model;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
-use crate::harness::Home;
+use crate::harness::{Home, finish};
 
 #[tokio::test]
 async fn a_file_is_imported_listed_and_removed() {
@@ -55,4 +57,29 @@ async fn the_catalogue_lists_the_default_model() {
     assert!(shown.stdout.contains("smollm2:135m"), "{}", shown.stdout);
     let shown: Value = serde_json::from_str(&home.run(&["models", "catalogue", "--json"]).await.stdout).unwrap();
     assert!(shown.as_array().is_some_and(|entries| entries.iter().all(|entry| entry["sha256"].is_string())));
+}
+
+/// Answers every request on a free port of this machine with this status, and returns its address.
+async fn site_that_answers(status: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head).await;
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test]
+async fn a_model_that_its_source_does_not_have_is_not_found() {
+    let home = Home::new("");
+    let mut command = home.command(&["models", "pull", "hf.co/nobody/nothing"]);
+    command.env("HF_ENDPOINT", site_that_answers("404 Not Found").await);
+    let pulled = finish(command).await;
+    assert_eq!((pulled.code, pulled.stdout.as_str()), (Some(3), ""), "{}", pulled.stderr);
+    assert!(pulled.stderr.contains("hint: bombus models catalogue"), "{}", pulled.stderr);
 }
