@@ -77,7 +77,10 @@ impl EngineProcess {
         timeout: Duration,
         on_exit: impl FnOnce(String) + Send + 'static,
     ) -> Result<Self, String> {
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        #[cfg(unix)]
+        command.arg0("bombus");
+        let mut child = command
             .arg("engine-worker")
             // An assertion of GGML would start a debugger otherwise.
             .env("GGML_NO_BACKTRACE", "1")

@@ -12,6 +12,7 @@ use bombus_infer::models::LocalModel;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 pub(crate) use self::plan::{Machine, context_tokens};
 use self::plan::{Need, load_options};
@@ -63,7 +64,7 @@ impl Drop for InUse {
 }
 
 enum Input {
-    Acquire { model: Box<LocalModel>, reply: Reply },
+    Acquire { model: Box<LocalModel>, reply: Reply, span: Span },
     Loaded { key: Key, result: Result<EngineProcess, String> },
     Exited { key: Key, start: u64, reason: String },
 }
@@ -77,7 +78,8 @@ impl PoolHandle {
     pub(crate) async fn acquire(&self, model: LocalModel) -> Result<Lease, BackendError> {
         let stopping = || BackendError::Unavailable { reason: "the engine is shutting down".into() };
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(Input::Acquire { model: Box::new(model), reply }).await.map_err(|_| stopping())?;
+        let input = Input::Acquire { model: Box::new(model), reply, span: Span::current() };
+        self.inbox.send(input).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }
 
@@ -165,7 +167,8 @@ impl Pool {
 
     fn on_input(&mut self, input: Input) {
         match input {
-            Input::Acquire { model, reply } => self.on_acquire(model, reply),
+            // What a request causes is logged under its id.
+            Input::Acquire { model, reply, span } => span.in_scope(|| self.on_acquire(model, reply)),
             Input::Loaded { key, result } => self.on_loaded(&key, result),
             Input::Exited { key, start, reason } => self.on_exited(&key, start, reason),
         }
@@ -224,17 +227,25 @@ impl Pool {
         self.starts += 1;
         let start = self.starts;
         tracing::info!(model.name = %model.name, memory_mb = need.total_mb(), "loading");
-        // Both tasks do nothing but report to the pool, which decides what a failure means.
-        tokio::spawn(async move {
+        let name = model.name.clone();
+        let load = async move {
             let (exit_inbox, exit_key) = (inbox.clone(), task_key.clone());
             let on_exit = move |reason| {
                 tokio::spawn(
                     async move { drop(exit_inbox.send(Input::Exited { key: exit_key, start, reason }).await) },
                 );
             };
+            let begun = Instant::now();
             let result = EngineProcess::start(&program, options, timeout, on_exit).await;
+            let load_ms = begun.elapsed().as_millis();
+            match &result {
+                Ok(_) => tracing::info!(model.name = %name, load_ms, "loaded"),
+                Err(reason) => tracing::warn!(model.name = %name, load_ms, reason, "not loaded"),
+            }
             let _ = inbox.send(Input::Loaded { key: task_key, result }).await;
-        });
+        };
+        // Both tasks only report to the pool, which decides what a failure means.
+        tokio::spawn(load.instrument(Span::current()));
         let state = State::Loading { since: Instant::now(), waiters };
         self.engines.insert(key, Engine { model, need, state, start, deaths });
     }
@@ -245,7 +256,6 @@ impl Pool {
         let (load, waiters) = (since.elapsed(), std::mem::take(waiters));
         match result {
             Ok(process) => {
-                tracing::info!(model.name = %engine.model.name, load_ms = load.as_millis(), "loaded");
                 let in_use = InUse { count: Arc::new(()), released: Arc::clone(&self.released) };
                 for reply in waiters {
                     let _ = reply.send(Ok(Lease { process: process.clone(), load, _use: in_use.clone() }));
@@ -254,7 +264,6 @@ impl Pool {
                 engine.state = State::Ready { process, in_use, used_at: now, loaded_at: now };
             }
             Err(reason) => {
-                tracing::warn!(model.name = %engine.model.name, reason, "not loaded");
                 let model = engine.model.name.to_string();
                 for reply in waiters {
                     let (model, reason) = (model.clone(), reason.clone());

@@ -70,6 +70,8 @@ pub(crate) fn open_models(data_dir: &DataDir) -> Result<ModelStore> {
 
 #[cfg(feature = "embedded")]
 mod engine {
+    use std::path::PathBuf;
+
     use anyhow::{Context, Result};
     use bombus_infer::models::ModelStore;
 
@@ -78,8 +80,17 @@ mod engine {
     pub(super) type Engine = bombus_llama::EmbeddedBackend;
 
     pub(super) fn start(config: &EmbeddedConfig, models: ModelStore) -> Result<Engine> {
-        let program = std::env::current_exe().context("the path of this program is not known")?;
-        Ok(Engine::start(config.clone(), models, program))
+        Ok(Engine::start(config.clone(), models, own_program()?))
+    }
+
+    /// Returns this very program. Its file may have been replaced by another version since it was started, so on Linux the kernel is
+    /// asked and not the name.
+    fn own_program() -> Result<PathBuf> {
+        let kernel_link = PathBuf::from("/proc/self/exe");
+        if cfg!(target_os = "linux") && kernel_link.exists() {
+            return Ok(kernel_link);
+        }
+        std::env::current_exe().context("the path of this program is not known")
     }
 
     pub(super) async fn stop(engine: &Engine) {
