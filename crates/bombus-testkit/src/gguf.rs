@@ -183,7 +183,11 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
-/// A sequence whose period is no power of two, so that a part in the wrong place changes the whole.
+/// Bytes that repeat nowhere, so that a part in the wrong place changes the whole, and that do not compress. Source: the finalizer
+/// of MurmurHash3.
 fn pattern(index: usize) -> u8 {
-    (index.wrapping_mul(2_654_435_761) >> 13) as u8
+    let mut mixed = index as u32;
+    mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
+    mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
+    (mixed ^ (mixed >> 16)) as u8
 }

@@ -13,9 +13,11 @@ mod tests;
 
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bombus_core::model::ModelNameError;
+use bombus_core::model::{ModelName, ModelNameError};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::catalogue::{CatalogueEntry, CatalogueSource};
@@ -185,28 +187,45 @@ pub async fn pull(
     if let Some(model) = store.adopt(&weights.sha256, &name, &source)? {
         return Ok(model);
     }
-    let _lock = lock_blob(store, &weights, report).await?;
+    let lock = Arc::new(lock_blob(store, &weights, report).await?);
     if let Some(model) = store.adopt(&weights.sha256, &name, &source)? {
         return Ok(model);
     }
     let file = match weights.place {
-        Place::Web(place) => {
-            download::fetch(store, &client, config, &place, &weights.sha256, weights.size_bytes, report).await?
+        Place::Web(ref source) => {
+            let job = download::Job { source, sha256: &weights.sha256, size_bytes: weights.size_bytes, lock: &lock };
+            download::fetch(store, &client, config, &job, report).await?
         }
         Place::Packages(ref places) => pip::fetch_first(store, config, places, &weights, report).await?,
     };
-    let info = inspect(&file).inspect_err(|_| {
-        // It is what the source promised, and yet no model; the error says more than the file could.
-        let _ = std::fs::remove_file(&file);
-    })?;
     let hashed = Hashed { sha256: weights.sha256, bytes: weights.size_bytes };
-    let model = store.install(&file, &name, &hashed, source, info)?;
-    // Only now that the weights are in place: whoever waited for the lock finds them there.
-    let _ = std::fs::remove_file(store.lock_path(&hashed.sha256));
-    Ok(model)
+    install(store.clone(), file, name, hashed, source, lock).await
 }
 
-fn of_catalogue(entry: &CatalogueEntry) -> Result<(bombus_core::model::ModelName, String, Weights), PullError> {
+/// Puts a fetched file into the store, on a thread that may block: the disk may take seconds to have all of it.
+async fn install(
+    store: ModelStore,
+    file: PathBuf,
+    name: ModelName,
+    hashed: Hashed,
+    source: ModelSource,
+    lock: Arc<File>,
+) -> Result<LocalModel, PullError> {
+    let work = move || {
+        let _lock = lock;
+        let info = inspect(&file).inspect_err(|_| {
+            // It is what the source promised, and yet no model; the error says more than the file could.
+            let _ = std::fs::remove_file(&file);
+        })?;
+        let model = store.install(&file, &name, &hashed, source, info)?;
+        // Only now that the weights are in place: whoever waited for the lock finds them there.
+        let _ = std::fs::remove_file(store.lock_path(&hashed.sha256));
+        Ok(model)
+    };
+    spawn_blocking(work).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+fn of_catalogue(entry: &CatalogueEntry) -> Result<(ModelName, String, Weights), PullError> {
     let from = entry
         .sources
         .iter()
@@ -221,7 +240,7 @@ fn of_catalogue(entry: &CatalogueEntry) -> Result<(bombus_core::model::ModelName
         size_bytes: entry.size_bytes,
         place: Place::Packages(entry.sources.clone()),
     };
-    Ok((bombus_core::model::ModelName::parse(&entry.name)?, from, weights))
+    Ok((ModelName::parse(&entry.name)?, from, weights))
 }
 
 /// Takes the lock on a file of weights; while another process has it, shows how far that one is.

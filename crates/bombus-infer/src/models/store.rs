@@ -4,7 +4,7 @@ mod blob;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -215,7 +215,7 @@ impl ModelStore {
     /// Copies a GGUF file into the store under a name, which is taken from the model that had it before. `progress` is told how
     /// many bytes were hashed and how many there are. Blocks: call it on a thread that may.
     ///
-    /// The copy shares the original's blocks on file systems that can (btrfs, XFS, APFS).
+    /// The copy shares the original's blocks on file systems of Linux that can (btrfs, XFS).
     ///
     /// # Errors
     ///
@@ -228,8 +228,10 @@ impl ModelStore {
     ) -> Result<LocalModel, StoreError> {
         let info = inspect(path)?;
         let size_bytes = fs::metadata(path).map_err(StoreError::io(path))?.len();
-        let staged = self.staging_file()?;
-        fs::copy(path, staged.path()).map_err(|error| self.write_error(path, error, size_bytes))?;
+        let mut original = File::open(path).map_err(StoreError::io(path))?;
+        let mut staged = self.staging_file()?;
+        // The kernel copies, and shares blocks where it can; so the hash is made of the copy, not on the way.
+        io::copy(&mut original, staged.as_file_mut()).map_err(|error| self.write_error(path, error, size_bytes))?;
         let mut copy = File::open(staged.path()).map_err(StoreError::io(staged.path()))?;
         let hashed = hash_into(&mut copy, &mut io::sink(), |done| progress(done, size_bytes))
             .map_err(StoreError::io(staged.path()))?;
@@ -324,7 +326,7 @@ impl ModelStore {
         source: ModelSource,
         info: GgufInfo,
     ) -> Result<LocalModel, StoreError> {
-        File::open(file).and_then(|file| file.sync_all()).map_err(StoreError::io(file))?;
+        OpenOptions::new().append(true).open(file).and_then(|file| file.sync_all()).map_err(StoreError::io(file))?;
         let _lock = self.lock()?;
         let blob = self.blob_path(&hashed.sha256);
         fs::rename(file, &blob).map_err(StoreError::io(&blob))?;

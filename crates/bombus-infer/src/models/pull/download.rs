@@ -2,8 +2,9 @@
 
 mod partial;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_RANGE, RANGE};
@@ -31,6 +32,15 @@ pub(super) struct Source {
     pub(super) url: String,
     /// Sent to the host of `url` only, and not where it redirects to.
     pub(super) token: Option<Secret>,
+}
+
+/// A file to be fetched.
+pub(super) struct Job<'a> {
+    pub(super) source: &'a Source,
+    pub(super) sha256: &'a str,
+    pub(super) size_bytes: u64,
+    /// The lock on this file. Writes hold on to it: one that is under way when a pull is dropped must not meet the next pull's.
+    pub(super) lock: &'a Arc<File>,
 }
 
 /// Why a try did not come to its end.
@@ -89,18 +99,17 @@ async fn answer(request: RequestBuilder, url: &str) -> Result<Vec<u8>, Failure> 
     Ok(body)
 }
 
-/// Fetches a file into its partial file and returns that once it is whole and has the right hash. The caller holds the lock on it.
+/// Fetches a file into its partial file and returns that once it is whole and has the right hash.
 pub(super) async fn fetch(
     store: &ModelStore,
     client: &Client,
     config: &PullConfig,
-    source: &Source,
-    sha256: &str,
-    size_bytes: u64,
+    &Job { source, sha256, size_bytes, lock }: &Job<'_>,
     report: Report<'_>,
 ) -> Result<PathBuf, PullError> {
     let path = partial_path(store, sha256);
-    let mut partial = Partial::open(&path, size_bytes, report).await.map_err(StoreError::io(&path))?;
+    let mut partial =
+        Partial::open(&path, size_bytes, Arc::clone(lock), report).await.map_err(StoreError::io(&path))?;
     check_space(store, size_bytes - partial.bytes())?;
     let mut may_hold_old_bytes = partial.bytes() > 0;
     let (mut failures, mut most_bytes) = (0, partial.bytes());

