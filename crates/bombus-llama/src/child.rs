@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
+use crate::platform;
 use crate::protocol::{FromWorker, LoadOptions, MESSAGE_BYTES_MAX, RunError, RunId, ToWorker, encode_message};
 
 /// Events of one run that may wait for their client. Then the run pauses until the client has taken half of them.
@@ -78,8 +79,7 @@ impl EngineProcess {
         on_exit: impl FnOnce(String) + Send + 'static,
     ) -> Result<Self, String> {
         let mut command = Command::new(program);
-        #[cfg(unix)]
-        command.arg0("bombus");
+        platform::name_process(&mut command, "bombus");
         let mut child = command
             .arg("engine-worker")
             // An assertion of GGML would start a debugger otherwise.
@@ -376,20 +376,7 @@ impl Watcher {
 }
 
 fn death_reason(status: Option<ExitStatus>, lines: &LastLines) -> String {
-    let how = status.map_or_else(|| "ended in an unknown way".to_owned(), describe);
+    let how = status.map_or_else(|| "ended in an unknown way".to_owned(), platform::describe_exit);
     let said = lines.text();
     if said.is_empty() { format!("the engine process {how}") } else { format!("the engine process {how}: {said}") }
-}
-
-fn describe(status: ExitStatus) -> String {
-    #[cfg(unix)]
-    {
-        use std::os::unix::process::ExitStatusExt;
-        match status.signal() {
-            Some(9) => return "was killed (signal 9; the system does that when memory runs out)".to_owned(),
-            Some(signal) => return format!("died of signal {signal}"),
-            None => {}
-        }
-    }
-    format!("ended ({status})")
 }

@@ -7,6 +7,7 @@ mod backend;
 mod child;
 mod config;
 pub mod cpu;
+mod platform;
 mod pool;
 mod protocol;
 mod worker;

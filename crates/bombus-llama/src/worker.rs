@@ -30,6 +30,7 @@ use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 use self::embedder::Embedder;
 use self::generator::Generator;
 use self::log::LogLines;
+use crate::platform::end_process;
 pub(crate) use crate::protocol::RunError;
 use crate::protocol::{FromWorker, LoadOptions, ModelKind, ToWorker, read_message, write_message};
 
@@ -76,13 +77,6 @@ fn read_all(mut stdin: io::Stdin, sender: &SyncSender<ToWorker>) {
             }
         }
     }
-}
-
-/// Ends the process in the middle of whatever its other threads do, without running C++ destructors under their feet.
-fn end_process() -> ! {
-    #[cfg(unix)]
-    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-    std::process::abort()
 }
 
 /// Loads the model and computes until the inbox closes. Errors are reasons why the model can't be loaded.
