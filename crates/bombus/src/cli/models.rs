@@ -27,7 +27,10 @@ pub(crate) enum ModelsCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Fetch a model: a name of the catalogue, hf.co/OWNER/REPO[:QUANT], or a name of Ollama's registry such as qwen3:8b
+    /// Fetch a model
+    #[command(
+        about = "Fetch a model: a name of the catalogue, hf.co/OWNER/REPO[:QUANT], or a name of Ollama's registry such as qwen3:8b"
+    )]
     Pull {
         /// The model
         name: String,

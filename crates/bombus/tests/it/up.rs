@@ -171,3 +171,18 @@ async fn idle_connections_do_not_hold_a_stopping_node() {
     assert_eq!(status.expect("it did not wait for the idle connection").code(), Some(0));
     drop(held);
 }
+
+#[cfg(not(feature = "embedded"))]
+#[tokio::test]
+async fn a_build_without_the_engine_says_so() {
+    let home = Home::new("");
+    for arguments in [["up", "--api=127.0.0.1:0"], ["ask", "hi"]] {
+        let refused = home.run(&arguments).await;
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains("no embedded engine") && refused.stderr.contains("hint: "),
+            "{}",
+            refused.stderr
+        );
+    }
+}
