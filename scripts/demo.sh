@@ -16,7 +16,7 @@ with_heartbeat "building" cargo build -p bombus
 bombus=$target_dir/debug/bombus
 export BOMBUS_DATA_DIR=$target_dir/demo
 
-"$bombus" models pull "$model"
+"$bombus" models pull "$model" >&2
 say
 say "\$ bombus ask --model $model \"$question\""
 "$bombus" ask --model "$model" "$question" < /dev/null
