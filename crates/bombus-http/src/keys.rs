@@ -27,6 +27,8 @@ const SECRET_PREFIX: &str = "bk_";
 pub struct KeyStore {
     path: PathBuf,
     cache: Arc<Mutex<Option<Cached>>>,
+    /// Hash of the key that only this process knows, if it made one.
+    session: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -121,7 +123,18 @@ impl KeyStore {
     /// Names the file. It is read when it is needed; a missing one holds no keys.
     #[must_use]
     pub fn open(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), cache: Arc::default() }
+        Self { path: path.into(), cache: Arc::default(), session: None }
+    }
+
+    /// Adds a key that lives as long as this store and stands in no file, and returns its secret: for commands of the same user on the
+    /// same machine.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::NoRandom`].
+    pub fn with_session_key(self) -> Result<(Self, String), KeyError> {
+        let secret = new_secret()?;
+        Ok((Self { session: Some(hash(&secret).into()), ..self }, secret))
     }
 
     /// Makes a key and stores its hash.
@@ -135,9 +148,7 @@ impl KeyStore {
         if !sane {
             return Err(KeyError::BadName(name.chars().take(80).collect()));
         }
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|error| KeyError::NoRandom(error.to_string()))?;
-        let secret = format!("{SECRET_PREFIX}{}", bs58::encode(random).into_string());
+        let secret = new_secret()?;
         let key = StoredKey {
             name: name.to_owned(),
             created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -184,7 +195,8 @@ impl KeyStore {
     /// Those of [`KeyStore::list`].
     pub fn verify(&self, secret: &str) -> Result<Option<String>, KeyError> {
         let hash = hash(secret);
-        let mut found = None;
+        let is_session = self.session.as_ref().is_some_and(|own| bool::from(own.as_bytes().ct_eq(hash.as_bytes())));
+        let mut found = is_session.then(|| "session".to_owned());
         for key in self.keys()?.iter() {
             if bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())) {
                 found = Some(key.name.clone());
@@ -259,6 +271,12 @@ impl StoredKey {
     fn info(&self) -> KeyInfo {
         KeyInfo { name: self.name.clone(), created_unix_s: self.created_unix_s, hint: self.hint.clone() }
     }
+}
+
+fn new_secret() -> Result<String, KeyError> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(|error| KeyError::NoRandom(error.to_string()))?;
+    Ok(format!("{SECRET_PREFIX}{}", bs58::encode(random).into_string()))
 }
 
 fn hash(secret: &str) -> String {

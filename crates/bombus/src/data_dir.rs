@@ -5,6 +5,7 @@
 //! DIR/lock           held by the running node; its pid inside
 //! DIR/identity.key   the node's Ed25519 key, 0600
 //! DIR/node.json      where the running node answers; gone after a clean stop
+//! DIR/session.key    API key of this run of the node for commands on this directory, 0600; goes with node.json
 //! DIR/keys.json      hashes of the API keys, 0600
 //! DIR/models/        the model store
 //! ```
@@ -140,9 +141,18 @@ impl DataDir {
         NodeRecord::read(&self.root)
     }
 
-    /// Tells other commands where the node answers, until the returned guard is dropped.
-    pub(crate) fn announce(&self, record: &NodeRecord) -> Result<node_file::Announcement, DataDirError> {
-        record.announce(&self.root)
+    /// Tells other commands where the node answers and by which API key they may come, until the returned guard is dropped.
+    pub(crate) fn announce(
+        &self,
+        record: &NodeRecord,
+        session_key: &str,
+    ) -> Result<node_file::Announcement, DataDirError> {
+        record.announce(&self.root, session_key)
+    }
+
+    /// Reads the API key that the running node made for commands on this directory.
+    pub(crate) fn session_key(&self) -> Option<String> {
+        node_file::read_session_key(&self.root)
     }
 }
 

@@ -43,6 +43,7 @@ pub(crate) async fn run(config: &Config, data_dir: &DataDir, ready: impl FnOnce(
     let metrics = Metrics::new();
     metrics.add_source(backends.samples());
     let machine = Machine::watch(data_dir.root());
+    let (keys, session_key) = KeyStore::open(data_dir.keys()).with_session_key()?;
     let services = Services {
         backends: backends.backends().clone(),
         node: NodeFacts {
@@ -52,13 +53,13 @@ pub(crate) async fn run(config: &Config, data_dir: &DataDir, ready: impl FnOnce(
             started,
             sample: machine.sample(),
         },
-        keys: KeyStore::open(data_dir.keys()),
+        keys,
         metrics,
         default_model: Some(config.default_model.to_string()),
     };
     let server = Server::bind(config.api.clone(), services).await?;
     let record = NodeRecord::of_this_process(server.local_addr(), node_id.clone(), config);
-    let announcement = data_dir.announce(&record)?;
+    let announcement = data_dir.announce(&record, &session_key)?;
     tracing::info!(api.url = record.api, node.id = %node_id, node.name = config.name, "serving");
     let models = backends.backends().models().await.into_iter().map(|(_, info)| info.name.to_string()).collect();
     ready(Ready { api: record.api, node_id, models });

@@ -134,7 +134,7 @@ async fn ask(global: &Global, args: &AskArgs, settings: &Settings, prompt: Strin
         let node_id = node.as_ref().map(|record| record.node_id.as_str());
         tracing::debug!(model.name = request.model, node.id = node_id, "asking");
         let started = match node {
-            Some(record) => remote::chat(&record, &request).await?,
+            Some(record) => remote::chat(&record, data_dir.session_key(), &request).await?,
             None => local_chat(alone.insert(RunningBackends::start(&settings.config, &data_dir)?), request).await?,
         };
         answer.read(started).await

@@ -39,7 +39,7 @@ pub(super) fn read_file(path: &Path) -> Result<Layer, ConfigError> {
 }
 
 /// Names in the environment that are no configuration keys: they say where to look, and how to ask.
-const NOT_KEYS: [&str; 3] = ["BOMBUS_DATA_DIR", "BOMBUS_CONFIG", "BOMBUS_API_KEY"];
+const NOT_KEYS: [&str; 2] = ["BOMBUS_DATA_DIR", "BOMBUS_CONFIG"];
 
 /// Makes a layer of each variable `BOMBUS_*` whose name is a key's (`BOMBUS_API__LISTEN` for `api.listen`).
 ///

@@ -12,6 +12,7 @@ use crate::config::Config;
 use super::{DataDirError, write_atomically};
 
 const FILE: &str = "node.json";
+const SESSION_KEY_FILE: &str = "session.key";
 
 /// What a running node tells other programs with the same data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,9 +32,9 @@ pub(crate) struct NodeRecord {
     pub(crate) default_model: Option<ModelName>,
 }
 
-/// Keeps `node.json` in place; dropping it removes the file.
+/// Keeps `node.json` and the session key in place; dropping it removes them.
 #[derive(Debug)]
-pub(crate) struct Announcement(PathBuf);
+pub(crate) struct Announcement([PathBuf; 2]);
 
 impl NodeRecord {
     /// Describes this process as a node that listens on `address`.
@@ -63,13 +64,19 @@ impl NodeRecord {
         }
     }
 
-    pub(super) fn announce(&self, root: &Path) -> Result<Announcement, DataDirError> {
-        let path = root.join(FILE);
+    pub(super) fn announce(&self, root: &Path, session_key: &str) -> Result<Announcement, DataDirError> {
+        let (path, key_path) = (root.join(FILE), root.join(SESSION_KEY_FILE));
         let mut text = serde_json::to_string_pretty(self).expect("texts and a number are JSON");
         text.push('\n');
+        // Whoever finds the node finds its key.
+        write_atomically(&key_path, session_key.as_bytes())?;
         write_atomically(&path, text.as_bytes())?;
-        Ok(Announcement(path))
+        Ok(Announcement([path, key_path]))
     }
+}
+
+pub(super) fn read_session_key(root: &Path) -> Option<String> {
+    fs::read_to_string(root.join(SESSION_KEY_FILE)).ok().filter(|key| !key.is_empty())
 }
 
 /// Turns an address to listen on into one to connect to: "every address" becomes loopback.
@@ -85,8 +92,10 @@ pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
 
 impl Drop for Announcement {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0) {
-            tracing::warn!(file = %self.0.display(), %error, "could not be removed; it now points to a node that is gone");
+        for path in &self.0 {
+            if let Err(error) = fs::remove_file(path) {
+                tracing::warn!(file = %path.display(), %error, "could not be removed; it now tells of a node that is gone");
+            }
         }
     }
 }
@@ -115,9 +124,11 @@ mod tests {
             version: "0".into(),
             default_model: None,
         };
-        let announcement = record.announce(root.path()).unwrap();
+        let announcement = record.announce(root.path(), "secret").unwrap();
         assert_eq!(NodeRecord::read(root.path()).unwrap(), Some(record));
+        assert_eq!(read_session_key(root.path()).as_deref(), Some("secret"));
         drop(announcement);
+        assert_eq!(read_session_key(root.path()), None);
         assert_eq!(NodeRecord::read(root.path()).unwrap(), None);
     }
 }

@@ -139,15 +139,13 @@ async fn beyond_loopback_a_node_wants_keys() {
     assert_eq!(status("x-api-key", key.clone()).await, 200);
     assert_eq!(status("authorization", format!("Bearer {key}x")).await, 401);
 
-    let asked = home.run(&["ask", "hi"]).await;
-    assert_eq!(asked.code, Some(1));
-    assert!(asked.stderr.contains("BOMBUS_API_KEY"), "{}", asked.stderr);
-    let mut with_key = home.command(&["ask", "hi"]);
-    with_key.env("BOMBUS_API_KEY", &key);
-    assert_eq!(crate::harness::finish(with_key).await.stdout, "hi\n");
+    assert_eq!(crate::harness::mode(&home.data_dir().join("session.key")), 0o600);
+    assert_eq!(home.run(&["ask", "hi"]).await.stdout, "hi\n", "commands on the node's own data directory need no key");
 
     assert_eq!(home.run(&["keys", "revoke", "laptop"]).await.code, Some(0));
     assert_eq!(status("x-api-key", key).await, 401);
+    node.stop().await;
+    assert!(!home.data_dir().join("session.key").exists());
 }
 
 #[tokio::test]

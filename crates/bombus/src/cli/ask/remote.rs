@@ -18,11 +18,11 @@ use crate::running::local_client;
 /// Longest accepted line of a stream of events.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// Asks the running node over its HTTP API.
-pub(super) async fn chat(node: &NodeRecord, request: &ChatRequest) -> Result<Started> {
+/// Asks the running node over its HTTP API, with the API key that the node made for commands on its data directory.
+pub(super) async fn chat(node: &NodeRecord, key: Option<String>, request: &ChatRequest) -> Result<Started> {
     let url = format!("{}/v1/chat/completions", node.api);
     let mut post = local_client()?.post(url).json(&body(request));
-    if let Some(key) = std::env::var("BOMBUS_API_KEY").ok().filter(|key| !key.is_empty()) {
+    if let Some(key) = key {
         post = post.bearer_auth(key);
     }
     let response = post.send().await.map_err(|error| {
@@ -101,8 +101,9 @@ fn refusal(status: reqwest::StatusCode, text: &str, model: &str) -> Failure {
     };
     match (status.as_u16(), error.code.as_deref()) {
         (404, Some("model_not_found")) => Failure::of_backend(&BackendError::ModelNotFound { model: model.to_owned() }),
-        (401 | 403, _) => Failure::new(Exit::Failure, error.message)
-            .hint("this node wants an API key: bombus keys create NAME, then set BOMBUS_API_KEY"),
+        (401 | 403, _) => Failure::new(Exit::Failure, error.message).hint(
+            "the node does not take the key in its data directory: it may have been started again just now; ask again",
+        ),
         (400..=428, _) => Failure::new(Exit::Usage, error.message),
         _ => Failure::new(Exit::Unavailable, error.message).hint("bombus doctor says what is wrong here"),
     }
