@@ -154,6 +154,7 @@ impl<'m> Generator<'m> {
     /// Gives free slots to waiting runs, oldest first, each the one in which most of its prompt is cached.
     fn admit(&mut self) {
         while !self.cache_is_full
+            && !self.prefix_is_being_computed()
             && let Some(target) = self.choose_slot()
             && let Some(mut run) = self.waiting.pop_front()
         {
@@ -162,6 +163,19 @@ impl<'m> Generator<'m> {
             self.slots[target].run = Some(run);
             self.slots[target].used_at = self.rounds;
         }
+    }
+
+    /// Returns whether another run is about to compute what the first waiting one begins with. It waits for that instead of computing
+    /// the same beside it.
+    fn prefix_is_being_computed(&self) -> bool {
+        let Some(waiting) = self.waiting.front() else { return false };
+        let is_ahead = |slot: &Slot| {
+            let computing = slot.run.as_ref().filter(|run| !run.is_paused());
+            let shared =
+                computing.map_or(0, |run| common_prefix(&run.tokens, &waiting.tokens).min(waiting.tokens.len() - 1));
+            shared >= slot.cached.len() + COPY_TOKENS_MIN
+        };
+        self.shares_cache() && self.slots.iter().any(is_ahead)
     }
 
     /// Chooses a slot for the first waiting run. A cache that would mostly be thrown away is left alone while another slot is free.

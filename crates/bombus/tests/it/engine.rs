@@ -285,3 +285,20 @@ async fn two_runs_of_one_prompt_share_what_is_computed() {
     );
     node.stop().await;
 }
+
+#[tokio::test]
+async fn requests_with_one_prompt_that_come_together_compute_it_once() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let request = chat(&"Once upon a time there was a forest. ".repeat(20), 1);
+    let answers = join_all((0..4).map(|_| node.answer(&request))).await;
+    let computed = |answer: &Value| {
+        let usage = &answer["usage"];
+        let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        usage["prompt_tokens"].as_u64().unwrap() - cached
+    };
+    let mut computed: Vec<u64> = answers.iter().map(computed).collect();
+    computed.sort_unstable();
+    assert!(computed[..3].iter().all(|tokens| *tokens == 1) && computed[3] > 100, "{computed:?}");
+    node.stop().await;
+}
