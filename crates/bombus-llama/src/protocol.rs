@@ -10,8 +10,8 @@ use bombus_infer::BackendError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Longest message in bytes. A request's body may have 32 MiB; as JSON of another shape it can grow.
-pub(crate) const MESSAGE_BYTES_MAX: usize = 96 << 20;
+/// Longest message in bytes. A request's body may have 32 MiB, and 2,048 vectors of 8,192 dimensions take about 200 MiB as JSON.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 256 << 20;
 
 /// Number of a run, unique within one engine process.
 pub(crate) type RunId = u64;
@@ -43,10 +43,24 @@ pub(crate) enum ToWorker {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromWorker {
     Loaded,
-    LoadFailed { reason: String },
+    LoadFailed(LoadFailure),
     Event { id: RunId, event: ChatEvent },
     Failed { id: RunId, error: RunError },
     Embedded { id: RunId, response: EmbedResponse },
+}
+
+/// Says why a model cannot be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LoadFailure {
+    pub(crate) reason: String,
+    /// Whether memory was what it lacked.
+    pub(crate) out_of_memory: bool,
+}
+
+impl From<String> for LoadFailure {
+    fn from(reason: String) -> Self {
+        Self { reason, out_of_memory: false }
+    }
 }
 
 /// How a model is to be loaded.
@@ -120,6 +134,15 @@ fn known_param(name: &str) -> &'static str {
 ///
 /// Any I/O error; [`io::ErrorKind::InvalidData`] for an overlong message or one that is not of this protocol.
 pub(crate) fn read_message<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<T>> {
+    read_frame(reader)?.map(|frame| serde_json::from_slice(&frame).map_err(io::Error::from)).transpose()
+}
+
+/// Reads the bytes of one message, or `None` at the end of the stream.
+///
+/// # Errors
+///
+/// Any I/O error; [`io::ErrorKind::InvalidData`] for an overlong message.
+pub(crate) fn read_frame(reader: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
     match reader.read_exact(&mut length) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -129,9 +152,21 @@ pub(crate) fn read_message<T: DeserializeOwned>(reader: &mut impl Read) -> io::R
     if length > MESSAGE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes is too long")));
     }
-    let mut message = vec![0; length];
-    reader.read_exact(&mut message)?;
-    Ok(Some(serde_json::from_slice(&message)?))
+    let mut frame = vec![0; length];
+    reader.read_exact(&mut frame)?;
+    Ok(Some(frame))
+}
+
+/// Finds out which run a message belongs to that cannot be read as a whole, because it is nested too deeply for example.
+pub(crate) fn run_of_unreadable(frame: &[u8]) -> Option<RunId> {
+    #[derive(Deserialize)]
+    enum Request {
+        Chat { id: RunId },
+        Embed { id: RunId },
+    }
+    match serde_json::from_slice(frame).ok()? {
+        Request::Chat { id } | Request::Embed { id } => Some(id),
+    }
 }
 
 /// Writes one message.
@@ -172,6 +207,15 @@ mod tests {
         assert!(matches!(read_message(&mut reader).unwrap(), Some(ToWorker::Cancel { id: 7 })));
         assert!(matches!(read_message(&mut reader).unwrap(), Some(ToWorker::Credit { id: 8, events: 3 })));
         assert!(read_message::<ToWorker>(&mut reader).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_run_of_a_request_nested_too_deeply_is_still_known() {
+        let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        let frame = format!(r#"{{"Chat":{{"id":7,"credit":1,"request":{deep}}}}}"#);
+        assert!(serde_json::from_str::<ToWorker>(&frame).is_err());
+        assert_eq!(run_of_unreadable(frame.as_bytes()), Some(7));
+        assert_eq!(run_of_unreadable(b"{"), None);
     }
 
     #[test]

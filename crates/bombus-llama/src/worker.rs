@@ -14,12 +14,14 @@ mod template;
 mod text;
 mod tools;
 
+use std::convert::Infallible;
 use std::io::{self, BufWriter, Write};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
+use bombus_core::chat::ChatRequest;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -30,9 +32,14 @@ use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 use self::embedder::Embedder;
 use self::generator::Generator;
 use self::log::LogLines;
-use crate::platform::end_process;
+use self::prompt::PromptReader;
+use self::run::Run;
+use crate::platform::{end_process, outlive_termination};
 pub(crate) use crate::protocol::RunError;
-use crate::protocol::{FromWorker, LoadOptions, ModelKind, ToWorker, read_message, write_message};
+use crate::protocol::{
+    FromWorker, LoadFailure, LoadOptions, ModelKind, RunId, ToWorker, read_frame, read_message, run_of_unreadable,
+    write_message,
+};
 
 /// Messages from the node that wait to be read. When it is full the node's pipe fills, and then the node waits.
 const INBOX_MESSAGES_MAX: usize = 1_024;
@@ -44,63 +51,119 @@ const INBOX_MESSAGES_MAX: usize = 1_024;
 #[must_use]
 pub fn engine_worker() -> ExitCode {
     let logs = log::init();
+    if let Err(error) = outlive_termination() {
+        tracing::warn!("a termination signal would end this process early: {error}");
+    }
     let mut stdin = io::stdin();
     let Ok(Some(ToWorker::Load(options))) = read_message(&mut stdin) else {
         eprintln!("ERROR `bombus engine-worker` is started by a node, not by hand");
         return ExitCode::FAILURE;
     };
-    let (sender, inbox) = sync_channel(INBOX_MESSAGES_MAX);
-    std::thread::spawn(move || read_all(stdin, &sender));
+    template::note_local_offset();
+    let (inbox_sender, inbox) = sync_channel(INBOX_MESSAGES_MAX);
+    let (chat_sender, chats) = sync_channel(INBOX_MESSAGES_MAX);
+    let reader_inbox = inbox_sender.clone();
+    std::thread::spawn(move || read_all(stdin, &reader_inbox, &chat_sender));
     let mut outbox = BufWriter::new(io::stdout().lock());
-    if let Err(reason) = serve(&options, &logs, &inbox, &mut outbox) {
-        let told = write_message(&mut outbox, &FromWorker::LoadFailed { reason });
-        if told.and_then(|()| outbox.flush()).is_err() {
-            end_process();
-        }
-        return ExitCode::FAILURE;
+    let Err(failure) = serve(&options, &logs, Requests { chats, inbox_sender, inbox }, &mut outbox);
+    let told = write_message(&mut outbox, &FromWorker::LoadFailed(failure));
+    if told.and_then(|()| outbox.flush()).is_err() {
+        end_process();
     }
-    ExitCode::SUCCESS
+    ExitCode::FAILURE
 }
 
-fn read_all(mut stdin: io::Stdin, sender: &SyncSender<ToWorker>) {
+/// What the engine takes between two rounds.
+enum Input {
+    Message(ToWorker),
+    /// A chat request whose prompt has been read.
+    Prepared {
+        id: RunId,
+        run: Result<Box<Run>, RunError>,
+    },
+    /// A request that makes no sense.
+    Unreadable {
+        id: RunId,
+        reason: String,
+    },
+}
+
+/// Where requests come from. Chat requests are read on a thread of their own, so that a long prompt holds up no running answer.
+struct Requests {
+    chats: Receiver<ChatMessage>,
+    inbox_sender: SyncSender<Input>,
+    inbox: Receiver<Input>,
+}
+
+struct ChatMessage {
+    id: RunId,
+    credit: u32,
+    request: Box<ChatRequest>,
+}
+
+fn read_all(mut stdin: io::Stdin, inbox: &SyncSender<Input>, chats: &SyncSender<ChatMessage>) {
     loop {
-        match read_message(&mut stdin) {
-            Ok(Some(message)) => {
-                if sender.send(message).is_err() {
-                    return;
-                }
-            }
+        let frame = match read_frame(&mut stdin) {
+            Ok(Some(frame)) => frame,
             Ok(None) => end_process(),
             Err(error) => {
                 tracing::error!("the node's messages cannot be read: {error}");
                 end_process();
             }
+        };
+        let passed_on = match serde_json::from_slice(&frame) {
+            Ok(ToWorker::Chat { id, credit, request }) => chats.send(ChatMessage { id, credit, request }).is_ok(),
+            Ok(message) => inbox.send(Input::Message(message)).is_ok(),
+            Err(error) => match run_of_unreadable(&frame) {
+                Some(id) => inbox.send(Input::Unreadable { id, reason: error.to_string() }).is_ok(),
+                None => {
+                    tracing::error!("the node says what makes no sense: {error}");
+                    end_process();
+                }
+            },
+        };
+        if !passed_on {
+            return;
         }
     }
 }
 
-/// Loads the model and computes until the inbox closes. Errors are reasons why the model can't be loaded.
+/// Loads the model and computes as long as the node lives. Errors are reasons why the model can't be loaded.
 fn serve(
     options: &LoadOptions,
     logs: &LogLines,
-    inbox: &Receiver<ToWorker>,
+    requests: Requests,
     outbox: &mut impl Write,
-) -> Result<(), String> {
+) -> Result<Infallible, LoadFailure> {
     let missing = crate::cpu::missing_features();
     if !missing.is_empty() {
-        return Err(crate::cpu::explain(&missing));
+        return Err(crate::cpu::explain(&missing).into());
     }
     send_logs_to_tracing(LogOptions::default());
     let backend = LlamaBackend::init().map_err(|error| error.to_string())?;
-    let explain = |what: &str| logs.explain(what);
-    let model = load_model(&backend, &options.path, options.gpu_layers).map_err(explain)?;
-    let context = make_context(&backend, &model, options).map_err(|error| explain(&error))?;
-    let lost_node = |error: io::Error| format!("the node cannot be reached: {error}");
-    let computed = match options.kind {
-        ModelKind::Generate => compute(Generator::new(&model, context, options), inbox, outbox),
-        ModelKind::Embed => compute(Embedder::new(&model, context, options), inbox, outbox),
-    };
-    computed.map_err(lost_node)
+    let model = load_model(&backend, &options.path, options.gpu_layers).map_err(|what| logs.explain_load(what))?;
+    let context = make_context(&backend, &model, options).map_err(|what| logs.explain_load(&what))?;
+    let prompts = PromptReader::new(&model);
+    let context_tokens = options.context_tokens.min(context.n_ctx()) as usize;
+    let Requests { chats, inbox_sender, inbox } = requests;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for ChatMessage { id, credit, request } in chats {
+                let run = Run::new(id, credit, *request, &model, &prompts, context_tokens).map(Box::new);
+                if inbox_sender.send(Input::Prepared { id, run }).is_err() {
+                    return;
+                }
+            }
+        });
+        let computed = match options.kind {
+            ModelKind::Generate => compute(Generator::new(&model, &prompts, context, options), &inbox, outbox),
+            ModelKind::Embed => compute(Embedder::new(&prompts, context, options), &inbox, outbox),
+        };
+        if let Err(error) = computed {
+            tracing::error!("the node cannot be reached: {error}");
+        }
+        end_process()
+    })
 }
 
 fn load_model(backend: &LlamaBackend, path: &Path, gpu_layers: u32) -> Result<LlamaModel, &'static str> {
@@ -131,9 +194,7 @@ fn make_context<'m>(
     }
     model.new_context(backend, params).map_err(|_| {
         let tokens = options.kv_tokens;
-        format!(
-            "there is not enough memory for a context of {tokens} tokens; make context_tokens of the backend smaller"
-        )
+        format!("llama.cpp cannot make a context of {tokens} tokens; a smaller context_tokens of the backend needs less memory")
     })
 }
 
@@ -146,28 +207,34 @@ fn names_pooling(model: &LlamaModel) -> bool {
 /// What computes requests, one round after the other.
 trait Engine {
     fn take(&mut self, message: ToWorker);
+    fn take_prepared(&mut self, id: RunId, run: Result<Run, RunError>);
     fn has_work(&self) -> bool;
     fn round(&mut self);
     fn take_messages(&mut self) -> impl Iterator<Item = FromWorker>;
 }
 
-fn compute(mut engine: impl Engine, inbox: &Receiver<ToWorker>, outbox: &mut impl Write) -> io::Result<()> {
+fn compute(mut engine: impl Engine, inbox: &Receiver<Input>, outbox: &mut impl Write) -> io::Result<()> {
     send([FromWorker::Loaded], outbox)?;
     loop {
-        let message = if engine.has_work() {
+        let input = if engine.has_work() {
             match inbox.try_recv() {
-                Ok(message) => Some(message),
+                Ok(input) => Some(input),
                 Err(TryRecvError::Empty) => None,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         } else {
             match inbox.recv() {
-                Ok(message) => Some(message),
+                Ok(input) => Some(input),
                 Err(_) => return Ok(()),
             }
         };
-        match message {
-            Some(message) => engine.take(message),
+        match input {
+            Some(Input::Message(message)) => engine.take(message),
+            Some(Input::Prepared { id, run }) => engine.take_prepared(id, run.map(|run| *run)),
+            Some(Input::Unreadable { id, reason }) => {
+                let error = RunError::invalid("prompt", format!("the request cannot be read: {reason}"));
+                send([FromWorker::Failed { id, error }], outbox)?;
+            }
             None => engine.round(),
         }
         send(engine.take_messages(), outbox)?;
@@ -177,7 +244,14 @@ fn compute(mut engine: impl Engine, inbox: &Receiver<ToWorker>, outbox: &mut imp
 fn send(messages: impl IntoIterator<Item = FromWorker>, outbox: &mut impl Write) -> io::Result<()> {
     let mut any = false;
     for message in messages {
-        write_message(outbox, &message)?;
+        match (write_message(outbox, &message), message) {
+            // Nothing of an overlong message was written.
+            (Err(error), FromWorker::Embedded { id, .. }) if error.kind() == io::ErrorKind::InvalidData => {
+                let error = RunError::invalid("inputs", format!("the vectors are too many for one answer: {error}"));
+                write_message(outbox, &FromWorker::Failed { id, error })?;
+            }
+            (written, _) => written?,
+        }
         any = true;
     }
     if any { outbox.flush() } else { Ok(()) }
@@ -186,11 +260,16 @@ fn send(messages: impl IntoIterator<Item = FromWorker>, outbox: &mut impl Write)
 impl Engine for Generator<'_> {
     fn take(&mut self, message: ToWorker) {
         match message {
-            ToWorker::Chat { id, credit, request } => self.submit(id, credit, *request),
             ToWorker::Credit { id, events } => self.add_credit(id, events),
             ToWorker::Cancel { id } => self.cancel(id),
-            ToWorker::Load(_) | ToWorker::Embed { .. } => tracing::error!("a message that a text model cannot serve"),
+            ToWorker::Load(_) | ToWorker::Chat { .. } | ToWorker::Embed { .. } => {
+                tracing::error!("a message that a text model cannot serve");
+            }
         }
+    }
+
+    fn take_prepared(&mut self, id: RunId, run: Result<Run, RunError>) {
+        self.submit(id, run);
     }
 
     fn has_work(&self) -> bool {
@@ -216,6 +295,10 @@ impl Engine for Embedder<'_> {
                 tracing::error!("a message that an embedding model cannot serve");
             }
         }
+    }
+
+    fn take_prepared(&mut self, _: RunId, _: Result<Run, RunError>) {
+        tracing::error!("an embedding model answers no chat");
     }
 
     fn has_work(&self) -> bool {

@@ -5,12 +5,14 @@ use std::collections::VecDeque;
 use bombus_core::chat::{EmbedInput, EmbedResponse};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
-use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
 use super::RunError;
 use super::prompt::PromptReader;
 use crate::protocol::{FromWorker, LoadOptions, RunId};
+
+/// Tokens of several inputs that are computed in one round; a single input may be longer. Until a round ends, cancels wait.
+const ROUND_TOKENS: usize = 512;
 
 /// Computes embedding vectors, one batch of one request after the other.
 pub(crate) struct Embedder<'m> {
@@ -18,7 +20,7 @@ pub(crate) struct Embedder<'m> {
     batch: LlamaBatch<'static>,
     batch_tokens: usize,
     sequences: usize,
-    prompts: PromptReader<'m>,
+    prompts: &'m PromptReader<'m>,
     /// Requests in turn: each gets a batch, then the next.
     jobs: VecDeque<Job>,
     outbox: Vec<FromWorker>,
@@ -31,13 +33,13 @@ struct Job {
 }
 
 impl<'m> Embedder<'m> {
-    pub(crate) fn new(model: &'m LlamaModel, context: LlamaContext<'m>, options: &LoadOptions) -> Self {
+    pub(crate) fn new(prompts: &'m PromptReader<'m>, context: LlamaContext<'m>, options: &LoadOptions) -> Self {
         let batch_tokens = context.n_batch() as usize;
         Self {
             batch: LlamaBatch::new(batch_tokens, 1),
             batch_tokens,
             sequences: options.slots as usize,
-            prompts: PromptReader::new(model),
+            prompts,
             jobs: VecDeque::new(),
             outbox: Vec::new(),
             context,
@@ -100,14 +102,14 @@ impl<'m> Embedder<'m> {
     fn compute_batch(&mut self, job: &mut Job) -> Result<(), RunError> {
         self.batch.clear();
         self.context.clear_kv_cache();
-        let mut room = self.batch_tokens;
+        let mut room = self.batch_tokens.min(ROUND_TOKENS);
         let mut ends = Vec::new();
         for (sequence, tokens) in (0..).zip(job.inputs.iter().skip(job.vectors.len()).take(self.sequences)) {
-            if tokens.len() > room {
+            if tokens.len() > room && !ends.is_empty() {
                 break;
             }
-            room -= tokens.len();
-            self.batch.add_sequence(tokens, sequence, true).expect("the room was counted");
+            room = room.saturating_sub(tokens.len());
+            self.batch.add_sequence(tokens, sequence, true).expect("an input is at most as long as the batch");
             ends.push(self.batch.n_tokens() - 1);
         }
         let interrupted = |reason: String| RunError::Interrupted(format!("the embedding failed: {reason}"));

@@ -1,9 +1,9 @@
 //! Continuous batching: one round after the other, each computing a piece of every run.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use bombus_core::chat::{ChatRequest, FinishReason};
+use bombus_core::chat::FinishReason;
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
@@ -20,18 +20,24 @@ use crate::protocol::{FromWorker, LoadOptions, RunId};
 /// A prefix has to be at least this much longer in another slot to be copied from there.
 const COPY_TOKENS_MIN: usize = 16;
 
+/// For how many further requests the cancel of an unknown one is remembered.
+const CANCELLED_KEPT: RunId = 4_096;
+
 /// Computes text for up to `slots` runs at a time.
 pub(crate) struct Generator<'m> {
     model: &'m LlamaModel,
     context: LlamaContext<'m>,
     batch: LlamaBatch<'static>,
     batch_tokens: usize,
-    prompts: PromptReader<'m>,
+    prompts: &'m PromptReader<'m>,
     slots: Vec<Slot>,
     waiting: VecDeque<Run>,
+    /// Runs that lost their slot to others because their clients take nothing. They wait again as soon as one does.
+    parked: Vec<Run>,
+    /// Runs that were cancelled while their prompts were being read.
+    cancelled: HashSet<RunId>,
     /// Set after a run lost its slot for want of cache: nothing is admitted before another run has ended.
     cache_is_full: bool,
-    context_tokens: usize,
     pace: Pace,
     rounds: u64,
     outbox: Vec<FromWorker>,
@@ -61,17 +67,23 @@ impl Slot {
 }
 
 impl<'m> Generator<'m> {
-    pub(crate) fn new(model: &'m LlamaModel, context: LlamaContext<'m>, options: &LoadOptions) -> Self {
+    pub(crate) fn new(
+        model: &'m LlamaModel,
+        prompts: &'m PromptReader<'m>,
+        context: LlamaContext<'m>,
+        options: &LoadOptions,
+    ) -> Self {
         let batch_tokens = context.n_batch() as usize;
         Self {
             model,
             batch: LlamaBatch::new(batch_tokens, 1),
             batch_tokens,
-            prompts: PromptReader::new(model),
+            prompts,
             slots: (0..options.slots).map(|_| Slot::default()).collect(),
             waiting: VecDeque::new(),
+            parked: Vec::new(),
+            cancelled: HashSet::new(),
             cache_is_full: false,
-            context_tokens: options.context_tokens.min(context.n_ctx()) as usize,
             pace: Pace::default(),
             rounds: 0,
             outbox: Vec::new(),
@@ -79,9 +91,15 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// Takes a request into the queue, or refuses it.
-    pub(crate) fn submit(&mut self, id: RunId, credit: u32, request: ChatRequest) {
-        match Run::new(id, credit, request, self.model, &self.prompts, self.context_tokens) {
+    /// Takes a request whose prompt has been read into the queue, or tells why it can't be computed.
+    pub(crate) fn submit(&mut self, id: RunId, prepared: Result<Run, RunError>) {
+        let was_cancelled = self.cancelled.remove(&id);
+        // Cancels of runs that had just ended by themselves are remembered for nothing, and not for long.
+        self.cancelled.retain(|cancelled| cancelled.saturating_add(CANCELLED_KEPT) > id);
+        if was_cancelled {
+            return;
+        }
+        match prepared {
             Ok(run) => self.waiting.push_back(run),
             Err(error) => self.outbox.push(FromWorker::Failed { id, error }),
         }
@@ -89,6 +107,11 @@ impl<'m> Generator<'m> {
 
     /// Allows a run to send more events.
     pub(crate) fn add_credit(&mut self, id: RunId, events: u32) {
+        if let Some(index) = self.parked.iter().position(|run| run.id == id) {
+            let mut run = self.parked.remove(index);
+            run.credit += i64::from(events);
+            return self.waiting.push_front(run);
+        }
         let mut runs = self.slots.iter_mut().filter_map(|slot| slot.run.as_mut()).chain(&mut self.waiting);
         if let Some(run) = runs.find(|run| run.id == id) {
             run.credit += i64::from(events);
@@ -97,20 +120,27 @@ impl<'m> Generator<'m> {
 
     /// Ends a run of which nobody wants to hear any more. What it has computed stays in the cache.
     pub(crate) fn cancel(&mut self, id: RunId) {
+        let before = self.waiting.len() + self.parked.len();
         self.waiting.retain(|run| run.id != id);
+        self.parked.retain(|run| run.id != id);
+        let mut known = self.waiting.len() + self.parked.len() < before;
         for slot in &mut self.slots {
             if slot.run.as_ref().is_some_and(|run| run.id == id) {
                 slot.run = None;
                 self.cache_is_full = false;
+                known = true;
             }
+        }
+        if !known {
+            self.cancelled.insert(id);
         }
     }
 
     /// Returns whether a round would compute anything.
     pub(crate) fn has_work(&self) -> bool {
-        let has_free_slot = self.slots.iter().any(|slot| slot.run.is_none());
+        let admits = |slot: &Slot| slot.run.as_ref().is_none_or(Run::is_paused);
         self.slots.iter().any(|slot| slot.demand() != Demand::Nothing)
-            || (!self.waiting.is_empty() && has_free_slot && !self.cache_is_full)
+            || (!self.waiting.is_empty() && self.slots.iter().any(admits))
     }
 
     /// Takes the messages that are ready for the node.
@@ -121,9 +151,10 @@ impl<'m> Generator<'m> {
     /// Computes one piece of every run.
     pub(crate) fn round(&mut self) {
         self.rounds += 1;
+        self.park();
         self.admit();
         let demands: Vec<Demand> = self.slots.iter().map(Slot::demand).collect();
-        let shares = plan(&demands, self.batch_tokens, self.pace.piece_tokens(self.batch_tokens));
+        let shares = plan(&demands, self.batch_tokens, self.pace.prompt_tokens(self.batch_tokens));
         let outputs = self.fill_batch(&shares);
         let computed = self.batch.n_tokens();
         if computed == 0 {
@@ -151,13 +182,31 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// Gives free slots to waiting runs, oldest first, each the one in which most of its prompt is cached.
+    /// Takes the slots of paused runs away while others wait that could use them. Their caches stay until somebody needs the room.
+    fn park(&mut self) {
+        let lacks_slot = self.slots.iter().all(|slot| slot.run.is_some());
+        if self.waiting.is_empty() || !(lacks_slot || self.cache_is_full) {
+            return;
+        }
+        for slot in &mut self.slots {
+            if slot.run.as_ref().is_some_and(Run::is_paused) {
+                self.parked.extend(slot.run.take());
+                self.cache_is_full = false;
+            }
+        }
+    }
+
+    /// Gives free slots to waiting runs, oldest first, each the one in which most of its prompt is cached. Runs that begin with what
+    /// another is about to compute are passed over until it has.
     fn admit(&mut self) {
-        while !self.cache_is_full
-            && !self.prefix_is_being_computed()
-            && let Some(target) = self.choose_slot()
-            && let Some(mut run) = self.waiting.pop_front()
-        {
+        let mut next = 0;
+        while !self.cache_is_full && next < self.waiting.len() {
+            if self.prefix_is_being_computed(&self.waiting[next].tokens) {
+                next += 1;
+                continue;
+            }
+            let Some(target) = self.choose_slot(&self.waiting[next].tokens) else { return };
+            let Some(mut run) = self.waiting.remove(next) else { return };
             let kept = self.prepare_cache(target, &run.tokens);
             run.start(kept);
             self.slots[target].run = Some(run);
@@ -165,22 +214,18 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// Returns whether another run is about to compute what the first waiting one begins with. It waits for that instead of computing
-    /// the same beside it.
-    fn prefix_is_being_computed(&self) -> bool {
-        let Some(waiting) = self.waiting.front() else { return false };
-        let is_ahead = |slot: &Slot| {
+    /// Returns whether another run is about to compute what these tokens begin with, so that it can be taken from there.
+    fn prefix_is_being_computed(&self, tokens: &[LlamaToken]) -> bool {
+        let is_ahead = |(index, slot): (usize, &Slot)| {
             let computing = slot.run.as_ref().filter(|run| !run.is_paused());
-            let shared =
-                computing.map_or(0, |run| common_prefix(&run.tokens, &waiting.tokens).min(waiting.tokens.len() - 1));
-            shared >= slot.cached.len() + COPY_TOKENS_MIN
+            let shared = computing.map_or(0, |run| common_prefix(&run.tokens, tokens).min(tokens.len() - 1));
+            shared >= slot.cached.len() + COPY_TOKENS_MIN && (slot.cached.is_empty() || self.holds_all(index))
         };
-        self.shares_cache() && self.slots.iter().any(is_ahead)
+        self.shares_cache() && self.slots.iter().enumerate().any(is_ahead)
     }
 
-    /// Chooses a slot for the first waiting run. A cache that would mostly be thrown away is left alone while another slot is free.
-    fn choose_slot(&self) -> Option<usize> {
-        let tokens = &self.waiting.front()?.tokens;
+    /// Chooses a free slot. A cache that would mostly be thrown away is left alone while another slot is free.
+    fn choose_slot(&self, tokens: &[LlamaToken]) -> Option<usize> {
         let free = || self.slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none());
         let (best, slot) = free().max_by_key(|(_, slot)| common_prefix(&slot.cached, tokens))?;
         if common_prefix(&slot.cached, tokens) * 2 > slot.cached.len() {

@@ -11,6 +11,8 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::protocol::LoadFailure;
+
 /// Lines that are kept to explain a failure.
 const LINES_MAX: usize = 8;
 
@@ -19,14 +21,15 @@ const LINES_MAX: usize = 8;
 pub(crate) struct LogLines(Arc<Mutex<VecDeque<String>>>);
 
 impl LogLines {
-    /// Adds what was logged to the name of a failure.
-    pub(crate) fn explain(&self, what: &str) -> String {
+    /// Adds what was logged to the name of a failure to load a model. llama.cpp has no codes for it: where memory is what lacks, a
+    /// line says that something was not allocated.
+    pub(crate) fn explain_load(&self, what: &str) -> LoadFailure {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut reason = what.to_owned();
         for line in lines.iter() {
             let _ = write!(reason, "; {line}");
         }
-        reason
+        LoadFailure { reason, out_of_memory: lines.iter().any(|line| line.contains("alloc")) }
     }
 
     fn push(&self, line: String) {
@@ -70,4 +73,19 @@ pub(crate) fn init() -> LogLines {
     let layer = Stderr { errors: errors.clone() };
     tracing_subscriber::registry().with(layer.with_filter(LevelFilter::INFO)).init();
     errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_failed_allocation_is_called_a_lack_of_memory() {
+        let logs = LogLines::default();
+        logs.push("unknown model architecture: 'x'".into());
+        let failure = logs.explain_load("no model");
+        assert_eq!(failure, LoadFailure::from("no model; unknown model architecture: 'x'".to_owned()));
+        logs.push("failed to allocate buffer for kv cache".into());
+        assert!(logs.explain_load("no context").out_of_memory);
+    }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// While answers are being generated, prompts may hold them up for about this long in each round.
 const PIECE_DURATION: Duration = Duration::from_millis(100);
+/// Longest round without answers: until it ends, cancels and new requests wait.
+const ROUND_DURATION: Duration = Duration::from_secs(1);
 /// Smallest piece of prompts in a round, in tokens.
 const PIECE_TOKENS_MIN: usize = 32;
 /// Weight of a new measurement against all before it.
@@ -36,16 +38,27 @@ impl Pace {
         }
     }
 
-    /// Returns how many prompt tokens a round may have beside running answers.
-    pub(crate) fn piece_tokens(&self, batch_tokens: usize) -> usize {
-        let tokens = self.tokens_per_second.unwrap_or(0.0) * PIECE_DURATION.as_secs_f64();
-        (tokens as usize).clamp(PIECE_TOKENS_MIN.min(batch_tokens), batch_tokens)
+    /// Returns how many prompt tokens a round may have beside running answers, and how many without any.
+    pub(crate) fn prompt_tokens(&self, batch_tokens: usize) -> PromptTokens {
+        let within = |duration: Duration, unknown: usize| {
+            let tokens = self.tokens_per_second.map_or(unknown, |speed| (speed * duration.as_secs_f64()) as usize);
+            tokens.clamp(PIECE_TOKENS_MIN.min(batch_tokens), batch_tokens)
+        };
+        PromptTokens { beside_answers: within(PIECE_DURATION, 0), alone: within(ROUND_DURATION, batch_tokens) }
     }
 }
 
-/// Shares a batch of at most `batch_tokens` out: every answer gets its next token; prompts share the rest equally, and no more than
-/// `piece_tokens` of it while there are answers to hold up.
-pub(crate) fn plan(demands: &[Demand], batch_tokens: usize, piece_tokens: usize) -> Vec<usize> {
+/// Prompt tokens that a round may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PromptTokens {
+    /// While there are answers to hold up.
+    pub(crate) beside_answers: usize,
+    /// While there are none.
+    pub(crate) alone: usize,
+}
+
+/// Shares a batch of at most `batch_tokens` out: every answer gets its next token; prompts share the rest equally, within `limits`.
+pub(crate) fn plan(demands: &[Demand], batch_tokens: usize, limits: PromptTokens) -> Vec<usize> {
     let mut shares: Vec<usize> = demands.iter().map(|demand| usize::from(*demand == Demand::Token)).collect();
     let mut prompts: Vec<(usize, usize)> = demands
         .iter()
@@ -57,7 +70,8 @@ pub(crate) fn plan(demands: &[Demand], batch_tokens: usize, piece_tokens: usize)
     let count = prompts.len();
     let answers: usize = shares.iter().sum();
     let room = batch_tokens.saturating_sub(answers);
-    let mut room = if answers > 0 { room.min(piece_tokens.max(count)) } else { room };
+    let limit = if answers > 0 { limits.beside_answers } else { limits.alone };
+    let mut room = room.min(limit.max(count));
     for (index, (slot, pending)) in prompts.into_iter().enumerate() {
         shares[slot] = pending.min(room.div_ceil(count - index)).min(room);
         room -= shares[slot];
@@ -71,28 +85,34 @@ mod tests {
 
     use super::*;
 
+    const LIMITS: PromptTokens = PromptTokens { beside_answers: 64, alone: 512 };
+
     #[test]
     fn a_long_prompt_leaves_running_answers_their_pace() {
         let demands = [Demand::Token, Demand::Prompt(10_000), Demand::Nothing, Demand::Token];
-        assert_eq!(plan(&demands, 512, 64), [1, 64, 0, 1]);
+        assert_eq!(plan(&demands, 512, LIMITS), [1, 64, 0, 1]);
     }
 
     #[test]
     fn prompts_alone_fill_the_batch_and_share_it() {
-        assert_eq!(plan(&[Demand::Prompt(1_000), Demand::Nothing], 512, 64), [512, 0]);
-        assert_eq!(plan(&[Demand::Prompt(1_000), Demand::Prompt(10), Demand::Prompt(1_000)], 512, 64), [251, 10, 251]);
+        assert_eq!(plan(&[Demand::Prompt(1_000), Demand::Nothing], 512, LIMITS), [512, 0]);
+        assert_eq!(
+            plan(&[Demand::Prompt(1_000), Demand::Prompt(10), Demand::Prompt(1_000)], 512, LIMITS),
+            [251, 10, 251]
+        );
     }
 
     #[test]
-    fn the_piece_follows_the_measured_speed() {
+    fn rounds_of_a_slow_model_are_smaller() {
         let mut pace = Pace::default();
-        assert_eq!(pace.piece_tokens(512), PIECE_TOKENS_MIN);
+        let unknown = PromptTokens { beside_answers: PIECE_TOKENS_MIN, alone: 512 };
+        assert_eq!(pace.prompt_tokens(512), unknown);
         pace.record(500, Duration::from_millis(500));
-        assert_eq!(pace.piece_tokens(512), 100);
+        assert_eq!(pace.prompt_tokens(512), PromptTokens { beside_answers: 100, alone: 512 });
         pace.record(1, Duration::from_secs(1));
-        assert_eq!(pace.piece_tokens(512), 100, "single tokens do not count");
-        (0..50).for_each(|_| pace.record(512, Duration::from_millis(10)));
-        assert_eq!(pace.piece_tokens(512), 512);
+        assert_eq!(pace.prompt_tokens(512).beside_answers, 100, "single tokens do not count");
+        (0..50).for_each(|_| pace.record(400, Duration::from_secs(10)));
+        assert_eq!(pace.prompt_tokens(512), PromptTokens { beside_answers: PIECE_TOKENS_MIN, alone: 40 });
     }
 
     fn demand() -> impl Strategy<Value = Demand> {
@@ -102,7 +122,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_answer_and_every_prompt_gets_on(demands in prop::collection::vec(demand(), 1..64), piece in 32_usize..512) {
-            let shares = plan(&demands, 512, piece);
+            let shares = plan(&demands, 512, PromptTokens { beside_answers: piece, alone: piece });
             prop_assert!(shares.iter().sum::<usize>() <= 512);
             for (demand, share) in demands.iter().zip(&shares) {
                 match demand {

@@ -3,16 +3,18 @@
 use bombus_core::chat::{ChatRequest, EmbedInput, Message, Prompt, Tool, ToolChoice};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::token_type::LlamaTokenAttr;
 use llama_cpp_2::vocab::LlamaVocab;
 
 use super::RunError;
-use super::template::{ChatTemplate, Piece};
+use super::template::{ChatTemplate, Piece, SpecialTokens};
 use super::tools::ToolFormat;
 
 /// Makes tokens of prompts for one model.
 pub(crate) struct PromptReader<'m> {
     vocab: LlamaVocab<'m>,
     template: Result<ChatTemplate, String>,
+    with_tools: Option<ChatTemplate>,
     end_tokens: Vec<LlamaToken>,
 }
 
@@ -28,22 +30,19 @@ pub(crate) struct ReadPrompt {
 impl<'m> PromptReader<'m> {
     pub(crate) fn new(model: &'m LlamaModel) -> Self {
         let vocab = model.vocab();
-        let text_of =
-            |token: LlamaToken| vocab.text(token).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
-        let special = |token: LlamaToken| if token.0 < 0 { String::new() } else { text_of(token) };
-        let controls = vocab.tokens().filter(|token| vocab.is_control(*token)).map(text_of);
-        let controls = controls.filter(|text| !text.is_empty()).collect();
-        let template = model
-            .meta_val_str("tokenizer.chat_template")
-            .map_err(|_| {
-                "this model has no chat template (it is a base model): give it text through /v1/completions".to_owned()
-            })
-            .and_then(|source| {
-                ChatTemplate::compile(source, controls, special(vocab.bos()), special(vocab.eos()))
-                    .map_err(|error| format!("the model's chat template cannot be used: {error}"))
-            });
+        let chat = model.meta_val_str("tokenizer.chat_template").map_err(|_| {
+            "this model has no chat template (it is a base model): give it text through /v1/completions".to_owned()
+        });
+        let special = special_tokens(&vocab);
+        let compile = |source: &str| {
+            ChatTemplate::compile(source, special.clone())
+                .map_err(|error| format!("the model's chat template cannot be used: {error}"))
+        };
+        // Some models have a second template, for conversations with tools.
+        let with_tools = model.meta_val_str("tokenizer.chat_template.tool_use").ok();
+        let with_tools = with_tools.and_then(|source| compile(&source).ok());
         let end_tokens = vocab.tokens().filter(|token| vocab.is_eog(*token)).collect();
-        Self { vocab, template, end_tokens }
+        Self { vocab, template: chat.and_then(|source| compile(&source)), with_tools, end_tokens }
     }
 
     /// Returns the tokens that end an answer.
@@ -77,7 +76,10 @@ impl<'m> PromptReader<'m> {
     }
 
     fn read_chat(&self, messages: &[Message], tools: &[Tool], choice: &ToolChoice) -> Result<ReadPrompt, RunError> {
-        let template = self.template.as_ref().map_err(|reason| RunError::invalid("messages", reason.as_str()))?;
+        let template = match &self.with_tools {
+            Some(with_tools) if !tools.is_empty() => with_tools,
+            _ => self.template.as_ref().map_err(|reason| RunError::invalid("messages", reason.as_str()))?,
+        };
         let format = if tools.is_empty() { None } else { Some(template.tool_format()?) };
         let grammar = format.map(|format| format.grammar(tools, choice)).transpose()?.flatten();
         let mut tokens = self.begin();
@@ -109,6 +111,25 @@ impl<'m> PromptReader<'m> {
             })
         };
         ids.iter().map(check).collect()
+    }
+}
+
+fn special_tokens(vocab: &LlamaVocab<'_>) -> SpecialTokens {
+    let text_of =
+        |token: LlamaToken| vocab.text(token).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
+    let texts_with = |wanted: &[LlamaTokenAttr]| -> Vec<String> {
+        let has = |token: &LlamaToken| wanted.iter().any(|attr| vocab.attr(*token).contains(*attr));
+        vocab.tokens().filter(has).map(text_of).filter(|text| !text.is_empty()).collect()
+    };
+    let single = |token: LlamaToken| if token.0 < 0 { String::new() } else { text_of(token) };
+    let user_defined = texts_with(&[LlamaTokenAttr::UserDefined]);
+    SpecialTokens {
+        control: texts_with(&[LlamaTokenAttr::Control, LlamaTokenAttr::Unknown]),
+        // Runs of blanks and the like are tokens too, and forge nothing.
+        user_defined: user_defined.into_iter().filter(|text| text.contains(['<', '['])).collect(),
+        bos: single(vocab.bos()),
+        eos: single(vocab.eos()),
+        adds_bos: vocab.should_add_bos(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Grammars for answers that have to be JSON.
 
 use bombus_core::chat::{ResponseFormat, Tool};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::RunError;
 
@@ -14,34 +14,69 @@ const DEPTH_MAX: usize = 64;
 pub(crate) fn grammar_for(format: &ResponseFormat) -> Result<Option<String>, RunError> {
     match format {
         ResponseFormat::Text => Ok(None),
-        ResponseFormat::JsonObject => compile(json!({ "type": "object" })).map(Some),
-        ResponseFormat::JsonSchema(schema) => compile(schema.clone()).map(Some),
+        ResponseFormat::JsonObject => compile("response_format", json!({ "type": "object" })).map(Some),
+        ResponseFormat::JsonSchema(schema) => compile("response_format", schema.clone()).map(Some),
     }
 }
 
 /// Returns the grammar for one call of one of `tools`, as JSON with the members `name` and `arguments_key`.
 pub(crate) fn grammar_for_call(tools: &[&Tool], arguments_key: &str) -> Result<String, RunError> {
-    let call = |tool: &&Tool| {
-        json!({
+    let mut definitions = Map::new();
+    let mut calls = Vec::new();
+    for (index, tool) in tools.iter().enumerate() {
+        let mut parameters = tool.parameters.clone();
+        hoist_definitions(&mut parameters, &format!("tool{index}-"), &mut definitions);
+        calls.push(json!({
             "type": "object",
-            "properties": { "name": { "const": tool.name }, arguments_key: tool.parameters },
+            "properties": { "name": { "const": tool.name }, arguments_key: parameters },
             "required": ["name", arguments_key],
             "additionalProperties": false,
-        })
-    };
-    compile(json!({ "anyOf": tools.iter().map(call).collect::<Vec<_>>() }))
+        }));
+    }
+    compile("tools", json!({ "anyOf": calls, "$defs": definitions }))
 }
 
-fn compile(mut schema: Value) -> Result<String, RunError> {
-    soften(&mut schema, 0)?;
-    llama_cpp_2::json_schema_to_grammar(&schema.to_string())
-        .map_err(|error| RunError::invalid("response_format", format!("the JSON schema cannot be used: {error}")))
+/// Moves a schema's own definitions to a common place, under names that no other schema has there. References to them begin at the
+/// root of a document, which is another one once the schema stands inside a larger one.
+fn hoist_definitions(schema: &mut Value, prefix: &str, definitions: &mut Map<String, Value>) {
+    rename_references(schema, prefix);
+    let Value::Object(members) = schema else { return };
+    for key in ["$defs", "definitions"] {
+        if let Some(Value::Object(own)) = members.remove(key) {
+            definitions.extend(own.into_iter().map(|(name, definition)| (format!("{prefix}{name}"), definition)));
+        }
+    }
+}
+
+fn rename_references(value: &mut Value, prefix: &str) {
+    match value {
+        Value::Object(members) => {
+            if let Some(Value::String(reference)) = members.get_mut("$ref") {
+                let name = ["#/$defs/", "#/definitions/"].iter().find_map(|begin| reference.strip_prefix(begin));
+                if let Some(renamed) = name.map(|name| format!("#/$defs/{prefix}{name}")) {
+                    *reference = renamed;
+                }
+            }
+            members.values_mut().for_each(|member| rename_references(member, prefix));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| rename_references(item, prefix)),
+        _ => {}
+    }
+}
+
+fn compile(param: &str, mut schema: Value) -> Result<String, RunError> {
+    soften(param, &mut schema, 0)?;
+    llama_cpp_2::json_schema_to_grammar(&schema.to_string()).map_err(|_| {
+        let reason =
+            "the JSON schema cannot be used: it has a keyword that is not supported, or a $ref that leads nowhere";
+        RunError::invalid(param, reason)
+    })
 }
 
 /// Drops upper bounds that are too large to unroll (the answer may then be longer than allowed), and refuses lower ones.
-fn soften(value: &mut Value, depth: usize) -> Result<(), RunError> {
+fn soften(param: &str, value: &mut Value, depth: usize) -> Result<(), RunError> {
     if depth > DEPTH_MAX {
-        return Err(RunError::invalid("response_format", format!("the JSON schema is nested deeper than {DEPTH_MAX}")));
+        return Err(RunError::invalid(param, format!("the JSON schema is nested deeper than {DEPTH_MAX}")));
     }
     match value {
         Value::Object(members) => {
@@ -58,9 +93,9 @@ fn soften(value: &mut Value, depth: usize) -> Result<(), RunError> {
                     members.remove(key);
                 }
             }
-            members.values_mut().try_for_each(|member| soften(member, depth + 1))
+            members.values_mut().try_for_each(|member| soften(param, member, depth + 1))
         }
-        Value::Array(items) => items.iter_mut().try_for_each(|item| soften(item, depth + 1)),
+        Value::Array(items) => items.iter_mut().try_for_each(|item| soften(param, item, depth + 1)),
         _ => Ok(()),
     }
 }
@@ -81,6 +116,23 @@ mod tests {
         let with = |key: &str| ResponseFormat::JsonSchema(json!({ "type": "string", key: 5_000_000 }));
         assert!(grammar_for(&with("maxLength")).is_ok());
         assert!(grammar_for(&with("minLength")).unwrap_err().to_string().contains("minLength"));
+    }
+
+    #[test]
+    fn definitions_of_tools_are_found_and_do_not_mix() {
+        let tool = |name: &str, city: &str| Tool {
+            name: name.into(),
+            description: None,
+            parameters: json!({
+                "type": "object",
+                "properties": { "where": { "$ref": "#/$defs/Place" } },
+                "required": ["where"],
+                "$defs": { "Place": { "enum": [city] } },
+            }),
+        };
+        let (near, far) = (tool("near", "Here"), tool("far", "There"));
+        let grammar = grammar_for_call(&[&near, &far], "arguments").unwrap();
+        assert!(grammar.contains("Here") && grammar.contains("There"), "{grammar}");
     }
 
     #[test]

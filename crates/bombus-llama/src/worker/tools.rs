@@ -7,6 +7,8 @@ use super::RunError;
 use super::schema::grammar_for_call;
 
 const HERMES_END: &str = "</tool_call>";
+/// May stand before a call of Llama 3.
+const PYTHON_TAG: &str = "<|python_tag|>";
 
 /// How a model writes tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,19 +22,27 @@ pub(crate) enum ToolFormat {
 }
 
 impl ToolFormat {
-    /// Recognises the form by the words of a chat template.
+    /// Recognises the form by the words of a chat template. `None` also where it is a form that is not known here, as those of
+    /// Qwen3-Coder and GLM.
     pub(crate) fn detect(template: &str) -> Option<Self> {
-        if !template.contains("tools") {
+        let has = |word: &str| template.contains(word);
+        if !has("tools") || has("<function=") || has("<arg_key>") || has("[ARGS]") {
             None
-        } else if template.contains("<tool_call>") {
+        } else if has("<tool_call>") {
             Some(Self::Hermes)
-        } else if template.contains("[TOOL_CALLS]") {
+        } else if has("[TOOL_CALLS]") {
             Some(Self::Mistral)
-        } else if template.contains("\"parameters\"") || template.contains("<|python_tag|>") {
+        } else if has("\"parameters\"") || has(PYTHON_TAG) {
             Some(Self::Llama3)
         } else {
             None
         }
+    }
+
+    /// Makes an id for a call. Mistral's templates insist on nine letters and digits.
+    fn new_call_id(self) -> String {
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        if self == Self::Mistral { random[..9].to_owned() } else { format!("call_{random}") }
     }
 
     fn opening(self) -> &'static str {
@@ -60,7 +70,12 @@ impl ToolFormat {
         if chosen.is_empty() {
             return Err(RunError::invalid("tool_choice", "tool_choice names no tool of this request"));
         }
-        let grammar = grammar_for_call(&chosen, self.arguments_key())?.replace("root ::=", "call ::=");
+        let grammar = grammar_for_call(&chosen, self.arguments_key())?;
+        let rules = grammar.lines().map(|rule| match rule.strip_prefix("root ::=") {
+            Some(body) => format!("call ::={body}\n"),
+            None => format!("{rule}\n"),
+        });
+        let grammar: String = rules.collect();
         let root = match self {
             Self::Hermes => r#"root ::= "<tool_call>\n" call "\n</tool_call>""#,
             Self::Llama3 => "root ::= call",
@@ -139,7 +154,7 @@ impl ToolFilter {
     fn find_opening(&self) -> Option<usize> {
         let opening = self.format.opening();
         match self.format {
-            ToolFormat::Llama3 => (!self.in_text && self.held.trim_start().starts_with(opening)).then_some(0),
+            ToolFormat::Llama3 => (!self.in_text && without_tag(&self.held).starts_with(opening)).then_some(0),
             ToolFormat::Hermes | ToolFormat::Mistral => self.held.find(opening),
         }
     }
@@ -147,7 +162,7 @@ impl ToolFilter {
     /// Returns how many bytes at the end may still become the opening of a call.
     fn undecided(&self) -> usize {
         match self.format {
-            ToolFormat::Llama3 if !self.in_text && self.held.trim().is_empty() => self.held.len(),
+            ToolFormat::Llama3 if !self.in_text && may_become_tag(&self.held) => self.held.len(),
             ToolFormat::Llama3 => 0,
             format => {
                 let opening = format.opening();
@@ -168,7 +183,7 @@ impl ToolFilter {
     }
 
     fn emit_call(&mut self, written: &str, events: &mut Vec<ChatEvent>) {
-        let mut json = written.trim();
+        let mut json = without_tag(written).trim();
         if self.format != ToolFormat::Llama3 {
             json = json.trim_start_matches(self.format.opening()).trim_end_matches(HERMES_END).trim();
         }
@@ -182,7 +197,7 @@ impl ToolFilter {
             return;
         };
         for (name, arguments) in calls {
-            let id = Some(format!("call_{}", uuid::Uuid::new_v4().simple()));
+            let id = Some(self.format.new_call_id());
             events.push(ChatEvent::ToolCall(ToolCallDelta { index: self.calls, id, name: Some(name), arguments }));
             self.calls += 1;
         }
@@ -193,6 +208,16 @@ impl ToolFilter {
         let arguments = call.get(self.format.arguments_key()).or_else(|| call.get("arguments"))?;
         Some((name, arguments.to_string()))
     }
+}
+
+fn without_tag(text: &str) -> &str {
+    let text = text.trim_start();
+    text.strip_prefix(PYTHON_TAG).unwrap_or(text).trim_start()
+}
+
+/// Returns whether a text is only white space and the (unfinished) tag, so that a call may still follow.
+fn may_become_tag(text: &str) -> bool {
+    without_tag(text).is_empty() || PYTHON_TAG.starts_with(text.trim_start())
 }
 
 #[cfg(test)]
@@ -235,6 +260,8 @@ mod tests {
             assert_eq!(run(ToolFormat::Hermes, hermes, cut), ("Let me see.\n".into(), both.clone()), "{cut}");
             assert_eq!(run(ToolFormat::Mistral, mistral, cut), (String::new(), both), "{cut}");
             assert_eq!(run(ToolFormat::Llama3, llama, cut), (String::new(), vec![f.clone()]), "{cut}");
+            let tagged = format!("{PYTHON_TAG}{llama}");
+            assert_eq!(run(ToolFormat::Llama3, &tagged, cut), (String::new(), vec![f.clone()]), "{cut}");
         }
     }
 
@@ -268,5 +295,31 @@ mod tests {
         assert_eq!(ToolFormat::detect("{% if tools %}<tool_call>{% endif %}"), Some(ToolFormat::Hermes));
         assert_eq!(ToolFormat::detect("{% if tools %}[TOOL_CALLS]{% endif %}"), Some(ToolFormat::Mistral));
         assert_eq!(ToolFormat::detect("{% if tools %}{{ tools | tojson }}{% endif %}"), None);
+        for unknown in ["<tool_call><function=f>", "<tool_call><arg_key>", "[TOOL_CALLS]f[ARGS]"] {
+            assert_eq!(ToolFormat::detect(&format!("{{% if tools %}}{unknown}{{% endif %}}")), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn calls_have_ids_that_the_models_template_takes() {
+        assert!(ToolFormat::Hermes.new_call_id().starts_with("call_"));
+        let id = ToolFormat::Mistral.new_call_id();
+        assert!(id.len() == 9 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
+    }
+
+    #[test]
+    fn a_parameter_called_root_does_not_confuse_the_grammar() {
+        let parameters =
+            json!({ "type": "object", "properties": { "root": { "enum": ["a", "b"] } }, "required": ["root"] });
+        let tools = [Tool { name: "f".into(), description: None, parameters }];
+        let grammar = ToolFormat::Hermes.grammar(&tools, &ToolChoice::Required).unwrap().unwrap();
+        let names: Vec<&str> =
+            grammar.lines().filter_map(|rule| rule.split_once(" ::=")).map(|(name, _)| name).collect();
+        for name in names.iter().filter(|name| name.contains("root")) {
+            assert!(
+                *name == "root" || grammar.matches(name).count() > 1,
+                "{name} is defined and never used: {grammar}"
+            );
+        }
     }
 }
