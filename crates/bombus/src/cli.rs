@@ -20,13 +20,24 @@ mod models;
 mod output;
 mod up;
 
+/// What can be built in, and whether it is.
+const FEATURES: [(&str, bool); 5] = [
+    ("embedded", cfg!(feature = "embedded")),
+    ("cuda", cfg!(feature = "cuda")),
+    ("metal", cfg!(feature = "metal")),
+    ("rocm", cfg!(feature = "rocm")),
+    ("vulkan", cfg!(feature = "vulkan")),
+];
+
 /// What `--version` prints: the version and what was built in.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let version = env!("CARGO_PKG_VERSION");
+    let built_in: Vec<&str> = FEATURES.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+    let features = if built_in.is_empty() { "none".to_owned() } else { built_in.join(", ") };
     #[cfg(feature = "embedded")]
-    return format!("{version} (features: embedded; llama.cpp {})", bombus_llama::LLAMA_CPP_VERSION);
+    return format!("{version} (features: {features}; llama.cpp {})", bombus_llama::LLAMA_CPP_VERSION);
     #[cfg(not(feature = "embedded"))]
-    return format!("{version} (features: none)");
+    return format!("{version} (features: {features})");
 });
 
 const EXIT_CODES: &str = "\

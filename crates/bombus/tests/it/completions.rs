@@ -19,6 +19,16 @@ async fn the_version_names_what_is_built_in() {
     let version = home.run(&["--version"]).await.stdout;
     assert!(version.starts_with(&format!("bombus {} (features: ", env!("CARGO_PKG_VERSION"))), "{version}");
     assert_eq!(version.contains("llama.cpp"), cfg!(feature = "embedded"), "{version}");
+    let listed = version.split_once("features: ").unwrap().1.split([';', ')']).next().unwrap();
+    for (feature, built_in) in [
+        ("embedded", cfg!(feature = "embedded")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("metal", cfg!(feature = "metal")),
+        ("rocm", cfg!(feature = "rocm")),
+        ("vulkan", cfg!(feature = "vulkan")),
+    ] {
+        assert_eq!(listed.split(", ").any(|name| name == feature), built_in, "{feature}: {version}");
+    }
 }
 
 #[tokio::test]
