@@ -114,6 +114,11 @@ impl DataDir {
         self.root.join("identity.key")
     }
 
+    /// Returns the files that only their owner may read, those included that are not there.
+    pub(crate) fn secrets(&self) -> [PathBuf; 3] {
+        [self.identity(), self.keys(), self.root.join(node_file::SESSION_KEY_FILE)]
+    }
+
     /// Claims the directory for a node until the lock is dropped or the process ends, however it ends.
     pub(crate) async fn lock(&self) -> Result<NodeLock, DataDirError> {
         // Other commands share the lock for a moment to see whether it is held.

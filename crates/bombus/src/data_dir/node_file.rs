@@ -12,7 +12,7 @@ use crate::config::Config;
 use super::{DataDirError, write_atomically};
 
 const FILE: &str = "node.json";
-const SESSION_KEY_FILE: &str = "session.key";
+pub(super) const SESSION_KEY_FILE: &str = "session.key";
 
 /// What a running node tells other programs with the same data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,3 +1,4 @@
+use std::fs::Permissions;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
@@ -94,11 +95,27 @@ async fn an_api_open_to_others_without_keys_is_found() {
 async fn secrets_that_others_can_read_are_found() {
     let home = Home::new(&fake(""));
     home.run(&["keys", "create", "a"]).await;
-    let file = home.data_dir().join("keys.json");
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let _node = Node::start(&home).await;
+    let (_, checks) = examine(&home, &[]).await;
+    assert_check(&checks, "secret files", "ok", "");
+    for name in ["keys.json", "identity.key", "session.key"] {
+        let file = home.data_dir().join(name);
+        std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        let (code, checks) = examine(&home, &[]).await;
+        assert_eq!(code, 1);
+        assert_check(&checks, "secret files", "fail", &format!("{name} (mode 644)"));
+        std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_that_others_can_enter_is_remarked_upon() {
+    let home = Home::new(&fake(""));
+    home.run(&["keys", "create", "a"]).await;
+    std::fs::set_permissions(home.data_dir(), Permissions::from_mode(0o755)).unwrap();
     let (code, checks) = examine(&home, &[]).await;
-    assert_eq!(code, 1);
-    assert_check(&checks, "secret files", "fail", "keys.json (mode 644)");
+    assert_eq!(code, 0);
+    assert_check(&checks, "data directory", "warn", "open to others (mode 755)");
 }
 
 #[tokio::test]

@@ -22,7 +22,14 @@ pub(super) fn data_dir(root: &Path) -> Check {
         }
         Err(error) => Check::fail(NAME, error.to_string(), ELSEWHERE),
         Ok(_) => match tempfile::tempfile_in(root) {
-            Ok(_) => Check::ok(NAME, format!("{} can be written", root.display())),
+            Ok(_) => match platform::open_to_others(root).ok().flatten() {
+                None => Check::ok(NAME, format!("{} can be written", root.display())),
+                Some(mode) => Check::warn(
+                    NAME,
+                    format!("{} is open to others (mode {mode:o})", root.display()),
+                    format!("chmod 700 {}", root.display()),
+                ),
+            },
             Err(error) => Check::fail(NAME, format!("{} cannot be written: {error}", root.display()), ELSEWHERE),
         },
     }
@@ -36,8 +43,8 @@ pub(super) fn nearest_existing(path: &Path) -> &Path {
 /// Whether files with secrets are the owner's alone.
 pub(super) fn permissions(data_dir: Option<&DataDir>) -> Option<Check> {
     const NAME: &str = "secret files";
-    let data_dir = data_dir?;
-    let open: Vec<String> = [data_dir.identity(), data_dir.keys()]
+    let secrets = data_dir?.secrets();
+    let open: Vec<String> = secrets
         .into_iter()
         .filter_map(|path| {
             let mode = platform::open_to_others(&path).ok().flatten()?;
