@@ -4,6 +4,8 @@ use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::path::Path;
 
+use tokio::sync::oneshot;
+
 /// Makes a directory and its missing parents; on Unix the new ones are open to the owner alone.
 pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
@@ -48,6 +50,22 @@ pub(crate) fn process_exists(pid: u32) -> bool {
     {
         let _ = pid;
         true
+    }
+}
+
+/// Raises the number of files and connections that this process may have open to the most that it may set by itself, and returns
+/// it; `None` where there is no such limit. Many systems begin with 1,024, and each connection takes one.
+pub(crate) fn raise_open_files_max() -> io::Result<Option<u64>> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+        Ok(maximum)
+    }
+    #[cfg(not(unix))]
+    {
+        Ok(None)
     }
 }
 
@@ -102,6 +120,43 @@ impl StopSignals {
         tokio::select! {
             _ = self.interrupt.recv() => StopSignal::Interrupt,
             _ = self.terminate.recv() => StopSignal::Terminate,
+        }
+    }
+}
+
+/// Listens for [`StopSignal`]s on a thread of its own. The first goes to whoever waits for it; the second ends the program, even
+/// where a terminal or a pipe that nobody reads holds up everything else.
+pub(crate) struct PatientStop {
+    first: oneshot::Receiver<StopSignal>,
+}
+
+impl PatientStop {
+    /// Replaces the default action of the signals, which is to end the process.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let mut signals = {
+            let _entered = runtime.enter();
+            StopSignals::listen()?
+        };
+        let (sender, first) = oneshot::channel();
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                let signal = signals.next().await;
+                tracing::debug!(?signal, "stopping; another one ends the program at once");
+                // A receiver that is gone has ended the answer already.
+                let _ = sender.send(signal);
+                std::process::exit(signals.next().await.exit_code().into());
+            })
+        })?;
+        Ok(Self { first })
+    }
+
+    /// Waits for the first signal.
+    pub(crate) async fn first(&mut self) -> StopSignal {
+        match (&mut self.first).await {
+            Ok(signal) => signal,
+            // The thread waits for a second signal after it has sent the first, so the channel closes only if the thread fails.
+            Err(_) => std::future::pending().await,
         }
     }
 }

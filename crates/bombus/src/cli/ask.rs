@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::data_dir::NodeRecord;
 use crate::failure::{Exit, Failure};
 use crate::node::RunningBackends;
-use crate::platform::{StopSignal, StopSignals};
+use crate::platform::{PatientStop, StopSignal};
 use crate::running::RunningNode;
 
 mod remote;
@@ -25,9 +25,12 @@ mod remote;
 /// Arguments of `bombus ask`.
 #[derive(Debug, Args)]
 pub(crate) struct AskArgs {
-    /// The question; several words are joined. `-` stands for stdin, which is read too where it is piped
+    /// The question; several words are joined. `-` stands for stdin; what is piped in is added without it too
     #[arg(value_name = "PROMPT")]
     prompt: Vec<String>,
+    /// Leave stdin alone, as in a loop that reads its lines: while read q; do bombus ask --no-stdin "$q"; done
+    #[arg(long)]
+    no_stdin: bool,
     /// The model to ask [default: the node's, or `default_model` of the configuration]
     #[arg(long, short, value_name = "NAME")]
     model: Option<String>,
@@ -58,15 +61,25 @@ fn temperature(text: &str) -> Result<f32, String> {
 pub(super) fn run(global: &Global, args: &AskArgs) -> Result<ExitCode> {
     let settings = global.settings(&[])?;
     let _telemetry = global.begin_quiet_logs(&settings)?;
-    let prompt = read_prompt(global, &args.prompt)?;
+    let prompt = read_prompt(global, args)?;
     super::block_on(ask(global, args, &settings, prompt))
 }
 
 /// Joins the arguments with what is piped in: `git diff | bombus ask explain this` puts the question before the text.
-fn read_prompt(global: &Global, words: &[String]) -> Result<String> {
-    let wants_stdin = words.iter().any(|word| word == "-");
-    let said = words.iter().filter(|word| *word != "-").map(String::as_str).collect::<Vec<_>>().join(" ");
-    let piped = if wants_stdin || !std::io::stdin().is_terminal() { read_stdin(global)? } else { String::new() };
+fn read_prompt(global: &Global, args: &AskArgs) -> Result<String> {
+    let wants_stdin = args.prompt.iter().any(|word| word == "-");
+    if wants_stdin && args.no_stdin {
+        return Err(
+            Failure::new(Exit::Usage, "`-` reads stdin and --no-stdin leaves it alone; give one of them").into()
+        );
+    }
+    let said = args.prompt.iter().filter(|word| *word != "-").map(String::as_str).collect::<Vec<_>>().join(" ");
+    let reads_stdin = wants_stdin || !args.no_stdin && !std::io::stdin().is_terminal();
+    let piped = if reads_stdin { read_stdin(global)? } else { String::new() };
+    if !wants_stdin && !said.is_empty() && !piped.is_empty() {
+        // Else a loop over lines would lose the rest of them to its first question without a word.
+        global.notice(&format!("note: {} bytes from stdin added; --no-stdin leaves them alone", piped.len()));
+    }
     let parts = [said.as_str(), piped.trim_end_matches(['\r', '\n'])];
     let prompt = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n");
     if prompt.trim().is_empty() {
@@ -92,7 +105,7 @@ fn read_stdin(global: &Global) -> Result<String> {
     });
     let read = match text.recv_timeout(STDIN_PATIENCE) {
         Err(RecvTimeoutError::Timeout) => {
-            global.notice("note: reading the rest of the prompt from stdin; give < /dev/null if there is none");
+            global.notice("note: reading the rest of the prompt from stdin; give --no-stdin if there is none");
             text.recv()
         }
         other => other.map_err(|_| RecvError),
@@ -116,7 +129,7 @@ fn request(args: &AskArgs, model: &str, prompt: String) -> ChatRequest {
 }
 
 async fn ask(global: &Global, args: &AskArgs, settings: &Settings, prompt: String) -> Result<ExitCode> {
-    let mut signals = StopSignals::listen()?;
+    let mut stop = PatientStop::listen().context("signals cannot be listened to")?;
     let data_dir = global.data_dir()?;
     let mut alone = None;
     let mut answer = Answer::new(args.json);
@@ -142,14 +155,11 @@ async fn ask(global: &Global, args: &AskArgs, settings: &Settings, prompt: Strin
 
     let outcome = tokio::select! {
         outcome = work => outcome,
-        signal = signals.next() => Ok(Ended::Stopped(signal)),
+        signal = stop.first() => Ok(Ended::Stopped(signal)),
     };
     let code = answer.finish(global, outcome);
     if let Some(backends) = alone {
-        tokio::select! {
-            () = backends.stop() => {}
-            second = signals.next() => std::process::exit(second.exit_code().into()),
-        }
+        backends.stop().await;
     }
     code
 }

@@ -1,6 +1,9 @@
+use std::io::Seek;
+
 use serde_json::Value;
 
 use crate::harness::{Home, Node, Process, Signal, fake, finish};
+use crate::model::eventually;
 
 #[tokio::test]
 async fn the_running_node_answers_and_stdout_has_the_answer_alone() {
@@ -34,17 +37,37 @@ async fn a_node_that_crashed_does_not_keep_anyone_from_asking() {
 #[tokio::test]
 async fn the_prompt_comes_from_arguments_and_stdin() {
     let home = Home::new(&fake(""));
-    for (arguments, stdin, answer) in [
-        (vec!["ask"], "from a pipe\n", "from a pipe\n"),
-        (vec!["ask", "-"], "from a pipe", "from a pipe\n"),
-        (vec!["ask", "explain", "this:"], "a\nb\n", "explain this:\n\na\nb\n"),
+    for (arguments, stdin, answer, remark) in [
+        (vec!["ask"], "from a pipe\n", "from a pipe\n", None),
+        (vec!["ask", "-"], "from a pipe", "from a pipe\n", None),
+        (vec!["ask", "say", "-"], "this", "say\n\nthis\n", None),
+        (vec!["ask", "say", "this"], "", "say this\n", None),
+        (vec!["ask", "explain", "this:"], "a\nb\n", "explain this:\n\na\nb\n", Some("4 bytes from stdin added")),
     ] {
         let asked = home.run_with_stdin(&arguments, stdin).await;
         assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), answer), "{arguments:?}: {}", asked.stderr);
+        assert!(asked.stderr.contains(remark.unwrap_or("")), "{arguments:?}: {}", asked.stderr);
+        assert_eq!(asked.stderr.contains("note: "), remark.is_some(), "{arguments:?}: {}", asked.stderr);
     }
     let nothing = home.run_with_stdin(&["ask"], "").await;
     assert_eq!(nothing.code, Some(2));
     assert!(nothing.stderr.starts_with("error: there is no prompt\nhint: "), "{}", nothing.stderr);
+}
+
+#[tokio::test]
+async fn a_loop_over_lines_can_keep_them_for_its_next_question() {
+    let home = Home::new(&fake(""));
+    std::fs::write(home.path("list"), "second\nthird\n").unwrap();
+    let mut list = std::fs::File::open(home.path("list")).unwrap();
+    let mut command = home.command(&["ask", "--no-stdin", "first"]);
+    command.stdin(list.try_clone().unwrap());
+    let asked = finish(command).await;
+    assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), "first\n"), "{}", asked.stderr);
+    assert_eq!(list.stream_position().unwrap(), 0, "not a byte of the list was read");
+
+    let contradiction = home.run(&["ask", "--no-stdin", "-"]).await;
+    assert_eq!(contradiction.code, Some(2));
+    assert!(contradiction.stderr.contains("--no-stdin"), "{}", contradiction.stderr);
 }
 
 #[tokio::test]
@@ -206,4 +229,16 @@ async fn interrupted_json_says_so() {
     assert_eq!(asking.ended().await.code(), Some(130), "{}", asking.stderr());
     let answer: Value = serde_json::from_str(&asking.stdout_rest().await).unwrap();
     assert_eq!(answer["finish_reason"], "interrupted");
+}
+
+#[tokio::test]
+async fn a_second_ctrl_c_ends_the_program_even_while_nobody_reads_its_output() {
+    let home = Home::new(&fake("reply = 'tick'\ntokens = 1000000"));
+    let _node = Node::start(&home).await;
+    let mut asking = Process::start(home.command(&["ask", "--log-level", "bombus=debug", "hi"]));
+    eventually("a full pipe", async || asking.stdout_bytes_waiting() >= 60_000).await;
+    asking.signal(Signal::Interrupt);
+    asking.stderr_shows("another one ends the program").await;
+    asking.signal(Signal::Interrupt);
+    assert_eq!(asking.ended().await.code(), Some(130), "{}", asking.stderr());
 }

@@ -105,6 +105,16 @@ impl Home {
     }
 }
 
+/// Gives a command of another program the environment of a prepared `bombus`.
+pub(crate) fn take_environment(command: &mut Command, from: &Command) {
+    for (name, value) in from.as_std().get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+}
+
 /// Runs a prepared command to its end.
 pub(crate) async fn finish(mut command: Command) -> Finished {
     collect(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).await
@@ -285,6 +295,11 @@ impl Process {
         let mut bytes = vec![0; count];
         within("output", self.stdout.as_mut().unwrap().read_exact(&mut bytes)).await.unwrap();
         String::from_utf8(bytes).unwrap()
+    }
+
+    /// Returns how many bytes of stdout wait in the pipe.
+    pub(crate) fn stdout_bytes_waiting(&self) -> u64 {
+        rustix::io::ioctl_fionread(self.stdout.as_ref().unwrap().get_ref()).unwrap()
     }
 
     /// Reads the rest of stdout.

@@ -64,6 +64,30 @@ pub(crate) fn own_weights(home: &Home) -> PathBuf {
     blob
 }
 
+/// Makes a home with the real model, and beside it a changed copy under another name.
+pub(crate) async fn home_with_changed_model(lines: &str, name: &str, change: impl FnOnce(&mut [u8])) -> Home {
+    let home = home_with_model(lines).await;
+    let mut bytes = std::fs::read(own_weights(&home)).unwrap();
+    change(&mut bytes);
+    let file = home.path("changed.gguf");
+    std::fs::write(&file, bytes).unwrap();
+    let imported = home.run(&["models", "import", file.to_str().unwrap(), "--name", name]).await;
+    assert_eq!(imported.code, Some(0), "{}", imported.stderr);
+    home
+}
+
+/// Returns where these bytes stand first.
+pub(crate) fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}
+
+/// Returns the processor time that a process has used, in clock ticks.
+pub(crate) fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    after_name.split(' ').nth(11).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
+}
+
 /// Returns a chat request with temperature 0.
 pub(crate) fn chat(prompt: &str, max_tokens: u32) -> Value {
     json!({

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
-use crate::harness::{Home, Node, Process, Signal, client, fake, within};
+use crate::harness::{Home, Node, Process, Signal, client, fake, take_environment, within};
 
 #[tokio::test]
 async fn a_node_says_where_it_is_until_it_stops() {
@@ -118,6 +118,33 @@ async fn a_taken_port_is_a_clear_error() {
     assert_eq!(refused.code, Some(1));
     assert!(refused.stderr.contains(&address) && refused.stderr.contains("in use"), "{}", refused.stderr);
     assert_eq!(home.node_json(), None);
+}
+
+#[tokio::test]
+async fn an_address_that_is_none_is_answered_with_an_example() {
+    let home = Home::new(&fake(""));
+    let refused = home.run(&["up", "--api", "localhost:7890"]).await;
+    assert_eq!(refused.code, Some(2));
+    for part in ["flag --api", "expected ADDR:PORT, for example 127.0.0.1:7890"] {
+        assert!(refused.stderr.contains(part), "{:?} lacks {part:?}", refused.stderr);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_node_may_open_as_many_files_as_the_system_allows() {
+    let home = Home::new(&fake(""));
+    let up = home.command(&["up"]);
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", "ulimit -Sn 256 && exec \"$0\" up"]).arg(up.as_std().get_program()).kill_on_drop(true);
+    take_environment(&mut command, &up);
+    let node = Node::start_command(&home, command).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.record()["pid"])).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard]: [&str; 2] = line.split_whitespace().take(2).collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(soft, hard);
+    assert_ne!(hard, "256", "the shell lowers the soft limit alone");
+    node.stop().await;
 }
 
 #[tokio::test]
