@@ -1,24 +1,22 @@
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
 use bombus_infer::models::{LocalModel, ModelStore, StoreError};
 use bombus_infer::{Backend, BackendError, ChatStream, Health};
+use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::EmbeddedConfig;
 use crate::child::{ChatRun, RunFailure};
-use crate::pool::{Lease, Machine, Pool, PoolHandle, context_tokens};
+use crate::pool::{Lease, Machine, Pool, PoolHandle, RETRY_AFTER, context_tokens};
 
 /// A request whose engine process dies before the first token is tried once more, on the process that takes its place.
 const TRIES: u32 = 2;
-/// Suggested to clients that find the queue full.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
-
 /// Runs the models of a [`ModelStore`] in engine processes of this node.
 pub struct EmbeddedBackend {
     config: EmbeddedConfig,
@@ -33,9 +31,14 @@ impl EmbeddedBackend {
     /// process's own. Has to be called within a tokio runtime.
     #[must_use]
     pub fn start(config: EmbeddedConfig, store: ModelStore, program: PathBuf) -> Self {
-        let (pool, handle) = Pool::new(config.clone(), Machine::probe(), program);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(pool.run(stop.clone()));
+        let (pool, handle) = Pool::new(config.clone(), Machine::probe(), program, stop.clone());
+        let task = tokio::spawn(async {
+            // Every request from then on is told so; it cannot be repaired from within.
+            if AssertUnwindSafe(pool.run()).catch_unwind().await.is_err() {
+                tracing::error!("the engine's pool failed; restart the node");
+            }
+        });
         Self { config, store, pool: handle, stop, task: Mutex::new(Some(task)) }
     }
 
@@ -86,7 +89,7 @@ impl EmbeddedBackend {
 
     async fn acquire(&self, model: &LocalModel) -> Result<Lease, BackendError> {
         let lease = self.pool.acquire(model.clone()).await?;
-        if lease.process.load() >= (self.config.slots + self.config.queue) as usize {
+        if lease.process.load() >= self.config.requests_max() {
             return Err(BackendError::Overloaded { retry_after: RETRY_AFTER });
         }
         Ok(lease)
@@ -121,7 +124,7 @@ impl Backend for EmbeddedBackend {
                 },
                 Err(failure) => failure,
             };
-            died = retry_reason(failure)?;
+            died = retry_reason(&model, failure)?;
         }
         Err(BackendError::Interrupted { reason: died })
     }
@@ -137,7 +140,7 @@ impl Backend for EmbeddedBackend {
             let lease = self.acquire(&model).await?;
             match lease.process.embed(request.inputs.clone()).await {
                 Ok(response) => return Ok(response),
-                Err(failure) => died = retry_reason(failure)?,
+                Err(failure) => died = retry_reason(&model, failure)?,
             }
         }
         Err(BackendError::Interrupted { reason: died })
@@ -158,9 +161,12 @@ fn store_failure(error: StoreError) -> BackendError {
 }
 
 /// Returns how the process died where trying again makes sense, else the error.
-fn retry_reason(failure: RunFailure) -> Result<String, BackendError> {
+fn retry_reason(model: &LocalModel, failure: RunFailure) -> Result<String, BackendError> {
     match failure {
-        RunFailure::Died(reason) => Ok(reason),
+        RunFailure::Died(reason) => {
+            tracing::warn!(model.name = %model.name, reason, "the engine process died before it answered");
+            Ok(reason)
+        }
         RunFailure::Run(error) => Err(error.into()),
     }
 }

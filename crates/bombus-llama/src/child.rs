@@ -1,22 +1,32 @@
 //! The node's side of one engine process.
 
-use std::collections::{HashMap, VecDeque};
+mod log;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bombus_core::chat::{ChatEvent, ChatRequest, EmbedInput, EmbedResponse};
 use futures::StreamExt;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
-use tokio::sync::{mpsc, oneshot};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
+use self::log::{LastLines, death_reason, read_lines};
 use crate::platform;
-use crate::protocol::{FromWorker, LoadOptions, MESSAGE_BYTES_MAX, RunError, RunId, ToWorker, encode_message};
+use crate::protocol::{
+    FromWorker, LoadFailure, LoadOptions, MESSAGE_BYTES_MAX, RunError, RunId, ToWorker, encode_message,
+};
 
 /// Events of one run that may wait for their client. Then the run pauses until the client has taken half of them.
 const CREDIT_EVENTS: u32 = 256;
@@ -24,14 +34,23 @@ const CREDIT_EVENTS: u32 = 256;
 const CREDIT_SLACK: usize = 64;
 /// Messages to the process that may wait. When it is full, requests wait.
 const OUTBOX_MESSAGES_MAX: usize = 256;
-/// Last lines of the process's log that are kept to explain its death.
-const STDERR_LINES_MAX: usize = 6;
+/// Time for a process whose output has ended to end by itself, and for its last log lines to be read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Says why a run has no (further) events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RunFailure {
     /// The run itself failed; the process goes on.
     Run(RunError),
+    /// The process died. Says how.
+    Died(String),
+}
+
+/// Says why a process does not have its model loaded. The process is gone by then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LoadError {
+    /// The process, or the system that should start it, gave a reason.
+    Failed(LoadFailure),
     /// The process died. Says how.
     Died(String),
 }
@@ -46,15 +65,31 @@ enum Pending {
 pub(crate) struct EngineProcess(Arc<Shared>);
 
 struct Shared {
-    outbox: mpsc::Sender<Vec<u8>>,
-    runs: Mutex<Runs>,
+    outbox: mpsc::Sender<Outgoing>,
+    runs: Arc<RunTable>,
     next_id: AtomicU64,
     stop: CancellationToken,
+}
+
+/// A message on its way to the process.
+struct Outgoing {
+    /// The run that it begins, if it begins one.
+    begins: Option<RunId>,
+    bytes: Vec<u8>,
+}
+
+#[derive(Default)]
+struct RunTable {
+    runs: Mutex<Runs>,
+    /// Wakes the writer to tell the process which runs are cancelled.
+    cancelled: Notify,
 }
 
 #[derive(Default)]
 struct Runs {
     pending: HashMap<RunId, Pending>,
+    /// Runs that the process is still to be told to cancel: at most one entry for each run that it has.
+    cancelled: Vec<RunId>,
     /// Set once the process is dead: how it died.
     death: Option<String>,
 }
@@ -66,8 +101,7 @@ impl Drop for Shared {
 }
 
 impl EngineProcess {
-    /// Starts a process and waits until its model is loaded. `on_exit` is called with the reason when a process that had loaded its
-    /// model ends without having been told to.
+    /// Starts a process and waits until its model is loaded. The receiver gets the reason when the process ends, for whatever reason.
     ///
     /// # Errors
     ///
@@ -76,10 +110,11 @@ impl EngineProcess {
         program: &Path,
         options: LoadOptions,
         timeout: Duration,
-        on_exit: impl FnOnce(String) + Send + 'static,
-    ) -> Result<Self, String> {
+    ) -> Result<(Self, oneshot::Receiver<String>), LoadError> {
+        let failed = |reason: String| LoadError::Failed(LoadFailure::from(reason));
         let mut command = Command::new(program);
         platform::name_process(&mut command, "bombus");
+        platform::keep_from_terminal(&mut command);
         let mut child = command
             .arg("engine-worker")
             // An assertion of GGML would start a debugger otherwise.
@@ -91,30 +126,37 @@ impl EngineProcess {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| format!("the engine process {} could not be started: {error}", program.display()))?;
+            .map_err(|error| {
+                failed(format!("the engine process {} could not be started: {error}", program.display()))
+            })?;
         let stdin = child.stdin.take().expect("stdin is piped");
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
 
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
-        let stop = CancellationToken::new();
-        let shared = Shared { outbox, runs: Mutex::default(), next_id: AtomicU64::new(0), stop: stop.clone() };
+        let (stop, runs) = (CancellationToken::new(), Arc::<RunTable>::default());
+        let shared = Shared { outbox, runs: Arc::clone(&runs), next_id: AtomicU64::new(0), stop: stop.clone() };
         let process = Self(Arc::new(shared));
         let (loaded_sender, loaded) = oneshot::channel();
+        let (exited_sender, exited) = oneshot::channel();
         let lines = LastLines::default();
-        let watcher =
-            Watcher { shared: Arc::downgrade(&process.0), lines: lines.clone(), stop, loaded: Some(loaded_sender) };
         // Each of these tasks ends with the process, whose end the watcher reports.
-        tokio::spawn(write_messages(stdin, messages));
-        tokio::spawn(read_lines(stderr, lines));
-        tokio::spawn(watcher.watch(child, stdout, on_exit));
+        tokio::spawn(write_messages(stdin, messages, Arc::clone(&runs)).in_current_span());
+        let reader = tokio::spawn(read_lines(stderr, lines.clone()).in_current_span());
+        let watcher = Watcher { runs, lines, reader, stop, loaded: Some(loaded_sender) };
+        tokio::spawn(watcher.watch(child, stdout, exited_sender).in_current_span());
 
-        process.send(&ToWorker::Load(options)).await;
-        match tokio::time::timeout(timeout, loaded).await {
-            Ok(Ok(result)) => result.map(|()| process),
-            Ok(Err(_)) => Err("the engine process ended".into()),
-            Err(_) => Err(format!("the model was not loaded within {} s", timeout.as_secs())),
-        }
+        process.send(None, &ToWorker::Load(options)).await.map_err(|error| failed(error.to_string()))?;
+        let failure = match tokio::time::timeout(timeout, loaded).await {
+            Ok(Ok(Ok(()))) => return Ok((process, exited)),
+            Ok(Ok(Err(failure))) => Some(LoadError::Failed(failure)),
+            Ok(Err(_)) => None,
+            Err(_) => Some(failed(format!("the model was not loaded within {} s", timeout.as_secs()))),
+        };
+        // Ends the process where it still runs. Its memory is free only once it is gone.
+        drop(process);
+        let reason = exited.await.unwrap_or_else(|_| "the engine process ended".into());
+        Err(failure.unwrap_or(LoadError::Died(reason)))
     }
 
     /// Starts a chat run.
@@ -122,7 +164,8 @@ impl EngineProcess {
         let (sender, events) = mpsc::channel(CREDIT_EVENTS as usize + CREDIT_SLACK);
         let id = self.register(Pending::Chat(sender))?;
         let run = ChatRun { process: self.clone(), id, events, taken: 0, ended: false };
-        self.send(&ToWorker::Chat { id, credit: CREDIT_EVENTS, request: Box::new(request) }).await;
+        let message = ToWorker::Chat { id, credit: CREDIT_EVENTS, request: Box::new(request) };
+        self.send(Some(id), &message).await.map_err(|error| too_long("messages", &error))?;
         Ok(run)
     }
 
@@ -131,23 +174,23 @@ impl EngineProcess {
         let (sender, response) = oneshot::channel();
         let id = self.register(Pending::Embed(sender))?;
         let _cancel = CancelOnDrop { process: self, id };
-        self.send(&ToWorker::Embed { id, inputs }).await;
+        self.send(Some(id), &ToWorker::Embed { id, inputs }).await.map_err(|error| too_long("inputs", &error))?;
         response.await.unwrap_or_else(|_| Err(self.died()))
     }
 
     /// Returns how many requests the process has.
     pub(crate) fn load(&self) -> usize {
-        self.0.runs().pending.len()
+        self.0.runs.lock().pending.len()
     }
 
     /// Returns how the process died, if it did.
     pub(crate) fn death(&self) -> Option<String> {
-        self.0.runs().death.clone()
+        self.0.runs.lock().death.clone()
     }
 
     fn register(&self, pending: Pending) -> Result<RunId, RunFailure> {
         let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut runs = self.0.runs();
+        let mut runs = self.0.runs.lock();
         match &runs.death {
             Some(reason) => Err(RunFailure::Died(reason.clone())),
             None => {
@@ -157,20 +200,19 @@ impl EngineProcess {
         }
     }
 
-    async fn send(&self, message: &ToWorker) {
-        match encode_message(message) {
-            // The channel is closed only when the process is dead, which every run hears of by itself.
-            Ok(bytes) => drop(self.0.outbox.send(bytes).await),
-            Err(error) => tracing::error!(%error, "a message to the engine process was not sent"),
-        }
+    /// Sends a message, which may be the one that begins a run.
+    async fn send(&self, begins: Option<RunId>, message: &ToWorker) -> io::Result<()> {
+        let bytes = encode_message(message)?;
+        // The channel is closed only when the process is dead, which every run hears of by itself.
+        let _ = self.0.outbox.send(Outgoing { begins, bytes }).await;
+        Ok(())
     }
 
-    /// Forgets a run and tells the process, without waiting. A full channel is no loss: the next event of a run that nobody knows
-    /// makes the watcher cancel it.
+    /// Forgets a run and has the process told, without waiting.
     fn cancel(&self, id: RunId) {
-        let known = self.0.runs().pending.remove(&id).is_some();
+        let known = self.0.runs.lock().pending.remove(&id).is_some();
         if known {
-            self.0.try_cancel(id);
+            self.0.runs.cancel(id);
         }
     }
 
@@ -179,14 +221,22 @@ impl EngineProcess {
     }
 }
 
-impl Shared {
-    fn runs(&self) -> MutexGuard<'_, Runs> {
+/// The error of a request that does not fit into a message.
+fn too_long(param: &str, error: &io::Error) -> RunFailure {
+    RunFailure::Run(RunError::invalid(param, format!("the request is too long for the engine: {error}")))
+}
+
+impl RunTable {
+    fn lock(&self) -> MutexGuard<'_, Runs> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn try_cancel(&self, id: RunId) {
-        if let Ok(bytes) = encode_message(&ToWorker::Cancel { id }) {
-            let _ = self.outbox.try_send(bytes);
+    /// Has the process told to cancel a run.
+    fn cancel(&self, id: RunId) {
+        let mut runs = self.lock();
+        if runs.death.is_none() {
+            runs.cancelled.push(id);
+            self.cancelled.notify_one();
         }
     }
 
@@ -194,21 +244,22 @@ impl Shared {
         match message {
             FromWorker::Event { id, event } => {
                 let ends = matches!(event, ChatEvent::Done { .. });
-                if !self.runs().send_chat(id, event, ends) && !ends {
-                    self.try_cancel(id);
+                let known = self.lock().send_chat(id, event, ends);
+                if !known && !ends {
+                    self.cancel(id);
                 }
             }
-            FromWorker::Failed { id, error } => match self.runs().pending.remove(&id) {
+            FromWorker::Failed { id, error } => match self.lock().pending.remove(&id) {
                 Some(Pending::Chat(sender)) => drop(sender.try_send(Err(RunFailure::Run(error)))),
                 Some(Pending::Embed(sender)) => drop(sender.send(Err(RunFailure::Run(error)))),
                 None => {}
             },
             FromWorker::Embedded { id, response } => {
-                if let Some(Pending::Embed(sender)) = self.runs().pending.remove(&id) {
+                if let Some(Pending::Embed(sender)) = self.lock().pending.remove(&id) {
                     drop(sender.send(Ok(response)));
                 }
             }
-            FromWorker::Loaded | FromWorker::LoadFailed { .. } => {}
+            FromWorker::Loaded | FromWorker::LoadFailed(_) => {}
         }
     }
 }
@@ -258,7 +309,8 @@ impl ChatRun {
         self.ended = !matches!(event, Ok(ChatEvent::Delta(_) | ChatEvent::ToolCall(_)));
         self.taken += 1;
         if self.taken == CREDIT_EVENTS / 2 && !self.ended {
-            self.process.send(&ToWorker::Credit { id: self.id, events: self.taken }).await;
+            // So short a message always fits.
+            let _ = self.process.send(None, &ToWorker::Credit { id: self.id, events: self.taken }).await;
             self.taken = 0;
         }
         Some(event)
@@ -271,112 +323,87 @@ impl Drop for ChatRun {
     }
 }
 
-async fn write_messages(mut stdin: ChildStdin, mut messages: mpsc::Receiver<Vec<u8>>) {
-    while let Some(message) = messages.recv().await {
-        if stdin.write_all(&message).await.is_err() {
+/// Writes messages until there are no more senders. What is cancelled goes first, and a run that was cancelled before its turn is left
+/// out.
+async fn write_messages(mut stdin: ChildStdin, mut messages: mpsc::Receiver<Outgoing>, runs: Arc<RunTable>) {
+    loop {
+        let cancelled = std::mem::take(&mut runs.lock().cancelled);
+        for id in cancelled {
+            let message = encode_message(&ToWorker::Cancel { id }).expect("so short a message fits");
+            if stdin.write_all(&message).await.is_err() {
+                return;
+            }
+        }
+        let message = tokio::select! {
+            biased;
+            () = runs.cancelled.notified() => continue,
+            message = messages.recv() => message,
+        };
+        let Some(message) = message else { return };
+        let is_wanted = message.begins.is_none_or(|id| runs.lock().pending.contains_key(&id));
+        if is_wanted && stdin.write_all(&message.bytes).await.is_err() {
             return;
-        }
-    }
-}
-
-/// The last lines of a process's log.
-#[derive(Clone, Default)]
-struct LastLines(Arc<Mutex<VecDeque<String>>>);
-
-impl LastLines {
-    fn push(&self, line: String) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == STDERR_LINES_MAX {
-            lines.pop_front();
-        }
-        lines.push_back(line);
-    }
-
-    fn text(&self) -> String {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().map(String::as_str).collect::<Vec<_>>().join("; ")
-    }
-}
-
-async fn read_lines(stderr: ChildStderr, last: LastLines) {
-    let mut lines = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        // llama.cpp calls much a warning that is none for a user.
-        if let Some(("WARN" | "INFO", text)) = line.split_once(' ') {
-            tracing::debug!(target: "bombus_llama::engine", "{text}");
-        } else {
-            tracing::warn!(target: "bombus_llama::engine", "{line}");
-            last.push(line);
         }
     }
 }
 
 /// Reads what the process says and notices its end.
 struct Watcher {
-    shared: Weak<Shared>,
+    runs: Arc<RunTable>,
     lines: LastLines,
+    reader: JoinHandle<()>,
     stop: CancellationToken,
     /// Until the model is loaded: who waits for it.
-    loaded: Option<oneshot::Sender<Result<(), String>>>,
+    loaded: Option<oneshot::Sender<Result<(), LoadFailure>>>,
 }
 
 impl Watcher {
-    async fn watch(mut self, mut child: Child, stdout: ChildStdout, on_exit: impl FnOnce(String)) {
-        let was_loaded = self.read(stdout).await;
-        let stopped = self.stop.is_cancelled();
+    async fn watch(mut self, mut child: Child, stdout: ChildStdout, exited: oneshot::Sender<String>) {
+        self.read(stdout).await;
         // Its output has ended, or it is to end, or it talks nonsense. A process that is dying by itself shows how in its status.
-        if stopped || tokio::time::timeout(Duration::from_secs(1), child.wait()).await.is_err() {
+        if self.stop.is_cancelled() || tokio::time::timeout(LAST_WORDS, child.wait()).await.is_err() {
             let _ = child.start_kill();
         }
-        let reason = death_reason(child.wait().await.ok(), &self.lines);
-        if let Some(shared) = self.shared.upgrade() {
-            let mut runs = shared.runs();
+        let status = child.wait().await.ok();
+        // A process that it started may hold the pipe open.
+        let _ = tokio::time::timeout(LAST_WORDS, &mut self.reader).await;
+        let reason = death_reason(status, &self.lines);
+        {
+            let mut runs = self.runs.lock();
             runs.death = Some(reason.clone());
+            runs.cancelled.clear();
             // Dropping the senders ends each run, which then asks for the reason.
             runs.pending.clear();
         }
-        if let Some(loaded) = self.loaded {
-            let _ = loaded.send(Err(reason));
-        } else if was_loaded && !stopped {
-            on_exit(reason);
-        }
+        let _ = exited.send(reason);
     }
 
-    /// Delivers messages until there are no more. Returns whether the model was loaded.
-    async fn read(&mut self, stdout: ChildStdout) -> bool {
+    /// Delivers messages until there are no more.
+    async fn read(&mut self, stdout: ChildStdout) {
         let codec = LengthDelimitedCodec::builder().max_frame_length(MESSAGE_BYTES_MAX).new_codec();
         let mut messages = FramedRead::new(stdout, codec);
-        let mut was_loaded = false;
         loop {
             let message = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return was_loaded,
+                () = self.stop.cancelled() => return,
                 message = messages.next() => message,
             };
-            let Some(Ok(bytes)) = message else { return was_loaded };
+            let Some(Ok(bytes)) = message else { return };
             let result = match serde_json::from_slice(&bytes) {
                 Ok(FromWorker::Loaded) => Ok(()),
-                Ok(FromWorker::LoadFailed { reason }) => Err(reason),
+                Ok(FromWorker::LoadFailed(failure)) => Err(failure),
                 Ok(message) => {
-                    let Some(shared) = self.shared.upgrade() else { return was_loaded };
-                    shared.deliver(message);
+                    self.runs.deliver(message);
                     continue;
                 }
                 Err(error) => {
                     tracing::error!(%error, "the engine process says what makes no sense and is ended");
-                    return was_loaded;
+                    return;
                 }
             };
-            was_loaded |= result.is_ok();
             if let Some(loaded) = self.loaded.take() {
                 let _ = loaded.send(result);
             }
         }
     }
-}
-
-fn death_reason(status: Option<ExitStatus>, lines: &LastLines) -> String {
-    let how = status.map_or_else(|| "ended in an unknown way".to_owned(), platform::describe_exit);
-    let said = lines.text();
-    if said.is_empty() { format!("the engine process {how}") } else { format!("the engine process {how}: {said}") }
 }

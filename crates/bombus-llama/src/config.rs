@@ -5,13 +5,18 @@ use serde::{Deserialize, Serialize};
 /// Most runs that one engine process computes together.
 pub const SLOTS_MAX: u32 = 256;
 
+/// Most requests to one model that may wait.
+const QUEUE_MAX: u32 = 1_000_000;
+/// Least context that a prompt and an answer fit into, in tokens.
+const CONTEXT_TOKENS_MIN: u32 = 64;
+
 /// Settings of an [`crate::EmbeddedBackend`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmbeddedConfig {
     /// Requests to one model that are computed together, 1 to 256.
     pub slots: u32,
-    /// Tokens that prompt and answer may have together. 0: as many as the model was trained for.
+    /// Tokens that prompt and answer may have together, at least 64. 0: as many as the model was trained for.
     pub context_tokens: u32,
     /// Tokens that the KV cache of a model holds for all slots together. 0: twice `context_tokens`.
     pub kv_tokens: u32,
@@ -25,9 +30,9 @@ pub struct EmbeddedConfig {
     pub memory_mb: u64,
     /// Time after which an unused model leaves memory, in seconds. 0: never.
     pub idle_unload_s: u64,
-    /// Requests to one model that may wait for a slot; more are refused.
+    /// Requests to one model that may wait for a slot, at most 1,000,000; more are refused.
     pub queue: u32,
-    /// Longest time that loading a model may take, in seconds.
+    /// Longest time that loading a model may take, and that a request may wait for memory that other models have, in seconds from 1.
     pub load_timeout_s: u64,
 }
 
@@ -65,6 +70,13 @@ impl EmbeddedConfig {
         in_range("slots", self.slots, 1, SLOTS_MAX)?;
         in_range("batch_tokens", self.batch_tokens, 32, 2_048)?;
         in_range("threads", self.threads, 0, 512)?;
+        in_range("queue", self.queue, 0, QUEUE_MAX)?;
+        if self.context_tokens > 0 {
+            in_range("context_tokens", self.context_tokens, CONTEXT_TOKENS_MIN, u32::MAX)?;
+        }
+        if self.load_timeout_s == 0 {
+            return Err("load_timeout_s is 0, but has to be at least 1".into());
+        }
         if self.slots > self.batch_tokens {
             return Err(format!("slots is {}, more than batch_tokens ({})", self.slots, self.batch_tokens));
         }
@@ -72,6 +84,11 @@ impl EmbeddedConfig {
             return Err(format!("kv_tokens is {}, less than context_tokens ({})", self.kv_tokens, self.context_tokens));
         }
         Ok(())
+    }
+
+    /// Returns how many requests one model may have, running and waiting together.
+    pub(crate) fn requests_max(&self) -> usize {
+        self.slots.saturating_add(self.queue) as usize
     }
 }
 
@@ -86,5 +103,11 @@ mod tests {
         assert!(none.check().unwrap_err().contains("slots is 0"));
         let small = EmbeddedConfig { kv_tokens: 100, ..EmbeddedConfig::default() };
         assert!(small.check().unwrap_err().contains("kv_tokens"));
+        let endless = EmbeddedConfig { queue: u32::MAX, ..EmbeddedConfig::default() };
+        assert!(endless.check().unwrap_err().contains("queue is 4294967295"));
+        let hasty = EmbeddedConfig { load_timeout_s: 0, ..EmbeddedConfig::default() };
+        assert!(hasty.check().unwrap_err().contains("load_timeout_s is 0"));
+        let cramped = EmbeddedConfig { context_tokens: 63, ..EmbeddedConfig::default() };
+        assert!(cramped.check().unwrap_err().contains("context_tokens is 63"));
     }
 }

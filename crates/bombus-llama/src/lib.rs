@@ -10,6 +10,8 @@ pub mod cpu;
 mod platform;
 mod pool;
 mod protocol;
+#[cfg(test)]
+mod scripted;
 mod worker;
 
 pub use backend::EmbeddedBackend;

@@ -1,8 +1,11 @@
 //! The engine processes of a node: which models are in memory, and which have to leave for others.
 
+mod memory;
 mod plan;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +17,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
+use self::memory::Waiting;
 pub(crate) use self::plan::{Machine, context_tokens};
 use self::plan::{Need, load_options};
 use crate::EmbeddedConfig;
-use crate::child::EngineProcess;
+use crate::child::{EngineProcess, LoadError};
 
+/// Suggested to clients that find too many before them.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Requests for models that may wait to be looked at. When it is full, requests wait.
 const INBOX_MAX: usize = 256;
 /// How often unused models are looked for.
@@ -27,6 +33,8 @@ const IDLE_CHECK: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// Longest such pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Rest of such a pause that requests wait for; before a longer one they fail.
+const BACKOFF_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A process that has lived this long has earned a fresh start.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
@@ -40,6 +48,7 @@ pub(crate) struct PoolHandle {
     inbox: mpsc::Sender<Input>,
     warm: watch::Receiver<HashSet<Key>>,
     deaths: watch::Receiver<u64>,
+    stop: CancellationToken,
 }
 
 /// The right to use an engine process. As long as one is held, the model stays in memory.
@@ -50,22 +59,25 @@ pub(crate) struct Lease {
     _use: InUse,
 }
 
-/// Counts the users of a process, and tells the pool when one is done.
+/// Counts the users of a process, and tells the pool when one is done. The count falls before the pool is told.
 #[derive(Clone)]
 struct InUse {
     count: Arc<()>,
-    released: Arc<Notify>,
+    _told: TellOnDrop,
 }
 
-impl Drop for InUse {
+#[derive(Clone)]
+struct TellOnDrop(Arc<Notify>);
+
+impl Drop for TellOnDrop {
     fn drop(&mut self) {
-        self.released.notify_one();
+        self.0.notify_one();
     }
 }
 
 enum Input {
     Acquire { model: Box<LocalModel>, reply: Reply, span: Span },
-    Loaded { key: Key, result: Result<EngineProcess, String> },
+    Loaded { key: Key, start: u64, result: Result<EngineProcess, LoadError> },
     Exited { key: Key, start: u64, reason: String },
 }
 
@@ -74,13 +86,18 @@ impl PoolHandle {
     ///
     /// # Errors
     ///
-    /// [`BackendError::OutOfMemory`], [`BackendError::ModelUnusable`], [`BackendError::Unavailable`].
+    /// [`BackendError::OutOfMemory`], [`BackendError::ModelUnusable`], [`BackendError::Overloaded`], [`BackendError::Unavailable`].
     pub(crate) async fn acquire(&self, model: LocalModel) -> Result<Lease, BackendError> {
-        let stopping = || BackendError::Unavailable { reason: "the engine is shutting down".into() };
         let (reply, answer) = oneshot::channel();
         let input = Input::Acquire { model: Box::new(model), reply, span: Span::current() };
-        self.inbox.send(input).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())?
+        self.inbox.send(input).await.map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    fn gone(&self) -> BackendError {
+        let stops = self.stop.is_cancelled();
+        let reason = if stops { "the engine is shutting down" } else { "the engine's pool failed; restart the node" };
+        BackendError::Unavailable { reason: reason.into() }
     }
 
     /// Returns whether the weights at a path are in memory.
@@ -102,13 +119,16 @@ pub(crate) struct Pool {
     inbox: mpsc::Receiver<Input>,
     own_inbox: mpsc::Sender<Input>,
     engines: HashMap<Key, Engine>,
+    /// Processes that were told to end and have not yet, by their start, with the memory that they still take in MB.
+    stopping: HashMap<u64, u64>,
     /// Processes started so far.
     starts: u64,
-    /// Requests for which there is no memory until others end.
-    waiting_for_memory: Vec<(Box<LocalModel>, Reply)>,
+    /// Models for which there is no memory until others leave, in the order in which they were asked for.
+    waiting: VecDeque<Waiting>,
     warm: watch::Sender<HashSet<Key>>,
     deaths: watch::Sender<u64>,
     released: Arc<Notify>,
+    stop: CancellationToken,
 }
 
 struct Engine {
@@ -124,15 +144,20 @@ struct Engine {
 enum State {
     Loading { since: Instant, waiters: Vec<Reply> },
     Ready { process: EngineProcess, in_use: InUse, used_at: Instant, loaded_at: Instant },
-    BackingOff { until: Instant, reason: String },
+    BackingOff { until: Instant, reason: String, waiters: Vec<Reply> },
 }
 
 impl Pool {
-    pub(crate) fn new(config: EmbeddedConfig, machine: Machine, program: PathBuf) -> (Self, PoolHandle) {
+    pub(crate) fn new(
+        config: EmbeddedConfig,
+        machine: Machine,
+        program: PathBuf,
+        stop: CancellationToken,
+    ) -> (Self, PoolHandle) {
         let (own_inbox, inbox) = mpsc::channel(INBOX_MAX);
         let (warm, warm_seen) = watch::channel(HashSet::new());
         let (deaths, deaths_seen) = watch::channel(0);
-        let handle = PoolHandle { inbox: own_inbox.clone(), warm: warm_seen, deaths: deaths_seen };
+        let handle = PoolHandle { inbox: own_inbox.clone(), warm: warm_seen, deaths: deaths_seen, stop: stop.clone() };
         let pool = Self {
             config,
             machine,
@@ -140,27 +165,33 @@ impl Pool {
             inbox,
             own_inbox,
             engines: HashMap::new(),
+            stopping: HashMap::new(),
             starts: 0,
-            waiting_for_memory: Vec::new(),
+            waiting: VecDeque::new(),
             warm,
             deaths,
             released: Arc::new(Notify::new()),
+            stop,
         };
         (pool, handle)
     }
 
-    /// Serves until `stop`.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Serves until it is told to stop.
+    pub(crate) async fn run(mut self) {
         let mut idle_check = tokio::time::interval(IDLE_CHECK);
-        let released = Arc::clone(&self.released);
+        let (released, stop) = (Arc::clone(&self.released), self.stop.clone());
         loop {
+            let next_start = self.next_start();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 Some(input) = self.inbox.recv() => self.on_input(input),
-                () = released.notified() => self.on_released(),
+                () = released.notified() => {}
+                () = tokio::time::sleep_until(next_start.unwrap_or_else(Instant::now)), if next_start.is_some() => {}
                 _ = idle_check.tick() => self.on_tick(),
             }
+            self.start_after_pause();
+            self.serve_waiting();
             self.publish_warm();
         }
     }
@@ -169,7 +200,7 @@ impl Pool {
         match input {
             // What a request causes is logged under its id.
             Input::Acquire { model, reply, span } => span.in_scope(|| self.on_acquire(model, reply)),
-            Input::Loaded { key, result } => self.on_loaded(&key, result),
+            Input::Loaded { key, start, result } => self.on_loaded(&key, start, result),
             Input::Exited { key, start, reason } => self.on_exited(&key, start, reason),
         }
     }
@@ -181,42 +212,62 @@ impl Pool {
         {
             self.on_exited(&model.path, *start, reason);
         }
-        match self.engines.get_mut(&model.path).map(|engine| &mut engine.state) {
-            Some(State::Loading { waiters, .. }) => waiters.push(reply),
-            Some(State::Ready { process, in_use, used_at, .. }) => {
-                *used_at = Instant::now();
-                let lease = Lease { process: process.clone(), load: Duration::ZERO, _use: in_use.clone() };
-                let _ = reply.send(Ok(lease));
-            }
-            Some(State::BackingOff { until, reason }) if *until > Instant::now() => {
-                let wait_s = until.saturating_duration_since(Instant::now()).as_secs_f64();
-                let reason = format!("{reason}; it is started again in {wait_s:.1} s");
-                let _ = reply.send(Err(BackendError::Unavailable { reason }));
-            }
-            Some(State::BackingOff { .. }) | None => self.load(model, reply),
+        let request = Waiting::new(model, vec![reply]);
+        if self.has_to_wait(&request.model.path) {
+            self.wait(request);
+        } else if let Some(request) = self.serve(request) {
+            self.wait(request);
         }
     }
 
-    /// Starts to load a model, after room is made for it.
-    fn load(&mut self, model: Box<LocalModel>, reply: Reply) {
-        let need = Need::of(&model, &self.config);
+    /// Hands out leases, now or when the model is loaded. Returns the requests where there is no memory for their model yet.
+    fn serve(&mut self, request: Waiting) -> Option<Waiting> {
+        let now = Instant::now();
+        let requests_max = self.config.requests_max();
+        match self.engines.get_mut(&request.model.path).map(|engine| &mut engine.state) {
+            Some(State::Loading { waiters, .. }) => join(waiters, request.replies, requests_max),
+            Some(State::Ready { process, in_use, used_at, .. }) => {
+                *used_at = now;
+                for reply in request.replies {
+                    let lease = Lease { process: process.clone(), load: Duration::ZERO, _use: in_use.clone() };
+                    let _ = reply.send(Ok(lease));
+                }
+            }
+            Some(State::BackingOff { until, reason, waiters }) if *until > now => {
+                let rest = *until - now;
+                if rest <= BACKOFF_WAIT_MAX {
+                    join(waiters, request.replies, requests_max);
+                } else {
+                    let reason = format!("{reason}; it is started again in {:.1} s", rest.as_secs_f64());
+                    refuse(request.replies, &BackendError::Unavailable { reason });
+                }
+            }
+            Some(State::BackingOff { .. }) | None => return self.load(request),
+        }
+        None
+    }
+
+    /// Starts to load a model if there is room for it, else makes room and returns the requests.
+    fn load(&mut self, request: Waiting) -> Option<Waiting> {
+        let need = Need::of(&request.model, &self.config);
         let budget_mb = self.machine.budget_mb(&self.config);
         if need.total_mb() > budget_mb {
             let message = format!(
                 "model '{}' needs about {} MB ({} MB weights, {} MB context), but {budget_mb} MB may be used; choose a smaller \
                  model or context_tokens, or raise memory_mb",
-                model.name,
+                request.model.name,
                 need.total_mb(),
                 need.weights_mb,
                 need.cache_mb,
             );
-            let _ = reply.send(Err(BackendError::OutOfMemory { message }));
-        } else if self.make_room(&model.path, need.total_mb(), budget_mb) {
-            let deaths = self.engines.get(&model.path).map_or(0, |engine| engine.deaths);
-            self.start(model, need, deaths, vec![reply]);
+            refuse(request.replies, &BackendError::OutOfMemory { message });
+        } else if self.make_room(&request.model.path, need.total_mb()) {
+            let deaths = self.engines.get(&request.model.path).map_or(0, |engine| engine.deaths);
+            self.start(request.model, need, deaths, request.replies);
         } else {
-            self.waiting_for_memory.push((model, reply));
+            return Some(request);
         }
+        None
     }
 
     fn start(&mut self, model: Box<LocalModel>, need: Need, deaths: u32, waiters: Vec<Reply>) {
@@ -228,58 +279,77 @@ impl Pool {
         let start = self.starts;
         tracing::info!(model.name = %model.name, memory_mb = need.total_mb(), "loading");
         let name = model.name.clone();
-        let load = async move {
-            let (exit_inbox, exit_key) = (inbox.clone(), task_key.clone());
-            let on_exit = move |reason| {
-                tokio::spawn(
-                    async move { drop(exit_inbox.send(Input::Exited { key: exit_key, start, reason }).await) },
-                );
-            };
+        let accompany = async move {
             let begun = Instant::now();
-            let result = EngineProcess::start(&program, options, timeout, on_exit).await;
+            let started = EngineProcess::start(&program, options, timeout).await;
             let load_ms = begun.elapsed().as_millis();
-            match &result {
-                Ok(_) => tracing::info!(model.name = %name, load_ms, "loaded"),
-                Err(reason) => tracing::warn!(model.name = %name, load_ms, reason, "not loaded"),
+            let (result, exited) = match started {
+                Ok((process, exited)) => {
+                    tracing::info!(model.name = %name, load_ms, "loaded");
+                    (Ok(process), Some(exited))
+                }
+                Err(error) => {
+                    tracing::warn!(model.name = %name, load_ms, ?error, "not loaded");
+                    (Err(error), None)
+                }
+            };
+            let _ = inbox.send(Input::Loaded { key: task_key.clone(), start, result }).await;
+            if let Some(exited) = exited {
+                let reason = exited.await.unwrap_or_else(|_| "the engine process ended".into());
+                let _ = inbox.send(Input::Exited { key: task_key, start, reason }).await;
             }
-            let _ = inbox.send(Input::Loaded { key: task_key, result }).await;
         };
-        // Both tasks only report to the pool, which decides what a failure means.
-        tokio::spawn(load.instrument(Span::current()));
+        // The task only reports to the pool, which decides what a failure means.
+        tokio::spawn(accompany.instrument(Span::current()));
         let state = State::Loading { since: Instant::now(), waiters };
         self.engines.insert(key, Engine { model, need, state, start, deaths });
     }
 
-    fn on_loaded(&mut self, key: &Path, result: Result<EngineProcess, String>) {
-        let Some(engine) = self.engines.get_mut(key) else { return };
+    fn on_loaded(&mut self, key: &Path, start: u64, result: Result<EngineProcess, LoadError>) {
+        let Some(engine) = self.engines.get_mut(key).filter(|engine| engine.start == start) else { return };
         let State::Loading { since, waiters } = &mut engine.state else { return };
         let (load, waiters) = (since.elapsed(), std::mem::take(waiters));
-        match result {
-            Ok(process) => {
-                let in_use = InUse { count: Arc::new(()), released: Arc::clone(&self.released) };
-                for reply in waiters {
-                    let _ = reply.send(Ok(Lease { process: process.clone(), load, _use: in_use.clone() }));
-                }
-                let now = Instant::now();
-                engine.state = State::Ready { process, in_use, used_at: now, loaded_at: now };
-            }
-            Err(reason) => {
+        let process = match result {
+            Ok(process) => process,
+            Err(LoadError::Died(reason)) => return self.on_death(key, reason, waiters),
+            Err(LoadError::Failed(failure)) => {
+                // The next request tries again: the file may have been replaced.
                 let model = engine.model.name.to_string();
-                for reply in waiters {
-                    let (model, reason) = (model.clone(), reason.clone());
-                    let _ = reply.send(Err(BackendError::ModelUnusable { model, reason }));
-                }
                 self.engines.remove(key);
-                self.on_released();
+                let error = if failure.out_of_memory {
+                    BackendError::OutOfMemory {
+                        message: format!("model '{model}' cannot be loaded: {}", failure.reason),
+                    }
+                } else {
+                    BackendError::ModelUnusable { model, reason: failure.reason }
+                };
+                return refuse(waiters, &error);
             }
+        };
+        if let Some(reason) = process.death() {
+            return self.on_death(key, reason, waiters);
+        }
+        let in_use = InUse { count: Arc::new(()), _told: TellOnDrop(Arc::clone(&self.released)) };
+        for reply in waiters {
+            let _ = reply.send(Ok(Lease { process: process.clone(), load, _use: in_use.clone() }));
+        }
+        let now = Instant::now();
+        engine.state = State::Ready { process, in_use, used_at: now, loaded_at: now };
+    }
+
+    fn on_exited(&mut self, key: &Path, start: u64, reason: String) {
+        if self.stopping.remove(&start).is_some() {
+            return;
+        }
+        let is_current = |engine: &Engine| engine.start == start && matches!(engine.state, State::Ready { .. });
+        if self.engines.get(key).is_some_and(is_current) {
+            self.on_death(key, reason, Vec::new());
         }
     }
 
-    /// A process died. It is started again at once the first time, and when it is asked for after a pause from then on.
-    fn on_exited(&mut self, key: &Path, start: u64, reason: String) {
-        if self.engines.get(key).is_none_or(|engine| engine.start != start) {
-            return;
-        }
+    /// A process died. It is started again at once the first time, and when it is asked for after a pause from then on. Those who waited
+    /// for it to load wait for its successor only if that begins at once.
+    fn on_death(&mut self, key: &Path, reason: String, waiters: Vec<Reply>) {
         let Some(engine) = self.engines.remove(key) else { return };
         self.deaths.send_modify(|deaths| *deaths += 1);
         let was_stable = matches!(&engine.state, State::Ready { loaded_at, .. } if loaded_at.elapsed() >= STABLE_AFTER);
@@ -288,41 +358,45 @@ impl Pool {
         let pause_ms = pause.as_millis();
         tracing::error!(model.name = %engine.model.name, reason, deaths, pause_ms, "an engine process died");
         if pause.is_zero() {
-            self.start(engine.model, engine.need, deaths, Vec::new());
+            self.start(engine.model, engine.need, deaths, waiters);
         } else {
-            let state = State::BackingOff { until: Instant::now() + pause, reason };
+            let error = BackendError::ModelUnusable { model: engine.model.name.to_string(), reason: reason.clone() };
+            refuse(waiters, &error);
+            let state = State::BackingOff { until: Instant::now() + pause, reason, waiters: Vec::new() };
             self.engines.insert(key.to_owned(), Engine { state, deaths, ..engine });
         }
     }
 
-    /// Ends processes that nobody uses, the longest unused first, until there is room. Returns whether there is.
-    fn make_room(&mut self, wanted: &Path, need_mb: u64, budget_mb: u64) -> bool {
-        loop {
-            let others = || self.engines.iter().filter(|(key, _)| *key != wanted);
-            let used_mb: u64 = others().map(|(_, engine)| engine.memory_mb()).sum();
-            if used_mb + need_mb <= budget_mb {
-                return true;
+    /// Returns when the next process that somebody waits for may be started again.
+    fn next_start(&self) -> Option<Instant> {
+        let start = |engine: &Engine| match &engine.state {
+            State::BackingOff { until, waiters, .. } if !waiters.is_empty() => Some(*until),
+            _ => None,
+        };
+        self.engines.values().filter_map(start).min()
+    }
+
+    /// Starts processes again whose pause is over, where somebody waits for them.
+    fn start_after_pause(&mut self) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for engine in self.engines.values_mut() {
+            if let State::BackingOff { until, waiters, .. } = &mut engine.state
+                && *until <= now
+                && !waiters.is_empty()
+            {
+                due.push(Waiting::new(engine.model.clone(), std::mem::take(waiters)));
             }
-            let idle = others().filter(|(_, engine)| engine.is_idle());
-            let Some(oldest) = idle.min_by_key(|(_, engine)| engine.used_at()).map(|(key, _)| key.clone()) else {
-                return false;
-            };
-            self.unload(&oldest, "another model needs the memory");
+        }
+        for request in due {
+            self.wait(request);
         }
     }
 
     fn unload(&mut self, key: &Path, why: &str) {
         if let Some(engine) = self.engines.remove(key) {
             tracing::info!(model.name = %engine.model.name, why, "unloaded");
-        }
-    }
-
-    /// Somebody is done with a model, so there may be room for those who wait.
-    fn on_released(&mut self) {
-        for (model, reply) in std::mem::take(&mut self.waiting_for_memory) {
-            if !reply.is_closed() {
-                self.on_acquire(model, reply);
-            }
+            self.stopping.insert(engine.start, engine.memory_mb());
         }
     }
 
@@ -338,7 +412,7 @@ impl Pool {
                 self.unload(&key, "unused");
             }
         }
-        self.on_released();
+        self.refuse_overdue();
     }
 
     fn publish_warm(&self) {
@@ -389,13 +463,22 @@ fn backoff(deaths: u32) -> Duration {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Lets requests wait for what others wait for already, as many as may; refuses the rest.
+fn join(waiters: &mut Vec<Reply>, replies: Vec<Reply>, requests_max: usize) {
+    if waiters.len() + replies.len() > requests_max {
+        waiters.retain(|reply| !reply.is_closed());
+    }
+    for reply in replies {
+        if waiters.len() < requests_max {
+            waiters.push(reply);
+        } else {
+            let _ = reply.send(Err(BackendError::Overloaded { retry_after: RETRY_AFTER }));
+        }
+    }
+}
 
-    #[test]
-    fn the_pause_after_a_death_grows_to_its_limit() {
-        let pauses: Vec<u128> = [1, 2, 3, 8, 40].map(|deaths| backoff(deaths).as_millis()).to_vec();
-        assert_eq!(pauses, [0, 500, 1_000, 30_000, 30_000]);
+fn refuse(replies: Vec<Reply>, error: &BackendError) {
+    for reply in replies {
+        let _ = reply.send(Err(error.clone()));
     }
 }

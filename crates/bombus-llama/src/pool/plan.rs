@@ -1,5 +1,7 @@
 //! What loading a model takes, and how it is to be loaded.
 
+use std::num::NonZero;
+
 use bombus_core::model::ModelCapability;
 use bombus_infer::models::LocalModel;
 
@@ -10,6 +12,8 @@ use crate::protocol::{LoadOptions, ModelKind};
 const CONTEXT_TOKENS_UNKNOWN: u32 = 4_096;
 /// Largest batch of an embedding model, in tokens; an input has to fit into one batch.
 const EMBED_TOKENS_MAX: u32 = 8_192;
+/// The same for embedding models that are decoders, whose memory grows faster with their batch.
+const EMBED_TOKENS_MAX_OF_DECODERS: u32 = 2_048;
 /// What a process needs beside weights and cache, in MB.
 const PROCESS_MB: u64 = 96;
 const MB: u64 = 1 << 20;
@@ -24,7 +28,9 @@ pub(crate) struct Machine {
 impl Machine {
     /// Looks at this machine.
     pub(crate) fn probe() -> Self {
-        let cores = u32::try_from(num_cpus::get_physical()).unwrap_or(1);
+        // A container or an affinity mask may grant fewer than the machine has.
+        let granted = std::thread::available_parallelism().map_or(usize::MAX, NonZero::get);
+        let cores = u32::try_from(num_cpus::get_physical().min(granted)).unwrap_or(1);
         Self { ram_mb: ram_bytes().unwrap_or(u64::MAX) / MB, cores }
     }
 
@@ -51,10 +57,12 @@ pub(crate) struct Need {
 
 impl Need {
     pub(crate) fn of(model: &LocalModel, config: &EmbeddedConfig) -> Self {
-        let cache_bytes = match kind(model) {
-            ModelKind::Generate => u64::from(kv_tokens(model, config)) * model.info.kv_bytes_per_token().unwrap_or(0),
+        let tokens = match kind(model) {
+            ModelKind::Generate => kv_tokens(model, config),
+            ModelKind::Embed if is_decoder(model) => context_tokens(model, config),
             ModelKind::Embed => 0,
         };
+        let cache_bytes = u64::from(tokens).saturating_mul(model.info.kv_bytes_per_token().unwrap_or(0));
         Self { weights_mb: model.size_bytes.div_ceil(MB), cache_mb: cache_bytes.div_ceil(MB) }
     }
 
@@ -67,6 +75,7 @@ impl Need {
 pub(crate) fn context_tokens(model: &LocalModel, config: &EmbeddedConfig) -> u32 {
     let trained = model.info.context_length.filter(|tokens| *tokens > 0).unwrap_or(CONTEXT_TOKENS_UNKNOWN);
     match (kind(model), config.context_tokens) {
+        (ModelKind::Embed, _) if is_decoder(model) => trained.min(EMBED_TOKENS_MAX_OF_DECODERS),
         (ModelKind::Embed, _) => trained.min(EMBED_TOKENS_MAX),
         (ModelKind::Generate, 0) => trained,
         (ModelKind::Generate, limit) => trained.min(limit),
@@ -96,6 +105,11 @@ pub(crate) fn load_options(model: &LocalModel, config: &EmbeddedConfig, machine:
 fn kind(model: &LocalModel) -> ModelKind {
     let embeds = model.info.capabilities().contains(&ModelCapability::Embedding);
     if embeds { ModelKind::Embed } else { ModelKind::Generate }
+}
+
+/// Returns whether a model keeps keys and values, which encoders such as BERT do not.
+fn is_decoder(model: &LocalModel) -> bool {
+    !model.info.architecture.as_deref().is_some_and(|name| name.contains("bert"))
 }
 
 fn kv_tokens(model: &LocalModel, config: &EmbeddedConfig) -> u32 {
