@@ -52,16 +52,14 @@ impl Message {
         Self { role, content: vec![Part::Text(text.into())], tool_calls: Vec::new(), tool_call_id: None, name: None }
     }
 
-    /// Joins the text parts, skipping everything that is not text.
+    /// Joins the text parts, each on lines of its own, skipping everything that is not text.
     #[must_use]
     pub fn joined_text(&self) -> String {
-        self.content
-            .iter()
-            .filter_map(|part| match part {
-                Part::Text(text) => Some(text.as_str()),
-                Part::Image(_) => None,
-            })
-            .collect()
+        let texts = self.content.iter().filter_map(|part| match part {
+            Part::Text(text) => Some(text.as_str()),
+            Part::Image(_) => None,
+        });
+        texts.collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -99,4 +97,21 @@ pub struct ToolCall {
     pub name: String,
     /// The arguments as JSON text, exactly as the model wrote them.
     pub arguments: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_one_turn_stand_on_lines_of_their_own() {
+        let content = vec![
+            Part::Text("What is this?".into()),
+            Part::Image(Image::Url("https://example.com/a.jpg".into())),
+            Part::Text("Answer briefly.".into()),
+        ];
+        let message = Message { content, ..Message::text(Role::User, "") };
+        assert_eq!(message.joined_text(), "What is this?\nAnswer briefly.");
+        assert_eq!(Message::text(Role::User, "alone").joined_text(), "alone");
+    }
 }
