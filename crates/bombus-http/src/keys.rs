@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -16,6 +16,8 @@ use subtle::ConstantTimeEq;
 
 /// Version of the file's format.
 const FORMAT_VERSION: u32 = 1;
+/// A file that has not been changed for so long has a time of its own, which tells it from every later one.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// What every secret begins with, so that people and scanners recognise one.
 const SECRET_PREFIX: &str = "bk_";
 
@@ -196,7 +198,11 @@ impl KeyStore {
     pub fn verify(&self, secret: &str) -> Result<Option<String>, KeyError> {
         let hash = hash(secret);
         let is_session = self.session.as_ref().is_some_and(|own| bool::from(own.as_bytes().ct_eq(hash.as_bytes())));
-        let mut found = is_session.then(|| "session".to_owned());
+        if is_session {
+            // It stands in no file, and has to open where the file is broken too.
+            return Ok(Some("session".to_owned()));
+        }
+        let mut found = None;
         for key in self.keys()?.iter() {
             if bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())) {
                 found = Some(key.name.clone());
@@ -216,11 +222,13 @@ impl KeyStore {
             Err(error) => return Err(self.io(error)),
         };
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cached) = cache.as_ref().filter(|cached| cached.stamp == stamp) {
+        // A clock may tick so slowly that a file changed twice within one tick has the same time twice.
+        let settled = stamp.modified.elapsed().is_ok_and(|age| age >= SETTLED_AFTER);
+        if let Some(cached) = cache.as_ref().filter(|cached| settled && cached.stamp == stamp) {
             return Ok(cached.keys.clone());
         }
         let keys: Arc<[StoredKey]> = self.read()?.into();
-        *cache = Some(Cached { stamp, keys: keys.clone() });
+        *cache = settled.then(|| Cached { stamp, keys: keys.clone() });
         Ok(keys)
     }
 

@@ -29,6 +29,28 @@ fn another_process_that_revokes_a_key_is_seen_at_once() {
 }
 
 #[test]
+fn a_file_changed_twice_within_a_tick_of_the_clock_is_read_twice() {
+    let (directory, store) = store();
+    let key = store.create("a").unwrap();
+    assert!(store.verify(&key.secret).unwrap().is_some());
+    let path = directory.path().join("keys.json");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let text = fs::read_to_string(&path).unwrap().replace(&hash(&key.secret), &hash("another"));
+    fs::write(&path, text).unwrap();
+    File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    assert!(store.verify(&key.secret).unwrap().is_none());
+}
+
+#[test]
+fn the_key_of_the_nodes_own_run_opens_where_the_file_is_broken() {
+    let (directory, store) = store();
+    let (store, secret) = store.with_session_key().unwrap();
+    fs::write(directory.path().join("keys.json"), "garbage").unwrap();
+    assert_eq!(store.verify(&secret).unwrap().as_deref(), Some("session"));
+    assert!(store.verify("bk_wrong").is_err());
+}
+
+#[test]
 fn the_file_holds_no_secret_and_only_its_owner_reads_it() {
     let (directory, store) = store();
     let key = store.create("a").unwrap();
