@@ -5,6 +5,7 @@ use axum::http::HeaderValue;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use crate::body::BodyRoom;
 use crate::{HttpConfig, Services};
 
 /// What every handler shares.
@@ -13,6 +14,8 @@ pub(crate) struct App {
     pub(crate) services: Services,
     /// The address that is really listened on.
     pub(crate) bound: SocketAddr,
+    /// Memory for the bodies of requests.
+    pub(crate) body_room: BodyRoom,
     /// Cancelled when the grace time of a shutdown is over: running answers end with an error.
     pub(crate) cut: CancellationToken,
     /// `system_fingerprint` of every answer.
@@ -24,7 +27,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(config: HttpConfig, services: Services, bound: SocketAddr, openapi: Bytes) -> Self {
         let fingerprint = format!("bombus-{}", services.node.version).into();
-        Self { config, services, bound, cut: CancellationToken::new(), fingerprint, openapi }
+        let body_room = BodyRoom::new(config.limits.bodies_bytes_max);
+        Self { config, services, bound, body_room, cut: CancellationToken::new(), fingerprint, openapi }
     }
 
     /// Names what answered: node, model, backend and why that one.

@@ -1,19 +1,25 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::app::SharedApp;
 use crate::error::ApiError;
 
 /// A request body in JSON, whatever its content type says.
-pub(crate) struct JsonBody<T>(pub(crate) T);
+pub(crate) struct JsonBody<T> {
+    pub(crate) value: T,
+    /// How many bytes it was read of.
+    pub(crate) bytes: usize,
+}
 
 impl<T: DeserializeOwned> FromRequest<SharedApp> for JsonBody<T> {
     type Rejection = ApiError;
@@ -21,12 +27,41 @@ impl<T: DeserializeOwned> FromRequest<SharedApp> for JsonBody<T> {
     async fn from_request(request: Request, app: &SharedApp) -> Result<Self, ApiError> {
         let limits = &app.config.limits;
         let (parts, body) = request.into_parts();
-        let bytes = read(&parts.headers, body, limits.body_bytes_max, limits.body_time()).await?;
-        parse(&bytes).map(Self)
+        let reading = read(&parts.headers, body, limits.body_bytes_max, &app.body_room);
+        let read = timeout(limits.body_time(), reading).await;
+        let (bytes, _room) = read.unwrap_or_else(|_| Err(ApiError::body_too_slow(limits.body_time())))?;
+        Ok(Self { value: parse(&bytes)?, bytes: bytes.len() })
     }
 }
 
-async fn read(headers: &HeaderMap, body: Body, bytes_max: usize, time_max: Duration) -> Result<Bytes, ApiError> {
+/// Memory for the bodies that are being read and parsed. Small ones need none of it, so that large ones never keep them waiting.
+pub(crate) struct BodyRoom {
+    kibibytes: Arc<Semaphore>,
+    kibibytes_max: u32,
+}
+
+/// Bodies up to this size are not counted: connections are bounded, and so is the sum of these.
+const SMALL_BYTES: usize = 64 << 10;
+
+impl BodyRoom {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        let kibibytes_max = u32::try_from(bytes_max >> 10).unwrap_or(u32::MAX).clamp(1, 1 << 28);
+        Self { kibibytes: Arc::new(Semaphore::new(kibibytes_max as usize)), kibibytes_max }
+    }
+
+    /// Waits until there is room for a body; one that is larger than all of it waits for all of it.
+    async fn take(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let kibibytes = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX).min(self.kibibytes_max);
+        self.kibibytes.clone().acquire_many_owned(kibibytes).await.expect("the semaphore is never closed")
+    }
+}
+
+async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+    memory: &BodyRoom,
+) -> Result<(BytesMut, Option<OwnedSemaphorePermit>), ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         if !headers.contains_key(header::EXPECT) {
@@ -34,12 +69,21 @@ async fn read(headers: &HeaderMap, body: Body, bytes_max: usize, time_max: Durat
         }
         return Err(ApiError::body_too_large(bytes_max));
     }
-    match timeout(time_max, Limited::new(body, bytes_max).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(bytes_max)),
-        Ok(Err(error)) => Err(ApiError::body_unreadable(error)),
-        Err(_) => Err(ApiError::body_too_slow(time_max)),
+    let (mut room, mut bytes) = (None, BytesMut::new());
+    let mut body = Limited::new(body, bytes_max);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+            true => ApiError::body_too_large(bytes_max),
+            false => ApiError::body_unreadable(error),
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if room.is_none() && bytes.len() + data.len() > SMALL_BYTES {
+            // Room is taken for the whole body at once: bodies that each had a part of what they need would wait for each other.
+            room = Some(memory.take(announced.unwrap_or(bytes_max)).await);
+        }
+        bytes.extend_from_slice(&data);
     }
+    Ok((bytes, room))
 }
 
 /// Takes in and forgets part of a body that is refused. A client that still writes when the connection closes never sees the answer

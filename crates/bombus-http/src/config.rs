@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct HttpConfig {
     /// Address to listen on; port 0 takes a free one. Anything but loopback needs an API key in the store.
     pub listen: SocketAddr,
+    /// Asks for an API key on loopback too, for example behind a proxy on the same machine, whose clients are elsewhere.
+    pub require_key: bool,
     /// Origins of web pages that may call the API from a browser, for example `https://chat.example`; `*` lets every page.
     pub cors_origins: Vec<String>,
     /// Host names besides `localhost`, `127.0.0.1` and `[::1]` under which a loopback listener may be addressed, without port.
@@ -21,10 +23,18 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7890)),
+            require_key: false,
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             limits: Limits::default(),
         }
+    }
+}
+
+impl HttpConfig {
+    /// Returns whether a listener on this address asks for API keys.
+    pub(crate) fn needs_key(&self, address: SocketAddr) -> bool {
+        self.require_key || !address.ip().is_loopback()
     }
 }
 
@@ -34,6 +44,9 @@ impl Default for HttpConfig {
 pub struct Limits {
     /// Largest request body in bytes; more is answered with 413.
     pub body_bytes_max: usize,
+    /// Memory for all the large request bodies that are being read and parsed at a time, in bytes; further ones wait for it, for at
+    /// most `body_ms_max`.
+    pub bodies_bytes_max: usize,
     /// Largest request head in bytes; more is answered with 431.
     pub header_bytes_max: usize,
     /// Most header lines in a request; more is answered with 431.
@@ -61,6 +74,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes_max: 32 << 20,
+            bodies_bytes_max: 256 << 20,
             header_bytes_max: 64 << 10,
             headers_max: 100,
             header_ms_max: 60_000,

@@ -14,6 +14,7 @@ mod target;
 mod tests;
 mod text_or_list;
 mod translate;
+mod whole;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

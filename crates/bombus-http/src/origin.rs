@@ -1,15 +1,17 @@
 //! The defence of loopback listeners against web pages: a page may make a browser send requests to this machine, by a foreign origin or
 //! by a name of its own that resolves to 127.0.0.1 (DNS rebinding).
 
+use std::net::IpAddr;
+
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::HttpConfig;
 use crate::app::SharedApp;
 use crate::error::ApiError;
+use crate::{HttpConfig, HttpError};
 
 pub(crate) async fn check(State(app): State<SharedApp>, request: Request, next: Next) -> Response {
     match allowed(request.headers(), &app.config) {
@@ -42,8 +44,28 @@ fn is_local(authority: &str, config: &HttpConfig) -> bool {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !host.ends_with(':') => host,
         _ => authority,
     };
-    ["localhost", "127.0.0.1", "[::1]"].iter().any(|name| host.eq_ignore_ascii_case(name))
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    // A name that resolves to loopback is not enough, an address of it is: no web page can have it for a name of its own.
+    address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+        || ["localhost", "localhost."].iter().any(|name| host.eq_ignore_ascii_case(name))
         || config.allowed_hosts.iter().any(|name| host.eq_ignore_ascii_case(name))
+}
+
+/// Checks that listed origins have the form in which browsers write them: `scheme://host[:port]` in lower case (RFC 6454, 6.2).
+pub(crate) fn check_configured(origins: &[String]) -> Result<(), HttpError> {
+    let sane = |origin: &str| {
+        let Some((scheme, authority)) = origin.split_once("://") else { return false };
+        let uri = origin.parse::<Uri>().ok();
+        let plain = |byte: u8| !byte.is_ascii_uppercase() && !b"/?#@".contains(&byte);
+        !scheme.is_empty()
+            && scheme.bytes().all(plain)
+            && authority.bytes().all(plain)
+            && uri.and_then(|uri| Some(uri.host()?.len())).is_some_and(|length| length > 0)
+    };
+    match origins.iter().find(|origin| *origin != "*" && !sane(origin)) {
+        Some(origin) => Err(HttpError::BadOrigin { origin: origin.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// Builds the CORS answers for the listed origins; `None` where none is listed.
@@ -56,12 +78,12 @@ pub(crate) fn cors(config: &HttpConfig) -> Option<CorsLayer> {
     } else {
         AllowOrigin::list(config.cors_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
-    let api_key = HeaderName::from_static("x-api-key");
     let request_id = HeaderName::from_static("x-request-id");
     let layer = CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, api_key, request_id.clone()])
+        // Clients send headers of their own (those of OpenAI's library begin with `x-stainless-`), and none of them does harm here.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([request_id, HeaderName::from_static("x-bombus-route")]);
     Some(layer)
 }

@@ -49,7 +49,7 @@ pub(crate) fn build(config: HttpConfig, services: Services, bound: SocketAddr) -
     let app = Arc::new(App::new(config, services, bound, Bytes::from(document)));
 
     router = router.fallback(unknown_route).method_not_allowed_fallback(method_not_allowed);
-    if !bound.ip().is_loopback() {
+    if app.config.needs_key(bound) {
         router = router.layer(from_fn_with_state(app.clone(), auth::require_key));
     }
     if let Some(cors) = origin::cors(&app.config) {

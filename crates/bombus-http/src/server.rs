@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::SharedApp;
 use crate::keys::KeyError;
-use crate::{HttpConfig, Services, router};
+use crate::{HttpConfig, Services, origin, router};
 
 /// Wait after an accept that failed for want of something, for example of file descriptors: it comes back when connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,13 +29,22 @@ const CUT_TIME: Duration = Duration::from_secs(1);
 /// Says why a node cannot answer HTTP.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// The address is open to other machines, and there is no key to close it with.
+    /// The address is open to other machines, or the configuration asks for keys, and there is none.
     #[error(
-        "{listen} can be reached from other machines, so that it needs an API key, and there is none; make one with: bombus keys create NAME"
+        "{listen} {}, and there is none; make one with: bombus keys create NAME",
+        if listen.ip().is_loopback() { "needs an API key as api.require_key says" } else { "can be reached from other machines, so that it needs an API key" }
     )]
     NoKeys {
         /// The address.
         listen: SocketAddr,
+    },
+    /// A listed origin is none, so that it would never match.
+    #[error(
+        "'{origin}' in api.cors_origins is no origin: write 'https://chat.example', without a path, or '*' for every page"
+    )]
+    BadOrigin {
+        /// What is listed.
+        origin: String,
     },
     /// The keys that an open address needs cannot be read.
     #[error("API keys cannot be read: {0}")]
@@ -62,10 +71,11 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`HttpError::NoKeys`] and [`HttpError::Keys`] on any address but loopback; [`HttpError::Listen`].
+    /// [`HttpError::NoKeys`] and [`HttpError::Keys`] where keys are needed; [`HttpError::BadOrigin`]; [`HttpError::Listen`].
     pub async fn bind(config: HttpConfig, services: Services) -> Result<Self, HttpError> {
         let listen = config.listen;
-        if !listen.ip().is_loopback() && services.keys.list()?.is_empty() {
+        origin::check_configured(&config.cors_origins)?;
+        if config.needs_key(listen) && services.keys.list()?.is_empty() {
             return Err(HttpError::NoKeys { listen });
         }
         let failed = |source| HttpError::Listen { listen, source };

@@ -96,7 +96,7 @@ impl Failure {
             HttpError::Listen { .. } => {
                 failure.hint("bombus doctor says who has the port; --api 127.0.0.1:0 takes a free one")
             }
-            HttpError::Keys(_) => failure,
+            HttpError::Keys(_) | HttpError::BadOrigin { .. } => failure,
         }
     }
 

@@ -104,7 +104,17 @@ impl Answers {
     }
 
     fn fail(&mut self, error: BackendError) -> ApiError {
-        tracing::warn!(model = self.meter.labels.model, backend.name = self.meter.labels.backend, %error, "answer failed");
+        let ModelLabels { model, backend } = &self.meter.labels;
+        // What is wrong with a request may quote it, and is no trouble of the node's.
+        match &error {
+            BackendError::InvalidRequest { .. }
+            | BackendError::Unsupported { .. }
+            | BackendError::ContextExceeded { .. }
+            | BackendError::ModelNotFound { .. } => {
+                tracing::debug!(model, backend.name = backend, %error, "request refused by the backend");
+            }
+            _ => tracing::warn!(model, backend.name = backend, %error, "answer failed"),
+        }
         self.open = 0;
         error.into()
     }

@@ -29,15 +29,16 @@ use crate::error::ApiError;
     ))))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
-    JsonBody(request): JsonBody<ChatCompletionRequest>,
+    JsonBody { value: request, bytes }: JsonBody<ChatCompletionRequest>,
 ) -> Result<Response, ApiError> {
-    answer(app, request).await.map_err(|error| error.rename_param("prompt", "messages"))
+    answer(app, request, bytes).await.map_err(|error| error.rename_param("prompt", "messages"))
 }
 
-async fn answer(app: SharedApp, mut request: ChatCompletionRequest) -> Result<Response, ApiError> {
+async fn answer(app: SharedApp, mut request: ChatCompletionRequest, bytes: usize) -> Result<Response, ApiError> {
     let common = request.take_common();
     let (stream, include_usage, count) = (common.stream, common.include_usage, common.n);
     translate::check_count(count)?;
+    translate::check_copies("n", count as usize, bytes)?;
     let named = request.model.take();
     let mut request = translate::chat_request(request, common, String::new())?;
     let target = Target::find(&app, named).await?;

@@ -14,7 +14,8 @@ use super::request::CompletionRequest;
 use super::response::{Completion, CompletionChoice, ServerSentEvent, Timings, Usage};
 use super::stream::{self, Chunks, Collected, EventWriter, StreamPlan, finish_name};
 use super::target::Target;
-use super::translate::{self, Input};
+use super::text_or_list::TextOrList;
+use super::translate::{self, EmptyText, Input};
 use super::{ROUTE_HEADER, now_unix_s, unique_id};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
@@ -32,18 +33,23 @@ const ANSWERS_MAX: usize = 128;
     ))))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
-    JsonBody(mut request): JsonBody<CompletionRequest>,
+    JsonBody { value: mut request, bytes }: JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let common = request.take_common();
     let (stream, include_usage, count) = (common.stream, common.include_usage, common.n);
     translate::check_count(count)?;
     check_unsupported(&request, count)?;
-    let inputs = translate::inputs("prompt", request.prompt)?;
+    let prompt = request.prompt.unwrap_or_else(|| TextOrList::Text(String::new()));
+    let inputs = translate::inputs("prompt", prompt, EmptyText::Allowed)?;
     let plan = StreamPlan { include_usage, answers_per_prompt: count as usize, answers: inputs.len() * count as usize };
     if plan.answers > ANSWERS_MAX {
         let message = format!("{} continuations are wanted, but at most {ANSWERS_MAX} are given at once", plan.answers);
         return Err(ApiError::invalid_value("prompt", message));
     }
+    // Each prompt is copied `n` times, what stands beside them once for each answer.
+    let prompt_bytes = inputs.iter().map(Input::bytes).sum();
+    translate::check_copies("n", count as usize, prompt_bytes)?;
+    translate::check_copies("prompt", plan.answers, bytes.saturating_sub(prompt_bytes))?;
     let echoes = if request.echo.unwrap_or(false) { echoes(&inputs, count)? } else { Vec::new() };
     let max_tokens = Some(request.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT));
     let nothing = Prompt::Raw(String::new());

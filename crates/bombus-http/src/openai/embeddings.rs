@@ -14,7 +14,7 @@ use super::ROUTE_HEADER;
 use super::request::{EmbeddingRequest, EncodingFormat};
 use super::response::{Embedding, EmbeddingList, EmbeddingUsage, Vector};
 use super::target::Target;
-use super::translate::{self, Input};
+use super::translate::{self, EmptyText, Input};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
@@ -24,12 +24,12 @@ use crate::error::ApiError;
     responses((status = 200, description = "The vectors", body = EmbeddingList)))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
-    JsonBody(request): JsonBody<EmbeddingRequest>,
+    JsonBody { value: request, .. }: JsonBody<EmbeddingRequest>,
 ) -> Result<Response, ApiError> {
     if request.dimensions == Some(0) {
         return Err(ApiError::invalid_value("dimensions", "'dimensions' has to be at least 1"));
     }
-    let inputs = translate::inputs("input", request.input)?;
+    let inputs = translate::inputs("input", request.input, EmptyText::Refused)?;
     let target = Target::find(&app, request.model).await?;
     target.require(ModelCapability::Embedding, "model")?;
     let inputs = inputs.into_iter().map(|input| match input {

@@ -5,12 +5,14 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, SchemaType, Type};
 use utoipa::openapi::{Ref, RefOr, Schema};
 
 use super::text_or_list::{PromptItem, TextOrList};
+use super::whole;
 
 /// Adds the fields that both kinds of generation take, and the reading of them.
 macro_rules! generation_request {
@@ -27,11 +29,13 @@ macro_rules! generation_request {
             pub(crate) stream_options: Option<StreamOptions>,
             /// How many answers to give to each prompt.
             #[schema(minimum = 1, maximum = 16, default = 1)]
+            #[serde(default, deserialize_with = "whole::option")]
             pub(crate) n: Option<u32>,
             /// Texts at which the answer ends; up to 16.
             #[schema(schema_with = stop_schema)]
             pub(crate) stop: Option<TextOrList<String>>,
             /// Makes the answer repeatable; the lower 32 bits count, and -1 stands for a random one.
+            #[serde(default, deserialize_with = "whole::option")]
             pub(crate) seed: Option<i64>,
             /// 0 always takes the likeliest token.
             #[schema(minimum = 0, maximum = 2)]
@@ -40,6 +44,7 @@ macro_rules! generation_request {
             pub(crate) top_p: Option<f32>,
             /// Keeps only this many likeliest tokens; 0 and -1 keep all.
             #[schema(minimum = -1)]
+            #[serde(default, deserialize_with = "whole::option")]
             pub(crate) top_k: Option<i32>,
             /// Keeps tokens at least this probable relative to the likeliest.
             #[schema(minimum = 0, maximum = 1)]
@@ -51,9 +56,10 @@ macro_rules! generation_request {
             /// Divides the logits of recent tokens; 1 has no effect.
             #[schema(minimum = 0.1, maximum = 10)]
             pub(crate) repeat_penalty: Option<f32>,
-            /// How many recent tokens `repeat_penalty` looks at.
-            #[schema(minimum = 0, maximum = 65536)]
-            pub(crate) repeat_last_n: Option<u32>,
+            /// How many recent tokens `repeat_penalty` looks at; -1 stands for as many as it can.
+            #[schema(minimum = -1, maximum = 65536)]
+            #[serde(default, deserialize_with = "whole::option")]
+            pub(crate) repeat_last_n: Option<i32>,
             /// Token ids with what is added to their logits, -100 to 100.
             #[schema(schema_with = logit_bias_schema)]
             pub(crate) logit_bias: Option<HashMap<String, f32>>,
@@ -102,7 +108,7 @@ pub(crate) struct Common {
     pub(crate) presence_penalty: Option<f32>,
     pub(crate) frequency_penalty: Option<f32>,
     pub(crate) repeat_penalty: Option<f32>,
-    pub(crate) repeat_last_n: Option<u32>,
+    pub(crate) repeat_last_n: Option<i32>,
     pub(crate) logit_bias: HashMap<String, f32>,
     pub(crate) response_format: Option<ResponseFormat>,
     pub(crate) ignore_eos: bool,
@@ -116,18 +122,27 @@ generation_request! {
         pub(crate) messages: Vec<RequestMessage>,
         /// The older name of `max_completion_tokens`.
         #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32)]
+        #[serde(default, deserialize_with = "whole::option")]
         pub(crate) max_tokens: Option<u32>,
         /// Most tokens to generate; without it, until the model ends or its context is full.
         #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32)]
+        #[serde(default, deserialize_with = "whole::option")]
         pub(crate) max_completion_tokens: Option<u32>,
         /// Functions that the model may call.
         pub(crate) tools: Option<Vec<ToolDefinition>>,
         #[schema(schema_with = tool_choice_schema)]
         pub(crate) tool_choice: Option<ToolChoice>,
+        /// What `tools` was before there were tools; read only to be refused.
+        #[schema(ignore)]
+        pub(crate) functions: Option<IgnoredAny>,
+        /// What `tool_choice` was before there were tools; read only to be refused.
+        #[schema(ignore)]
+        pub(crate) function_call: Option<IgnoredAny>,
         /// Reports the log probability of each token.
         pub(crate) logprobs: Option<bool>,
         /// How many of the likeliest tokens to report at each place; only with `logprobs`.
         #[schema(minimum = 0, maximum = 20)]
+        #[serde(default, deserialize_with = "whole::option")]
         pub(crate) top_logprobs: Option<u8>,
     }
 }
@@ -136,21 +151,26 @@ generation_request! {
     /// Text that the model goes on with, without a chat template.
     CompletionRequest {
         /// A text, a list of texts, a list of token ids, or a list of lists of token ids.
-        #[schema(schema_with = inputs_schema)]
-        pub(crate) prompt: TextOrList<PromptItem>,
+        /// Left out or empty, the model begins a text of its own.
+        #[schema(schema_with = prompt_schema)]
+        pub(crate) prompt: Option<TextOrList<PromptItem>>,
         /// Most tokens to generate, 16 where it is left out.
-        #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32, default = 16)]
+        #[schema(minimum = 0, format = "uint32", maximum = 4294967295_u32, default = 16)]
+        #[serde(default, deserialize_with = "whole::option")]
         pub(crate) max_tokens: Option<u32>,
-        /// Begins the answer with the prompt; only for prompts in text, and without `logprobs`.
+        /// Begins the answer with the prompt; only for prompts in text. Together with `logprobs` it is not supported, since the log
+        /// probabilities of a prompt are not computed.
         pub(crate) echo: Option<bool>,
         /// Not supported beyond the empty text.
         #[schema(max_length = 0)]
         pub(crate) suffix: Option<String>,
         /// Not supported beyond the value of `n`.
         #[schema(minimum = 1, maximum = 16)]
+        #[serde(default, deserialize_with = "whole::option")]
         pub(crate) best_of: Option<u32>,
         /// Reports the log probability of each token and of this many of the likeliest at each place.
         #[schema(minimum = 0, maximum = 20)]
+        #[serde(default, deserialize_with = "whole::option")]
         pub(crate) logprobs: Option<u8>,
     }
 }
@@ -166,7 +186,7 @@ pub(crate) struct StreamOptions {
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct RequestMessage {
     pub(crate) role: RequestRole,
-    /// What is said; left out where an assistant's turn only calls tools.
+    /// What is said; left out where an assistant's turn only calls tools, or a tool has nothing to say.
     #[schema(schema_with = content_schema)]
     pub(crate) content: Option<TextOrList<ContentPart>>,
     pub(crate) name: Option<String>,
@@ -185,6 +205,8 @@ pub(crate) enum RequestRole {
     User,
     Assistant,
     Tool,
+    /// The older name of `tool`.
+    Function,
 }
 
 /// A piece of a turn.
@@ -314,6 +336,7 @@ pub(crate) struct EmbeddingRequest {
     pub(crate) encoding_format: Option<EncodingFormat>,
     /// Only the number that the model's vectors have.
     #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32)]
+    #[serde(default, deserialize_with = "whole::option")]
     pub(crate) dimensions: Option<u32>,
 }
 
@@ -370,12 +393,19 @@ fn tool_choice_schema() -> RefOr<Schema> {
 }
 
 fn inputs_schema() -> RefOr<Schema> {
-    let texts = ArrayBuilder::new().items(text().min_length(Some(1))).min_items(Some(1));
+    forms_of_inputs(1).into()
+}
+
+fn prompt_schema() -> RefOr<Schema> {
+    forms_of_inputs(0).item(null()).into()
+}
+
+fn forms_of_inputs(text_length_min: usize) -> OneOfBuilder {
+    let one_text = || text().min_length(Some(text_length_min));
     let tokens = || ArrayBuilder::new().items(token()).min_items(Some(1));
     OneOfBuilder::new()
-        .item(text().min_length(Some(1)))
-        .item(texts)
+        .item(one_text())
+        .item(ArrayBuilder::new().items(one_text()).min_items(Some(1)))
         .item(tokens())
         .item(ArrayBuilder::new().items(tokens()).min_items(Some(1)))
-        .into()
 }

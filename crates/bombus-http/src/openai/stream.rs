@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bombus_core::chat::{ChatEvent, Delta, FinishReason, ToolCallDelta};
 use bytes::Bytes;
@@ -102,6 +102,8 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        // Proxies of the nginx kind collect an answer before they hand it on, unless they are told.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
         (super::ROUTE_HEADER, route),
     ];
     (headers, Body::from_stream(events)).into_response()

@@ -1,7 +1,12 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor, value::SeqAccessDeserializer};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+
+use super::whole::{self, Whole};
+
+/// Most elements of a list, tokens included; far more than any model reads.
+const ELEMENTS_MAX: usize = 1 << 20;
 
 /// A text, or a list of something: the form in which this dialect takes most of its inputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +44,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOrList<T> {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(TextOrList::List)
+                elements(list).map(TextOrList::List)
             }
         }
 
@@ -66,15 +71,33 @@ impl<'de> Deserialize<'de> for PromptItem {
                 Ok(PromptItem::Text(text))
             }
 
-            fn visit_u64<E: serde::de::Error>(self, token: u64) -> Result<Self::Value, E> {
+            fn visit_f64<E: Error>(self, token: f64) -> Result<Self::Value, E> {
+                let id = whole::of_float(token).and_then(|id| u32::try_from(id).ok());
+                id.map(PromptItem::Token).ok_or_else(|| E::custom(format!("{token} is not a token id")))
+            }
+
+            fn visit_u64<E: Error>(self, token: u64) -> Result<Self::Value, E> {
                 u32::try_from(token).map(PromptItem::Token).map_err(|_| E::custom(format!("{token} is not a token id")))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(PromptItem::Tokens)
+                let tokens = elements::<Whole<u32>, _>(list)?;
+                Ok(PromptItem::Tokens(tokens.into_iter().map(|token| token.0).collect()))
             }
         }
 
         deserializer.deserialize_any(ItemVisitor)
     }
+}
+
+/// Reads a list, and gives up where it becomes longer than anybody needs, before it takes much more memory than the text it is read of.
+fn elements<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(mut list: A) -> Result<Vec<T>, A::Error> {
+    let mut elements = Vec::new();
+    while let Some(element) = list.next_element()? {
+        if elements.len() == ELEMENTS_MAX {
+            return Err(A::Error::custom(format!("a list may have up to {ELEMENTS_MAX} elements")));
+        }
+        elements.push(element);
+    }
+    Ok(elements)
 }

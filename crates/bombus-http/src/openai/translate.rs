@@ -9,8 +9,8 @@ use bombus_core::chat::{
 use serde_json::{Value, json};
 
 use super::request::{
-    ChatCompletionRequest, Common, ContentPart, ImageUrl, PartKind, RequestMessage, RequestRole, ResponseFormat,
-    ResponseFormatKind, ToolChoice, ToolChoiceMode, ToolDefinition,
+    ChatCompletionRequest, Common, ContentPart, ImageUrl, NamedSchema, PartKind, RequestMessage, RequestRole,
+    ResponseFormat, ResponseFormatKind, ToolChoice, ToolChoiceMode, ToolDefinition,
 };
 use super::text_or_list::{PromptItem, TextOrList};
 use crate::error::ApiError;
@@ -20,6 +20,14 @@ const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1_024;
 /// Most inputs in a list.
 const INPUTS_MAX: usize = 2_048;
+/// Most tokens with a bias.
+const BIASES_MAX: usize = 1_024;
+/// Deepest nesting of a JSON schema. Whoever reads a deeper one would need a stack that grows with it.
+const SCHEMA_DEPTH_MAX: usize = 64;
+/// Most tokens that a repetition penalty looks at: engines keep a buffer of so many for each answer.
+const PENALTY_TOKENS_MAX: i32 = 65_536;
+/// Most bytes of a request's copies, one of which is made for each answer.
+const COPIES_BYTES_MAX: usize = 64 << 20;
 
 /// Turns a conversation into a request; what concerns the transport (streaming, number of answers) stays with the caller.
 pub(super) fn chat_request(
@@ -30,9 +38,19 @@ pub(super) fn chat_request(
     if request.messages.is_empty() {
         return Err(ApiError::invalid_value("messages", "'messages' has to hold at least one message"));
     }
+    for (param, instead, given) in
+        [("functions", "tools", request.functions), ("function_call", "tool_choice", request.function_call)]
+    {
+        if given.is_some() {
+            return Err(ApiError::unsupported(param, format!("'{param}' is not supported; send '{instead}' instead")));
+        }
+    }
     let messages = request.messages.into_iter().enumerate().map(|(index, one)| message(index, one));
     let prompt = Prompt::Chat(messages.collect::<Result<_, _>>()?);
     let max_tokens = request.max_completion_tokens.or(request.max_tokens);
+    if max_tokens == Some(0) {
+        return Err(ApiError::invalid_value("max_tokens", "'max_tokens' has to be at least 1"));
+    }
     let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (true, top) => Some(top.unwrap_or(0)),
         (false, None | Some(0)) => None,
@@ -43,7 +61,7 @@ pub(super) fn chat_request(
     let tools = request.tools.unwrap_or_default();
     let tool_choice = tool_choice(request.tool_choice, &tools)?;
     Ok(ChatRequest {
-        tools: tools.into_iter().map(tool).collect(),
+        tools: tools.into_iter().enumerate().map(|(index, one)| tool(index, one)).collect::<Result<_, _>>()?,
         tool_choice,
         ..generation(common, model, prompt, max_tokens, "top_logprobs", logprobs)?
     })
@@ -51,20 +69,17 @@ pub(super) fn chat_request(
 
 /// Turns what both kinds of generation share into a request.
 pub(super) fn generation(
-    common: Common,
+    mut common: Common,
     model: String,
     prompt: Prompt,
     max_tokens: Option<u32>,
     logprobs_param: &'static str,
     logprobs: Option<u8>,
 ) -> Result<ChatRequest, ApiError> {
-    if max_tokens == Some(0) {
-        return Err(ApiError::invalid_value("max_tokens", "'max_tokens' has to be at least 1"));
-    }
     in_range(logprobs_param, logprobs.map(f32::from), 0.0..=20.0)?;
     Ok(ChatRequest {
-        stop: stops(common.stop.clone())?,
-        response_format: response_format(common.response_format.as_ref())?,
+        stop: stops(common.stop.take())?,
+        response_format: response_format(common.response_format.take())?,
         ignore_eos: common.ignore_eos,
         max_tokens,
         logprobs,
@@ -87,6 +102,15 @@ pub(super) fn check_count(count: u32) -> Result<(), ApiError> {
     in_range("n", Some(count as f32), 1.0..=16.0)
 }
 
+/// Checks that the copies of a request, one for each answer, do not take too much memory together.
+pub(super) fn check_copies(param: &'static str, copies: usize, bytes: usize) -> Result<(), ApiError> {
+    if copies <= 1 || copies.saturating_mul(bytes) <= COPIES_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("{copies} answers to a request of {bytes} bytes are too much at once; send fewer at a time");
+    Err(ApiError::invalid_value(param, message))
+}
+
 /// An input in one of the forms that prompts and texts to embed may have.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Input {
@@ -94,8 +118,29 @@ pub(super) enum Input {
     Tokens(Vec<u32>),
 }
 
+impl Input {
+    /// Returns how much of a request's body it was at least.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(tokens) => tokens.len(),
+        }
+    }
+}
+
+/// What an empty text among the inputs is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum EmptyText {
+    Allowed,
+    Refused,
+}
+
 /// Takes a text, a list of texts, a list of tokens, or a list of lists of tokens apart.
-pub(super) fn inputs(param: &'static str, given: TextOrList<PromptItem>) -> Result<Vec<Input>, ApiError> {
+pub(super) fn inputs(
+    param: &'static str,
+    given: TextOrList<PromptItem>,
+    empty: EmptyText,
+) -> Result<Vec<Input>, ApiError> {
     let refuse = |message: String| Err(ApiError::invalid_value(param, message));
     let items = match given {
         TextOrList::Text(text) => vec![PromptItem::Text(text)],
@@ -115,7 +160,7 @@ pub(super) fn inputs(param: &'static str, given: TextOrList<PromptItem>) -> Resu
     let mut inputs = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
         inputs.push(match item {
-            PromptItem::Text(text) if texts && !text.is_empty() => Input::Text(text),
+            PromptItem::Text(text) if texts && (empty == EmptyText::Allowed || !text.is_empty()) => Input::Text(text),
             PromptItem::Tokens(tokens) if !texts && !tokens.is_empty() => Input::Tokens(tokens),
             PromptItem::Text(text) if text.is_empty() => return refuse(format!("input {index} of '{param}' is empty")),
             PromptItem::Tokens(tokens) if tokens.is_empty() => {
@@ -132,10 +177,10 @@ fn message(index: usize, message: RequestMessage) -> Result<Message, ApiError> {
         RequestRole::System | RequestRole::Developer => Role::System,
         RequestRole::User => Role::User,
         RequestRole::Assistant => Role::Assistant,
-        RequestRole::Tool => Role::Tool,
+        RequestRole::Tool | RequestRole::Function => Role::Tool,
     };
     let tool_calls = message.tool_calls.unwrap_or_default();
-    if message.content.is_none() && role != Role::Assistant {
+    if message.content.is_none() && matches!(role, Role::System | Role::User) {
         let param = format!("messages[{index}].content");
         return Err(ApiError::missing(param.clone(), format!("'{param}' is missing")));
     }
@@ -187,13 +232,28 @@ fn image_of(place: &str, image: ImageUrl) -> Result<Image, ApiError> {
     }
 }
 
-fn tool(definition: ToolDefinition) -> Tool {
+fn tool(index: usize, definition: ToolDefinition) -> Result<Tool, ApiError> {
     let function = definition.function;
-    Tool {
-        name: function.name,
-        description: function.description,
-        parameters: function.parameters.map_or_else(|| json!({"type": "object", "properties": {}}), Value::Object),
+    let parameters = function.parameters.map_or_else(|| json!({"type": "object", "properties": {}}), Value::Object);
+    check_depth(|| format!("tools[{index}].function.parameters"), &parameters)?;
+    Ok(Tool { name: function.name, description: function.description, parameters })
+}
+
+/// Refuses a JSON schema that is nested too deep.
+fn check_depth(param: impl Fn() -> String, schema: &Value) -> Result<(), ApiError> {
+    fn fits(value: &Value, depth: usize) -> bool {
+        match value {
+            Value::Array(values) => depth > 0 && values.iter().all(|value| fits(value, depth - 1)),
+            Value::Object(fields) => depth > 0 && fields.values().all(|value| fits(value, depth - 1)),
+            _ => true,
+        }
     }
+    if fits(schema, SCHEMA_DEPTH_MAX) {
+        return Ok(());
+    }
+    let param = param();
+    let message = format!("'{param}' is nested too deep; up to {SCHEMA_DEPTH_MAX} levels are read");
+    Err(ApiError::invalid_value(param, message))
 }
 
 fn tool_choice(choice: Option<ToolChoice>, tools: &[ToolDefinition]) -> Result<CoreToolChoice, ApiError> {
@@ -210,15 +270,17 @@ fn tool_choice(choice: Option<ToolChoice>, tools: &[ToolDefinition]) -> Result<C
     if known { Ok(choice) } else { Err(ApiError::invalid_value("tool_choice", "'tools' holds no such tool")) }
 }
 
-fn response_format(format: Option<&ResponseFormat>) -> Result<CoreFormat, ApiError> {
+fn response_format(format: Option<ResponseFormat>) -> Result<CoreFormat, ApiError> {
     let Some(format) = format else { return Ok(CoreFormat::Text) };
-    match (format.kind, &format.json_schema) {
+    match (format.kind, format.json_schema) {
         (ResponseFormatKind::Text, _) => Ok(CoreFormat::Text),
         (ResponseFormatKind::JsonObject, _) => Ok(CoreFormat::JsonObject),
-        (ResponseFormatKind::JsonSchema, Some(named)) => Ok(named
-            .schema
-            .clone()
-            .map_or(CoreFormat::JsonObject, |schema| CoreFormat::JsonSchema(Value::Object(schema)))),
+        (ResponseFormatKind::JsonSchema, Some(NamedSchema { schema: None })) => Ok(CoreFormat::JsonObject),
+        (ResponseFormatKind::JsonSchema, Some(NamedSchema { schema: Some(schema) })) => {
+            let schema = Value::Object(schema);
+            check_depth(|| "response_format.json_schema.schema".to_owned(), &schema)?;
+            Ok(CoreFormat::JsonSchema(schema))
+        }
         (ResponseFormatKind::JsonSchema, None) => {
             let param = "response_format.json_schema";
             Err(ApiError::missing(param, format!("'{param}' is missing")))
@@ -248,10 +310,13 @@ fn sampling(common: Common) -> Result<Sampling, ApiError> {
     in_range("presence_penalty", common.presence_penalty, -2.0..=2.0)?;
     in_range("frequency_penalty", common.frequency_penalty, -2.0..=2.0)?;
     in_range("repeat_penalty", common.repeat_penalty, 0.1..=10.0)?;
-    // Engines keep a buffer of this many tokens for each answer.
-    in_range("repeat_last_n", common.repeat_last_n.map(|tokens| tokens as f32), 0.0..=65_536.0)?;
+    in_range("repeat_last_n", common.repeat_last_n.map(|tokens| tokens as f32), -1.0..=PENALTY_TOKENS_MAX as f32)?;
     if common.top_k.is_some_and(|top_k| top_k < -1) {
         return Err(ApiError::invalid_value("top_k", "'top_k' has to be at least -1"));
+    }
+    if common.logit_bias.len() > BIASES_MAX {
+        let message = format!("'logit_bias' may hold up to {BIASES_MAX} tokens, and holds {}", common.logit_bias.len());
+        return Err(ApiError::invalid_value("logit_bias", message));
     }
     let mut logit_bias = Vec::with_capacity(common.logit_bias.len());
     for (token, bias) in common.logit_bias {
@@ -271,7 +336,9 @@ fn sampling(common: Common) -> Result<Sampling, ApiError> {
         // Only the lower 32 bits count, as the request's description says.
         seed: common.seed.filter(|seed| *seed != -1).map(|seed| (seed & i64::from(u32::MAX)) as u32),
         repeat_penalty: common.repeat_penalty,
-        repeat_last_n: common.repeat_last_n,
+        repeat_last_n: common
+            .repeat_last_n
+            .map(|tokens| if tokens == -1 { PENALTY_TOKENS_MAX } else { tokens }.unsigned_abs()),
         presence_penalty: common.presence_penalty,
         frequency_penalty: common.frequency_penalty,
         logit_bias,

@@ -71,6 +71,18 @@ mod keys {
     }
 
     #[tokio::test]
+    async fn a_loopback_listener_asks_for_keys_where_it_is_told_to() {
+        let (_directory, services) = keyed();
+        let key = services.keys.create("test").unwrap().secret;
+        let router = build(HttpConfig { require_key: true, ..HttpConfig::default() }, services, LOOPBACK);
+        assert_eq!(get(&router, "/v1/models").await.status, 401);
+        assert_eq!(get(&router, "/health").await.status, 200);
+        let with_key = |host| request("/v1/models", &[("host", host), ("x-api-key", &key)]);
+        assert_eq!(send(&router, with_key("localhost")).await.status, 200);
+        assert_eq!(send(&router, with_key("evil.example")).await.status, 403, "hosts are looked at as before");
+    }
+
+    #[tokio::test]
     async fn on_loopback_no_key_is_looked_at() {
         let (_directory, services) = keyed();
         let router = loopback(services);
@@ -85,12 +97,31 @@ mod origins {
     async fn a_loopback_listener_answers_to_its_own_names_alone() {
         let config = HttpConfig { allowed_hosts: vec!["bee.local".into()], ..HttpConfig::default() };
         let router = build(config, any(), LOOPBACK);
-        for host in
-            ["localhost", "localhost:7890", "LocalHost:1", "127.0.0.1:7890", "[::1]:7890", "[::1]", "bee.local:7890"]
-        {
+        for host in [
+            "localhost",
+            "localhost:7890",
+            "LocalHost:1",
+            "localhost.:7890",
+            "127.0.0.1:7890",
+            "127.0.0.2:7890",
+            "127.255.255.254",
+            "[::1]:7890",
+            "[::1]",
+            "[0:0:0:0:0:0:0:1]:7890",
+            "bee.local:7890",
+        ] {
             assert_eq!(send(&router, request("/health", &[("host", host)])).await.status, 200, "{host}");
         }
-        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:7890", "", "evil:localhost"] {
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:7890",
+            "128.0.0.1:7890",
+            "[::2]:7890",
+            "0.0.0.0:7890",
+            "",
+            "evil:localhost",
+        ] {
             assert_eq!(send(&router, request("/health", &[("host", host)])).await.status, 403, "{host}");
         }
         assert_snapshot!(send(&router, request("/v1/models", &[("host", "evil.example")])).await.shown());
@@ -125,7 +156,7 @@ mod origins {
         let preflight = Request::options("/v1/chat/completions")
             .header("origin", "https://chat.example")
             .header("access-control-request-method", "POST")
-            .header("access-control-request-headers", "authorization")
+            .header("access-control-request-headers", "authorization, x-stainless-lang")
             .body(Body::empty())
             .unwrap();
         assert_snapshot!(send(&router, preflight).await.shown());
@@ -194,6 +225,33 @@ mod limits {
         let begun = tokio::time::Instant::now();
         assert_eq!(send(&loopback(any()), request).await.status, 408);
         assert_eq!(begun.elapsed(), Duration::from_mins(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_bodies_wait_for_room_and_small_ones_pass_them() {
+        let mut config = HttpConfig::default();
+        config.limits.bodies_bytes_max = 150 << 10;
+        let router = build(config, any(), LOOPBACK);
+        let large = || json!({"model": "fake", "input": "x".repeat(100 << 10)});
+        let (sender, receiver) = futures::channel::mpsc::channel::<Result<String, std::io::Error>>(1);
+        let slow = Request::post("/v1/embeddings").header("content-length", "102442").body(Body::from_stream(receiver));
+        let slow = tokio::spawn({
+            let router = router.clone();
+            async move { send(&router, slow.unwrap()).await }
+        });
+        let mut sender = sender;
+        futures::SinkExt::send(&mut sender, Ok("x".repeat(70 << 10))).await.unwrap();
+        // One more piece is taken only when the first one has its room.
+        futures::SinkExt::send(&mut sender, Ok("x".to_owned())).await.unwrap();
+        futures::SinkExt::flush(&mut sender).await.unwrap();
+
+        let begun = tokio::time::Instant::now();
+        assert_eq!(post(&router, "/v1/embeddings", json!({"model": "fake", "input": "a"})).await.status, 200);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(post(&router, "/v1/embeddings", large()).await.status, 408, "there is no room");
+        slow.abort();
+        assert!(slow.await.is_err_and(|ended| ended.is_cancelled()));
+        assert_eq!(post(&router, "/v1/embeddings", large()).await.status, 200);
     }
 
     #[tokio::test]
@@ -396,9 +454,8 @@ async fn every_line_logged_for_a_request_carries_its_id() {
     let lines = log.lines();
     let failed = lines.iter().find(|line| line.contains("broken in the middle")).expect("the failure is logged");
     let finished = lines.iter().find(|line| line.contains("request finished")).expect("the end is logged");
-    for line in [failed, finished] {
-        assert!(line.contains("request_id=\"my-id\""), "{line}");
-    }
+    assert!(lines.iter().all(|line| line.contains("request_id=\"my-id\"")), "{lines:#?}");
+    assert!(failed.contains("WARN"), "{failed}");
     for part in ["http.method=\"POST\"", "http.route=\"/v1/chat/completions\"", "http.status=200", "duration_ms="] {
         assert!(finished.contains(part), "{finished}");
     }

@@ -239,6 +239,7 @@ async fn connections_over_the_limit_wait_for_a_free_place() {
     let mut first = running.send(&streamed()).await;
     until(&mut first, "word").await;
     let mut second = running.send("GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+    assert!(timeout(Duration::from_millis(100), second.readable()).await.is_err(), "it is answered over the limit");
     drop(first);
     assert!(rest(&mut second).await.starts_with("HTTP/1.1 200 "));
 }
@@ -289,6 +290,43 @@ async fn an_address_beyond_loopback_needs_a_key() {
 
     std::fs::write(directory.path().join("keys.json"), "garbage").unwrap();
     assert!(matches!(Server::bind(config, services).await.err(), Some(HttpError::Keys(_))));
+}
+
+#[tokio::test]
+async fn loopback_needs_a_key_where_it_is_told_to_ask_for_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = KeyStore::open(directory.path().join("keys.json"));
+    let services = Services { keys: keys.clone(), ..fake(FakeConfig::default()) };
+    let config = HttpConfig { listen: ([127, 0, 0, 1], 0).into(), require_key: true, ..HttpConfig::default() };
+    let refused = Server::bind(config.clone(), services.clone()).await.err().expect("there is no key");
+    assert!(refused.to_string().contains("api.require_key"), "{refused}");
+    keys.create("a").unwrap();
+    assert!(Server::bind(config, services).await.is_ok());
+}
+
+#[tokio::test]
+async fn origins_that_would_never_match_are_refused() {
+    let bind = |origin: &str| {
+        let listen = ([127, 0, 0, 1], 0).into();
+        let config = HttpConfig { listen, cors_origins: vec![origin.to_owned()], ..HttpConfig::default() };
+        Server::bind(config, fake(FakeConfig::default()))
+    };
+    for origin in ["*", "https://chat.example", "http://localhost:3000", "app://obsidian.md", "http://[::1]:3000"] {
+        assert!(bind(origin).await.is_ok(), "{origin}");
+    }
+    for origin in [
+        "chat.example",
+        "https://chat.example/",
+        "https://Chat.example",
+        "HTTPS://chat.example",
+        "https://",
+        "",
+        "null",
+        "https://a b",
+    ] {
+        let refused = bind(origin).await.err();
+        assert!(matches!(refused, Some(HttpError::BadOrigin { .. })), "{origin}");
+    }
 }
 
 #[tokio::test]

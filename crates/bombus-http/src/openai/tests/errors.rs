@@ -58,6 +58,12 @@ async fn values_of_the_wrong_type_or_out_of_range_name_their_field() {
         (json!({"repeat_penalty": 0}), "invalid_value", "repeat_penalty"),
         (json!({"repeat_last_n": 65_537}), "invalid_value", "repeat_last_n"),
         (json!({"top_k": -2}), "invalid_value", "top_k"),
+        (json!({"max_tokens": 1.5}), "invalid_value", "max_tokens"),
+        (json!({"max_tokens": 1e300}), "invalid_value", "max_tokens"),
+        (json!({"n": -1.0}), "invalid_value", "n"),
+        (json!({"repeat_last_n": -2}), "invalid_value", "repeat_last_n"),
+        (json!({"functions": [{"name": "f"}]}), "unsupported_parameter", "functions"),
+        (json!({"function_call": "auto"}), "unsupported_parameter", "function_call"),
         (json!({"logit_bias": {"x": 1}}), "invalid_value", "logit_bias"),
         (json!({"logit_bias": {"1": 101}}), "invalid_value", "logit_bias"),
         (json!({"stop": 5}), "invalid_value", "stop"),
@@ -91,7 +97,6 @@ async fn fields_that_have_to_be_there_are_named() {
     for (path, request, param) in [
         ("/v1/chat/completions", json!({"model": "m"}), "messages"),
         ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "x"}]}), "model"),
-        ("/v1/completions", json!({"model": "m"}), "prompt"),
         ("/v1/embeddings", json!({"model": "m"}), "input"),
     ] {
         assert_eq!(refused(path, &request).await, (400, missing.clone(), Some(param.into())));
@@ -106,7 +111,9 @@ async fn completions_refuse_what_they_cannot_do() {
         (json!({"echo": true, "logprobs": 1}), "unsupported_parameter", "echo"),
         (json!({"echo": true, "prompt": [1]}), "unsupported_parameter", "echo"),
         (json!({"prompt": []}), "invalid_value", "prompt"),
-        (json!({"prompt": ""}), "invalid_value", "prompt"),
+        (json!({"prompt": [1.5]}), "invalid_value", "prompt[0]"),
+        (json!({"prompt": [[4_294_967_296_u64]]}), "invalid_value", "prompt[0][0]"),
+        (json!({"max_tokens": -1}), "invalid_value", "max_tokens"),
         (json!({"prompt": ["a", 1]}), "invalid_value", "prompt"),
         (json!({"prompt": [1, "a"]}), "invalid_value", "prompt"),
         (json!({"prompt": [[]]}), "invalid_value", "prompt"),
@@ -127,9 +134,74 @@ async fn embeddings_refuse_what_they_cannot_do() {
         (json!({"dimensions": 0}), "dimensions"),
         (json!({"encoding_format": "hex"}), "encoding_format"),
         (json!({"input": []}), "input"),
+        (json!({"input": ""}), "input"),
+        (json!({"input": ["a", ""]}), "input"),
     ] {
         let answer = post(&router, "/v1/embeddings", with(json!({"model": "fake", "input": "a"}), more)).await;
         assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &json!(param)));
+    }
+}
+
+/// Nests an object as deep as this.
+fn nested(levels: usize) -> Value {
+    (1..levels).fold(json!({}), |inner, _| json!({"properties": inner}))
+}
+
+#[tokio::test]
+async fn a_schema_nested_deeper_than_engines_read_is_refused() {
+    let format = |levels| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(levels)}}});
+    let tool =
+        |levels| json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(levels)}}]});
+    let list = json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"enum": (0..64).fold(json!(1), |inner, _| json!([inner]))}}}]});
+    for (more, param) in [
+        (format(65), "response_format.json_schema.schema"),
+        (format(110), "response_format.json_schema.schema"),
+        (tool(65), "tools[0].function.parameters"),
+        (list, "tools[0].function.parameters"),
+    ] {
+        let told = refused("/v1/chat/completions", &with(hello(), more)).await;
+        assert_eq!(told, (400, Some("invalid_value".into()), Some(param.into())));
+    }
+    for more in [format(64), tool(64)] {
+        assert_eq!(chat(two_words(), more).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn more_than_a_node_can_hold_in_its_memory_is_refused() {
+    let biases: serde_json::Map<_, _> = (0..1_025).map(|token: u32| (token.to_string(), json!(1))).collect();
+    let told = refused("/v1/chat/completions", &with(hello(), json!({"logit_bias": biases}))).await;
+    assert_eq!(told, (400, Some("invalid_value".into()), Some("logit_bias".into())));
+
+    let long = "x".repeat(5 << 20);
+    let chat = json!({"model": "m", "messages": [{"role": "user", "content": long}], "n": 16});
+    assert_eq!(refused("/v1/chat/completions", &chat).await.2.as_deref(), Some("n"));
+    let prompt = json!({"model": "m", "prompt": long, "n": 16});
+    assert_eq!(refused("/v1/completions", &prompt).await.2.as_deref(), Some("n"));
+    let beside = json!({"model": "m", "prompt": vec!["a"; 128], "response_format": {"type": "json_schema",
+        "json_schema": {"schema": {"description": "x".repeat(1 << 20)}}}});
+    assert_eq!(refused("/v1/completions", &beside).await.2.as_deref(), Some("prompt"));
+    let tokens = format!("{{\"model\": \"m\", \"prompt\": [{}1]}}", "1,".repeat(1 << 20));
+    let answer = post(&loopback(services(scripted(two_words()))), "/v1/completions", tokens).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &json!("prompt")));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_is_no_warning_of_the_nodes() {
+    let (log, _guard) = crate::testing::capture_log();
+    for (error, level) in [
+        (BackendError::InvalidRequest { param: None, message: "marked".into() }, "DEBUG"),
+        (BackendError::Unsupported { param: "tools", message: "marked".into() }, "DEBUG"),
+        (BackendError::ContextExceeded { prompt_tokens: 9, context_tokens: 8 }, "DEBUG"),
+        (BackendError::Unavailable { reason: "marked".into() }, "WARN"),
+    ] {
+        let before = log.lines().len();
+        post(&loopback(services(refusing(error.clone()))), "/v1/chat/completions", hello()).await;
+        let lines = log.lines().split_off(before);
+        let told: Vec<_> = lines.iter().filter(|line| line.contains("backend.name=")).collect();
+        assert!(matches!(told[..], [line] if line.contains(level)), "{error:?}: {lines:?}");
+        let warns = lines.iter().any(|line| line.contains("WARN") || line.contains("ERROR"));
+        assert_eq!(warns, level == "WARN", "{lines:?}");
     }
 }
 

@@ -59,6 +59,53 @@ async fn nulls_are_as_good_as_nothing() {
 }
 
 #[tokio::test]
+async fn whole_numbers_may_be_written_with_a_fraction_of_zero() {
+    let request = chat_asked(json!({
+        "max_tokens": 150.0, "n": 1.0, "seed": 7.0, "top_k": 40.0, "repeat_last_n": 64.0, "logprobs": true, "top_logprobs": 2.0,
+    }))
+    .await;
+    let sampling = &request.sampling;
+    assert_eq!((request.max_tokens, request.logprobs), (Some(150), Some(2)));
+    assert_eq!((sampling.seed, sampling.top_k, sampling.repeat_last_n), (Some(7), Some(40), Some(64)));
+
+    let requests = asked("/v1/completions", json!({"model": "m", "prompt": [1.0, 2], "max_tokens": 3.0})).await;
+    assert_eq!((&requests[0].prompt, requests[0].max_tokens), (&Prompt::Tokens(vec![1, 2]), Some(3)));
+    let requests = asked("/v1/completions", json!({"model": "m", "prompt": [[1.0]]})).await;
+    assert_eq!(requests[0].prompt, Prompt::Tokens(vec![1]));
+}
+
+#[tokio::test]
+async fn a_penalty_over_minus_one_tokens_looks_at_all_of_them() {
+    assert_eq!(chat_asked(json!({"repeat_last_n": -1})).await.sampling.repeat_last_n, Some(65_536));
+}
+
+#[tokio::test]
+async fn a_tool_that_says_nothing_has_an_empty_turn() {
+    for turn in [
+        json!({"role": "tool", "tool_call_id": "call_1", "content": null}),
+        json!({"role": "tool", "tool_call_id": "call_1"}),
+        json!({"role": "function", "name": "weather", "content": null}),
+    ] {
+        let request = chat_asked(json!({"messages": [{"role": "user", "content": "x"}, turn]})).await;
+        let Prompt::Chat(messages) = request.prompt else { panic!("a chat was sent") };
+        assert_eq!((messages[1].role, &messages[1].content), (Role::Tool, &Vec::new()));
+    }
+}
+
+#[tokio::test]
+async fn a_completion_without_a_prompt_begins_a_text() {
+    for request in [json!({"model": "m"}), json!({"model": "m", "prompt": null}), json!({"model": "m", "prompt": ""})] {
+        assert_eq!(asked("/v1/completions", request).await[0].prompt, Prompt::Raw(String::new()));
+    }
+}
+
+#[tokio::test]
+async fn a_completion_may_want_no_tokens() {
+    let requests = asked("/v1/completions", json!({"model": "m", "prompt": "a", "max_tokens": 0})).await;
+    assert_eq!(requests[0].max_tokens, Some(0));
+}
+
+#[tokio::test]
 async fn several_answers_have_seeds_that_follow_each_other() {
     let requests = asked("/v1/chat/completions", with(hello(), json!({"n": 3, "seed": 4_294_967_295_i64}))).await;
     let mut seeds: Vec<_> = requests.iter().map(|request| request.sampling.seed).collect();
