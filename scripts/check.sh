@@ -4,6 +4,8 @@ set -uo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
 
+scripts/setup.sh
+
 failed=()
 skipped=()
 part() {

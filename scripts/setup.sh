@@ -8,10 +8,29 @@ source "$(dirname "$0")/lib.sh"
 
 rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
-# bindgen loads libclang at build time: a shared library, found by the loader, in LLVM's own folder, or where LIBCLANG_PATH points.
+# Rust first: nothing else is worth installing without it.
+have cargo || die "cargo is missing. Bombus needs Rust $rust_needed or newer: install it from https://rustup.rs, then run this again."
+rust_here=$(rustc --version | awk '{ print $2 }')
+if [ "$(printf '%s\n' "$rust_needed" "$rust_here" | sort -V | head -n 1)" != "$rust_needed" ]; then
+  if have rustup; then die "Rust $rust_here is here, but $rust_needed or newer is needed: run \`rustup update stable\`."; fi
+  die "Rust $rust_here is here, but $rust_needed or newer is needed: install it from https://rustup.rs."
+fi
+for component in rustfmt clippy; do
+  "cargo-${component/rust/}" --version > /dev/null 2>&1 && continue
+  if have rustup; then rustup component add "$component" >&2; else say "note: $component is missing; \`make check\` needs it"; fi
+done
+
+# bindgen loads libclang at build time: a shared library, found by the loader, in LLVM's own folder, or where LIBCLANG_PATH points;
+# and the headers that come with it, or others that BINDGEN_EXTRA_CLANG_ARGS names.
 has_libclang() {
-  local file
+  local file found=false
   for file in "${LIBCLANG_PATH:-/nonexistent}"/libclang*.so* /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib64/libclang*.so*; do
+    case $file in *libclang-cpp*) continue ;; esac
+    [ -e "$file" ] && found=true && break
+  done
+  $found || return 1
+  [ -n "${BINDGEN_EXTRA_CLANG_ARGS:-}" ] && return 0
+  for file in /usr/lib/llvm-*/lib/clang/*/include/stddef.h /usr/lib*/clang/*/include/stddef.h; do
     [ -e "$file" ] && return 0
   done
   return 1
@@ -51,10 +70,4 @@ if [ ${#packages[@]} -gt 0 ]; then
   "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2
 fi
 
-have cargo || die "cargo is missing. Bombus needs Rust $rust_needed or newer: install it from https://rustup.rs, then run this again."
-rust_here=$(rustc --version | awk '{ print $2 }')
-if [ "$(printf '%s\n' "$rust_needed" "$rust_here" | sort -V | head -n 1)" != "$rust_needed" ]; then
-  if have rustup; then die "Rust $rust_here is here, but $rust_needed or newer is needed: run \`rustup update stable\`."; fi
-  die "Rust $rust_here is here, but $rust_needed or newer is needed: install it from https://rustup.rs."
-fi
 if [ ${#packages[@]} -gt 0 ]; then say "setup: done"; else say "setup: nothing is missing"; fi

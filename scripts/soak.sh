@@ -4,6 +4,8 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
 
+scripts/setup.sh
+
 export BOMBUS_FAULT_ROUNDS=${BOMBUS_FAULT_ROUNDS:-20}
 say "soak: $BOMBUS_FAULT_ROUNDS rounds of every fault test"
 exec cargo test --workspace --test it -- fault
