@@ -1,10 +1,12 @@
 //! The embedded engine with a real model.
 
+use std::time::{Duration, Instant};
+
 use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::harness::{Home, Node};
-use crate::model::{MODEL, chat, eventually, home_with_model, own_weights, text_of, with};
+use crate::model::{MODEL, chat, eventually, find, home_with_changed_model, home_with_model, text_of, with};
 
 fn content(answer: &Value) -> &str {
     answer["choices"][0]["message"]["content"].as_str().unwrap()
@@ -119,24 +121,15 @@ async fn an_answer_by_schema_fits_it() {
 
 /// The small model has no place for tools in its template, so it gets one: a template of the same length, put into its file.
 async fn home_with_tool_model(lines: &str) -> Home {
-    let home = home_with_model(lines).await;
-    let weights = own_weights(&home);
-    let mut bytes = std::fs::read(&weights).unwrap();
-    let begin = find(&bytes, b"{% for message in messages %}").unwrap();
-    let length = usize::try_from(u64::from_le_bytes(bytes[begin - 8..begin].try_into().unwrap())).unwrap();
     let template = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}. Use <tool_call>.<|im_end|>\n{% endif %}\
                     {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n{#";
-    let padded = format!("{template}{}#}}", " ".repeat(length - template.len() - 2));
-    bytes[begin..begin + length].copy_from_slice(padded.as_bytes());
-    let file = home.path("tools.gguf");
-    std::fs::write(&file, bytes).unwrap();
-    let imported = home.run(&["models", "import", file.to_str().unwrap(), "--name", "tools"]).await;
-    assert_eq!(imported.code, Some(0), "{}", imported.stderr);
-    home
-}
-
-fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+    home_with_changed_model(lines, "tools", |bytes| {
+        let begin = find(bytes, b"{% for message in messages %}").unwrap();
+        let length = usize::try_from(u64::from_le_bytes(bytes[begin - 8..begin].try_into().unwrap())).unwrap();
+        let padded = format!("{template}{}#}}", " ".repeat(length - template.len() - 2));
+        bytes[begin..begin + length].copy_from_slice(padded.as_bytes());
+    })
+    .await
 }
 
 #[tokio::test]
@@ -211,25 +204,15 @@ async fn a_client_that_goes_away_frees_its_slot() {
     for _ in 0..3 {
         let mut stream = node.stream(with(chat("Tell me a long story.", 8_000), &json!({ "ignore_eos": true }))).await;
         stream.first_text().await;
+        let begun = Instant::now();
+        for _ in 0..100 {
+            stream.next().await.expect("the answer goes on");
+        }
+        // By its pace the abandoned answer would go on for 79 times as long as the part that was read.
+        let limit = (begun.elapsed() * 20).max(Duration::from_secs(5));
         drop(stream);
-        node.answer(&chat("Hi", 1)).await;
+        tokio::time::timeout(limit, node.answer(&chat("Hi", 1))).await.expect("the slot is free at once");
     }
-    node.stop().await;
-}
-
-#[tokio::test]
-async fn a_client_that_stops_reading_holds_up_nobody_and_misses_nothing() {
-    let home = home_with_model("").await;
-    let node = Node::start(&home).await;
-    let mut slow = node.stream(with(chat("Tell me a long story.", 1_500), &json!({ "ignore_eos": true }))).await;
-    let first = slow.first_text().await;
-    for _ in 0..5 {
-        node.answer(&chat("Hi", 20)).await;
-    }
-    let rest = slow.rest().await;
-    assert_eq!(rest.last().map(String::as_str), Some("[DONE]"));
-    let streamed: String = first + &rest.iter().map(|event| text_of(event)).collect::<String>();
-    assert!(streamed.len() > 2_000, "{} bytes", streamed.len());
     node.stop().await;
 }
 

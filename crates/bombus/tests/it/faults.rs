@@ -1,11 +1,15 @@
 //! What goes wrong with a real engine, and that it goes no further. `BOMBUS_FAULT_ROUNDS` repeats each loop more often.
 
+use std::time::{Duration, Instant};
+
 use futures::future::join_all;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::Node;
-use crate::model::{MODEL, chat, eventually, home_with_model, own_weights, text_of, with};
+use crate::harness::{Node, client, take_environment, within};
+use crate::model::{
+    MODEL, chat, eventually, find, home_with_changed_model, home_with_model, own_weights, text_of, ticks, with,
+};
 
 fn rounds() -> usize {
     std::env::var("BOMBUS_FAULT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2)
@@ -27,13 +31,6 @@ async fn gone(pid: u32) {
         test_kill_process(pid_of(pid)).is_ok() && !state.contains(") Z ")
     };
     eventually("the end of the process", async || !runs()).await;
-}
-
-/// Returns the processor time that a process has used, in clock ticks.
-fn ticks(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    after_name.split(' ').nth(11).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }
 
 #[tokio::test]
@@ -92,6 +89,29 @@ async fn an_engine_killed_while_it_answers_ends_the_stream_with_an_error() {
     node.stop().await;
 }
 
+/// Kills a node and expects its engine process to be gone at most a second later.
+async fn crash_with_engine(node: Node, engine: u32) {
+    let killed = Instant::now();
+    node.crash().await;
+    gone(engine).await;
+    assert!(killed.elapsed() < Duration::from_secs(1), "the engine outlived its node by {:?}", killed.elapsed());
+}
+
+#[tokio::test]
+async fn an_engine_that_loads_its_model_ends_with_its_node() {
+    for _ in 0..rounds() {
+        let home = home_with_model("").await;
+        let node = Node::start(&home).await;
+        let asking = tokio::spawn(client().post(node.url("/v1/chat/completions")).json(&chat("Hi", 1)).send());
+        let engine = node.engine().await;
+        let maps = async || std::fs::read_to_string(format!("/proc/{engine}/maps")).unwrap_or_default();
+        eventually("the model's file in the process", async || maps().await.contains("models/blobs")).await;
+        assert!(!asking.is_finished());
+        crash_with_engine(node, engine).await;
+        assert!(asking.await.unwrap().is_err(), "the node died before it answered");
+    }
+}
+
 #[tokio::test]
 async fn engines_end_with_their_node_however_it_ends() {
     for _ in 0..rounds() {
@@ -100,10 +120,7 @@ async fn engines_end_with_their_node_however_it_ends() {
         let mut stream = node.stream(with(chat("Tell me a long story.", 4_000), &json!({ "ignore_eos": true }))).await;
         stream.first_text().await;
         let pid = node.engine().await;
-        node.crash().await;
-        let begun = std::time::Instant::now();
-        gone(pid).await;
-        assert!(begun.elapsed().as_secs_f64() < 1.0, "the engine outlived its node by {:?}", begun.elapsed());
+        crash_with_engine(node, pid).await;
 
         let node = Node::start(&home).await;
         node.answer(&chat("Hi", 1)).await;
@@ -121,12 +138,7 @@ async fn a_node_whose_program_file_was_replaced_still_starts_engines() {
     let mut command = tokio::process::Command::new(&program);
     let up = home.command(&["up"]);
     command.arg("up").kill_on_drop(true);
-    for (name, value) in up.as_std().get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    take_environment(&mut command, &up);
     let node = Node::start_command(&home, command).await;
     std::fs::remove_file(&program).unwrap();
     std::fs::write(&program, "a later version").unwrap();
@@ -159,6 +171,29 @@ async fn a_truncated_and_a_corrupt_model_are_named_and_the_node_lives() {
 }
 
 #[tokio::test]
+async fn an_architecture_that_the_engine_does_not_know_is_named_and_the_node_lives() {
+    let home = home_with_changed_model("", "strange", |bytes| {
+        let name = find(bytes, b"general.architecture").unwrap() + b"general.architecture".len() + 4 + 8;
+        assert_eq!(&bytes[name..name + 5], b"llama");
+        bytes[name..name + 5].copy_from_slice(b"zebra");
+    })
+    .await;
+    let node = Node::start(&home).await;
+    let (status, error) = node.post("/v1/chat/completions", &with(chat("Hi", 1), &json!({ "model": "strange" }))).await;
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(status >= 500 && message.contains("strange") && message.contains("zebra"), "{status} {message}");
+    node.answer(&chat("Hi", 1)).await;
+    node.stop().await;
+}
+
+/// Returns how many requests a node is serving, the one that asks included.
+async fn requests_in_flight(node: &Node) -> usize {
+    let metrics = within("metrics", async { node.get("/metrics").await.text().await }).await.unwrap();
+    let value = metrics.lines().find_map(|line| line.strip_prefix("bombus_http_requests_in_flight ")).unwrap();
+    value.parse().unwrap()
+}
+
+#[tokio::test]
 async fn sixty_four_clients_that_vanish_at_once_leave_nothing_behind() {
     let home = home_with_model("").await;
     let node = Node::start(&home).await;
@@ -169,14 +204,16 @@ async fn sixty_four_clients_that_vanish_at_once_leave_nothing_behind() {
             .map(|_| {
                 let (url, request) =
                     (node.url("/v1/chat/completions"), with(request.clone(), &json!({ "stream": true })));
-                tokio::spawn(crate::harness::client().post(url).json(&request).send())
+                tokio::spawn(client().post(url).json(&request).send())
             })
             .collect();
+        eventually("64 requests at the node", async || requests_in_flight(&node).await == 1 + 64).await;
         drop(streams);
         for client in &waiting {
             client.abort();
         }
         join_all(waiting).await;
+        eventually("the end of all of them", async || requests_in_flight(&node).await == 1).await;
         // With any of them left, the queue of runs of 8,000 tokens would be minutes long.
         node.answer(&chat("Hi", 1)).await;
     }
@@ -185,7 +222,7 @@ async fn sixty_four_clients_that_vanish_at_once_leave_nothing_behind() {
 
 #[tokio::test]
 async fn sigterm_lets_a_real_answer_finish() {
-    let home = home_with_model("").await;
+    let home = home_with_model("[api.limits]\ngrace_ms = 120000").await;
     let mut node = Node::start(&home).await;
     let mut stream = node.stream(with(chat("Tell me a story.", 60), &json!({ "ignore_eos": true }))).await;
     let mut text = stream.first_text().await;

@@ -6,6 +6,7 @@ mod harness;
 mod model;
 
 mod ask;
+mod back_pressure;
 mod completions;
 mod config;
 mod crate_graph;
