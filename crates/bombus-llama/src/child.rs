@@ -2,6 +2,7 @@
 
 mod log;
 #[cfg(test)]
+#[cfg(unix)]
 mod tests;
 
 use std::collections::HashMap;
@@ -47,11 +48,13 @@ pub(crate) enum RunFailure {
 }
 
 /// Says why a process does not have its model loaded. The process is gone by then.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LoadError {
     /// The process, or the system that should start it, gave a reason.
+    #[error("{}", .0.reason)]
     Failed(LoadFailure),
     /// The process died. Says how.
+    #[error("{0}")]
     Died(String),
 }
 

@@ -11,6 +11,7 @@ mod platform;
 mod pool;
 mod protocol;
 #[cfg(test)]
+#[cfg(unix)]
 mod scripted;
 mod worker;
 

@@ -3,6 +3,7 @@
 mod memory;
 mod plan;
 #[cfg(test)]
+#[cfg(unix)]
 mod tests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -289,7 +290,7 @@ impl Pool {
                     (Ok(process), Some(exited))
                 }
                 Err(error) => {
-                    tracing::warn!(model.name = %name, load_ms, ?error, "not loaded");
+                    tracing::warn!(model.name = %name, load_ms, %error, "not loaded");
                     (Err(error), None)
                 }
             };

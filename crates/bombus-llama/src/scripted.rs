@@ -1,7 +1,8 @@
 //! An engine process that follows a script instead of computing: this test binary, started again through a shell script.
 //!
 //! What it does while loading stands in the model's file, a word to each start, the last for all further starts: `load`, `crash`
-//! (before it is loaded), `vanish` (right after), or `refuse`. What it does with a request is the prompt's first word; see [`answer`].
+//! (before it is loaded), `vanish` (right after), `refuse`, or `alone` (crashes where the process of another model of the same folder
+//! still runs). What it does with a request is the prompt's first word; see [`answer`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -17,6 +18,7 @@ use bombus_core::chat::{
 use bombus_core::model::ModelName;
 use bombus_infer::gguf::GgufInfo;
 use bombus_infer::models::{LocalModel, ModelSource};
+use rustix::process::{Pid, test_kill_process};
 
 use crate::protocol::{FromWorker, LoadFailure, RunId, ToWorker, read_message, write_message};
 
@@ -63,6 +65,20 @@ fn starts_file(model: &Path) -> PathBuf {
     model.with_extension("starts")
 }
 
+/// Returns whether the last process of any other model in the folder still runs.
+fn others_run(model: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(model.parent().unwrap_or(model))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "pid") && path != model.with_extension("pid") {
+            let pid = fs::read_to_string(path)?.parse().ok().and_then(Pid::from_raw);
+            if pid.is_some_and(|pid| test_kill_process(pid).is_ok()) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// A request whose prompt is this.
 pub(crate) fn request(prompt: impl Into<String>) -> ChatRequest {
     ChatRequest::new("scripted", Prompt::Raw(prompt.into()))
@@ -83,8 +99,11 @@ fn serve(outbox: &mut File) -> io::Result<()> {
     OpenOptions::new().create(true).append(true).open(starts_file(&options.path))?.write_all(b".")?;
     let start = fs::read(starts_file(&options.path))?.len();
     let script = fs::read_to_string(&options.path)?;
+    let others_run = others_run(&options.path);
+    fs::write(options.path.with_extension("pid"), std::process::id().to_string())?;
     match script.split(' ').take(start).last() {
         Some("crash") => abort(),
+        Some("alone") if others_run? => abort(),
         Some("refuse") => {
             let failure = LoadFailure { reason: "no room".into(), out_of_memory: true };
             return write_message(outbox, &FromWorker::LoadFailed(failure));

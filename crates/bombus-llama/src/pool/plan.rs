@@ -116,3 +116,44 @@ fn kv_tokens(model: &LocalModel, config: &EmbeddedConfig) -> u32 {
     let context = context_tokens(model, config);
     if config.kv_tokens > 0 { config.kv_tokens.max(context) } else { context.saturating_mul(config.slots.min(2)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use bombus_core::model::ModelName;
+    use bombus_infer::gguf::GgufInfo;
+    use bombus_infer::models::ModelSource;
+
+    use super::*;
+
+    fn embedding_model(architecture: &str) -> LocalModel {
+        LocalModel {
+            name: ModelName::parse("model").unwrap(),
+            path: PathBuf::new(),
+            sha256: String::new(),
+            size_bytes: 10 * MB,
+            modified_unix_s: 0,
+            source: ModelSource::Ollama,
+            info: GgufInfo {
+                architecture: Some(architecture.into()),
+                context_length: Some(32_768),
+                block_count: Some(4),
+                embedding_length: Some(1_024),
+                attention_heads: vec![8],
+                attention_kv_heads: vec![8],
+                pooling_type: Some(3),
+                ..GgufInfo::default()
+            },
+        }
+    }
+
+    #[test]
+    fn only_decoders_that_embed_need_memory_for_keys_and_values() {
+        let config = EmbeddedConfig::default();
+        let (encoder, decoder) = (embedding_model("nomic-bert"), embedding_model("qwen3"));
+        assert_eq!((context_tokens(&encoder, &config), Need::of(&encoder, &config).cache_mb), (8_192, 0));
+        // 2,048 tokens of 4 layers with 1,024 keys and as many values of 2 bytes.
+        assert_eq!((context_tokens(&decoder, &config), Need::of(&decoder, &config).cache_mb), (2_048, 32));
+    }
+}

@@ -197,6 +197,31 @@ async fn nothing_is_unloaded_where_that_would_not_make_enough_room() {
 }
 
 #[tokio::test]
+async fn a_model_is_loaded_only_when_the_one_that_left_for_it_is_gone() {
+    let bench = Bench::with_memory(100 + PROCESS_MB);
+    let models = [bench.model("a", "alone"), bench.model("b", "alone")];
+    for model in models.iter().cycle().take(6) {
+        assert!(answers(&bench.acquire(model).await.unwrap()).await);
+    }
+    assert_eq!(bench.pool.deaths(), 0);
+}
+
+#[tokio::test]
+async fn requests_to_a_pool_that_failed_are_told_so() {
+    let stop = CancellationToken::new();
+    let machine = Machine { ram_mb: 1_000, cores: 1 };
+    let (pool, handle) = Pool::new(EmbeddedConfig::default(), machine, scripted::program().to_owned(), stop.clone());
+    drop(pool);
+    let folder = tempfile::tempdir().unwrap();
+    let model = scripted::model(folder.path(), "a", 1, "load");
+    let error = handle.acquire(model.clone()).await.err().unwrap();
+    assert!(error.to_string().contains("restart the node"), "{error}");
+    stop.cancel();
+    let error = handle.acquire(model).await.err().unwrap();
+    assert!(error.to_string().contains("shutting down"), "{error}");
+}
+
+#[tokio::test]
 async fn no_more_requests_wait_for_a_model_than_may() {
     let bench =
         Bench::with(EmbeddedConfig { memory_mb: 100 + PROCESS_MB, slots: 1, queue: 2, ..EmbeddedConfig::default() });

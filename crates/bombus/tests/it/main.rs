@@ -16,4 +16,5 @@ mod faults;
 mod keys;
 mod logs;
 mod models;
+mod signals;
 mod up;
