@@ -21,7 +21,7 @@ pub struct FakeConfig {
     pub models: Vec<ModelName>,
     /// `echo` repeats the last user message; anything else is the answer itself.
     pub reply: String,
-    /// Number of tokens to send, the reply repeated or cut as needed. `None`: the reply once.
+    /// Number of tokens to send, the reply repeated or cut as needed; an empty reply stays empty. `None`: the reply once.
     pub tokens: Option<u32>,
     /// Time to the first token.
     pub first_token_ms: u64,
@@ -50,11 +50,11 @@ impl Default for FakeConfig {
 pub enum FakeFailure {
     /// Every request fails before it begins.
     Refuse,
-    /// The stream breaks off after this many tokens.
+    /// The stream breaks off after this many tokens, the making of vectors after this many inputs.
     After(u32),
     /// Nothing ever comes.
     Hang,
-    /// Replacement characters come instead of the reply.
+    /// Replacement characters come instead of the reply, zeros instead of vectors.
     Garbage,
 }
 
@@ -99,6 +99,17 @@ impl FakeBackend {
         Self { config }
     }
 
+    /// Fails, or never returns, where the script says so of every request.
+    async fn begin(&self) -> Result<(), BackendError> {
+        match self.config.fail {
+            Some(FakeFailure::Refuse) => {
+                Err(BackendError::Unavailable { reason: "the fake backend refuses, as configured".into() })
+            }
+            Some(FakeFailure::Hang) => std::future::pending().await,
+            _ => Ok(()),
+        }
+    }
+
     fn check_model(&self, model: &str) -> Result<(), BackendError> {
         let known = ModelName::parse(model).is_ok_and(|name| self.config.models.contains(&name));
         if known { Ok(()) } else { Err(BackendError::ModelNotFound { model: model.to_owned() }) }
@@ -123,18 +134,22 @@ impl Backend for FakeBackend {
 
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
         self.check_model(&request.model)?;
-        match self.config.fail {
-            Some(FakeFailure::Refuse) => {
-                return Err(BackendError::Unavailable { reason: "the fake backend refuses, as configured".into() });
-            }
-            Some(FakeFailure::Hang) => std::future::pending::<()>().await,
-            _ => {}
-        }
+        self.begin().await?;
         Ok(Box::pin(answer(self.config.clone(), request)))
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
         self.check_model(&request.model)?;
+        self.begin().await?;
+        if let Some(FakeFailure::After(count)) = self.config.fail
+            && request.inputs.len() > count as usize
+        {
+            return Err(BackendError::Interrupted { reason: "the fake backend fails here, as configured".into() });
+        }
+        if self.config.fail == Some(FakeFailure::Garbage) {
+            let vectors = vec![vec![0.0; EMBEDDING_DIMENSIONS]; request.inputs.len()];
+            return Ok(EmbedResponse { vectors, prompt_tokens: 0 });
+        }
         let words = |input: &EmbedInput| match input {
             EmbedInput::Text(text) => split_tokens(text).len(),
             EmbedInput::Tokens(tokens) => tokens.len(),
@@ -157,7 +172,7 @@ fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item
         let prompt = prompt_text(&request.prompt);
         let reply = if config.reply == "echo" { prompt.last } else { config.reply };
         let pieces = split_tokens(&reply);
-        let wanted = config.tokens.unwrap_or(pieces.len() as u32);
+        let wanted = if pieces.is_empty() { 0 } else { config.tokens.unwrap_or(pieces.len() as u32) };
         let count = wanted.min(request.max_tokens.unwrap_or(u32::MAX));
 
         // Even a sleep of no time takes until the timer's next tick, a millisecond.
@@ -291,6 +306,29 @@ mod tests {
         let events = run(config, ask("a b c")).await;
         assert_eq!(text_of(&events), "a");
         assert!(matches!(events.last(), Some(Err(BackendError::Interrupted { .. }))));
+    }
+
+    #[tokio::test]
+    async fn an_empty_reply_counts_no_tokens() {
+        let config = FakeConfig { tokens: Some(5), reply: String::new(), ..FakeConfig::default() };
+        let events = run(config, ask("a b")).await;
+        let [Ok(ChatEvent::Done { usage, finish: FinishReason::Stop, .. })] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(usage.completion_tokens, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn vectors_fail_as_answers_do() {
+        let embed = async |fail| {
+            let inputs = ["a", "b"].map(|text| EmbedInput::Text(text.to_owned())).to_vec();
+            let backend = FakeBackend::new(FakeConfig { fail: Some(fail), ..FakeConfig::default() });
+            let work = backend.embed(EmbedRequest { model: "fake".into(), inputs });
+            tokio::time::timeout(Duration::from_secs(60), work).await.map(|answer| answer.map(|answer| answer.vectors))
+        };
+        assert!(matches!(embed(FakeFailure::Refuse).await, Ok(Err(BackendError::Unavailable { .. }))));
+        assert!(matches!(embed(FakeFailure::After(1)).await, Ok(Err(BackendError::Interrupted { .. }))));
+        assert!(matches!(embed(FakeFailure::After(2)).await, Ok(Ok(vectors)) if vectors.len() == 2));
+        assert_eq!(embed(FakeFailure::Garbage).await, Ok(Ok(vec![vec![0.0; EMBEDDING_DIMENSIONS]; 2])));
+        assert!(embed(FakeFailure::Hang).await.is_err());
     }
 
     #[test]
