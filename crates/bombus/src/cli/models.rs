@@ -124,7 +124,12 @@ async fn pull_model(global: &Global, name: &str) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         None => {
-            global.notice("stopped; pulling again goes on from what came so far");
+            let goes_on = bombus_infer::models::pull::goes_on_later(&store, &sources, name);
+            global.notice(if goes_on {
+                "stopped; pulling again goes on from what came so far"
+            } else {
+                "stopped; nothing of it is kept"
+            });
             Ok(Exit::Interrupted.into())
         }
     }

