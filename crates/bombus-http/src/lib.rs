@@ -24,6 +24,6 @@ mod testing;
 
 pub use config::{HttpConfig, Limits};
 pub use keys::KeyStore;
-pub use metrics::{Metrics, Sample};
+pub use metrics::{Metrics, Sample, SampleKind};
 pub use server::{HttpError, Server};
 pub use services::{NodeFacts, NodeSample, Services};

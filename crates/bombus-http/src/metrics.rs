@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -24,14 +24,25 @@ pub struct Metrics(Arc<Inner>);
 /// A value that another part of the node reports when it is asked, for example how much memory a model takes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Name in snake case with its unit last, without the prefix `bombus_`.
+    /// Name in snake case with its unit last, without the prefix `bombus_`, and without the `_total` that counters get.
     pub name: &'static str,
+    /// How the value moves; the same for all samples of one name.
+    pub kind: SampleKind,
     /// What it means, in one sentence without the full stop.
     pub help: &'static str,
     /// Labels with values from a bounded set.
     pub labels: Vec<(&'static str, String)>,
     /// The value now.
     pub value: f64,
+}
+
+/// How a sample's value moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SampleKind {
+    /// Up and down.
+    Gauge,
+    /// Up only, from zero at the start of the node.
+    Counter,
 }
 
 type Source = Box<dyn Fn() -> Vec<Sample> + Send + Sync>;
@@ -166,10 +177,13 @@ impl Metrics {
         self.0.queue_seconds.get_or_create(labels).observe(queue_ms / 1000.0);
     }
 
-    pub(crate) fn tokens(&self, labels: &ModelLabels, prompt: u32, cached: u32, completion: u32) {
+    pub(crate) fn tokens_read(&self, labels: &ModelLabels, prompt: u32, cached: u32) {
         self.0.prompt_tokens.get_or_create(labels).inc_by(prompt.into());
         self.0.cached_tokens.get_or_create(labels).inc_by(cached.into());
-        self.0.completion_tokens.get_or_create(labels).inc_by(completion.into());
+    }
+
+    pub(crate) fn tokens_written(&self, labels: &ModelLabels, count: u32) {
+        self.0.completion_tokens.get_or_create(labels).inc_by(count.into());
     }
 }
 
@@ -200,9 +214,18 @@ impl Collector for Sources {
         }
         for (name, samples) in families {
             let help = format!("{}.", samples[0].help);
-            let mut family = encoder.encode_descriptor(name, &help, None, MetricType::Gauge)?;
+            let kind = samples[0].kind;
+            let metric_type = match kind {
+                SampleKind::Gauge => MetricType::Gauge,
+                SampleKind::Counter => MetricType::Counter,
+            };
+            let mut family = encoder.encode_descriptor(name, &help, None, metric_type)?;
             for sample in &samples {
-                family.encode_family(&sample.labels)?.encode_gauge(&sample.value)?;
+                let mut metric = family.encode_family(&sample.labels)?;
+                match kind {
+                    SampleKind::Gauge => metric.encode_gauge(&sample.value)?,
+                    SampleKind::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&sample.value, None)?,
+                }
             }
         }
         Ok(())

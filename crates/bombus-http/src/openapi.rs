@@ -60,7 +60,8 @@ const ANY: &[(u16, &str)] = &[
     (500, "The node failed at this request"),
     (503, "The API keys cannot be checked, or the node is shutting down"),
 ];
-const NEEDS_KEY: &[(u16, &str)] = &[(401, "No API key, or one that is not known; never on loopback")];
+const NEEDS_KEY: &[(u16, &str)] =
+    &[(401, "No API key, or one that is not known; on loopback only where `api.require_key` is set")];
 const HAS_BODY: &[(u16, &str)] = &[
     (
         400,

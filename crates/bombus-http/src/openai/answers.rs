@@ -57,7 +57,7 @@ impl Answers {
             open,
             patience: Patience::new(limits.first_token_time(), limits.next_token_time()),
             cut: Box::pin(CancellationToken::cancelled_owned(app.cut.clone())),
-            meter: Meter::begin(app.services.metrics.clone(), target.labels),
+            meter: Meter::begin(app.services.metrics.clone(), target.labels, open),
             route: target.route,
         };
         answers.first = answers.next().await.transpose()?;
@@ -96,7 +96,7 @@ impl Answers {
             after = self.patience.spent() => return Some(Err(self.fail(BackendError::TimedOut { after }))),
         };
         self.patience.renew();
-        self.meter.count(&event);
+        self.meter.count(index, &event);
         if matches!(event, ChatEvent::Done { .. }) {
             self.open -= 1;
         }
@@ -162,26 +162,36 @@ struct Meter {
     labels: ModelLabels,
     begun: Instant,
     saw_token: bool,
+    /// Tokens of each answer that were counted as they came, so that those of an answer that is cancelled count too.
+    counted: Vec<u32>,
 }
 
 impl Meter {
-    fn begin(metrics: Metrics, labels: ModelLabels) -> Self {
+    fn begin(metrics: Metrics, labels: ModelLabels, answers: usize) -> Self {
         metrics.answer_begun();
-        Self { metrics, labels, begun: Instant::now(), saw_token: false }
+        Self { metrics, labels, begun: Instant::now(), saw_token: false, counted: vec![0; answers] }
     }
 
-    fn count(&mut self, event: &ChatEvent) {
+    fn count(&mut self, index: usize, event: &ChatEvent) {
         match event {
-            ChatEvent::Delta(_) | ChatEvent::ToolCall(_) if self.saw_token => {}
             ChatEvent::Delta(_) | ChatEvent::ToolCall(_) => {
-                self.saw_token = true;
-                self.metrics.first_token(&self.labels, self.begun.elapsed());
+                if !std::mem::replace(&mut self.saw_token, true) {
+                    self.metrics.first_token(&self.labels, self.begun.elapsed());
+                }
+                // An event tells at least one token; the end tells how many there really were.
+                self.written(index, 1);
             }
             ChatEvent::Done { usage, timings, .. } => {
-                self.metrics.tokens(&self.labels, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens);
+                self.metrics.tokens_read(&self.labels, usage.prompt_tokens, usage.cached_tokens);
+                self.written(index, usage.completion_tokens.saturating_sub(self.counted[index]));
                 self.metrics.queued(&self.labels, timings.queue_ms);
             }
         }
+    }
+
+    fn written(&mut self, index: usize, tokens: u32) {
+        self.counted[index] += tokens;
+        self.metrics.tokens_written(&self.labels, tokens);
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) async fn create(
         answer = timeout(after, work) => answer.unwrap_or(Err(BackendError::TimedOut { after })),
     };
     let answer = answer.map_err(|error| ApiError::from(error).rename_param("prompt", "input"))?;
-    app.services.metrics.tokens(&target.labels, answer.prompt_tokens, 0, 0);
+    app.services.metrics.tokens_read(&target.labels, answer.prompt_tokens, 0);
 
     if let (Some(wanted), Some(vector)) = (request.dimensions, answer.vectors.first())
         && wanted as usize != vector.len()

@@ -47,6 +47,7 @@ impl RunningBackends {
         move || {
             let deaths = |(name, engine): &(String, Arc<engine::Engine>)| Sample {
                 name: "engine_deaths",
+                kind: bombus_http::SampleKind::Counter,
                 help: "Engine processes that ended without being told to",
                 labels: vec![("backend", name.clone())],
                 value: engine::deaths(engine) as f64,
