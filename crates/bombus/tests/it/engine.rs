@@ -80,6 +80,22 @@ async fn control_tokens_in_user_text_are_only_text() {
 }
 
 #[tokio::test]
+async fn a_conversation_is_the_text_that_the_models_template_makes_of_it() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let messages =
+        json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "Name a colour." }]);
+    let chat = node.answer(&with(chat("", 12), &json!({ "messages": messages }))).await;
+    let text =
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n";
+    let raw = json!({ "model": MODEL, "prompt": text, "max_tokens": 12, "temperature": 0 });
+    let (_, raw) = node.post("/v1/completions", &raw).await;
+    assert_eq!(chat["usage"]["prompt_tokens"], raw["usage"]["prompt_tokens"]);
+    assert_eq!(content(&chat), raw["choices"][0]["text"].as_str().unwrap());
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_stop_text_that_spans_tokens_ends_the_answer_before_it() {
     let home = home_with_model("").await;
     let node = Node::start(&home).await;
