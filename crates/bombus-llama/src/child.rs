@@ -122,8 +122,9 @@ impl EngineProcess {
             .arg("engine-worker")
             // An assertion of GGML would start a debugger otherwise.
             .env("GGML_NO_BACKTRACE", "1")
-            // Threads that wait for each other sleep at once. Where the cores are busy with other work, spinning is 100 times slower.
-            .env("OMP_WAIT_POLICY", "passive")
+            // How often threads look for each other at a barrier before they sleep. Never to sleep (libgomp's default is near that) is
+            // many times slower where the cores are busy with other work, and to sleep at once halves the speed where they are not.
+            .env("GOMP_SPINCOUNT", "10000")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
