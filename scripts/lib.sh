@@ -20,9 +20,9 @@ have() { command -v "$1" > /dev/null 2>&1; }
 with_heartbeat() {
   local what=$1 ticker status=0
   shift
-  # The sleeper holds none of our pipes, so that nobody waits for it when the work is done.
+  # The sleeper holds none of our pipes, so that nobody waits for it when the work is done; it ends with us, however we end.
   (
-    while sleep 20 > /dev/null 2>&1; do say "  ... $what, $SECONDS s so far"; done
+    while sleep 20 > /dev/null 2>&1 && kill -0 $$ 2> /dev/null; do say "  ... $what, $SECONDS s so far"; done
   ) &
   ticker=$!
   "$@" || status=$?
