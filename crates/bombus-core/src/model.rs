@@ -140,6 +140,40 @@ impl ModelInfo {
     }
 }
 
+/// Everything that a backend can say about one of its models. What is not known is empty.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelDetails {
+    /// The model of which this one is a name with other defaults.
+    pub parent: Option<ModelName>,
+    /// Licence texts.
+    pub licenses: Vec<String>,
+    /// The prompt template, in Jinja or in Go's notation.
+    pub template: String,
+    /// System message of conversations that bring none.
+    pub system: String,
+    /// Defaults of options by Ollama's names, for example `temperature`; texts for `stop` stand as a list.
+    pub parameters: serde_json::Map<String, serde_json::Value>,
+    /// Messages that stand before every conversation.
+    pub messages: Vec<crate::chat::Message>,
+    /// The keys of the model's file, for example `general.architecture`.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A model in memory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunningModel {
+    /// What is known about it.
+    pub info: ModelInfo,
+    /// Memory that it takes, in bytes.
+    pub memory_bytes: u64,
+    /// How much of `memory_bytes` is memory of GPUs.
+    pub gpu_bytes: u64,
+    /// Tokens that its loaded context holds.
+    pub context_tokens: u32,
+    /// When it is unloaded unless it is used again, in seconds since the Unix epoch; `None`: not before memory is needed.
+    pub expires_unix_s: Option<u64>,
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

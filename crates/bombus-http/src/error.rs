@@ -229,6 +229,7 @@ impl From<BackendError> for ApiError {
             BackendError::ModelUnusable { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("model_unusable"), message)
             }
+            BackendError::Rejected { .. } => Self::new(StatusCode::BAD_GATEWAY, Some("backend_rejected"), message),
             BackendError::Unavailable { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("backend_unavailable"), message)
             }

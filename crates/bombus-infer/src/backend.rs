@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse};
-use bombus_core::model::{ModelInfo, ModelName};
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, KeepAlive};
+use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use futures::stream::BoxStream;
+
+use crate::ModelLibrary;
 
 /// The events of one answer. Dropping the stream cancels the run.
 pub type ChatStream = BoxStream<'static, Result<ChatEvent, BackendError>>;
@@ -45,6 +47,47 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Says whether requests can be expected to succeed.
     async fn health(&self) -> Health;
+
+    /// Tells everything about one model.
+    ///
+    /// # Errors
+    ///
+    /// As [`Backend::model`].
+    async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {
+        Ok(self.model(name).await?.map(|_| ModelDetails::default()))
+    }
+
+    /// Lists the models in memory, as far as the backend can tell.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unavailable`] where the list cannot be had.
+    async fn running(&self) -> Result<Vec<RunningModel>, BackendError> {
+        Ok(Vec::new())
+    }
+
+    /// Brings a model into memory before it is needed. Does nothing where the backend does that by itself.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`].
+    async fn load(&self, _model: &str, _keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Takes a model out of memory, after the answers that it is giving. Does nothing where that is not the node's to decide.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`].
+    async fn unload(&self, _model: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Returns what manages the backend's models, where the node may.
+    fn library(&self) -> Option<&dyn ModelLibrary> {
+        None
+    }
 }
 
 /// A backend's own view of its state.
@@ -107,6 +150,12 @@ pub enum BackendError {
         /// The model.
         model: String,
         /// What is wrong with its file, and what to do.
+        reason: String,
+    },
+    /// The backend answers, but not to this node: it refuses the node's key, for example.
+    #[error("{reason}")]
+    Rejected {
+        /// What it said, and what to do.
         reason: String,
     },
     /// The backend cannot be reached or does not work.

@@ -199,6 +199,7 @@ fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item
                 generate_ms: first_token.elapsed().as_secs_f64() * 1000.0,
                 ..Timings::default()
             },
+            tokens: Vec::new(),
         });
     }
 }
@@ -321,7 +322,7 @@ mod tests {
         let embed = async |fail| {
             let inputs = ["a", "b"].map(|text| EmbedInput::Text(text.to_owned())).to_vec();
             let backend = FakeBackend::new(FakeConfig { fail: Some(fail), ..FakeConfig::default() });
-            let work = backend.embed(EmbedRequest { model: "fake".into(), inputs });
+            let work = backend.embed(EmbedRequest::new("fake", inputs));
             tokio::time::timeout(Duration::from_secs(60), work).await.map(|answer| answer.map(|answer| answer.vectors))
         };
         assert!(matches!(embed(FakeFailure::Refuse).await, Ok(Err(BackendError::Unavailable { .. }))));

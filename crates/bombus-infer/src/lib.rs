@@ -4,8 +4,10 @@ pub mod backend;
 pub mod fake;
 pub mod gguf;
 pub mod hardware;
+mod library;
 pub mod models;
 mod registry;
 
 pub use backend::{Backend, BackendError, ChatStream, Health};
+pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
 pub use registry::{Backends, NamedBackend};

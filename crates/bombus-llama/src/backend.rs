@@ -178,9 +178,9 @@ fn stream(lease: Lease, mut run: ChatRun, first: ChatEvent) -> ChatStream {
         let mut next = Some(Ok(first));
         while let Some(event) = next {
             match event {
-                Ok(ChatEvent::Done { finish, usage, mut timings }) => {
+                Ok(ChatEvent::Done { finish, usage, mut timings, tokens }) => {
                     timings.load_ms = lease.load.as_secs_f64() * 1000.0;
-                    yield Ok(ChatEvent::Done { finish, usage, timings });
+                    yield Ok(ChatEvent::Done { finish, usage, timings, tokens });
                 }
                 Ok(event) => yield Ok(event),
                 Err(RunFailure::Run(error)) => yield Err(error.into()),

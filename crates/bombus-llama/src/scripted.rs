@@ -148,6 +148,11 @@ fn answer(id: RunId, request: &ChatRequest, cancelled: &[RunId], outbox: &mut Fi
     if prompt == "hold" {
         return Ok(());
     }
-    let event = ChatEvent::Done { finish: FinishReason::Stop, usage: Usage::default(), timings: Timings::default() };
+    let event = ChatEvent::Done {
+        finish: FinishReason::Stop,
+        usage: Usage::default(),
+        timings: Timings::default(),
+        tokens: Vec::new(),
+    };
     write_message(outbox, &FromWorker::Event { id, event })
 }

@@ -60,6 +60,7 @@ impl Failure {
             | BackendError::InvalidRequest { .. }
             | BackendError::Unsupported { .. } => failure(Exit::Usage),
             BackendError::Overloaded { .. }
+            | BackendError::Rejected { .. }
             | BackendError::Unavailable { .. }
             | BackendError::Interrupted { .. }
             | BackendError::TimedOut { .. } => failure(Exit::Unavailable).hint("bombus doctor says what is wrong here"),

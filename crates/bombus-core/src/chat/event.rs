@@ -2,10 +2,20 @@ use serde::{Deserialize, Serialize};
 
 /// An event in the stream that answers a [`super::ChatRequest`].
 ///
-/// A stream is any number of deltas and tool calls, then exactly one [`ChatEvent::Done`]; or it ends early with an error.
+/// A stream is at most one [`ChatEvent::Truncated`], any number of thoughts, deltas and tool calls, then exactly one
+/// [`ChatEvent::Done`]; or it ends early with an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChatEvent {
+    /// The prompt was longer than the context, and its oldest turns were left out. Comes before everything else.
+    Truncated {
+        /// Turns that were left out.
+        messages: u32,
+        /// Tokens of the prompt as it was used.
+        prompt_tokens: u32,
+    },
+    /// More of what the model thinks before it answers. Always whole UTF-8 characters.
+    Thinking(String),
     /// More text. Always whole UTF-8 characters.
     Delta(Delta),
     /// A piece of a tool call.
@@ -18,6 +28,9 @@ pub enum ChatEvent {
         usage: Usage,
         /// Where the time went.
         timings: Timings,
+        /// The tokens of prompt and answer, where [`super::ChatRequest::return_tokens`] asked for them and the backend can tell.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tokens: Vec<u32>,
     },
 }
 

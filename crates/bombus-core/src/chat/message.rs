@@ -43,13 +43,23 @@ pub struct Message {
     /// The participant's or the tool's name, where the client gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What an assistant turn thought before it spoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<String>,
 }
 
 impl Message {
     /// Builds a turn that consists of one text.
     #[must_use]
     pub fn text(role: Role, text: impl Into<String>) -> Self {
-        Self { role, content: vec![Part::Text(text.into())], tool_calls: Vec::new(), tool_call_id: None, name: None }
+        Self {
+            role,
+            content: vec![Part::Text(text.into())],
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            name: None,
+            thinking: None,
+        }
     }
 
     /// Joins the text parts, each on lines of its own, skipping everything that is not text.

@@ -34,6 +34,30 @@ pub struct ChatRequest {
     /// `Some(k)`: report the log probability of each token and of the `k` likeliest alternatives (0 to 20).
     #[serde(default)]
     pub logprobs: Option<u8>,
+    /// What is to stand after the answer, for models that can fill in; only with [`Prompt::Raw`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suffix: Option<String>,
+    /// A prompt template in place of the model's own: Go's notation, as Ollama has it, or Jinja.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Whether a model that can think before it answers does so. `None` leaves it to the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub think: Option<Think>,
+    /// Tokens of the model's own vocabulary that stand before the prompt: the conversation so far, as an earlier answer told it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_tokens: Vec<u32>,
+    /// Whether [`super::ChatEvent::Done`] is to tell the tokens of prompt and answer.
+    #[serde(default)]
+    pub return_tokens: bool,
+    /// Tokens that prompt and answer need together. `None` leaves it to the backend.
+    #[serde(default)]
+    pub context_tokens: Option<u32>,
+    /// What happens to a conversation that is longer than the context.
+    #[serde(default)]
+    pub overflow: Overflow,
+    /// How long the model stays loaded after this request. `None` leaves it to the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<KeepAlive>,
 }
 
 impl ChatRequest {
@@ -51,8 +75,49 @@ impl ChatRequest {
             max_tokens: None,
             ignore_eos: false,
             logprobs: None,
+            suffix: None,
+            template: None,
+            think: None,
+            earlier_tokens: Vec::new(),
+            return_tokens: false,
+            context_tokens: None,
+            overflow: Overflow::default(),
+            keep_alive: None,
         }
     }
+}
+
+/// Whether a model thinks before it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Think {
+    /// It answers at once.
+    Off,
+    /// It thinks, and what it thinks is told apart from the answer.
+    On,
+    /// It thinks as much as this word of its own asks for, for example `high`.
+    Level(String),
+}
+
+/// What happens to a conversation that is longer than the context. By default it is refused, and an answer ends where the context does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overflow {
+    /// Leaves the oldest turns of a prompt out; system messages and the last turn stay.
+    pub truncate: bool,
+    /// Drops the oldest half of a full context, so that the answer goes on.
+    pub shift: bool,
+    /// How many tokens at the beginning are never dropped by `shift`. `None`: as many as the backend thinks right.
+    pub keep_tokens: Option<u32>,
+}
+
+/// How long a model stays loaded after its last use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeepAlive {
+    /// For so many seconds; 0 unloads it when the request ends.
+    Seconds(u64),
+    /// Until memory is needed for others, or the backend ends.
+    Forever,
 }
 
 /// What the model is asked to continue.
@@ -140,6 +205,23 @@ pub struct EmbedRequest {
     pub model: String,
     /// One vector is made of each.
     pub inputs: Vec<EmbedInput>,
+    /// Cuts inputs that are longer than the context at its end, where they are refused else.
+    #[serde(default)]
+    pub truncate: bool,
+    /// Length of the vectors, cut from longer ones and brought to length 1 again. `None`: as the model makes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dimensions: Option<u32>,
+    /// How long the model stays loaded after this request. `None` leaves it to the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<KeepAlive>,
+}
+
+impl EmbedRequest {
+    /// Builds a request with every option at its default.
+    #[must_use]
+    pub fn new(model: impl Into<String>, inputs: Vec<EmbedInput>) -> Self {
+        Self { model: model.into(), inputs, truncate: false, dimensions: None, keep_alive: None }
+    }
 }
 
 /// One input of an [`EmbedRequest`].

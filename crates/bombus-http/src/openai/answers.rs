@@ -174,7 +174,8 @@ impl Meter {
 
     fn count(&mut self, index: usize, event: &ChatEvent) {
         match event {
-            ChatEvent::Delta(_) | ChatEvent::ToolCall(_) => {
+            ChatEvent::Truncated { .. } => {}
+            ChatEvent::Delta(_) | ChatEvent::Thinking(_) | ChatEvent::ToolCall(_) => {
                 if !std::mem::replace(&mut self.saw_token, true) {
                     self.metrics.first_token(&self.labels, self.begun.elapsed());
                 }

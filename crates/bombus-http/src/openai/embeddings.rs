@@ -36,7 +36,7 @@ pub(crate) async fn create(
         Input::Text(text) => EmbedInput::Text(text),
         Input::Tokens(tokens) => EmbedInput::Tokens(tokens),
     });
-    let work = target.backend.embed(EmbedRequest { model: target.model.clone(), inputs: inputs.collect() });
+    let work = target.backend.embed(EmbedRequest::new(target.model.clone(), inputs.collect()));
     let after = app.config.limits.first_token_time();
     let answer = tokio::select! {
         () = app.cut.cancelled() => return Err(ApiError::shutting_down()),

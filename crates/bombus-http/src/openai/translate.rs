@@ -201,6 +201,7 @@ fn message(index: usize, message: RequestMessage) -> Result<Message, ApiError> {
             .collect(),
         tool_call_id: message.tool_call_id,
         name: message.name,
+        thinking: None,
     })
 }
 

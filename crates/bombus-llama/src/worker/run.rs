@@ -144,7 +144,8 @@ impl Run {
                 finish = FinishReason::ToolCalls;
             }
         }
-        events.push(ChatEvent::Done { finish, usage: self.usage(), timings: self.timings() });
+        let (usage, timings) = (self.usage(), self.timings());
+        events.push(ChatEvent::Done { finish, usage, timings, tokens: Vec::new() });
         events
     }
 

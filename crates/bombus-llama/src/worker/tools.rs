@@ -240,7 +240,7 @@ mod tests {
             match event {
                 ChatEvent::Delta(delta) => text.push_str(&delta.text),
                 ChatEvent::ToolCall(call) => calls.push((call.name.unwrap(), call.arguments)),
-                ChatEvent::Done { .. } => unreachable!(),
+                other => unreachable!("a tool filter makes no {other:?}"),
             }
         }
         assert_eq!(filter.has_calls(), !calls.is_empty());

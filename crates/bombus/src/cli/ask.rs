@@ -242,8 +242,8 @@ impl Answer {
                         return Ok(Ended::ReaderGone);
                     }
                 }
-                ChatEvent::ToolCall(_) => {}
-                ChatEvent::Done { finish, usage, timings } => {
+                ChatEvent::ToolCall(_) | ChatEvent::Thinking(_) | ChatEvent::Truncated { .. } => {}
+                ChatEvent::Done { finish, usage, timings, .. } => {
                     self.end = Some((finish, usage, timings));
                     return Ok(Ended::Whole);
                 }

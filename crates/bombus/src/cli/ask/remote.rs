@@ -220,7 +220,7 @@ fn events(
             let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
             if data == "[DONE]" {
                 let timings = timings.unwrap_or_else(|| clock.timings());
-                yield ChatEvent::Done { finish, usage, timings };
+                yield ChatEvent::Done { finish, usage, timings, tokens: Vec::new() };
                 return;
             }
             if let Ok(ErrorBody { error }) = serde_json::from_str(data) {

@@ -1,0 +1,103 @@
+//! What can be done with the models of a backend besides running them.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use async_trait::async_trait;
+use bombus_core::chat::Message;
+use bombus_core::model::ModelName;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde_json::{Map, Value};
+
+use crate::BackendError;
+
+/// How a long work on models goes on. The last item of a stream that ends without an error is a success.
+pub type ProgressStream = BoxStream<'static, Result<Progress, BackendError>>;
+
+/// The bytes of a file as they arrive.
+pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
+
+/// Manages the models of a backend.
+#[async_trait]
+pub trait ModelLibrary: Send + Sync {
+    /// Fetches a model. Dropping the stream stops the work; what was fetched is kept for the next try where it can be.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`], here or in the stream.
+    async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError>;
+
+    /// Removes a model. Returns whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`].
+    async fn delete(&self, name: &ModelName) -> Result<bool, BackendError>;
+
+    /// Gives a model a second name, which is taken from the model that had it. Returns whether there was such a model.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`].
+    async fn copy(&self, from: &ModelName, to: &ModelName) -> Result<bool, BackendError>;
+
+    /// Makes a model of another one or of blobs.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`], here or in the stream.
+    async fn create(&self, request: CreateRequest) -> Result<ProgressStream, BackendError>;
+
+    /// Returns whether the file with this SHA-256 (64 lower-case hex digits) is there.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unavailable`].
+    async fn has_blob(&self, sha256: &str) -> Result<bool, BackendError>;
+
+    /// Takes a file in, for [`ModelLibrary::create`].
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::InvalidRequest`] where its SHA-256 is another; any other [`BackendError`].
+    async fn put_blob(&self, sha256: &str, bytes: ByteStream) -> Result<(), BackendError>;
+}
+
+/// A step of a long work on models.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done, in Ollama's words where it has some, for example `pulling manifest`.
+    pub status: String,
+    /// SHA-256 of the file that the step is about, in lower-case hex.
+    pub sha256: Option<String>,
+    /// Size of that file in bytes.
+    pub total_bytes: Option<u64>,
+    /// How much of it is there.
+    pub completed_bytes: Option<u64>,
+}
+
+/// What a model is to be made of.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CreateRequest {
+    /// Name of the new model.
+    pub name: String,
+    /// The model whose weights and defaults it takes over.
+    pub from: Option<String>,
+    /// File name and SHA-256 of blobs with weights; used where `from` is missing.
+    pub files: BTreeMap<String, String>,
+    /// File name and SHA-256 of blobs with adapters.
+    pub adapters: BTreeMap<String, String>,
+    /// Its prompt template.
+    pub template: Option<String>,
+    /// Its licence texts.
+    pub licenses: Vec<String>,
+    /// Its system message.
+    pub system: Option<String>,
+    /// Its defaults of options, by Ollama's names.
+    pub parameters: Map<String, Value>,
+    /// Messages that stand before every conversation.
+    pub messages: Vec<Message>,
+    /// Quantisation that the weights are to be brought to.
+    pub quantize: Option<String>,
+}
