@@ -94,6 +94,10 @@ pub enum ModelCapability {
     Embedding,
     /// Sees pictures.
     Vision,
+    /// Can think before it answers, and what it thinks is told apart from the answer.
+    Thinking,
+    /// Fills in what stands between a beginning and an end.
+    Insert,
 }
 
 /// What a backend says about one of its models.

@@ -42,6 +42,8 @@ impl Target {
             ModelCapability::Tools => "does not support tools",
             ModelCapability::Embedding => "does not make embedding vectors",
             ModelCapability::Vision => "does not see pictures",
+            ModelCapability::Thinking => "does not support thinking",
+            ModelCapability::Insert => "does not fill in between two texts",
         };
         Err(ApiError::unsupported(param, format!("model '{}' {lack}", self.model)))
     }
