@@ -20,6 +20,9 @@ pub struct EmbeddedConfig {
     pub context_tokens: u32,
     /// Tokens that the KV cache of a model holds for all slots together. 0: twice `context_tokens`.
     pub kv_tokens: u32,
+    /// Memory for the caches of conversations that no request uses at the moment, in MB (2^20 bytes) for each model; never more than its
+    /// KV cache takes. 0: they stay in the KV cache, where they slow others down a little.
+    pub idle_cache_mb: u64,
     /// Tokens computed in one step, 32 to 2048. Smaller steps answer a cancel sooner, larger ones read prompts faster.
     pub batch_tokens: u32,
     /// Threads of each engine process. 0: one for each physical core.
@@ -42,6 +45,7 @@ impl Default for EmbeddedConfig {
             slots: 8,
             context_tokens: 8_192,
             kv_tokens: 0,
+            idle_cache_mb: 256,
             batch_tokens: 512,
             threads: 0,
             gpu_layers: 999,

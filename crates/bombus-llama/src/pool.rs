@@ -259,7 +259,7 @@ impl Pool {
                 request.model.name,
                 need.total_mb(),
                 need.weights_mb,
-                need.cache_mb,
+                need.cache_mb + need.shelf_mb,
             );
             refuse(request.replies, &BackendError::OutOfMemory { message });
         } else if self.make_room(&request.model.path, need.total_mb()) {

@@ -78,6 +78,8 @@ pub(crate) struct LoadOptions {
     pub(crate) batch_tokens: u32,
     pub(crate) threads: u32,
     pub(crate) gpu_layers: u32,
+    /// Memory for caches that no run uses, outside of the KV cache.
+    pub(crate) shelf_bytes: u64,
 }
 
 /// What a model is loaded for.

@@ -10,6 +10,7 @@ mod prompt;
 mod run;
 mod sampler;
 mod schema;
+mod shelf;
 mod template;
 mod text;
 mod tools;

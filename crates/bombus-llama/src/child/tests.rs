@@ -24,6 +24,7 @@ async fn start(
         batch_tokens: 32,
         threads: 1,
         gpu_layers: 0,
+        shelf_bytes: 0,
     };
     EngineProcess::start(scripted::program(), options, LIMIT).await
 }

@@ -53,6 +53,8 @@ fn ram_bytes() -> Option<u64> {
 pub(crate) struct Need {
     pub(crate) weights_mb: u64,
     pub(crate) cache_mb: u64,
+    /// For caches that no run uses.
+    pub(crate) shelf_mb: u64,
 }
 
 impl Need {
@@ -63,11 +65,16 @@ impl Need {
             ModelKind::Embed => 0,
         };
         let cache_bytes = u64::from(tokens).saturating_mul(model.info.kv_bytes_per_token().unwrap_or(0));
-        Self { weights_mb: model.size_bytes.div_ceil(MB), cache_mb: cache_bytes.div_ceil(MB) }
+        let cache_mb = cache_bytes.div_ceil(MB);
+        let shelf_mb = match kind(model) {
+            ModelKind::Generate => config.idle_cache_mb.min(cache_mb),
+            ModelKind::Embed => 0,
+        };
+        Self { weights_mb: model.size_bytes.div_ceil(MB), cache_mb, shelf_mb }
     }
 
     pub(crate) fn total_mb(&self) -> u64 {
-        self.weights_mb + self.cache_mb + PROCESS_MB
+        self.weights_mb + self.cache_mb + self.shelf_mb + PROCESS_MB
     }
 }
 
@@ -99,6 +106,7 @@ pub(crate) fn load_options(model: &LocalModel, config: &EmbeddedConfig, machine:
         batch_tokens,
         threads: if config.threads > 0 { config.threads } else { machine.cores.max(1) },
         gpu_layers: config.gpu_layers,
+        shelf_bytes: Need::of(model, config).shelf_mb * MB,
     }
 }
 

@@ -9,15 +9,17 @@ use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::{LlamaStateSeqFlags, SeqState};
 
 use super::RunError;
 use super::pace::{Demand, Pace, plan};
 use super::prompt::PromptReader;
 use super::run::Run;
 use super::sampler;
+use super::shelf::{Shelf, common_prefix};
 use crate::protocol::{FromWorker, LoadOptions, RunId};
 
-/// A prefix has to be at least this much longer in another slot to be copied from there.
+/// A prefix has to be at least this much longer elsewhere to be copied from there.
 const COPY_TOKENS_MIN: usize = 16;
 
 /// For how many further requests the cancel of an unknown one is remembered.
@@ -31,6 +33,8 @@ pub(crate) struct Generator<'m> {
     batch_tokens: usize,
     prompts: &'m PromptReader<'m>,
     slots: Vec<Slot>,
+    /// Caches of sequences that no run uses.
+    shelf: Shelf<SeqState>,
     waiting: VecDeque<Run>,
     /// Runs that lost their slot to others because their clients take nothing. They wait again as soon as one does.
     parked: Vec<Run>,
@@ -80,6 +84,7 @@ impl<'m> Generator<'m> {
             batch_tokens,
             prompts,
             slots: (0..options.slots).map(|_| Slot::default()).collect(),
+            shelf: Shelf::new(usize::try_from(options.shelf_bytes).unwrap_or(usize::MAX)),
             waiting: VecDeque::new(),
             parked: Vec::new(),
             cancelled: HashSet::new(),
@@ -211,6 +216,48 @@ impl<'m> Generator<'m> {
             run.start(kept);
             self.slots[target].run = Some(run);
             self.slots[target].used_at = self.rounds;
+            self.shelve_idle();
+        }
+    }
+
+    /// Puts the caches away that no run uses, where they can be put back.
+    fn shelve_idle(&mut self) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].run.is_none() {
+                self.shelve(slot);
+            }
+        }
+    }
+
+    /// Puts a slot's cache away. It stays where it is if the shelf cannot take it.
+    fn shelve(&mut self, slot: usize) {
+        let flags = LlamaStateSeqFlags::empty();
+        // The state of a recurrent model cannot go back to an earlier token, and takes no cells.
+        if self.slots[slot].cached.is_empty() || !self.shares_cache() {
+            return;
+        }
+        if !self.shelf.takes(self.context.state_seq_get_size_ext(sequence(slot), flags)) {
+            return;
+        }
+        if let Ok(state) = self.context.state_seq_get(sequence(slot), flags) {
+            let tokens = std::mem::take(&mut self.slots[slot].cached);
+            let bytes = state.byte_len();
+            self.shelf.put(tokens, state, bytes);
+            self.clear_slot(slot);
+        }
+    }
+
+    /// Brings the cache back that holds most of `tokens`, into a slot that has less of them.
+    fn unshelve(&mut self, target: usize, tokens: &[LlamaToken]) {
+        self.shelve(target);
+        self.clear_slot(target);
+        let Some((cached, state)) = self.shelf.take(tokens) else { return };
+        match self.context.state_seq_set(&state, sequence(target)) {
+            Ok(()) => self.slots[target].cached = cached,
+            Err(error) => {
+                tracing::debug!("a cache that was put away has no room now: {error}");
+                self.clear_slot(target);
+            }
         }
     }
 
@@ -238,6 +285,10 @@ impl<'m> Generator<'m> {
     fn prepare_cache(&mut self, target: usize, tokens: &[LlamaToken]) -> usize {
         // The last token is computed in any case, since its output is needed.
         let reusable = |slot: &Slot| common_prefix(&slot.cached, tokens).min(tokens.len() - 1);
+        let in_slots = self.slots.iter().map(reusable).max().unwrap_or(0);
+        if self.shelf.longest_prefix(tokens).min(tokens.len() - 1) >= in_slots + COPY_TOKENS_MIN {
+            self.unshelve(target, tokens);
+        }
         let own = reusable(&self.slots[target]);
         let longest = self.slots.iter().map(reusable).enumerate().max_by_key(|(_, shared)| *shared);
         let (source, shared) = longest.unwrap_or((target, own));
@@ -350,6 +401,7 @@ impl<'m> Generator<'m> {
         let is_idle = |slot: &Slot| slot.run.is_none() && !slot.cached.is_empty();
         let idle = (0..self.slots.len()).filter(|index| is_idle(&self.slots[*index]));
         if let Some(oldest) = idle.min_by_key(|index| self.slots[*index].used_at) {
+            self.shelve(oldest);
             return self.clear_slot(oldest);
         }
         let running: Vec<usize> = (0..self.slots.len()).filter(|index| self.slots[*index].run.is_some()).collect();
@@ -360,6 +412,7 @@ impl<'m> Generator<'m> {
             if let Some(run) = self.slots[youngest].run.take() {
                 self.waiting.push_front(run);
             }
+            self.shelve(youngest);
             self.cache_is_full = true;
         } else if self.slots[youngest].run.as_ref().is_some_and(Run::is_generating) {
             // A single run has the whole cache to itself, so its context is full.
@@ -383,8 +436,4 @@ impl<'m> Generator<'m> {
 /// Returns the number of a slot's sequence in the KV cache.
 fn sequence(slot: usize) -> i32 {
     i32::try_from(slot).expect("there are at most 256 slots")
-}
-
-fn common_prefix(a: &[LlamaToken], b: &[LlamaToken]) -> usize {
-    a.iter().zip(b).take_while(|(x, y)| x == y).count()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// While answers are being generated, prompts may hold them up for about this long in each round.
 const PIECE_DURATION: Duration = Duration::from_millis(100);
 /// Longest round without answers: until it ends, cancels and new requests wait.
-const ROUND_DURATION: Duration = Duration::from_secs(1);
+const ROUND_DURATION: Duration = Duration::from_secs(2);
 /// Smallest piece of prompts in a round, in tokens.
 const PIECE_TOKENS_MIN: usize = 32;
 /// Weight of a new measurement against all before it.

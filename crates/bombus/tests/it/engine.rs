@@ -36,6 +36,34 @@ async fn a_conversation_does_not_compute_its_history_again() {
 }
 
 #[tokio::test]
+async fn conversations_that_take_turns_in_one_slot_keep_their_caches() {
+    let question = "Name three colours, and say for each of them where it is found in nature.";
+    let second_turn = async |node: &Node, between: &[&str]| {
+        let first = node.answer(&chat(question, 30)).await;
+        for other in between {
+            node.answer(&chat(other, 10)).await;
+        }
+        let messages = json!([
+            { "role": "user", "content": question },
+            { "role": "assistant", "content": content(&first) },
+            { "role": "user", "content": "Go on." },
+        ]);
+        node.answer(&with(chat("", 20), &json!({ "messages": messages }))).await
+    };
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    let home = home_with_model("slots = 1").await;
+    let node = Node::start(&home).await;
+    let disturbed = second_turn(&node, &["How deep is the sea?", "Why is the sky blue?"]).await;
+    node.stop().await;
+    let node = Node::start(&home).await;
+    let undisturbed = second_turn(&node, &[]).await;
+    node.stop().await;
+    assert!(cached(&undisturbed) > 30);
+    assert_eq!(cached(&disturbed), cached(&undisturbed));
+    assert_eq!(content(&disturbed), content(&undisturbed));
+}
+
+#[tokio::test]
 async fn the_same_seed_gives_the_same_answer() {
     let home = home_with_model("").await;
     let node = Node::start(&home).await;
