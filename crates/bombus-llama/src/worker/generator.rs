@@ -231,20 +231,25 @@ impl<'m> Generator<'m> {
 
     /// Puts a slot's cache away. It stays where it is if the shelf cannot take it.
     fn shelve(&mut self, slot: usize) {
+        if self.copy_to_shelf(slot) {
+            self.clear_slot(slot);
+        }
+    }
+
+    /// Puts a copy of a slot's cache away. Returns whether that was possible.
+    fn copy_to_shelf(&mut self, slot: usize) -> bool {
         let flags = LlamaStateSeqFlags::empty();
         // The state of a recurrent model cannot go back to an earlier token, and takes no cells.
         if self.slots[slot].cached.is_empty() || !self.shares_cache() {
-            return;
+            return false;
         }
         if !self.shelf.takes(self.context.state_seq_get_size_ext(sequence(slot), flags)) {
-            return;
+            return false;
         }
-        if let Ok(state) = self.context.state_seq_get(sequence(slot), flags) {
-            let tokens = std::mem::take(&mut self.slots[slot].cached);
-            let bytes = state.byte_len();
-            self.shelf.put(tokens, state, bytes);
-            self.clear_slot(slot);
-        }
+        let Ok(state) = self.context.state_seq_get(sequence(slot), flags) else { return false };
+        let bytes = state.byte_len();
+        self.shelf.put(self.slots[slot].cached.clone(), state, bytes);
+        true
     }
 
     /// Brings the cache back that holds most of `tokens`, into a slot that has less of them.
@@ -288,6 +293,9 @@ impl<'m> Generator<'m> {
         let in_slots = self.slots.iter().map(reusable).max().unwrap_or(0);
         if self.shelf.longest_prefix(tokens).min(tokens.len() - 1) >= in_slots + COPY_TOKENS_MIN {
             self.unshelve(target, tokens);
+        } else if reusable(&self.slots[target]) * 2 < self.slots[target].cached.len() {
+            // Most of it belongs to a conversation that may go on, and would be lost.
+            self.copy_to_shelf(target);
         }
         let own = reusable(&self.slots[target]);
         let longest = self.slots.iter().map(reusable).enumerate().max_by_key(|(_, shared)| *shared);
