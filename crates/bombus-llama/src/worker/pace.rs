@@ -4,12 +4,15 @@ use std::time::Duration;
 
 /// While answers are being generated, prompts may hold them up for about this long in each round.
 const PIECE_DURATION: Duration = Duration::from_millis(100);
+/// Prompts that are done within about this time are not cut: one longer wait costs running answers less than many short ones.
+const FINISH_DURATION: Duration = Duration::from_millis(400);
 /// Longest round without answers: until it ends, cancels and new requests wait.
 const ROUND_DURATION: Duration = Duration::from_secs(2);
 /// Smallest piece of prompts in a round, in tokens.
 const PIECE_TOKENS_MIN: usize = 32;
-/// Weight of a new measurement against all before it.
+/// Weight of a new measurement against all before it; smaller for batches of less than `FULL_WEIGHT_TOKENS`, which are slower a token.
 const WEIGHT: f64 = 0.3;
+const FULL_WEIGHT_TOKENS: f64 = 256.0;
 
 /// What a slot could compute next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +37,8 @@ impl Pace {
         if tokens >= PIECE_TOKENS_MIN && !elapsed.is_zero() {
             let measured = tokens as f64 / elapsed.as_secs_f64();
             let known = self.tokens_per_second.unwrap_or(measured);
-            self.tokens_per_second = Some(known + WEIGHT * (measured - known));
+            let weight = WEIGHT * (tokens as f64 / FULL_WEIGHT_TOKENS).min(1.0);
+            self.tokens_per_second = Some(known + weight * (measured - known));
         }
     }
 
@@ -44,7 +48,11 @@ impl Pace {
             let tokens = self.tokens_per_second.map_or(unknown, |speed| (speed * duration.as_secs_f64()) as usize);
             tokens.clamp(PIECE_TOKENS_MIN.min(batch_tokens), batch_tokens)
         };
-        PromptTokens { beside_answers: within(PIECE_DURATION, 0), alone: within(ROUND_DURATION, batch_tokens) }
+        PromptTokens {
+            beside_answers: within(PIECE_DURATION, 0),
+            finish_beside_answers: within(FINISH_DURATION, 0),
+            alone: within(ROUND_DURATION, batch_tokens),
+        }
     }
 }
 
@@ -53,6 +61,8 @@ impl Pace {
 pub(crate) struct PromptTokens {
     /// While there are answers to hold up.
     pub(crate) beside_answers: usize,
+    /// The same, where these are all that is left of the prompts.
+    pub(crate) finish_beside_answers: usize,
     /// While there are none.
     pub(crate) alone: usize,
 }
@@ -70,7 +80,12 @@ pub(crate) fn plan(demands: &[Demand], batch_tokens: usize, limits: PromptTokens
     let count = prompts.len();
     let answers: usize = shares.iter().sum();
     let room = batch_tokens.saturating_sub(answers);
-    let limit = if answers > 0 { limits.beside_answers } else { limits.alone };
+    let pending: usize = prompts.iter().map(|(_, pending)| pending).sum();
+    let limit = match answers {
+        0 => limits.alone,
+        _ if pending <= limits.finish_beside_answers => pending,
+        _ => limits.beside_answers,
+    };
     let mut room = room.min(limit.max(count));
     for (index, (slot, pending)) in prompts.into_iter().enumerate() {
         shares[slot] = pending.min(room.div_ceil(count - index)).min(room);
@@ -85,12 +100,20 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: PromptTokens = PromptTokens { beside_answers: 64, alone: 512 };
+    const LIMITS: PromptTokens = PromptTokens { beside_answers: 64, finish_beside_answers: 128, alone: 512 };
 
     #[test]
     fn a_long_prompt_leaves_running_answers_their_pace() {
         let demands = [Demand::Token, Demand::Prompt(10_000), Demand::Nothing, Demand::Token];
         assert_eq!(plan(&demands, 512, LIMITS), [1, 64, 0, 1]);
+    }
+
+    #[test]
+    fn short_prompts_beside_answers_are_done_at_once() {
+        let demands = [Demand::Token, Demand::Prompt(60), Demand::Prompt(68)];
+        assert_eq!(plan(&demands, 512, LIMITS), [1, 60, 68]);
+        let longer = [Demand::Token, Demand::Prompt(60), Demand::Prompt(69)];
+        assert_eq!(plan(&longer, 512, LIMITS), [1, 32, 32]);
     }
 
     #[test]
@@ -105,14 +128,28 @@ mod tests {
     #[test]
     fn rounds_of_a_slow_model_are_smaller() {
         let mut pace = Pace::default();
-        let unknown = PromptTokens { beside_answers: PIECE_TOKENS_MIN, alone: 512 };
+        let least = PIECE_TOKENS_MIN;
+        let unknown = PromptTokens { beside_answers: least, finish_beside_answers: least, alone: 512 };
         assert_eq!(pace.prompt_tokens(512), unknown);
         pace.record(500, Duration::from_millis(500));
-        assert_eq!(pace.prompt_tokens(512), PromptTokens { beside_answers: 100, alone: 512 });
+        let fast = PromptTokens { beside_answers: 100, finish_beside_answers: 400, alone: 512 };
+        assert_eq!(pace.prompt_tokens(512), fast);
         pace.record(1, Duration::from_secs(1));
-        assert_eq!(pace.prompt_tokens(512).beside_answers, 100, "single tokens do not count");
+        assert_eq!(pace.prompt_tokens(512), fast, "single tokens do not count");
         (0..50).for_each(|_| pace.record(400, Duration::from_secs(10)));
-        assert_eq!(pace.prompt_tokens(512), PromptTokens { beside_answers: PIECE_TOKENS_MIN, alone: 40 });
+        let slow = PromptTokens { beside_answers: least, finish_beside_answers: least, alone: 80 };
+        assert_eq!(pace.prompt_tokens(512), slow);
+    }
+
+    #[test]
+    fn a_small_batch_says_less_about_the_pace_than_a_large_one() {
+        let alone_after = |tokens: usize| {
+            let mut pace = Pace::default();
+            pace.record(500, Duration::from_secs(5));
+            pace.record(tokens, Duration::from_secs_f64(tokens as f64 / 50.0));
+            pace.prompt_tokens(512).alone
+        };
+        assert!(alone_after(32) > alone_after(512));
     }
 
     fn demand() -> impl Strategy<Value = Demand> {
@@ -122,7 +159,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_answer_and_every_prompt_gets_on(demands in prop::collection::vec(demand(), 1..64), piece in 32_usize..512) {
-            let shares = plan(&demands, 512, PromptTokens { beside_answers: piece, alone: piece });
+            let shares = plan(&demands, 512, PromptTokens { beside_answers: piece, finish_beside_answers: piece, alone: piece });
             prop_assert!(shares.iter().sum::<usize>() <= 512);
             for (demand, share) in demands.iter().zip(&shares) {
                 match demand {
