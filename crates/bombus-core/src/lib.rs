@@ -2,7 +2,9 @@
 //!
 //! Nothing here performs I/O, reads a clock, or needs an async runtime, so all of it can be tested as plain functions.
 
+pub mod breaker;
 pub mod capability;
 pub mod chat;
 pub mod identity;
 pub mod model;
+pub mod placement;
