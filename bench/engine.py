@@ -37,6 +37,7 @@ ROWS = {
     "streams_1": ("generation, 1 stream", "tok/s", 1, True, 0.97),
     "streams_4": ("generation, 4 streams", "tok/s", 1, True, 1.0),
     "streams_8": ("generation, 8 streams", "tok/s", 1, True, 1.0),
+    "whole_8": (f"8 requests at once, {SHORT_PROMPT_TOKENS} + {GENERATED_TOKENS} tokens each, all of it", "s", 2, False, None),
     "first_token": (f"first token, {SHARED_PREFIX_TOKENS + SHORT_PROMPT_TOKENS} new tokens", "ms", 0, False, None),
     "first_token_shared": (f"first token, {SHARED_PREFIX_TOKENS} of them shared", "ms", 1, False, None),
 }
@@ -66,6 +67,8 @@ def measure(base, model, seed):
         if short:
             raise RuntimeError(f"{base} generated {short} tokens where {GENERATED_TOKENS} were asked for")
         result[f"streams_{count}"] = streams.generation_rate(taken)
+        if count == SLOTS:
+            result["whole_8"] = streams.whole_s(taken)
     prefix = prompts.next(SHARED_PREFIX_TOKENS)
     cold, warm = (
         streams.take_all(base, model, [prefix + prompts.next(SHORT_PROMPT_TOKENS)], 4)[0].first_token_s * 1000 for _ in range(2)
@@ -115,7 +118,7 @@ def report(results, load_before, options):
         rows.append([f"{label} ({unit})", *cells, f"{ratio:.2f}", "" if target is None else f">= {target:.2f}"])
     machine.print_table(head, rows)
     print()
-    print(f"Medians of {options.rounds} rounds, {options.threads} threads, {MODEL}. In the last two rows the ratio is the reference's time by ours.")
+    print(f"Medians of {options.rounds} rounds, {options.threads} threads, {MODEL}. In the last three rows the ratio is the reference's time by ours.")
     print(machine.describe(load_before))
 
 

@@ -67,10 +67,21 @@ def take_all(base, model, prompts, tokens):
 
 
 def generation_rate(streams):
-    """Returns tokens per second over all streams, from the first token of any to the last of any.
+    """Returns tokens per second over all streams while every one of them is running: from the last first token to the first last one.
 
-    The first token of each stream comes of its prompt, not of generation, and is not counted.
+    What each stream generated in that time is taken from its share of the events, since an event may tell more than one token.
     """
-    begin = min(stream.events[0] for stream in streams)
-    end = max(stream.events[-1] for stream in streams)
-    return sum(stream.completion_tokens - 1 for stream in streams) / (end - begin)
+    begin = max(stream.events[0] for stream in streams)
+    end = min(stream.events[-1] for stream in streams)
+    if end <= begin:
+        raise RuntimeError("the streams never ran all at the same time")
+    tokens = 0.0
+    for stream in streams:
+        inside = sum(begin < event <= end for event in stream.events)
+        tokens += stream.completion_tokens * inside / len(stream.events)
+    return tokens / (end - begin)
+
+
+def whole_s(streams):
+    """Returns the time from the first request to the last token, in seconds."""
+    return max(stream.events[-1] for stream in streams) - min(stream.sent for stream in streams)
