@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian lacks for building and testing Bombus. Does nothing, quickly, where nothing is missing.
+#   scripts/setup.sh [PROGRAM...]     these too, each from the Debian package of its name
 #
 # Each need is looked for by itself, not by its Debian package, so that a compiler or a Python from elsewhere counts too.
 set -euo pipefail
@@ -50,6 +51,7 @@ have curl || want curl
 have python3 || want python3
 python3 -c 'import ensurepip, venv' 2> /dev/null || want python3-venv
 python3 -c 'import pip' 2> /dev/null || want python3-pip
+for program in "$@"; do have "$program" || want "$program"; done
 
 if [ ${#packages[@]} -gt 0 ]; then
   if ! have apt-get; then
