@@ -1,7 +1,7 @@
 # Every target works on a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-engine bench-node soak clean
+.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-node soak clean
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -14,7 +14,7 @@ setup: ## install what building and testing need (Debian and its relatives: with
 demo: ## build bombus, fetch a small model and let it answer
 	@scripts/demo.sh
 
-test: ## run every test: Rust, then real clients against a running node
+test: ## run every test: Rust, then real clients and servers before and behind running nodes
 	@scripts/test.sh
 
 check: ## what a change has to pass: format, lints, tests, docs, licences
@@ -23,10 +23,13 @@ check: ## what a change has to pass: format, lints, tests, docs, licences
 fmt: ## format the Rust code
 	cargo fmt --all
 
-bench: bench-node bench-engine ## run both benchmarks and print their tables
+bench: bench-node bench-engine bench-gateway ## run all benchmarks and print their tables
 
 bench-engine: ## our engine against llama.cpp's own server on the same model and threads
 	@bench/engine.sh
+
+bench-gateway: ## what a node adds before an upstream, beside LiteLLM and sglang-router
+	@bench/gateway.sh
 
 bench-node: ## start-up time and memory of a node without a model
 	@bench/node.sh
