@@ -1,0 +1,184 @@
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse};
+use futures::stream::{Stream, StreamExt};
+use tokio::time::Instant;
+
+use super::entry::Place;
+use crate::{BackendError, ChatStream};
+
+/// Events that may stand before an answer's first token.
+const PREFACE_MAX: usize = 8;
+
+/// A request that can be sent to one backend after another.
+pub(super) trait Work: Clone + Send {
+    /// What comes of it.
+    type Answer: Send;
+
+    /// Names the model as the backend does.
+    fn name_model(&mut self, model: &str);
+
+    /// Sends it. Comes back when nothing can be done elsewhere any more: with the first token, or with all of the answer.
+    fn send(self, turn: Turn) -> impl Future<Output = Result<Self::Answer, BackendError>> + Send;
+}
+
+/// A request that runs at a backend. Dropped before its end it counts as abandoned.
+pub(super) struct Turn {
+    /// Taken when the outcome is known.
+    place: Option<Place>,
+    /// Set where whoever asked gave up waiting.
+    gave_up: Arc<AtomicBool>,
+}
+
+impl Turn {
+    pub(super) fn new(place: Place, gave_up: Arc<AtomicBool>) -> Self {
+        Self { place: Some(place), gave_up }
+    }
+
+    fn place(&self) -> &Place {
+        self.place.as_ref().expect("a turn has its place until it ends")
+    }
+
+    fn answered(&mut self, tokens_per_second: Option<f64>) {
+        if let Some(place) = self.place.take() {
+            place.answered(tokens_per_second);
+        }
+    }
+
+    fn failed(&mut self, error: &BackendError) {
+        if let Some(place) = self.place.take() {
+            place.failed(error);
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            place.abandoned(self.gave_up.load(Ordering::Relaxed));
+        }
+    }
+}
+
+impl Work for ChatRequest {
+    type Answer = ChatStream;
+
+    fn name_model(&mut self, model: &str) {
+        model.clone_into(&mut self.model);
+    }
+
+    async fn send(self, mut turn: Turn) -> Result<ChatStream, BackendError> {
+        let backend = turn.place().entry().backend.clone();
+        let begun = Instant::now();
+        let mut events = match backend.chat(self).await {
+            Ok(events) => events,
+            Err(error) => {
+                turn.failed(&error);
+                return Err(error);
+            }
+        };
+        let mut first = Vec::with_capacity(1);
+        loop {
+            match events.next().await {
+                Some(Ok(event)) => {
+                    let preface = matches!(event, ChatEvent::Truncated { .. }) && first.len() < PREFACE_MAX;
+                    first.push(event);
+                    if !preface {
+                        break;
+                    }
+                }
+                ended => {
+                    let error = ended.and_then(Result::err).unwrap_or_else(without_end);
+                    turn.failed(&error);
+                    return Err(error);
+                }
+            }
+        }
+        turn.place().began(begun.elapsed());
+        Ok(Box::pin(Run { first: first.into_iter(), events, turn, first_token: Instant::now() }))
+    }
+}
+
+impl Work for EmbedRequest {
+    type Answer = EmbedResponse;
+
+    fn name_model(&mut self, model: &str) {
+        model.clone_into(&mut self.model);
+    }
+
+    async fn send(self, mut turn: Turn) -> Result<EmbedResponse, BackendError> {
+        let backend = turn.place().entry().backend.clone();
+        let dimensions = self.dimensions;
+        match backend.embed(self).await {
+            Ok(mut response) => {
+                turn.answered(None);
+                if let Some(dimensions) = dimensions {
+                    response.vectors.iter_mut().for_each(|vector| shorten(vector, dimensions as usize));
+                }
+                Ok(response)
+            }
+            Err(error) => {
+                turn.failed(&error);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Cuts a vector and brings it to length 1 again. Not every backend can.
+fn shorten(vector: &mut Vec<f32>, dimensions: usize) {
+    if vector.len() <= dimensions {
+        return;
+    }
+    vector.truncate(dimensions);
+    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    if length > 0.0 {
+        vector.iter_mut().for_each(|value| *value /= length);
+    }
+}
+
+fn without_end() -> BackendError {
+    BackendError::Interrupted { reason: "the backend ended it without saying why".into() }
+}
+
+/// The events of an answer, with an eye on how it ends.
+struct Run {
+    first: std::vec::IntoIter<ChatEvent>,
+    events: ChatStream,
+    turn: Turn,
+    first_token: Instant,
+}
+
+impl Run {
+    fn observe(&mut self, event: &ChatEvent) {
+        if let ChatEvent::Done { usage, timings, .. } = event {
+            let measured = || {
+                let took = self.first_token.elapsed().as_secs_f64();
+                (usage.completion_tokens > 1 && took > 0.0).then(|| f64::from(usage.completion_tokens - 1) / took)
+            };
+            let speed = timings.tokens_per_second(usage).or_else(measured);
+            self.turn.answered(speed);
+        }
+    }
+}
+
+impl Stream for Run {
+    type Item = Result<ChatEvent, BackendError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let item = match this.first.next() {
+            Some(event) => Some(Ok(event)),
+            None => ready!(this.events.poll_next_unpin(cx)),
+        };
+        match &item {
+            Some(Ok(event)) => this.observe(event),
+            Some(Err(error)) => this.turn.failed(error),
+            None => this.turn.failed(&without_end()),
+        }
+        Poll::Ready(item)
+    }
+}

@@ -1,0 +1,246 @@
+//! Who answers when a backend does not.
+
+use tokio::time::advance;
+
+use super::*;
+
+fn context_exceeded(context_tokens: u32) -> BackendError {
+    BackendError::ContextExceeded { prompt_tokens: 9_000, context_tokens }
+}
+
+fn with_context(play: Play, tokens: u32) -> Arc<Player> {
+    let player = Player::always(play);
+    *player.models.lock().unwrap() = Ok(vec![ModelInfo { context_tokens: Some(tokens), ..text_model("m") }]);
+    player
+}
+
+#[tokio::test]
+async fn the_next_backend_answers_what_the_first_fails_at_before_the_first_token() {
+    let retry_after = Duration::from_secs(1);
+    for error in [
+        unavailable(),
+        BackendError::TimedOut { after: Duration::from_secs(1) },
+        BackendError::Interrupted { reason: "gone".into() },
+        BackendError::Rejected { reason: "the key is wrong".into() },
+        BackendError::ModelNotFound { model: "m".into() },
+        BackendError::Overloaded { retry_after },
+        BackendError::OutOfMemory { message: "full".into() },
+        BackendError::ModelUnusable { model: "m".into(), reason: "cut off".into() },
+    ] {
+        for play in [Play::Refuse(error.clone()), Play::RefuseInStream(error.clone())] {
+            let backends = backends_of(&[Player::always(play), Player::always(Play::Say(2))]);
+            let routed = chat(&backends).await.unwrap();
+            assert_eq!((routed.backend.as_str(), routed.reason.as_str()), ("b", "after a"), "{error}");
+            assert_eq!(words(routed).await, Ok(2));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_has_begun_goes_to_nobody_else() {
+    let next = Player::always(Play::Say(2));
+    let backends = backends_of(&[Player::always(Play::BreakOff), next.clone()]);
+    let routed = chat(&backends).await.unwrap();
+    assert_eq!(routed.backend, "a");
+    assert!(matches!(words(routed).await, Err(BackendError::Interrupted { .. })));
+    assert!(next.asked().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_is_told_at_once() {
+    for error in [
+        BackendError::InvalidRequest { param: None, message: "no".into() },
+        BackendError::Unsupported { param: "tools", message: "no".into() },
+    ] {
+        let next = Player::always(Play::Say(1));
+        let backends = backends_of(&[Player::always(Play::Refuse(error.clone())), next.clone()]);
+        assert_eq!(chat(&backends).await.err(), Some(error));
+        assert!(next.asked().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_too_long_is_tried_where_the_context_is_larger_alone() {
+    let players = [
+        with_context(Play::Refuse(context_exceeded(4_096)), 4_096),
+        with_context(Play::Say(1), 4_096),
+        Player::always(Play::Say(1)),
+        with_context(Play::Say(1), 32_768),
+    ];
+    assert_eq!(chat(&backends_of(&players)).await.unwrap().backend, "d");
+    assert!(players[1].asked().is_empty() && players[2].asked().is_empty());
+    assert_eq!(chat(&backends_of(&players[..3])).await.err(), Some(context_exceeded(4_096)));
+}
+
+#[tokio::test]
+async fn of_several_failures_the_one_that_says_most_is_told() {
+    let rejected = BackendError::Rejected { reason: "the key is wrong".into() };
+    let players = [rejected, unavailable(), BackendError::ModelNotFound { model: "m".into() }];
+    let backends = backends_of(&players.map(|error| Player::always(Play::Refuse(error))));
+    assert_eq!(chat(&backends).await.err(), Some(unavailable()));
+}
+
+#[tokio::test]
+async fn a_backend_that_can_do_what_is_needed_is_preferred_to_one_that_cannot() {
+    use ModelCapability::{Completion, Tools};
+    let with_tools = ModelInfo { capabilities: vec![Completion, Tools], ..text_model("m") };
+    let backends = backends_of(&[Player::always(Play::Say(1)), Player::with_models(vec![with_tools])]);
+    let need = Need::of([Completion, Tools]);
+    let best = |route: Route| route.best().0.name.clone();
+    assert_eq!(backends.route("m", &need).await.map(best), Ok("b".into()));
+    assert_eq!(backends.route("m", &text()).await.map(best), Ok("a".into()));
+    let need = Need::of([Completion, ModelCapability::Vision]);
+    let error = backends.route("m", &need).await.err();
+    let message = "model 'm' does not see pictures".to_owned();
+    assert_eq!(error, Some(BackendError::Unsupported { param: "messages", message }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_open_the_breaker_and_refusals_do_not() {
+    let refusals = [
+        BackendError::InvalidRequest { param: None, message: "no".into() },
+        context_exceeded(1),
+        BackendError::Rejected { reason: "no".into() },
+        BackendError::ModelNotFound { model: "m".into() },
+        BackendError::Overloaded { retry_after: Duration::from_secs(1) },
+    ];
+    for (error, breaker, asked) in
+        refusals.into_iter().map(|error| (error, "closed", 20)).chain([(unavailable(), "open", 3)])
+    {
+        let player = Player::always(Play::Refuse(error.clone()));
+        let backends = backends_of(std::slice::from_ref(&player));
+        for _ in 0..20 {
+            assert!(chat(&backends).await.is_err());
+        }
+        assert_eq!((state(&backends, "a").breaker, player.asked().len()), (breaker, asked), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_breaker_says_so_and_lets_one_request_through_when_its_time_has_come() {
+    let works = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let player = Arc::new(Player::new({
+        let works = works.clone();
+        move || if works.load(Ordering::SeqCst) { Play::Say(1) } else { Play::Refuse(unavailable()) }
+    }));
+    let backends = backends_of(std::slice::from_ref(&player));
+    for _ in 0..3 {
+        assert_eq!(chat(&backends).await.err(), Some(unavailable()));
+    }
+    let error = chat(&backends).await.err().unwrap().to_string();
+    assert_eq!(error, "backend 'a' failed several times in a row and is tried again in 1 s: it is down");
+    assert_eq!(player.asked().len(), 3);
+
+    advance(Duration::from_millis(1_001)).await;
+    assert_eq!(chat(&backends).await.err(), Some(unavailable()));
+    assert_eq!(state(&backends, "a").retry_ms, Some(2_000));
+    works.store(true, Ordering::SeqCst);
+    advance(Duration::from_millis(2_001)).await;
+    words(chat(&backends).await.unwrap()).await.unwrap();
+    let state = state(&backends, "a");
+    assert_eq!((state.breaker, state.error, state.ready), ("closed", None, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_client_goes_away_does_not_keep_the_breaker_half_open() {
+    let plays = Mutex::new(vec![Play::Say(1), Play::Hang]);
+    let player = Player::new(move || {
+        let mut plays = plays.lock().unwrap();
+        if plays.len() > 1 { plays.pop().unwrap() } else { plays[0].clone() }
+    });
+    let failing = Mutex::new(3);
+    let play = player.play;
+    let player = Arc::new(Player {
+        play: Box::new(move || {
+            let mut failing = failing.lock().unwrap();
+            if *failing == 0 {
+                return play();
+            }
+            *failing -= 1;
+            Play::Refuse(unavailable())
+        }),
+        ..Player::new(|| Play::Hang)
+    });
+    let backends = backends_of(&[player]);
+    for _ in 0..3 {
+        assert!(chat(&backends).await.is_err());
+    }
+    advance(Duration::from_millis(1_001)).await;
+    let gone = timeout(Duration::from_millis(100), chat(&backends));
+    assert!(gone.await.is_err());
+    words(chat(&backends).await.unwrap()).await.unwrap();
+    assert_eq!(state(&backends, "a").breaker, "closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_that_were_given_up_are_timeouts() {
+    for (give_up, breaker) in [(true, "open"), (false, "closed")] {
+        let backends = backends_of(&[Player::always(Play::Hang)]);
+        for _ in 0..3 {
+            let route = backends.route("m", &text()).await.unwrap();
+            let waiting = route.chat(ask("m"));
+            let waited = async {
+                tokio::pin!(waiting);
+                assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+                if give_up {
+                    route.give_up();
+                }
+            };
+            waited.await;
+        }
+        assert_eq!(state(&backends, "a").breaker, breaker);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_asks_for_less_is_asked_last_for_as_long_as_it_says() {
+    let retry_after = Duration::from_secs(20);
+    let first = Player::always(Play::Refuse(BackendError::Overloaded { retry_after }));
+    let backends = backends_of(&[first.clone(), Player::always(Play::Say(1))]);
+    for _ in 0..5 {
+        assert_eq!(chat(&backends).await.unwrap().backend, "b");
+    }
+    assert_eq!(first.asked().len(), 1);
+    advance(retry_after).await;
+    chat(&backends).await.unwrap();
+    assert_eq!(first.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn a_cut_prompt_is_told_before_the_first_token_and_binds_nobody() {
+    let truncated = ChatEvent::Truncated { messages: 2, prompt_tokens: 100 };
+    struct Cutting(ChatEvent, bool);
+    #[async_trait]
+    impl Backend for Cutting {
+        async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+            Ok(vec![text_model("m")])
+        }
+        async fn chat(&self, _: ChatRequest) -> Result<ChatStream, BackendError> {
+            let end = if self.1 { Ok(done(0)) } else { Err(unavailable()) };
+            Ok(futures::stream::iter([Ok(self.0.clone()), end]).boxed())
+        }
+        async fn embed(&self, _: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+            Err(unavailable())
+        }
+        async fn health(&self) -> Health {
+            Health::Ready
+        }
+    }
+    let pair = [false, true].map(|works| Arc::new(Cutting(truncated.clone(), works)));
+    let [a, b] = pair;
+    let routed = chat(&Backends::new(vec![named("a", a), named("b", b)])).await.unwrap();
+    assert_eq!(routed.backend, "b");
+    let events: Vec<_> = routed.value.collect().await;
+    assert_eq!(events, [Ok(truncated), Ok(done(0))]);
+}
+
+#[tokio::test]
+async fn vectors_come_from_the_next_backend_too_and_are_cut_to_length() {
+    let backends = backends_of(&[Player::always(Play::Refuse(unavailable())), Player::always(Play::Say(1))]);
+    let route = backends.route("m", &Need::default()).await.unwrap();
+    let inputs = vec![bombus_core::chat::EmbedInput::Text("x".into())];
+    let request = EmbedRequest { dimensions: Some(2), ..EmbedRequest::new("m", inputs) };
+    let routed = route.embed(request).await.unwrap();
+    assert_eq!((routed.backend.as_str(), routed.value.vectors), ("b", vec![vec![0.6, 0.8]]));
+    assert_eq!(state(&backends, "b").running, 0);
+}

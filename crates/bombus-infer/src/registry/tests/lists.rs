@@ -1,0 +1,152 @@
+//! What models there are, and how soon a change is seen.
+
+use tokio::time::{Instant, advance};
+
+use super::*;
+use crate::fake::{FakeBackend, FakeConfig};
+
+fn hanging() -> Arc<Player> {
+    Arc::new(Player { gate: Some(Notify::new()), ..Player::new(|| Play::Hang) })
+}
+
+fn two_that_hang_and_one_that_works() -> Backends {
+    let fake = Arc::new(FakeBackend::new(FakeConfig::default()));
+    Backends::new(vec![named("a", hanging()), named("b", hanging()), NamedBackend::new("c", "fake", fake)])
+}
+
+async fn names(backends: &Backends) -> Vec<String> {
+    let listed = backends.models().await;
+    listed.iter().map(|listed| format!("{} {}", listed.backend.name, listed.info.name)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn backends_that_hang_are_left_out_of_the_list_after_one_wait() {
+    let begun = Instant::now();
+    let backends = two_that_hang_and_one_that_works();
+    assert_eq!(names(&backends).await, ["c fake:latest"]);
+    assert_eq!(begun.elapsed(), ASK_TIME_MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_is_found_behind_backends_that_hang() {
+    let begun = Instant::now();
+    let backends = two_that_hang_and_one_that_works();
+    assert_eq!(backends.find("fake").await.map(|found| found.backend.name.clone()), Ok("c".into()));
+    assert_eq!(begun.elapsed(), FOUND_GRACE);
+    let error = backends.find("other").await.err();
+    assert!(matches!(error, Some(BackendError::Unavailable { reason }) if reason.contains("'b'")));
+}
+
+#[tokio::test]
+async fn a_model_that_several_have_is_listed_for_each_and_marked_once() {
+    let players =
+        [vec![text_model("x"), text_model("y")], vec![text_model("y"), text_model("z")]].map(Player::with_models);
+    let backends = backends_of(&players);
+    assert_eq!(names(&backends).await, ["a x:latest", "a y:latest", "b y:latest", "b z:latest"]);
+    let first: Vec<_> = backends.models().await.iter().map(|listed| listed.first).collect();
+    assert_eq!(first, [true, true, false, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_to_a_known_model_asks_no_backend() {
+    let player = Player::always(Play::Say(1));
+    let backends = backends_of(std::slice::from_ref(&player));
+    for _ in 0..100 {
+        words(chat(&backends).await.unwrap()).await.unwrap();
+        advance(Duration::from_secs(10)).await;
+    }
+    assert_eq!(player.lists.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_was_just_pulled_is_found_by_asking_for_it() {
+    let player = Player::with_models(vec![text_model("m")]);
+    let backends = backends_of(std::slice::from_ref(&player));
+    assert!(backends.find("new").await.is_err());
+    *player.models.lock().unwrap() = Ok(vec![text_model("m"), text_model("new")]);
+    assert!(backends.find("new").await.is_err(), "names that nobody has are not looked for all the time");
+    advance(MISS_INTERVAL).await;
+    assert!(backends.find("new").await.is_ok());
+    assert_eq!(player.lists.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_model_that_was_just_imported_here_is_seen_at_once() {
+    let player = Player::with_models(vec![text_model("m")]);
+    let backends = Backends::new(vec![NamedBackend::new("a", "embedded", player.clone())]);
+    assert!(backends.find("new").await.is_err());
+    *player.models.lock().unwrap() = Ok(vec![text_model("new")]);
+    assert!(backends.route("new", &text()).await.is_ok());
+    assert_eq!(names(&backends).await, ["a new:latest"]);
+}
+
+#[tokio::test]
+async fn many_who_miss_a_model_ask_once() {
+    let player = Arc::new(Player { gate: Some(Notify::new()), ..Player::new(|| Play::Say(1)) });
+    let backends = backends_of(std::slice::from_ref(&player));
+    let lookups = (0..50).map(|_| async { backends.find("m").await.is_ok() });
+    let opened = async {
+        while player.lists.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        player.gate.as_ref().unwrap().notify_one();
+    };
+    let (found, ()) = tokio::join!(join_all(lookups), opened);
+    assert!(found.into_iter().all(|found| found));
+    assert_eq!(player.lists.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_goes_is_dropped_and_one_that_comes_back_is_found() {
+    let player = Player::always(Play::Say(1));
+    let backends = backends_of(std::slice::from_ref(&player));
+    let changed = async |models: Result<Vec<ModelInfo>, BackendError>| {
+        *player.models.lock().unwrap() = models;
+        let watched = timeout(WATCH_INTERVAL / 2, backends.watch());
+        assert!(watched.await.is_err());
+        (names(&backends).await.len(), state(&backends, "a").ready)
+    };
+    assert_eq!(changed(Ok(vec![text_model("m")])).await, (1, true));
+    assert_eq!(changed(Err(unavailable())).await, (1, false), "one that is late once is not gone");
+    assert_eq!(changed(Err(unavailable())).await, (0, false));
+    assert_eq!(backends.route("m", &text()).await.err(), Some(unavailable()), "the model may well be there");
+    assert_eq!(changed(Ok(vec![text_model("m")])).await, (1, true));
+}
+
+#[tokio::test]
+async fn an_alias_is_a_name_like_others_and_stands_for_a_model_there() {
+    let player = Player::with_models(vec![text_model("big:70b"), text_model("small")]);
+    let aliases = [("best".to_owned(), "big:70b".to_owned()), ("gone".to_owned(), "nothing".to_owned())];
+    let options = BackendOptions { aliases: aliases.into(), ..BackendOptions::default() };
+    let backends = Backends::new(vec![NamedBackend { options, ..named("a", player.clone()) }]);
+    assert_eq!(names(&backends).await, ["a best:latest", "a big:70b", "a small:latest"]);
+    let found = backends.find("best").await.unwrap();
+    assert_eq!((found.info.name.as_str(), found.name_there().as_str()), ("best:latest", "big:70b"));
+
+    let routed = backends.route("best", &text()).await.unwrap().chat(ask("best")).await.unwrap();
+    assert_eq!(routed.model.as_str(), "big:70b");
+    assert_eq!(player.asked(), ["big:70b"], "the backend is asked by its own name");
+}
+
+#[tokio::test]
+async fn models_that_are_left_out_are_neither_listed_nor_found() {
+    let player = Player::with_models(vec![text_model("x"), text_model("y"), text_model("z")]);
+    let aliases = [("other".to_owned(), "z".to_owned())];
+    let options = BackendOptions { models: vec!["x".into()], aliases: aliases.into(), ..BackendOptions::default() };
+    let backends = Backends::new(vec![NamedBackend { options, ..named("a", player) }]);
+    assert_eq!(names(&backends).await, ["a other:latest", "a x:latest"]);
+    assert!(
+        matches!(backends.route("y", &text()).await.err(), Some(BackendError::ModelNotFound { model }) if model == "y")
+    );
+    let ranking = backends.rank("y", &text()).await.unwrap();
+    assert_eq!(ranking[0].reasons(), ["its setting 'models' leaves this model out"]);
+}
+
+#[tokio::test]
+async fn what_is_no_name_is_not_found() {
+    let backends = backends_of(&[Player::always(Play::Say(1))]);
+    for name in ["", "../x", "a b"] {
+        assert!(matches!(backends.find(name).await.err(), Some(BackendError::ModelNotFound { .. })));
+        assert!(matches!(backends.route(name, &text()).await.err(), Some(BackendError::ModelNotFound { .. })));
+    }
+}
