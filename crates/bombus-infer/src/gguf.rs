@@ -4,6 +4,7 @@
 //! against the file's size and a limit before anything is read or allocated.
 
 mod header;
+mod metadata;
 mod tensor_type;
 
 #[cfg(test)]
@@ -15,6 +16,9 @@ use std::path::Path;
 
 use bombus_core::model::ModelCapability;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::models::chat_template::{ToolFormat, thinks};
 
 /// Architectures whose models turn text into vectors, whether or not the file names a pooling type.
 const EMBEDDING_ARCHITECTURES: [&str; 10] = [
@@ -66,6 +70,8 @@ pub struct GgufInfo {
     pub chat_template: Option<String>,
     /// Number of files that the model is split into, where it is split.
     pub split_count: Option<u32>,
+    /// Whether the vocabulary has the tokens that stand around a gap to be filled in.
+    pub fills_in: bool,
     /// Number of tensors.
     pub tensor_count: u64,
     /// Number of weights.
@@ -145,6 +151,18 @@ impl GgufInfo {
         Ok(info)
     }
 
+    /// Reads all metadata of a file: numbers, truth values and texts as they are, and `null` for arrays and for texts of more than
+    /// 1 MiB.
+    ///
+    /// # Errors
+    ///
+    /// Any [`GgufError`].
+    pub fn read_metadata(path: &Path) -> Result<Map<String, Value>, GgufError> {
+        let file = File::open(path)?;
+        let file_bytes = file.metadata()?.len();
+        metadata::read(BufReader::with_capacity(64 * 1024, file), file_bytes)
+    }
+
     /// Lists what the model can be used for; empty for a reranker.
     #[must_use]
     pub fn capabilities(&self) -> Vec<ModelCapability> {
@@ -153,11 +171,23 @@ impl GgufInfo {
             Some(4) => Vec::new(),
             Some(1..=3) => vec![ModelCapability::Embedding],
             _ if embeds => vec![ModelCapability::Embedding],
-            _ if self.chat_template.as_deref().is_some_and(|template| template.contains("tools")) => {
-                vec![ModelCapability::Completion, ModelCapability::Tools]
-            }
-            _ => vec![ModelCapability::Completion],
+            _ => self.text_capabilities(self.chat_template.as_deref()),
         }
+    }
+
+    /// Lists what a model that generates text can do when it is given this chat template.
+    pub(crate) fn text_capabilities(&self, template: Option<&str>) -> Vec<ModelCapability> {
+        let mut capabilities = vec![ModelCapability::Completion];
+        if template.is_some_and(|template| ToolFormat::detect(template).is_some()) {
+            capabilities.push(ModelCapability::Tools);
+        }
+        if template.is_some_and(thinks) {
+            capabilities.push(ModelCapability::Thinking);
+        }
+        if self.fills_in || template.is_some_and(|template| template.contains(".Suffix")) {
+            capabilities.push(ModelCapability::Insert);
+        }
+        capabilities
     }
 
     /// Estimates the memory that keys and values of one token take in all layers together, in bytes, at 16 bits a number.

@@ -17,7 +17,7 @@ use bombus_core::chat::{
 };
 use bombus_core::model::ModelName;
 use bombus_infer::gguf::GgufInfo;
-use bombus_infer::models::{LocalModel, ModelSource};
+use bombus_infer::models::{LocalModel, ModelDefaults, ModelSource};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::protocol::{FromWorker, LoadFailure, RunId, ToWorker, read_message, write_message};
@@ -53,6 +53,7 @@ pub(crate) fn model(folder: &Path, name: &str, size_mb: u64, script: &str) -> Lo
         modified_unix_s: 0,
         source: ModelSource::Ollama,
         info: GgufInfo::default(),
+        defaults: ModelDefaults::default(),
     }
 }
 

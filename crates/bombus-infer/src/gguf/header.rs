@@ -9,9 +9,9 @@ use super::{GgufError, GgufInfo};
 /// Most metadata entries and most tensors that a header may have; the largest known models have a tenth of it.
 const ENTRIES_MAX: u64 = 1 << 17;
 /// Longest key of interest; longer ones are skipped.
-const KEY_BYTES_MAX: u64 = 256;
+pub(super) const KEY_BYTES_MAX: u64 = 256;
 /// Longest text that is kept; templates have some tens of kilobytes.
-const TEXT_BYTES_MAX: u64 = 1 << 20;
+pub(super) const TEXT_BYTES_MAX: u64 = 1 << 20;
 /// Most numbers of an array that is kept: one for each layer.
 const NUMBERS_MAX: u64 = 4096;
 /// A single string longer than this is damage, whatever the file's size.
@@ -42,6 +42,46 @@ const ARCHITECTURE_KEYS: [&str; 8] = [
     ".pooling_type",
 ];
 
+/// The list of the vocabulary's tokens.
+const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
+
+/// Names that vocabularies have for the tokens before the text before a gap, before the text behind it, and before what fills it. The
+/// engine knows them by these names too.
+const GAP_TOKENS: [[&str; 8]; 3] = [
+    [
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<｜fim▁begin｜>",
+        "<PRE>",
+        "▁<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ],
+    [
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ],
+    [
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ],
+];
+/// The longest of these, in bytes.
+const GAP_TOKEN_BYTES_MAX: u64 = 24;
+
 /// A metadata value of interest.
 enum Value {
     Number(u64),
@@ -50,7 +90,7 @@ enum Value {
 }
 
 pub(super) fn read<R: Read + Seek>(source: BufReader<R>, file_bytes: u64) -> Result<GgufInfo, GgufError> {
-    let mut cursor = Cursor { source, offset: 0, file_bytes };
+    let mut cursor = Cursor::new(source, file_bytes);
     let version = read_version(&mut cursor)?;
     let tensor_count = cursor.entry_count("tensors")?;
     let key_count = cursor.entry_count("metadata entries")?;
@@ -63,7 +103,7 @@ pub(super) fn read<R: Read + Seek>(source: BufReader<R>, file_bytes: u64) -> Res
     Ok(metadata.describe(version, &tensors))
 }
 
-fn read_version<R: Read + Seek>(cursor: &mut Cursor<R>) -> Result<u32, GgufError> {
+pub(super) fn read_version<R: Read + Seek>(cursor: &mut Cursor<R>) -> Result<u32, GgufError> {
     let mut magic = [0; 4];
     let mut found = 0;
     while found < magic.len() {
@@ -141,7 +181,11 @@ impl Tensors {
 
 /// The metadata entries of interest.
 #[derive(Default)]
-struct Metadata(HashMap<String, Value>);
+struct Metadata {
+    values: HashMap<String, Value>,
+    /// Which kinds of [`GAP_TOKENS`] the vocabulary has.
+    gap_tokens: [bool; 3],
+}
 
 impl Metadata {
     fn read_entry<R: Read + Seek>(&mut self, cursor: &mut Cursor<R>) -> Result<(), GgufError> {
@@ -150,21 +194,48 @@ impl Metadata {
         if key.is_none() {
             cursor.skip(key_bytes)?;
         }
+        if key.as_deref() == Some(TOKENS_KEY) {
+            return self.read_tokens(cursor);
+        }
         let wanted = key
             .filter(|key| KEYS.contains(&key.as_str()) || ARCHITECTURE_KEYS.iter().any(|suffix| key.ends_with(suffix)));
         let kind = cursor.u32()?;
         let value = read_value(cursor, kind, wanted.is_some())?;
         if let (Some(key), Some(value)) = (wanted, value)
-            && let Some(_earlier) = self.0.insert(key, value)
+            && let Some(_earlier) = self.values.insert(key, value)
         {
             return cursor.corrupt("a metadata key stands there twice".into());
         }
         Ok(())
     }
 
+    /// Looks the vocabulary through for the tokens that surround a gap.
+    fn read_tokens<R: Read + Seek>(&mut self, cursor: &mut Cursor<R>) -> Result<(), GgufError> {
+        match cursor.u32()? {
+            ARRAY => {}
+            kind => return read_value(cursor, kind, false).map(drop),
+        }
+        match cursor.u32()? {
+            STRING => {}
+            kind => return skip_items(cursor, kind),
+        }
+        for _ in 0..cursor.u64()? {
+            let bytes = cursor.string_length()?;
+            if bytes > GAP_TOKEN_BYTES_MAX {
+                cursor.skip(bytes)?;
+                continue;
+            }
+            let token = cursor.text(bytes)?;
+            for (names, known) in GAP_TOKENS.iter().zip(&mut self.gap_tokens) {
+                *known |= names.contains(&token.as_str());
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the boundary at which tensor data begins: 32 unless the file says otherwise.
     fn alignment(&self, offset: u64) -> Result<u64, GgufError> {
-        match self.0.get("general.alignment") {
+        match self.values.get("general.alignment") {
             None => Ok(32),
             Some(Value::Number(number)) if number.is_power_of_two() && *number <= 1 << 20 => Ok(*number),
             Some(_) => Err(GgufError::Corrupt { offset, reason: "the alignment is not a power of two".into() }),
@@ -172,14 +243,14 @@ impl Metadata {
     }
 
     fn text(&self, key: &str) -> Option<String> {
-        match self.0.get(key) {
+        match self.values.get(key) {
             Some(Value::Text(text)) => Some(text.clone()),
             _ => None,
         }
     }
 
     fn numbers(&self, key: &str) -> Vec<u32> {
-        match self.0.get(key) {
+        match self.values.get(key) {
             Some(Value::Number(number)) => u32::try_from(*number).into_iter().collect(),
             Some(Value::Numbers(numbers)) => {
                 numbers.iter().map(|&number| u32::try_from(number).unwrap_or(u32::MAX)).collect()
@@ -215,6 +286,7 @@ impl Metadata {
             tokenizer_model: self.text("tokenizer.ggml.model"),
             chat_template: self.text("tokenizer.chat_template"),
             split_count: self.number("split.count").filter(|&count| count > 1),
+            fills_in: self.gap_tokens == [true; 3],
             tensor_count: tensors.count,
             parameters: tensors.parameters,
             expected_bytes: tensors.expected_bytes,
@@ -223,8 +295,8 @@ impl Metadata {
     }
 }
 
-const STRING: u32 = 8;
-const ARRAY: u32 = 9;
+pub(super) const STRING: u32 = 8;
+pub(super) const ARRAY: u32 = 9;
 
 /// Reads a value and keeps it if it is wanted and of a kind that is kept; skips it otherwise.
 fn read_value<R: Read + Seek>(cursor: &mut Cursor<R>, kind: u32, wanted: bool) -> Result<Option<Value>, GgufError> {
@@ -244,24 +316,43 @@ fn read_value<R: Read + Seek>(cursor: &mut Cursor<R>, kind: u32, wanted: bool) -
 
 fn read_array<R: Read + Seek>(cursor: &mut Cursor<R>, wanted: bool) -> Result<Option<Value>, GgufError> {
     let kind = cursor.u32()?;
+    if !wanted || kind == STRING {
+        return skip_items(cursor, kind).map(|()| None);
+    }
     let count = cursor.u64()?;
-    if kind == STRING {
-        // Every string takes at least its length, so a false count ends at the end of the file.
-        for _ in 0..count {
-            let bytes = cursor.string_length()?;
-            cursor.skip(bytes)?;
-        }
-        return Ok(None);
+    if count > NUMBERS_MAX {
+        return skip_numbers(cursor, kind, count).map(|()| None);
     }
-    if wanted && count <= NUMBERS_MAX {
-        let mut numbers = Vec::new();
-        for _ in 0..count {
-            numbers.push(cursor.number(kind)?.unwrap_or_default());
-        }
-        return Ok(Some(Value::Numbers(numbers)));
+    let mut numbers = Vec::new();
+    for _ in 0..count {
+        numbers.push(cursor.number(kind)?.unwrap_or_default());
     }
+    Ok(Some(Value::Numbers(numbers)))
+}
+
+/// Skips an array, which begins with the kind of its items.
+pub(super) fn skip_array<R: Read + Seek>(cursor: &mut Cursor<R>) -> Result<(), GgufError> {
+    let kind = cursor.u32()?;
+    skip_items(cursor, kind)
+}
+
+/// Skips the items of an array, before which their number stands.
+fn skip_items<R: Read + Seek>(cursor: &mut Cursor<R>, kind: u32) -> Result<(), GgufError> {
+    let count = cursor.u64()?;
+    if kind != STRING {
+        return skip_numbers(cursor, kind, count);
+    }
+    // Every string takes at least its length, so a false count ends at the end of the file.
+    for _ in 0..count {
+        let bytes = cursor.string_length()?;
+        cursor.skip(bytes)?;
+    }
+    Ok(())
+}
+
+fn skip_numbers<R: Read + Seek>(cursor: &mut Cursor<R>, kind: u32, count: u64) -> Result<(), GgufError> {
     match number_bytes(kind).map(|bytes| bytes.checked_mul(count)) {
-        Some(Some(bytes)) => cursor.skip(bytes).map(|()| None),
+        Some(Some(bytes)) => cursor.skip(bytes),
         Some(None) => cursor.corrupt("an array's size overflows".into()),
         None => cursor.corrupt(format!("an array holds values of the unknown kind {kind}")),
     }
@@ -278,14 +369,18 @@ fn number_bytes(kind: u32) -> Option<u64> {
 }
 
 /// A reader that knows where it stands and where the file ends.
-struct Cursor<R> {
+pub(super) struct Cursor<R> {
     source: BufReader<R>,
     offset: u64,
     file_bytes: u64,
 }
 
 impl<R: Read + Seek> Cursor<R> {
-    fn corrupt<T>(&self, reason: String) -> Result<T, GgufError> {
+    pub(super) fn new(source: BufReader<R>, file_bytes: u64) -> Self {
+        Self { source, offset: 0, file_bytes }
+    }
+
+    pub(super) fn corrupt<T>(&self, reason: String) -> Result<T, GgufError> {
         Err(GgufError::Corrupt { offset: self.offset, reason })
     }
 
@@ -299,7 +394,7 @@ impl<R: Read + Seek> Cursor<R> {
         Ok(())
     }
 
-    fn skip(&mut self, bytes: u64) -> Result<(), GgufError> {
+    pub(super) fn skip(&mut self, bytes: u64) -> Result<(), GgufError> {
         self.advance(bytes)?;
         match i64::try_from(bytes) {
             Ok(bytes) => Ok(self.source.seek_relative(bytes)?),
@@ -307,29 +402,29 @@ impl<R: Read + Seek> Cursor<R> {
         }
     }
 
-    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
+    pub(super) fn bytes<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
         self.advance(N as u64)?;
         let mut bytes = [0; N];
         self.source.read_exact(&mut bytes)?;
         Ok(bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, GgufError> {
+    pub(super) fn u32(&mut self) -> Result<u32, GgufError> {
         Ok(u32::from_le_bytes(self.bytes()?))
     }
 
-    fn u64(&mut self) -> Result<u64, GgufError> {
+    pub(super) fn u64(&mut self) -> Result<u64, GgufError> {
         Ok(u64::from_le_bytes(self.bytes()?))
     }
 
-    fn entry_count(&mut self, what: &str) -> Result<u64, GgufError> {
+    pub(super) fn entry_count(&mut self, what: &str) -> Result<u64, GgufError> {
         match self.u64()? {
             count if count > ENTRIES_MAX => self.corrupt(format!("it claims {count} {what}")),
             count => Ok(count),
         }
     }
 
-    fn string_length(&mut self) -> Result<u64, GgufError> {
+    pub(super) fn string_length(&mut self) -> Result<u64, GgufError> {
         match self.u64()? {
             bytes if bytes > STRING_BYTES_MAX => self.corrupt(format!("it claims a string of {bytes} bytes")),
             bytes => Ok(bytes),
@@ -337,7 +432,7 @@ impl<R: Read + Seek> Cursor<R> {
     }
 
     /// Reads a text whose length the caller has bounded.
-    fn text(&mut self, bytes: u64) -> Result<String, GgufError> {
+    pub(super) fn text(&mut self, bytes: u64) -> Result<String, GgufError> {
         self.advance(bytes)?;
         let mut text = vec![0; usize::try_from(bytes).expect("the length was bounded by the caller")];
         self.source.read_exact(&mut text)?;

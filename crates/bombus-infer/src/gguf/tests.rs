@@ -63,8 +63,13 @@ fn capabilities_follow_pooling_architecture_and_template() {
     assert_eq!(of(arch("qwen3").number("qwen3.pooling_type", 3)), [ModelCapability::Embedding]);
     assert_eq!(of(arch("qwen3").number("qwen3.pooling_type", 4)), []);
     assert_eq!(of(arch("qwen3").number("qwen3.pooling_type", 0)), [ModelCapability::Completion]);
-    let tools = arch("qwen3").text("tokenizer.chat_template", "{% if tools %}{{ tools | tojson }}{% endif %}");
-    assert_eq!(of(tools), [ModelCapability::Completion, ModelCapability::Tools]);
+    let template = |text| arch("qwen3").text("tokenizer.chat_template", text);
+    assert_eq!(of(template("{% if tools %}{{ tools | tojson }}{% endif %}")), [ModelCapability::Completion]);
+    let all = template("{% if tools %}<tool_call>{% endif %}{{ '<think>' }}")
+        .texts("tokenizer.ggml.tokens", &["a", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]);
+    let expected =
+        [ModelCapability::Completion, ModelCapability::Tools, ModelCapability::Thinking, ModelCapability::Insert];
+    assert_eq!(of(all), expected);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use bombus_core::model::{ModelInfo, ModelName};
+use bombus_core::chat::Message;
+use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::gguf::GgufInfo;
+use crate::gguf::{GgufError, GgufInfo};
 
 /// Where a model came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,13 @@ pub enum ModelSource {
         /// The file's path.
         from: String,
     },
+    /// It was made of another model.
+    Derived {
+        /// That model's name.
+        from: String,
+    },
+    /// It was made of a file that a client sent.
+    Sent,
     /// It belongs to the Ollama of this machine and is used in place.
     Ollama,
 }
@@ -30,8 +39,40 @@ impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pulled { from } | Self::Imported { from } => f.write_str(from),
+            Self::Derived { from } => write!(f, "from {from}"),
+            Self::Sent => f.write_str("sent by a client"),
             Self::Ollama => f.write_str("ollama"),
         }
+    }
+}
+
+/// What a name adds to its weights: several names may stand for one file and behave differently.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelDefaults {
+    /// The model that it was made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ModelName>,
+    /// Prompt template in place of the file's own, in Go's notation or in Jinja.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// System message of conversations that bring none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Defaults of options, by Ollama's names.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub parameters: Map<String, Value>,
+    /// Licence texts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub licenses: Vec<String>,
+    /// Messages that stand before every conversation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
+}
+
+impl ModelDefaults {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -52,9 +93,53 @@ pub struct LocalModel {
     pub source: ModelSource,
     /// What its header says.
     pub info: GgufInfo,
+    /// What the name adds to the weights.
+    pub defaults: ModelDefaults,
 }
 
 impl LocalModel {
+    /// Returns the chat template that the model is given: the name's, or else the file's.
+    #[must_use]
+    pub fn template(&self) -> Option<&str> {
+        self.defaults.template.as_deref().or(self.info.chat_template.as_deref())
+    }
+
+    /// Lists what the model can be used for; empty for a reranker.
+    #[must_use]
+    pub fn capabilities(&self) -> Vec<ModelCapability> {
+        let capabilities = self.info.capabilities();
+        if self.defaults.template.is_some() && capabilities.contains(&ModelCapability::Completion) {
+            return self.info.text_capabilities(self.template());
+        }
+        capabilities
+    }
+
+    /// Tells everything about the model, for which the header of its file is read.
+    ///
+    /// # Errors
+    ///
+    /// Any [`GgufError`].
+    pub fn details(&self) -> Result<ModelDetails, GgufError> {
+        let mut metadata = GgufInfo::read_metadata(&self.path)?;
+        if self.info.parameters > 0 {
+            metadata.entry("general.parameter_count").or_insert_with(|| self.info.parameters.into());
+        }
+        let defaults = self.defaults.clone();
+        let mut licenses = defaults.licenses;
+        if licenses.is_empty() {
+            licenses.extend(metadata.get("general.license").and_then(Value::as_str).map(str::to_owned));
+        }
+        Ok(ModelDetails {
+            parent: defaults.parent,
+            licenses,
+            template: self.template().unwrap_or_default().to_owned(),
+            system: defaults.system.unwrap_or_default(),
+            parameters: defaults.parameters,
+            messages: defaults.messages,
+            metadata,
+        })
+    }
+
     /// Describes the model in the words that all backends share. `warm` is false: a store does not know what is loaded.
     #[must_use]
     pub fn to_model_info(&self) -> ModelInfo {
@@ -67,17 +152,18 @@ impl LocalModel {
             parameters: Some(self.info.parameters).filter(|&count| count > 0),
             quantization: self.info.quantization.clone(),
             context_tokens: self.info.context_length,
-            capabilities: self.info.capabilities(),
+            capabilities: self.capabilities(),
             warm: false,
         }
     }
 }
 
-/// Version of the manifests that are written; later ones are refused.
-pub(super) const MANIFEST_FORMAT: u32 = 1;
+/// Version of the manifests that are written; later ones are refused. Version 1 had no [`ModelDefaults`], and its `info` knew nothing of
+/// filling in.
+pub(super) const MANIFEST_FORMAT: u32 = 2;
 
 /// The file that gives a blob its name. It names the blob by hash, so that several names may stand for the same weights.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Manifest {
     pub(super) format: u32,
     pub(super) name: ModelName,
@@ -87,11 +173,19 @@ pub(super) struct Manifest {
     pub(super) source: ModelSource,
     /// The header's contents, so that listing models opens no weights.
     pub(super) info: GgufInfo,
+    #[serde(default, skip_serializing_if = "ModelDefaults::is_empty")]
+    pub(super) defaults: ModelDefaults,
 }
 
 impl Manifest {
+    /// Makes the model of the manifest and its weights, whose header is read again where the manifest is an older one's.
     pub(super) fn into_model(self, path: PathBuf) -> LocalModel {
-        let Self { format: _, name, sha256, size_bytes, modified_unix_s, source, info } = self;
-        LocalModel { name, path, sha256, size_bytes, modified_unix_s, source, info }
+        let Self { format, name, sha256, size_bytes, modified_unix_s, source, mut info, defaults } = self;
+        if format < MANIFEST_FORMAT
+            && let Ok(header) = GgufInfo::read(&path)
+        {
+            info = header;
+        }
+        LocalModel { name, path, sha256, size_bytes, modified_unix_s, source, info, defaults }
     }
 }

@@ -7,16 +7,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use bombus_core::chat::{Message, Role};
 use bombus_core::model::ModelName;
 use serde::Deserialize;
 
-use super::local::{LocalModel, ModelSource};
+use super::local::{LocalModel, ModelDefaults, ModelSource};
 use crate::gguf::GgufInfo;
 
 /// Media type of the layer that is the weights.
 pub(super) const MODEL_LAYER: &str = "application/vnd.ollama.image.model";
 /// Media type of a layer that changes the weights (LoRA).
 pub(super) const ADAPTER_LAYER: &str = "application/vnd.ollama.image.adapter";
+/// What the media types of all layers begin with.
+const LAYER: &str = "application/vnd.ollama.image.";
+/// Largest layer that is read into memory: templates and licences have some tens of kilobytes.
+const TEXT_LAYER_BYTES_MAX: u64 = 1 << 20;
 /// The registry that names without a host belong to.
 pub(super) const DEFAULT_REGISTRY: &str = "registry.ollama.ai";
 /// The namespace that names without one belong to.
@@ -127,10 +132,13 @@ impl OllamaModels {
         if fs::metadata(&path).ok()?.len() != size_bytes {
             return None;
         }
+        let info = self.header(&sha256, &path)?;
+        let defaults = defaults_of(directory, &parsed, &info);
         let modified = metadata.modified().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         Some(LocalModel {
             name,
-            info: self.header(&sha256, &path)?,
+            info,
+            defaults,
             path,
             sha256,
             size_bytes,
@@ -156,6 +164,49 @@ impl OllamaModels {
         }
         headers.insert(sha256.to_owned(), header.clone());
         Some(header)
+    }
+}
+
+/// Reads what an Ollama's model adds to its weights. Its template counts only where the weights have none of their own: the same
+/// template stands in both, and the file's can do more.
+fn defaults_of(directory: &Path, manifest: &OllamaManifest, info: &GgufInfo) -> ModelDefaults {
+    let mut defaults = ModelDefaults::default();
+    for layer in &manifest.layers {
+        let Some(kind) = layer.media_type.strip_prefix(LAYER) else { continue };
+        if !matches!(kind, "template" | "system" | "params" | "license" | "messages") {
+            continue;
+        }
+        let Some(text) = layer.text(directory) else { continue };
+        match kind {
+            "template" if info.chat_template.is_none() => defaults.template = Some(text),
+            "system" => defaults.system = Some(text),
+            "params" => defaults.parameters = serde_json::from_str(&text).unwrap_or_default(),
+            "license" => defaults.licenses.push(text),
+            "messages" => defaults.messages = messages_of(&text),
+            _ => {}
+        }
+    }
+    defaults
+}
+
+fn messages_of(text: &str) -> Vec<Message> {
+    #[derive(Deserialize)]
+    struct Turn {
+        role: Role,
+        #[serde(default)]
+        content: String,
+    }
+    let turns: Vec<Turn> = serde_json::from_str(text).unwrap_or_default();
+    turns.into_iter().map(|turn| Message::text(turn.role, turn.content)).collect()
+}
+
+impl OllamaLayer {
+    /// Reads a layer that is text; `None` for one that is not there or too large.
+    fn text(&self, directory: &Path) -> Option<String> {
+        let hash = self.digest.strip_prefix("sha256:").filter(|hash| super::store::is_sha256(hash))?;
+        let path = directory.join("blobs").join(format!("sha256-{hash}"));
+        fs::metadata(&path).ok().filter(|metadata| metadata.len() <= TEXT_LAYER_BYTES_MAX)?;
+        fs::read_to_string(path).ok()
     }
 }
 

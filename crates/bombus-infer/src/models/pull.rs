@@ -39,6 +39,14 @@ pub struct PullProgress {
     pub done_bytes: u64,
     /// Bytes of this stage, where known.
     pub total_bytes: Option<u64>,
+    /// SHA-256 of the weights, once it is known.
+    pub sha256: Option<[u8; 32]>,
+}
+
+impl PullProgress {
+    fn new(stage: PullStage, done_bytes: u64, total_bytes: Option<u64>) -> Self {
+        Self { stage, done_bytes, total_bytes, sha256: None }
+    }
 }
 
 /// A part of a pull.
@@ -173,7 +181,7 @@ pub async fn pull(
     let report: Report<'_> = &mut progress;
     let reference = Reference::parse(reference, &config.catalogue)?;
     let client = download::client(config)?;
-    report(PullProgress { stage: PullStage::Resolving, done_bytes: 0, total_bytes: None });
+    report(PullProgress::new(PullStage::Resolving, 0, None));
     let (name, from, weights) = match reference {
         Reference::Catalogue(entry) => of_catalogue(&entry)?,
         Reference::HuggingFace { name, repository, quantization } => {
@@ -186,6 +194,10 @@ pub async fn pull(
         }
     };
     let source = ModelSource::Pulled { from };
+    let mut sha256 = [0; 32];
+    let is_hash = hex::decode_to_slice(&weights.sha256, &mut sha256).is_ok();
+    let mut with_hash = |step| report(PullProgress { sha256: is_hash.then_some(sha256), ..step });
+    let report: Report<'_> = &mut with_hash;
     let lock = Arc::new(lock_blob(store, &weights, report).await?);
     if let Some(model) = adopt(store, &weights, &name, &source, &lock, report).await? {
         return Ok(model);
@@ -297,7 +309,7 @@ async fn lock_blob(store: &ModelStore, weights: &Weights, report: Report<'_>) ->
         }
         let partial = download::partial_path(store, &weights.sha256);
         let done_bytes = std::fs::metadata(partial).map_or(0, |metadata| metadata.len());
-        report(PullProgress { stage: PullStage::Waiting, done_bytes, total_bytes: Some(weights.size_bytes) });
+        report(PullProgress::new(PullStage::Waiting, done_bytes, Some(weights.size_bytes)));
         sleep(Duration::from_millis(250)).await;
     }
 }

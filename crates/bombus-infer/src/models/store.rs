@@ -1,32 +1,28 @@
 //! The directory of models: weights by hash, and one small manifest for each name.
 
 mod blob;
+mod derive;
+mod incoming;
+mod leftovers;
+mod manifests;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use bombus_core::model::ModelName;
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
+use bombus_core::model::{ModelName, ModelNameError};
 use tempfile::NamedTempFile;
 
-use super::local::{LocalModel, MANIFEST_FORMAT, Manifest, ModelSource};
+use self::leftovers::{PARTIAL_LEFT_AFTER, Partial};
+use super::local::{LocalModel, MANIFEST_FORMAT, ModelDefaults, ModelSource};
 use super::ollama::OllamaModels;
 use crate::gguf::{GgufError, GgufInfo};
 
 pub(super) use blob::{Hashed, free_bytes, hash_into, is_disk_full, is_sha256};
-
-/// An unfinished download that nobody has touched for so long is told of.
-const PARTIAL_LEFT_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// An unfinished download that nobody has touched for so long is deleted.
-const PARTIAL_DELETED_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
-/// A staging file that nobody has touched for so long was left by a process that died.
-const STAGING_LEFT_AFTER: Duration = Duration::from_secs(24 * 3600);
+pub use incoming::IncomingBlob;
 
 /// The models on this machine. Clones share one view; several processes may use one directory.
 ///
@@ -45,6 +41,9 @@ struct Inner {
 /// Says why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// The name is none.
+    #[error(transparent)]
+    Name(#[from] ModelNameError),
     /// There is no such model.
     #[error("model '{name}' not found here; `bombus models list` shows what there is")]
     NotFound {
@@ -131,6 +130,26 @@ pub enum StoreError {
         /// Its size.
         bytes: u64,
     },
+    /// No file with this hash was sent.
+    #[error("blob \"sha256:{sha256}\" not found: send it before the model is made of it")]
+    BlobNotFound {
+        /// SHA-256 in lower-case hex.
+        sha256: String,
+    },
+    /// What was sent has another hash than was said. It was deleted.
+    #[error("digest mismatch, expected \"sha256:{expected}\", got \"sha256:{found}\"")]
+    WrongHash {
+        /// What was said.
+        expected: String,
+        /// What it has.
+        found: String,
+    },
+    /// A file or a work that models are not made of here.
+    #[error("{reason}")]
+    NotSupported {
+        /// What, and what to do instead.
+        reason: String,
+    },
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -150,7 +169,8 @@ impl StoreError {
 
 impl ModelStore {
     /// Opens the directory, made if it is missing, without looking at any Ollama. Staging files that a dead process left more
-    /// than a day ago are deleted, and unfinished downloads that were not gone on with for 30 days.
+    /// than a day ago are deleted, files sent more than a day ago of which no model was made, and unfinished downloads that were not
+    /// gone on with for 30 days.
     ///
     /// # Errors
     ///
@@ -174,6 +194,7 @@ impl ModelStore {
         let store = Self(Arc::new(Inner { directory, ollama: OllamaModels::new(ollama) }));
         store.delete_left_staging();
         store.delete_left_partials();
+        store.delete_left_blobs();
         Ok(store)
     }
 
@@ -330,11 +351,13 @@ impl ModelStore {
         let Ok(info) = inspect(&blob) else { return Ok(None) };
         if let Ok(known) = self.read_manifest(&self.manifest_path(name))
             && known.sha256 == sha256
+            && known.defaults == ModelDefaults::default()
         {
             return Ok(Some(known));
         }
         let bytes = fs::metadata(&blob).map_err(StoreError::io(&blob))?.len();
-        self.write_manifest(name, &Hashed { sha256: sha256.to_owned(), bytes }, source.clone(), info).map(Some)
+        let hashed = Hashed { sha256: sha256.to_owned(), bytes };
+        self.write_manifest(name, &hashed, source.clone(), info, ModelDefaults::default()).map(Some)
     }
 
     /// Moves a whole and hashed file to its place among the weights and gives it its name.
@@ -350,35 +373,7 @@ impl ModelStore {
         let _lock = self.lock()?;
         let blob = self.blob_path(&hashed.sha256);
         fs::rename(file, &blob).map_err(StoreError::io(&blob))?;
-        self.write_manifest(name, hashed, source, info)
-    }
-
-    fn write_manifest(
-        &self,
-        name: &ModelName,
-        hashed: &Hashed,
-        source: ModelSource,
-        info: GgufInfo,
-    ) -> Result<LocalModel, StoreError> {
-        let modified_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
-        let manifest = Manifest {
-            format: MANIFEST_FORMAT,
-            name: name.clone(),
-            sha256: hashed.sha256.clone(),
-            size_bytes: hashed.bytes,
-            modified_unix_s,
-            source,
-            info,
-        };
-        let path = self.manifest_path(name);
-        let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has text keys only");
-        let mut staged = self.staging_file()?;
-        staged
-            .write_all(&text)
-            .and_then(|()| staged.as_file().sync_all())
-            .map_err(|error| self.write_error(&path, error, text.len() as u64))?;
-        staged.persist(&path).map_err(|error| StoreError::io(&path)(error.error))?;
-        Ok(manifest.into_model(self.blob_path(&hashed.sha256)))
+        self.write_manifest(name, hashed, source, info, ModelDefaults::default())
     }
 
     /// Tells a full disk from other failures to write.
@@ -390,72 +385,6 @@ impl ModelStore {
         StoreError::io(path)(error)
     }
 
-    /// A name's file: readable, safe on every file system, and different for names that differ in case only.
-    fn manifest_path(&self, name: &ModelName) -> PathBuf {
-        let readable: String = name
-            .as_str()
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' })
-            .take(60)
-            .collect();
-        let hash = hex::encode(&Sha256::digest(name.as_str())[..6]);
-        self.0.directory.join("manifests").join(format!("{readable}-{hash}.json"))
-    }
-
-    fn manifest_paths(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let directory = self.0.directory.join("manifests");
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(StoreError::io(&directory))? {
-            let path = entry.map_err(StoreError::io(&directory))?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                paths.push(path);
-            }
-        }
-        Ok(paths)
-    }
-
-    fn scan(&self) -> Result<(Vec<LocalModel>, Vec<StoreError>), StoreError> {
-        let (mut models, mut problems) = (Vec::new(), Vec::new());
-        for path in self.manifest_paths()? {
-            match self.read_manifest(&path) {
-                Ok(model) => models.push(model),
-                // Removed by another process since the directory was read.
-                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(problem) => problems.push(problem),
-            }
-        }
-        Ok((models, problems))
-    }
-
-    fn read_manifest(&self, path: &Path) -> Result<LocalModel, StoreError> {
-        let manifest = self.parse_manifest(path)?;
-        let blob = self.blob_path(&manifest.sha256);
-        let found_bytes = fs::metadata(&blob).ok().map(|metadata| metadata.len());
-        if found_bytes != Some(manifest.size_bytes) {
-            let Manifest { name, size_bytes: expected_bytes, .. } = manifest;
-            return Err(StoreError::DamagedBlob { name, path: blob, found_bytes, expected_bytes });
-        }
-        Ok(manifest.into_model(blob))
-    }
-
-    fn parse_manifest(&self, path: &Path) -> Result<Manifest, StoreError> {
-        #[derive(Deserialize)]
-        struct Format {
-            format: u32,
-        }
-        let text = fs::read(path).map_err(StoreError::io(path))?;
-        let damaged = |reason: String| StoreError::DamagedManifest { path: path.to_owned(), reason };
-        let Format { format } = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        if format > MANIFEST_FORMAT {
-            return Err(StoreError::NewerFormat { path: path.to_owned(), found: format });
-        }
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        if !is_sha256(&manifest.sha256) {
-            return Err(damaged("its sha256 is not 64 hex digits".into()));
-        }
-        Ok(manifest)
-    }
-
     /// Holds off other processes while names and weights change together.
     fn lock(&self) -> Result<File, StoreError> {
         let path = self.lock_path("store");
@@ -463,57 +392,6 @@ impl ModelStore {
         file.lock().map_err(StoreError::io(&path))?;
         Ok(file)
     }
-
-    /// Says whether any download is unfinished.
-    pub(super) fn has_partials(&self) -> bool {
-        !self.partials().is_empty()
-    }
-
-    fn partials(&self) -> Vec<Partial> {
-        let Ok(entries) = fs::read_dir(self.0.directory.join("blobs")) else { return Vec::new() };
-        let partial = |path: PathBuf| {
-            let metadata = fs::metadata(&path).ok()?;
-            let untouched = metadata.modified().ok()?.elapsed().unwrap_or_default();
-            Some(Partial { path, bytes: metadata.len(), untouched })
-        };
-        let paths = entries.flatten().map(|entry| entry.path());
-        paths
-            .filter(|path| path.extension().is_some_and(|extension| extension == "partial"))
-            .filter_map(partial)
-            .collect()
-    }
-
-    fn delete_left_partials(&self) {
-        for Partial { path, untouched, .. } in self.partials() {
-            if untouched > PARTIAL_DELETED_AFTER
-                && let Err(error) = fs::remove_file(&path)
-            {
-                tracing::warn!(path = %path.display(), %error, "an unfinished download cannot be deleted");
-            }
-        }
-    }
-
-    fn delete_left_staging(&self) {
-        let Ok(entries) = fs::read_dir(self.staging_path()) else { return };
-        for entry in entries.flatten() {
-            let age =
-                entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
-            if age.is_some_and(|age| age > STAGING_LEFT_AFTER) {
-                let path = entry.path();
-                let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                if let Err(error) = deleted {
-                    tracing::warn!(path = %path.display(), %error, "a left staging file cannot be deleted");
-                }
-            }
-        }
-    }
-}
-
-/// An unfinished download.
-struct Partial {
-    path: PathBuf,
-    bytes: u64,
-    untouched: Duration,
 }
 
 /// Reads a file's header and refuses what is no whole model.

@@ -131,7 +131,7 @@ mod tests {
 
     use bombus_core::model::ModelName;
     use bombus_infer::gguf::GgufInfo;
-    use bombus_infer::models::ModelSource;
+    use bombus_infer::models::{ModelDefaults, ModelSource};
 
     use super::*;
 
@@ -153,6 +153,7 @@ mod tests {
                 pooling_type: Some(3),
                 ..GgufInfo::default()
             },
+            defaults: ModelDefaults::default(),
         }
     }
 

@@ -24,7 +24,7 @@ pub(super) async fn watched<T: Send + 'static>(
         let done = Arc::clone(&done);
         move || work(&done)
     });
-    let mut tell = || report(PullProgress { stage, done_bytes: done.load(Ordering::Relaxed), total_bytes });
+    let mut tell = || report(PullProgress::new(stage, done.load(Ordering::Relaxed), total_bytes));
     tell();
     let mut tick = interval(TELL_EVERY);
     loop {

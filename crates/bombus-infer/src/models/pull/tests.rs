@@ -11,7 +11,7 @@ use bombus_testkit::registry::{Registry, manifest};
 use bombus_testkit::sha256;
 use tempfile::TempDir;
 
-use super::{PullConfig, PullError, PullProgress, PullStage, Secret, pull};
+use super::{PullConfig, PullError, PullStage, Secret, pull};
 use crate::models::{LocalModel, ModelStore};
 
 /// A store with the settings that point to doubles.
@@ -80,8 +80,9 @@ async fn a_model_comes_from_the_registry() {
     );
     let size = contents.len() as u64;
     assert_eq!(progress.first().unwrap().stage, PullStage::Resolving);
-    let last = PullProgress { stage: PullStage::Downloading, done_bytes: size, total_bytes: Some(size) };
-    assert_eq!(progress.last(), Some(&last));
+    let last = progress.last().unwrap();
+    assert_eq!((last.stage, last.done_bytes, last.total_bytes), (PullStage::Downloading, size, Some(size)));
+    assert_eq!(last.sha256.map(hex::encode), Some(sha256(&contents)));
 }
 
 #[tokio::test]
