@@ -1,12 +1,16 @@
+mod defaults;
+mod library;
+
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse};
-use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
-use bombus_infer::models::{LocalModel, ModelStore, StoreError};
-use bombus_infer::{Backend, BackendError, ChatStream, Health};
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, KeepAlive};
+use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
+use bombus_infer::models::{LocalModel, ModelStore, PullConfig, StoreError, StoreLibrary};
+use bombus_infer::{Backend, BackendError, ChatStream, Health, ModelLibrary};
 use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +21,12 @@ use crate::pool::{Lease, Machine, Pool, PoolHandle, RETRY_AFTER, context_tokens}
 
 /// A request whose engine process dies before the first token is tried once more, on the process that takes its place.
 const TRIES: u32 = 2;
+
 /// Runs the models of a [`ModelStore`] in engine processes of this node.
 pub struct EmbeddedBackend {
     config: EmbeddedConfig,
     store: ModelStore,
+    library: StoreLibrary,
     pool: PoolHandle,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -28,7 +34,8 @@ pub struct EmbeddedBackend {
 
 impl EmbeddedBackend {
     /// Starts without any model loaded. `program` is the executable that understands the argument `engine-worker`, normally this
-    /// process's own. Has to be called within a tokio runtime.
+    /// process's own. Has to be called within a tokio runtime. Where models are fetched from is what the environment says (see
+    /// [`PullConfig::from_env`]).
     #[must_use]
     pub fn start(config: EmbeddedConfig, store: ModelStore, program: PathBuf) -> Self {
         let stop = CancellationToken::new();
@@ -39,7 +46,8 @@ impl EmbeddedBackend {
                 tracing::error!("the engine's pool failed; restart the node");
             }
         });
-        Self { config, store, pool: handle, stop, task: Mutex::new(Some(task)) }
+        let library = StoreLibrary::new(store.clone(), PullConfig::from_env());
+        Self { config, store, library, pool: handle, stop, task: Mutex::new(Some(task)) }
     }
 
     /// Ends all engine processes.
@@ -74,7 +82,7 @@ impl EmbeddedBackend {
     ) -> Result<T, BackendError> {
         let store = self.store.clone();
         match tokio::task::spawn_blocking(move || read(&store)).await {
-            Ok(result) => result.map_err(store_failure),
+            Ok(result) => Ok(result?),
             Err(_) => Err(BackendError::Unavailable { reason: "the model store could not be read".into() }),
         }
     }
@@ -87,8 +95,8 @@ impl EmbeddedBackend {
         }
     }
 
-    async fn acquire(&self, model: &LocalModel) -> Result<Lease, BackendError> {
-        let lease = self.pool.acquire(model.clone()).await?;
+    async fn acquire(&self, model: &LocalModel, keep_alive: Option<KeepAlive>) -> Result<Lease, BackendError> {
+        let lease = self.pool.acquire(model.clone(), keep_alive).await?;
         if lease.process.load() >= self.config.requests_max() {
             return Err(BackendError::Overloaded { retry_after: RETRY_AFTER });
         }
@@ -107,15 +115,16 @@ impl Backend for EmbeddedBackend {
         Ok(self.get(name.clone()).await?.map(|model| self.describe(&model)))
     }
 
-    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+    async fn chat(&self, mut request: ChatRequest) -> Result<ChatStream, BackendError> {
         let model = self.find(&request.model).await?;
-        if !model.info.capabilities().contains(&ModelCapability::Completion) {
+        if !model.capabilities().contains(&ModelCapability::Completion) {
             let message = format!("model '{}' makes embeddings, it does not generate text", model.name);
             return Err(BackendError::Unsupported { param: "model", message });
         }
+        defaults::apply(&model.defaults, &mut request);
         let mut died = String::new();
         for _ in 0..TRIES {
-            let lease = self.acquire(&model).await?;
+            let lease = self.acquire(&model, request.keep_alive).await?;
             let failure = match lease.process.chat(request.clone()).await {
                 Ok(mut run) => match run.next().await {
                     Some(Ok(first)) => return Ok(stream(lease, run, first)),
@@ -131,15 +140,15 @@ impl Backend for EmbeddedBackend {
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
         let model = self.find(&request.model).await?;
-        if !model.info.capabilities().contains(&ModelCapability::Embedding) {
+        if !model.capabilities().contains(&ModelCapability::Embedding) {
             let message = format!("model '{}' does not make embeddings", model.name);
             return Err(BackendError::Unsupported { param: "model", message });
         }
         let mut died = String::new();
         for _ in 0..TRIES {
-            let lease = self.acquire(&model).await?;
-            match lease.process.embed(request.inputs.clone()).await {
-                Ok(response) => return Ok(response),
+            let lease = self.acquire(&model, request.keep_alive).await?;
+            match lease.process.embed(request.inputs.clone(), request.truncate).await {
+                Ok(response) => return shortened(response, request.dimensions),
                 Err(failure) => died = retry_reason(&model, failure)?,
             }
         }
@@ -150,14 +159,66 @@ impl Backend for EmbeddedBackend {
         let missing = crate::cpu::missing_features();
         if missing.is_empty() { Health::Ready } else { Health::Unavailable(crate::cpu::explain(&missing)) }
     }
+
+    async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {
+        let name = name.clone();
+        let read = |model: LocalModel| {
+            model.details().map_err(|source| StoreError::Unusable { path: model.path.clone(), source })
+        };
+        self.in_store(move |store| store.get(&name)?.map(read).transpose()).await
+    }
+
+    async fn running(&self) -> Result<Vec<RunningModel>, BackendError> {
+        let now = SystemTime::now();
+        let unix_s = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let running = self.pool.running().await?.into_iter().map(|engine| {
+            let memory_bytes = engine.memory_mb << 20;
+            RunningModel {
+                info: self.describe(&engine.model),
+                memory_bytes,
+                // Without a GPU's support in this build nothing goes there.
+                gpu_bytes: if self.config.gpu_layers > 0 && crate::HAS_GPU { memory_bytes } else { 0 },
+                context_tokens: context_tokens(&engine.model, &self.config),
+                expires_unix_s: engine.expires_in.map(|rest| unix_s(now + rest)),
+            }
+        });
+        Ok(running.collect())
+    }
+
+    async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
+        if keep_alive == Some(KeepAlive::Seconds(0)) {
+            return self.unload(model).await;
+        }
+        let model = self.find(model).await?;
+        self.pool.acquire(model, keep_alive).await.map(drop)
+    }
+
+    async fn unload(&self, model: &str) -> Result<(), BackendError> {
+        let model = self.find(model).await?;
+        self.pool.unload(model.path).await
+    }
+
+    fn library(&self) -> Option<&dyn ModelLibrary> {
+        Some(self)
+    }
 }
 
-fn store_failure(error: StoreError) -> BackendError {
-    let reason = error.to_string();
-    match error {
-        StoreError::DamagedBlob { name, .. } => BackendError::ModelUnusable { model: name.to_string(), reason },
-        _ => BackendError::Unavailable { reason },
+/// Cuts vectors to the length that was asked for, and scales them to length 1 again.
+fn shortened(mut response: EmbedResponse, dimensions: Option<u32>) -> Result<EmbedResponse, BackendError> {
+    let Some(dimensions) = dimensions.map(|dimensions| dimensions as usize) else { return Ok(response) };
+    for vector in &mut response.vectors {
+        if dimensions == 0 || dimensions > vector.len() {
+            let message =
+                format!("dimensions is {dimensions}, but has to be from 1 to {} for this model", vector.len());
+            return Err(BackendError::InvalidRequest { param: Some("dimensions"), message });
+        }
+        vector.truncate(dimensions);
+        let length = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        if length > 0.0 {
+            vector.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
+        }
     }
+    Ok(response)
 }
 
 /// Returns how the process died where trying again makes sense, else the error.
@@ -189,4 +250,20 @@ fn stream(lease: Lease, mut run: ChatRun, first: ChatEvent) -> ChatStream {
             next = run.next().await;
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shorter_vectors_have_length_one_again() {
+        let response = || EmbedResponse { vectors: vec![vec![0.6, 0.0, 0.8]], prompt_tokens: 1 };
+        assert_eq!(shortened(response(), None), Ok(response()));
+        assert_eq!(shortened(response(), Some(2)).unwrap().vectors, [[1.0, 0.0]]);
+        for refused in [0, 4] {
+            let error = shortened(response(), Some(refused)).unwrap_err();
+            assert!(error.to_string().contains("from 1 to 3"), "{error}");
+        }
+    }
 }

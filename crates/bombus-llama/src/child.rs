@@ -174,11 +174,13 @@ impl EngineProcess {
     }
 
     /// Makes embedding vectors.
-    pub(crate) async fn embed(&self, inputs: Vec<EmbedInput>) -> Result<EmbedResponse, RunFailure> {
+    pub(crate) async fn embed(&self, inputs: Vec<EmbedInput>, truncate: bool) -> Result<EmbedResponse, RunFailure> {
         let (sender, response) = oneshot::channel();
         let id = self.register(Pending::Embed(sender))?;
         let _cancel = CancelOnDrop { process: self, id };
-        self.send(Some(id), &ToWorker::Embed { id, inputs }).await.map_err(|error| too_long("inputs", &error))?;
+        self.send(Some(id), &ToWorker::Embed { id, inputs, truncate })
+            .await
+            .map_err(|error| too_long("inputs", &error))?;
         response.await.unwrap_or_else(|_| Err(self.died()))
     }
 
@@ -310,7 +312,7 @@ impl ChatRun {
             return None;
         }
         let event = self.events.recv().await.unwrap_or_else(|| Err(self.process.died()));
-        self.ended = !matches!(event, Ok(ChatEvent::Delta(_) | ChatEvent::ToolCall(_)));
+        self.ended = matches!(event, Ok(ChatEvent::Done { .. }) | Err(_));
         self.taken += 1;
         if self.taken == CREDIT_EVENTS / 2 && !self.ended {
             // So short a message always fits.

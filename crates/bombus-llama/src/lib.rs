@@ -21,3 +21,6 @@ pub use worker::engine_worker;
 
 /// Version of the llama.cpp that is built in.
 pub const LLAMA_CPP_VERSION: &str = "0.6.0 (llama-cpp-2 0.1.160)";
+
+/// Whether this build can put models on a GPU.
+const HAS_GPU: bool = cfg!(any(feature = "cuda", feature = "metal", feature = "rocm", feature = "vulkan"));

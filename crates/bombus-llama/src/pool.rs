@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bombus_core::chat::KeepAlive;
 use bombus_infer::BackendError;
 use bombus_infer::models::LocalModel;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -76,23 +77,60 @@ impl Drop for TellOnDrop {
     }
 }
 
+/// A model in memory.
+pub(crate) struct RunningEngine {
+    pub(crate) model: LocalModel,
+    pub(crate) memory_mb: u64,
+    /// How long it stays if nobody uses it; `None`: until the memory is needed.
+    pub(crate) expires_in: Option<Duration>,
+}
+
 enum Input {
-    Acquire { model: Box<LocalModel>, reply: Reply, span: Span },
+    Acquire { model: Box<LocalModel>, keep_alive: Option<KeepAlive>, reply: Reply, span: Span },
+    Unload { key: Key, reply: oneshot::Sender<()> },
+    Running { reply: oneshot::Sender<Vec<RunningEngine>> },
     Loaded { key: Key, start: u64, result: Result<EngineProcess, LoadError> },
     Exited { key: Key, start: u64, reason: String },
 }
 
 impl PoolHandle {
-    /// Waits for a process that has the model loaded.
+    /// Waits for a process that has the model loaded. `keep_alive` says from then on how long it stays unused; without it that remains
+    /// as it was, and is what the configuration says at first.
     ///
     /// # Errors
     ///
     /// [`BackendError::OutOfMemory`], [`BackendError::ModelUnusable`], [`BackendError::Overloaded`], [`BackendError::Unavailable`].
-    pub(crate) async fn acquire(&self, model: LocalModel) -> Result<Lease, BackendError> {
+    pub(crate) async fn acquire(
+        &self,
+        model: LocalModel,
+        keep_alive: Option<KeepAlive>,
+    ) -> Result<Lease, BackendError> {
+        let model = Box::new(model);
+        self.ask(|reply| Input::Acquire { model, keep_alive, reply, span: Span::current() }).await?
+    }
+
+    /// Has a model leave memory: now, or when its last request is done.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unavailable`] where the pool is gone.
+    pub(crate) async fn unload(&self, key: Key) -> Result<(), BackendError> {
+        self.ask(|reply| Input::Unload { key, reply }).await
+    }
+
+    /// Lists the models in memory.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unavailable`] where the pool is gone.
+    pub(crate) async fn running(&self) -> Result<Vec<RunningEngine>, BackendError> {
+        self.ask(|reply| Input::Running { reply }).await
+    }
+
+    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, BackendError> {
         let (reply, answer) = oneshot::channel();
-        let input = Input::Acquire { model: Box::new(model), reply, span: Span::current() };
-        self.inbox.send(input).await.map_err(|_| self.gone())?;
-        answer.await.map_err(|_| self.gone())?
+        self.inbox.send(input(reply)).await.map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())
     }
 
     fn gone(&self) -> BackendError {
@@ -120,6 +158,8 @@ pub(crate) struct Pool {
     inbox: mpsc::Receiver<Input>,
     own_inbox: mpsc::Sender<Input>,
     engines: HashMap<Key, Engine>,
+    /// How long models stay that a request said it of.
+    keep_alive: HashMap<Key, KeepAlive>,
     /// Processes that were told to end and have not yet, by their start, with the memory that they still take in MB.
     stopping: HashMap<u64, u64>,
     /// Processes started so far.
@@ -166,6 +206,7 @@ impl Pool {
             inbox,
             own_inbox,
             engines: HashMap::new(),
+            keep_alive: HashMap::new(),
             stopping: HashMap::new(),
             starts: 0,
             waiting: VecDeque::new(),
@@ -187,7 +228,7 @@ impl Pool {
                 biased;
                 () = stop.cancelled() => return,
                 Some(input) = self.inbox.recv() => self.on_input(input),
-                () = released.notified() => {}
+                () = released.notified() => self.unload_unused(),
                 () = tokio::time::sleep_until(next_start.unwrap_or_else(Instant::now)), if next_start.is_some() => {}
                 _ = idle_check.tick() => self.on_tick(),
             }
@@ -200,13 +241,57 @@ impl Pool {
     fn on_input(&mut self, input: Input) {
         match input {
             // What a request causes is logged under its id.
-            Input::Acquire { model, reply, span } => span.in_scope(|| self.on_acquire(model, reply)),
+            Input::Acquire { model, keep_alive, reply, span } => span.in_scope(|| {
+                self.note_keep_alive(&model.path, keep_alive);
+                self.on_acquire(model, reply);
+            }),
+            Input::Unload { key, reply } => {
+                self.on_unload(key);
+                let _ = reply.send(());
+            }
+            Input::Running { reply } => drop(reply.send(self.running())),
             Input::Loaded { key, start, result } => self.on_loaded(&key, start, result),
             Input::Exited { key, start, reason } => self.on_exited(&key, start, reason),
         }
     }
 
+    fn note_keep_alive(&mut self, key: &Path, keep_alive: Option<KeepAlive>) {
+        match keep_alive {
+            Some(keep_alive) => drop(self.keep_alive.insert(key.to_owned(), keep_alive)),
+            // It was about to leave, and is wanted again.
+            None if self.keep_alive.get(key) == Some(&KeepAlive::Seconds(0)) => drop(self.keep_alive.remove(key)),
+            None => {}
+        }
+    }
+
+    fn on_unload(&mut self, key: Key) {
+        if self.engines.contains_key(&key) {
+            self.keep_alive.insert(key, KeepAlive::Seconds(0));
+            self.unload_unused();
+            self.publish_warm();
+        }
+    }
+
+    fn running(&self) -> Vec<RunningEngine> {
+        let running = |(key, engine): (&Key, &Engine)| {
+            let used_at = engine.used_at()?;
+            let unused = if engine.is_idle() { used_at.elapsed() } else { Duration::ZERO };
+            Some(RunningEngine {
+                model: (*engine.model).clone(),
+                memory_mb: engine.need.total_mb(),
+                expires_in: self.idle_limit(key).map(|limit| limit.saturating_sub(unused)),
+            })
+        };
+        self.engines.iter().filter_map(running).collect()
+    }
+
     fn on_acquire(&mut self, model: Box<LocalModel>, reply: Reply) {
+        // Several names may stand for the same weights; the last one used is shown.
+        if let Some(engine) = self.engines.get_mut(&model.path)
+            && engine.model.name != model.name
+        {
+            engine.model.clone_from(&model);
+        }
         // A request that saw its process die may be here before the news of the death.
         if let Some(Engine { state: State::Ready { process, .. }, start, .. }) = self.engines.get(&model.path)
             && let Some(reason) = process.death()
@@ -317,6 +402,7 @@ impl Pool {
                 // The next request tries again: the file may have been replaced.
                 let model = engine.model.name.to_string();
                 self.engines.remove(key);
+                self.keep_alive.remove(key);
                 let error = if failure.out_of_memory {
                     BackendError::OutOfMemory {
                         message: format!("model '{model}' cannot be loaded: {}", failure.reason),
@@ -395,6 +481,7 @@ impl Pool {
     }
 
     fn unload(&mut self, key: &Path, why: &str) {
+        self.keep_alive.remove(key);
         if let Some(engine) = self.engines.remove(key) {
             tracing::info!(model.name = %engine.model.name, why, "unloaded");
             self.stopping.insert(engine.start, engine.memory_mb());
@@ -405,15 +492,29 @@ impl Pool {
         for engine in self.engines.values_mut() {
             engine.note_use();
         }
-        let limit = Duration::from_secs(self.config.idle_unload_s);
-        if !limit.is_zero() {
-            let is_over = |engine: &Engine| engine.used_at().is_some_and(|used_at| used_at.elapsed() >= limit);
-            let over: Vec<Key> = self.engines.iter().filter(|(_, e)| is_over(e)).map(|(key, _)| key.clone()).collect();
-            for key in over {
-                self.unload(&key, "unused");
-            }
-        }
+        self.unload_unused();
         self.refuse_overdue();
+    }
+
+    /// Ends processes that nobody has used for as long as they may stay.
+    fn unload_unused(&mut self) {
+        let is_over = |(key, engine): &(&Key, &Engine)| {
+            let unused = engine.used_at().filter(|_| engine.is_idle()).map(|used_at| used_at.elapsed());
+            self.idle_limit(key).zip(unused).is_some_and(|(limit, unused)| unused >= limit)
+        };
+        let over: Vec<Key> = self.engines.iter().filter(is_over).map(|(key, _)| key.clone()).collect();
+        for key in over {
+            self.unload(&key, "unused");
+        }
+    }
+
+    /// Returns how long a model may stay unused; `None`: until its memory is needed.
+    fn idle_limit(&self, key: &Path) -> Option<Duration> {
+        match self.keep_alive.get(key) {
+            Some(KeepAlive::Forever) => None,
+            Some(KeepAlive::Seconds(seconds)) => Some(Duration::from_secs(*seconds)),
+            None => Some(Duration::from_secs(self.config.idle_unload_s)).filter(|limit| !limit.is_zero()),
+        }
     }
 
     fn publish_warm(&self) {

@@ -29,6 +29,8 @@ pub(crate) enum ToWorker {
     Embed {
         id: RunId,
         inputs: Vec<EmbedInput>,
+        /// Whether the ends of inputs that are too long are cut off.
+        truncate: bool,
     },
     Credit {
         id: RunId,
@@ -126,7 +128,18 @@ impl From<RunError> for BackendError {
 }
 
 fn known_param(name: &str) -> &'static str {
-    const PARAMS: [&str; 7] = ["inputs", "logit_bias", "messages", "model", "response_format", "tool_choice", "tools"];
+    const PARAMS: [&str; 10] = [
+        "inputs",
+        "logit_bias",
+        "messages",
+        "model",
+        "response_format",
+        "suffix",
+        "template",
+        "think",
+        "tool_choice",
+        "tools",
+    ];
     PARAMS.into_iter().find(|known| *known == name).unwrap_or("prompt")
 }
 

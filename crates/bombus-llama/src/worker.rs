@@ -3,7 +3,9 @@
 //! It is a process of its own since every assertion of GGML ends the process. It lives as long as its stdin.
 
 mod embedder;
+mod fit;
 mod generator;
+mod go_template;
 mod log;
 mod pace;
 mod prompt;
@@ -13,6 +15,7 @@ mod schema;
 mod shelf;
 mod template;
 mod text;
+mod thinking;
 mod tools;
 
 use std::convert::Infallible;
@@ -206,11 +209,20 @@ fn names_pooling(model: &LlamaModel) -> bool {
 }
 
 /// What computes requests, one round after the other.
-trait Engine {
+pub(crate) trait Engine {
+    /// Takes a message of the node.
     fn take(&mut self, message: ToWorker);
-    fn take_prepared(&mut self, id: RunId, run: Result<Run, RunError>);
+
+    /// Takes a chat request whose prompt has been read into the queue, or tells why it can't be computed.
+    fn take_prepared(&mut self, id: RunId, prepared: Result<Run, RunError>);
+
+    /// Returns whether a round would compute anything.
     fn has_work(&self) -> bool;
+
+    /// Computes one piece of every run, or one batch of the request whose turn it is.
     fn round(&mut self);
+
+    /// Takes the messages that are ready for the node.
     fn take_messages(&mut self) -> impl Iterator<Item = FromWorker>;
 }
 
@@ -256,61 +268,4 @@ fn send(messages: impl IntoIterator<Item = FromWorker>, outbox: &mut impl Write)
         any = true;
     }
     if any { outbox.flush() } else { Ok(()) }
-}
-
-impl Engine for Generator<'_> {
-    fn take(&mut self, message: ToWorker) {
-        match message {
-            ToWorker::Credit { id, events } => self.add_credit(id, events),
-            ToWorker::Cancel { id } => self.cancel(id),
-            ToWorker::Load(_) | ToWorker::Chat { .. } | ToWorker::Embed { .. } => {
-                tracing::error!("a message that a text model cannot serve");
-            }
-        }
-    }
-
-    fn take_prepared(&mut self, id: RunId, run: Result<Run, RunError>) {
-        self.submit(id, run);
-    }
-
-    fn has_work(&self) -> bool {
-        self.has_work()
-    }
-
-    fn round(&mut self) {
-        self.round();
-    }
-
-    fn take_messages(&mut self) -> impl Iterator<Item = FromWorker> {
-        self.take_messages()
-    }
-}
-
-impl Engine for Embedder<'_> {
-    fn take(&mut self, message: ToWorker) {
-        match message {
-            ToWorker::Embed { id, inputs } => self.submit(id, &inputs),
-            ToWorker::Cancel { id } => self.cancel(id),
-            ToWorker::Credit { .. } => {}
-            ToWorker::Load(_) | ToWorker::Chat { .. } => {
-                tracing::error!("a message that an embedding model cannot serve");
-            }
-        }
-    }
-
-    fn take_prepared(&mut self, _: RunId, _: Result<Run, RunError>) {
-        tracing::error!("an embedding model answers no chat");
-    }
-
-    fn has_work(&self) -> bool {
-        self.has_work()
-    }
-
-    fn round(&mut self) {
-        self.round();
-    }
-
-    fn take_messages(&mut self) -> impl Iterator<Item = FromWorker> {
-        self.take_messages()
-    }
 }

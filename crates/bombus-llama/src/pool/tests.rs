@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use bombus_core::chat::EmbedInput;
+use bombus_core::chat::{EmbedInput, KeepAlive};
 use bombus_infer::BackendError;
 use bombus_infer::models::LocalModel;
 use tempfile::TempDir;
@@ -48,7 +48,7 @@ impl Bench {
     }
 
     async fn acquire(&self, model: &LocalModel) -> Result<Lease, BackendError> {
-        timeout(LIMIT, self.pool.acquire(model.clone())).await.expect("the pool answers in time")
+        timeout(LIMIT, self.pool.acquire(model.clone(), None)).await.expect("the pool answers in time")
     }
 
     /// Has the process of a model die, and waits for the news.
@@ -136,7 +136,7 @@ async fn an_embedding_fails_with_its_process_and_works_on_the_next() {
     let model = bench.model("a", "load");
     let lease = bench.acquire(&model).await.unwrap();
     let embed = |lease: Lease, text: &'static str| async move {
-        timeout(LIMIT, lease.process.embed(vec![EmbedInput::Text(text.into())])).await.unwrap()
+        timeout(LIMIT, lease.process.embed(vec![EmbedInput::Text(text.into())], false)).await.unwrap()
     };
     let failure = embed(lease, "die").await;
     let Err(RunFailure::Died(reason)) = failure else { panic!("{failure:?}") };
@@ -151,7 +151,7 @@ async fn a_model_gets_its_turn_though_another_is_never_idle() {
     let (busy, wanted) = (bench.model("busy", "load"), bench.model("wanted", "load"));
     let mut held = bench.acquire(&busy).await.unwrap();
     let (pool, other) = (bench.pool.clone(), wanted.clone());
-    let mut turn = tokio::spawn(async move { pool.acquire(other).await });
+    let mut turn = tokio::spawn(async move { pool.acquire(other, None).await });
     // Each request comes before the last is done, as with steady traffic.
     let lease = timeout(LIMIT, async {
         loop {
@@ -186,7 +186,7 @@ async fn nothing_is_unloaded_where_that_would_not_make_enough_room() {
     let lease = bench.acquire(&held).await.unwrap();
     drop(bench.acquire(&idle).await.unwrap());
     let (pool, other) = (bench.pool.clone(), large.clone());
-    let waiting = tokio::spawn(async move { pool.acquire(other).await });
+    let waiting = tokio::spawn(async move { pool.acquire(other, None).await });
     // Requests are served in turn, so the pool has seen the one for the large model when it answers this one.
     tokio::task::yield_now().await;
     assert!(answers(&bench.acquire(&held).await.unwrap()).await);
@@ -214,10 +214,10 @@ async fn requests_to_a_pool_that_failed_are_told_so() {
     drop(pool);
     let folder = tempfile::tempdir().unwrap();
     let model = scripted::model(folder.path(), "a", 1, "load");
-    let error = handle.acquire(model.clone()).await.err().unwrap();
+    let error = handle.acquire(model.clone(), None).await.err().unwrap();
     assert!(error.to_string().contains("restart the node"), "{error}");
     stop.cancel();
-    let error = handle.acquire(model).await.err().unwrap();
+    let error = handle.acquire(model, None).await.err().unwrap();
     assert!(error.to_string().contains("shutting down"), "{error}");
 }
 
@@ -230,7 +230,7 @@ async fn no_more_requests_wait_for_a_model_than_may() {
     let requests: Vec<_> = (0..5)
         .map(|_| {
             let (pool, model) = (bench.pool.clone(), wanted.clone());
-            tokio::spawn(async move { pool.acquire(model).await.map(drop) })
+            tokio::spawn(async move { pool.acquire(model, None).await.map(drop) })
         })
         .collect();
     tokio::task::yield_now().await;
@@ -245,4 +245,50 @@ async fn no_more_requests_wait_for_a_model_than_may() {
         }
     }
     assert_eq!(refused, 2);
+}
+
+async fn leaves(bench: &Bench, model: &LocalModel) {
+    let gone = async {
+        while bench.pool.is_warm(&model.path) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LIMIT, gone).await.expect("the model leaves");
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_to_be_kept_leaves_with_its_last_request() {
+    let bench = Bench::with_memory(1_000);
+    let model = bench.model("a", "load");
+    let keep = |keep| timeout(LIMIT, bench.pool.acquire(model.clone(), keep));
+    let first = keep(Some(KeepAlive::Seconds(0))).await.unwrap().unwrap();
+    let second = bench.acquire(&model).await.unwrap();
+    drop(first);
+    // The second said nothing, so it is kept as the configuration says.
+    drop(second);
+    assert!(answers(&bench.acquire(&model).await.unwrap()).await);
+    let running = bench.pool.running().await.unwrap();
+    assert!(matches!(&running[..], [engine] if engine.expires_in.is_some_and(|rest| rest > Duration::from_secs(200))));
+
+    let held = keep(Some(KeepAlive::Forever)).await.unwrap().unwrap();
+    assert_eq!(bench.pool.running().await.unwrap()[0].expires_in, None);
+    bench.pool.unload(model.path.clone()).await.unwrap();
+    assert!(answers(&held).await, "a running request is not disturbed");
+    drop(held);
+    leaves(&bench, &model).await;
+    assert!(bench.pool.running().await.unwrap().is_empty());
+    assert_eq!(starts(&model), 1);
+}
+
+#[tokio::test]
+async fn names_for_the_same_weights_share_a_process() {
+    let bench = Bench::with_memory(1_000);
+    let model = bench.model("a", "load");
+    let other = LocalModel { name: bombus_core::model::ModelName::parse("b").unwrap(), ..model.clone() };
+    let (one, two) = (bench.acquire(&model).await.unwrap(), bench.acquire(&other).await.unwrap());
+    assert!(answers(&one).await && answers(&two).await);
+    assert_eq!(starts(&model), 1);
+    let names: Vec<String> =
+        bench.pool.running().await.unwrap().iter().map(|engine| engine.model.name.to_string()).collect();
+    assert_eq!(names, ["b:latest"]);
 }

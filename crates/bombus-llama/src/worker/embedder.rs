@@ -7,9 +7,10 @@ use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::token::LlamaToken;
 
-use super::RunError;
 use super::prompt::PromptReader;
-use crate::protocol::{FromWorker, LoadOptions, RunId};
+use super::run::Run;
+use super::{Engine, RunError};
+use crate::protocol::{FromWorker, LoadOptions, RunId, ToWorker};
 
 /// Tokens of several inputs that are computed in one round; a single input may be longer. Until a round ends, cancels wait.
 const ROUND_TOKENS: usize = 512;
@@ -47,45 +48,21 @@ impl<'m> Embedder<'m> {
     }
 
     /// Takes a request into the queue, or refuses it.
-    pub(crate) fn submit(&mut self, id: RunId, inputs: &[EmbedInput]) {
-        match inputs.iter().map(|input| self.read(input)).collect() {
+    fn submit(&mut self, id: RunId, inputs: &[EmbedInput], truncate: bool) {
+        match inputs.iter().map(|input| self.read(input, truncate)).collect() {
             Ok(inputs) => self.jobs.push_back(Job { id, inputs, vectors: Vec::new() }),
             Err(error) => self.outbox.push(FromWorker::Failed { id, error }),
         }
     }
 
     /// Forgets a request.
-    pub(crate) fn cancel(&mut self, id: RunId) {
+    fn cancel(&mut self, id: RunId) {
         self.jobs.retain(|job| job.id != id);
     }
 
-    /// Returns whether a round would compute anything.
-    pub(crate) fn has_work(&self) -> bool {
-        !self.jobs.is_empty()
-    }
-
-    /// Takes the messages that are ready for the node.
-    pub(crate) fn take_messages(&mut self) -> impl Iterator<Item = FromWorker> {
-        self.outbox.drain(..)
-    }
-
-    /// Computes one batch of the request whose turn it is.
-    pub(crate) fn round(&mut self) {
-        let Some(mut job) = self.jobs.pop_front() else { return };
-        match self.compute_batch(&mut job) {
-            Err(error) => self.outbox.push(FromWorker::Failed { id: job.id, error }),
-            Ok(()) if job.vectors.len() < job.inputs.len() => self.jobs.push_back(job),
-            Ok(()) => {
-                let tokens: usize = job.inputs.iter().map(Vec::len).sum();
-                let prompt_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-                let response = EmbedResponse { vectors: job.vectors, prompt_tokens };
-                self.outbox.push(FromWorker::Embedded { id: job.id, response });
-            }
-        }
-    }
-
-    fn read(&self, input: &EmbedInput) -> Result<Vec<LlamaToken>, RunError> {
-        let tokens = self.prompts.read_input(input)?;
+    fn read(&self, input: &EmbedInput, truncate: bool) -> Result<Vec<LlamaToken>, RunError> {
+        let most = if truncate { self.batch_tokens } else { usize::MAX };
+        let tokens = self.prompts.read_input(input, most)?;
         if tokens.is_empty() {
             return Err(RunError::invalid("inputs", "an input is empty"));
         }
@@ -123,6 +100,45 @@ impl<'m> Embedder<'m> {
             job.vectors.push(normalised(vector)?);
         }
         Ok(())
+    }
+}
+
+impl Engine for Embedder<'_> {
+    fn take(&mut self, message: ToWorker) {
+        match message {
+            ToWorker::Embed { id, inputs, truncate } => self.submit(id, &inputs, truncate),
+            ToWorker::Cancel { id } => self.cancel(id),
+            ToWorker::Credit { .. } => {}
+            ToWorker::Load(_) | ToWorker::Chat { .. } => {
+                tracing::error!("a message that an embedding model cannot serve");
+            }
+        }
+    }
+
+    fn take_prepared(&mut self, _: RunId, _: Result<Run, RunError>) {
+        tracing::error!("an embedding model answers no chat");
+    }
+
+    fn has_work(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    fn round(&mut self) {
+        let Some(mut job) = self.jobs.pop_front() else { return };
+        match self.compute_batch(&mut job) {
+            Err(error) => self.outbox.push(FromWorker::Failed { id: job.id, error }),
+            Ok(()) if job.vectors.len() < job.inputs.len() => self.jobs.push_back(job),
+            Ok(()) => {
+                let tokens: usize = job.inputs.iter().map(Vec::len).sum();
+                let prompt_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+                let response = EmbedResponse { vectors: job.vectors, prompt_tokens };
+                self.outbox.push(FromWorker::Embedded { id: job.id, response });
+            }
+        }
+    }
+
+    fn take_messages(&mut self) -> impl Iterator<Item = FromWorker> {
+        self.outbox.drain(..)
     }
 }
 

@@ -1,23 +1,24 @@
 //! Continuous batching: one round after the other, each computing a piece of every run.
 
 use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
 use std::time::Instant;
 
 use bombus_core::chat::FinishReason;
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
-use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::{LlamaModel, RopeType};
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::{LlamaStateSeqFlags, SeqState};
 
-use super::RunError;
 use super::pace::{Demand, Pace, plan};
 use super::prompt::PromptReader;
 use super::run::Run;
 use super::sampler;
 use super::shelf::{Shelf, common_prefix};
-use crate::protocol::{FromWorker, LoadOptions, RunId};
+use super::{Engine, RunError};
+use crate::protocol::{FromWorker, LoadOptions, RunId, ToWorker};
 
 /// A prefix has to be at least this much longer elsewhere to be copied from there.
 const COPY_TOKENS_MIN: usize = 16;
@@ -42,6 +43,8 @@ pub(crate) struct Generator<'m> {
     cancelled: HashSet<RunId>,
     /// Set after a run lost its slot for want of cache: nothing is admitted before another run has ended.
     cache_is_full: bool,
+    /// Whether keys and values can be moved to other positions.
+    can_shift: bool,
     pace: Pace,
     rounds: u64,
     outbox: Vec<FromWorker>,
@@ -55,9 +58,18 @@ struct Slot {
     run: Option<Run>,
     /// Round of the last use.
     used_at: u64,
+    /// How many of the first cells may also belong to other slots.
+    shared: usize,
+    /// From where on the cache is not what these tokens alone make of it, since it was computed with others before it.
+    shifted_from: Option<usize>,
 }
 
 impl Slot {
+    /// Returns how many of these tokens, from the first on, the cache holds as if they had been computed anew.
+    fn holds(&self, tokens: &[LlamaToken]) -> usize {
+        common_prefix(&self.cached, tokens).min(self.shifted_from.unwrap_or(usize::MAX))
+    }
+
     fn demand(&self) -> Demand {
         match &self.run {
             Some(run) if !run.is_paused() => match run.tokens.len() - self.cached.len() {
@@ -89,6 +101,7 @@ impl<'m> Generator<'m> {
             parked: Vec::new(),
             cancelled: HashSet::new(),
             cache_is_full: false,
+            can_shift: can_shift(model),
             pace: Pace::default(),
             rounds: 0,
             outbox: Vec::new(),
@@ -96,22 +109,8 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// Takes a request whose prompt has been read into the queue, or tells why it can't be computed.
-    pub(crate) fn submit(&mut self, id: RunId, prepared: Result<Run, RunError>) {
-        let was_cancelled = self.cancelled.remove(&id);
-        // Cancels of runs that had just ended by themselves are remembered for nothing, and not for long.
-        self.cancelled.retain(|cancelled| cancelled.saturating_add(CANCELLED_KEPT) > id);
-        if was_cancelled {
-            return;
-        }
-        match prepared {
-            Ok(run) => self.waiting.push_back(run),
-            Err(error) => self.outbox.push(FromWorker::Failed { id, error }),
-        }
-    }
-
     /// Allows a run to send more events.
-    pub(crate) fn add_credit(&mut self, id: RunId, events: u32) {
+    fn add_credit(&mut self, id: RunId, events: u32) {
         if let Some(index) = self.parked.iter().position(|run| run.id == id) {
             let mut run = self.parked.remove(index);
             run.credit += i64::from(events);
@@ -124,7 +123,7 @@ impl<'m> Generator<'m> {
     }
 
     /// Ends a run of which nobody wants to hear any more. What it has computed stays in the cache.
-    pub(crate) fn cancel(&mut self, id: RunId) {
+    fn cancel(&mut self, id: RunId) {
         let before = self.waiting.len() + self.parked.len();
         self.waiting.retain(|run| run.id != id);
         self.parked.retain(|run| run.id != id);
@@ -138,52 +137,6 @@ impl<'m> Generator<'m> {
         }
         if !known {
             self.cancelled.insert(id);
-        }
-    }
-
-    /// Returns whether a round would compute anything.
-    pub(crate) fn has_work(&self) -> bool {
-        let admits = |slot: &Slot| slot.run.as_ref().is_none_or(Run::is_paused);
-        self.slots.iter().any(|slot| slot.demand() != Demand::Nothing)
-            || (!self.waiting.is_empty() && self.slots.iter().any(admits))
-    }
-
-    /// Takes the messages that are ready for the node.
-    pub(crate) fn take_messages(&mut self) -> impl Iterator<Item = FromWorker> {
-        self.outbox.drain(..)
-    }
-
-    /// Computes one piece of every run.
-    pub(crate) fn round(&mut self) {
-        self.rounds += 1;
-        self.park();
-        self.admit();
-        let demands: Vec<Demand> = self.slots.iter().map(Slot::demand).collect();
-        let shares = plan(&demands, self.batch_tokens, self.pace.prompt_tokens(self.batch_tokens));
-        let outputs = self.fill_batch(&shares);
-        let computed = self.batch.n_tokens();
-        if computed == 0 {
-            return;
-        }
-        let begun = Instant::now();
-        match self.context.decode(&mut self.batch) {
-            Ok(()) => {}
-            Err(DecodeError::NoKvCacheSlot) => return self.make_room(),
-            Err(error) => return self.give_up(&shares, &error),
-        }
-        self.context.synchronize();
-        self.pace.record(computed.unsigned_abs() as usize, begun.elapsed());
-        for (slot, share) in self.slots.iter_mut().zip(&shares) {
-            if let Some(run) = &slot.run {
-                let from = slot.cached.len();
-                slot.cached.extend_from_slice(&run.tokens[from..from + share]);
-                slot.used_at = self.rounds;
-            }
-        }
-        for (slot, index) in outputs {
-            if let Err(error) = self.advance(slot, index) {
-                self.fail(slot, error);
-            }
         }
     }
 
@@ -239,6 +192,9 @@ impl<'m> Generator<'m> {
     /// Puts a copy of a slot's cache away. Returns whether that was possible.
     fn copy_to_shelf(&mut self, slot: usize) -> bool {
         let flags = LlamaStateSeqFlags::empty();
+        if let Some(exact) = self.slots[slot].shifted_from {
+            self.cut_cache(slot, exact);
+        }
         // The state of a recurrent model cannot go back to an earlier token, and takes no cells.
         if self.slots[slot].cached.is_empty() || !self.shares_cache() {
             return false;
@@ -271,6 +227,7 @@ impl<'m> Generator<'m> {
         let is_ahead = |(index, slot): (usize, &Slot)| {
             let computing = slot.run.as_ref().filter(|run| !run.is_paused());
             let shared = computing.map_or(0, |run| common_prefix(&run.tokens, tokens).min(tokens.len() - 1));
+            let shared = shared.min(slot.shifted_from.unwrap_or(usize::MAX));
             shared >= slot.cached.len() + COPY_TOKENS_MIN && (slot.cached.is_empty() || self.holds_all(index))
         };
         self.shares_cache() && self.slots.iter().enumerate().any(is_ahead)
@@ -279,8 +236,8 @@ impl<'m> Generator<'m> {
     /// Chooses a free slot. A cache that would mostly be thrown away is left alone while another slot is free.
     fn choose_slot(&self, tokens: &[LlamaToken]) -> Option<usize> {
         let free = || self.slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none());
-        let (best, slot) = free().max_by_key(|(_, slot)| common_prefix(&slot.cached, tokens))?;
-        if common_prefix(&slot.cached, tokens) * 2 > slot.cached.len() {
+        let (best, slot) = free().max_by_key(|(_, slot)| slot.holds(tokens))?;
+        if slot.holds(tokens) * 2 > slot.cached.len() {
             return Some(best);
         }
         free().min_by_key(|(_, slot)| (!slot.cached.is_empty(), slot.used_at)).map(|(index, _)| index)
@@ -289,7 +246,7 @@ impl<'m> Generator<'m> {
     /// Brings as much of `tokens` as possible into the slot's cache without computing, and returns how much that is.
     fn prepare_cache(&mut self, target: usize, tokens: &[LlamaToken]) -> usize {
         // The last token is computed in any case, since its output is needed.
-        let reusable = |slot: &Slot| common_prefix(&slot.cached, tokens).min(tokens.len() - 1);
+        let reusable = |slot: &Slot| slot.holds(tokens).min(tokens.len() - 1);
         let in_slots = self.slots.iter().map(reusable).max().unwrap_or(0);
         if self.shelf.longest_prefix(tokens).min(tokens.len() - 1) >= in_slots + COPY_TOKENS_MIN {
             self.unshelve(target, tokens);
@@ -305,14 +262,12 @@ impl<'m> Generator<'m> {
             let end = u32::try_from(shared).ok();
             if self.context.copy_kv_cache_seq(sequence(source), sequence(target), Some(0), end).is_ok() {
                 self.slots[target].cached = tokens[..shared].to_vec();
+                for slot in [source, target] {
+                    self.slots[slot].shared = self.slots[slot].shared.max(shared);
+                }
             }
         } else if self.slots[target].cached.len() > own {
-            // Models with a recurrent state can't forget only the end.
-            if own > 0 && self.holds_all(target) && self.trim(target, own) {
-                self.slots[target].cached.truncate(own);
-            } else {
-                self.clear_slot(target);
-            }
+            self.cut_cache(target, own);
         }
         self.slots[target].cached.len()
     }
@@ -327,6 +282,19 @@ impl<'m> Generator<'m> {
         self.context.kv_cache_seq_pos_min(sequence(slot)) == 0
     }
 
+    /// Forgets what is cached from a position on, or everything where only that is possible.
+    fn cut_cache(&mut self, slot: usize, from: usize) {
+        // Models with a recurrent state can't forget only the end.
+        if from > 0 && self.holds_all(slot) && self.trim(slot, from) {
+            let slot = &mut self.slots[slot];
+            slot.cached.truncate(from);
+            slot.shared = slot.shared.min(from);
+            slot.shifted_from = slot.shifted_from.filter(|shifted| *shifted < from);
+        } else {
+            self.clear_slot(slot);
+        }
+    }
+
     /// Forgets what is cached from a position on. Returns whether that was possible.
     fn trim(&mut self, slot: usize, from: usize) -> bool {
         let sequence = sequence(slot).unsigned_abs();
@@ -336,7 +304,10 @@ impl<'m> Generator<'m> {
     fn clear_slot(&mut self, slot: usize) {
         let cleared = self.context.clear_kv_cache_seq(Some(sequence(slot).unsigned_abs()), None, None);
         debug_assert!(matches!(cleared, Ok(true)), "removing a whole sequence cannot fail");
-        self.slots[slot].cached.clear();
+        let slot = &mut self.slots[slot];
+        slot.cached.clear();
+        slot.shared = 0;
+        slot.shifted_from = None;
     }
 
     /// Fills the batch by the plan and returns which slots have an output, each with its index in the batch.
@@ -383,10 +354,36 @@ impl<'m> Generator<'m> {
         run.credit -= i64::try_from(events.len()).expect("a token makes a handful of events");
         let id = run.id;
         self.outbox.extend(events.into_iter().map(|event| FromWorker::Event { id, event }));
-        if let Some(reason) = ended {
-            self.finish(slot, reason);
+        match ended {
+            Some(reason) => self.finish(slot, reason),
+            None => self.shift(slot),
         }
         Ok(())
+    }
+
+    /// Makes room in a run's context where it is full and the run may go on: the oldest half is forgotten, and what follows moves up.
+    /// Where the cache cannot move, what follows is computed again.
+    fn shift(&mut self, slot: usize) {
+        let Some(dropped) = self.slots[slot].run.as_mut().and_then(Run::shift) else { return };
+        tracing::debug!(tokens = dropped.len(), "a full context forgets its oldest tokens");
+        let is_own = self.slots[slot].shared <= dropped.end && dropped.end <= self.slots[slot].cached.len();
+        if is_own && self.can_shift && self.holds_all(slot) && self.move_up(slot, &dropped) {
+            let slot = &mut self.slots[slot];
+            slot.cached.drain(dropped.clone());
+            slot.shared = slot.shared.min(dropped.start);
+            slot.shifted_from = Some(slot.shifted_from.map_or(dropped.start, |from| from.min(dropped.start)));
+        } else {
+            let kept = dropped.start.min(self.slots[slot].cached.len());
+            self.cut_cache(slot, kept);
+        }
+    }
+
+    /// Takes cells out of a slot's sequence and moves those behind them to their places. Returns whether that was possible.
+    fn move_up(&mut self, slot: usize, dropped: &Range<usize>) -> bool {
+        let (Ok(from), Ok(to)) = (u32::try_from(dropped.start), u32::try_from(dropped.end)) else { return false };
+        let Ok(distance) = i32::try_from(dropped.len()) else { return false };
+        self.context.kv_cache_seq_rm(sequence(slot), Some(from), Some(to)).is_ok()
+            && self.context.kv_cache_seq_add(sequence(slot), Some(to), None, -distance).is_ok()
     }
 
     fn finish(&mut self, slot: usize, reason: FinishReason) {
@@ -439,6 +436,85 @@ impl<'m> Generator<'m> {
             self.clear_slot(slot);
         }
     }
+}
+
+impl Engine for Generator<'_> {
+    fn take(&mut self, message: ToWorker) {
+        match message {
+            ToWorker::Credit { id, events } => self.add_credit(id, events),
+            ToWorker::Cancel { id } => self.cancel(id),
+            ToWorker::Load(_) | ToWorker::Chat { .. } | ToWorker::Embed { .. } => {
+                tracing::error!("a message that a text model cannot serve");
+            }
+        }
+    }
+
+    fn take_prepared(&mut self, id: RunId, prepared: Result<Run, RunError>) {
+        let was_cancelled = self.cancelled.remove(&id);
+        // Cancels of runs that had just ended by themselves are remembered for nothing, and not for long.
+        self.cancelled.retain(|cancelled| cancelled.saturating_add(CANCELLED_KEPT) > id);
+        if was_cancelled {
+            return;
+        }
+        match prepared {
+            Ok(run) => self.waiting.push_back(run),
+            Err(error) => self.outbox.push(FromWorker::Failed { id, error }),
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        let admits = |slot: &Slot| slot.run.as_ref().is_none_or(Run::is_paused);
+        self.slots.iter().any(|slot| slot.demand() != Demand::Nothing)
+            || (!self.waiting.is_empty() && self.slots.iter().any(admits))
+    }
+
+    fn round(&mut self) {
+        self.rounds += 1;
+        self.park();
+        self.admit();
+        let demands: Vec<Demand> = self.slots.iter().map(Slot::demand).collect();
+        let shares = plan(&demands, self.batch_tokens, self.pace.prompt_tokens(self.batch_tokens));
+        let outputs = self.fill_batch(&shares);
+        let computed = self.batch.n_tokens();
+        if computed == 0 {
+            return;
+        }
+        let begun = Instant::now();
+        match self.context.decode(&mut self.batch) {
+            Ok(()) => {}
+            Err(DecodeError::NoKvCacheSlot) => return self.make_room(),
+            Err(error) => return self.give_up(&shares, &error),
+        }
+        self.context.synchronize();
+        self.pace.record(computed.unsigned_abs() as usize, begun.elapsed());
+        for (slot, share) in self.slots.iter_mut().zip(&shares) {
+            if let Some(run) = &slot.run {
+                let from = slot.cached.len();
+                slot.cached.extend_from_slice(&run.tokens[from..from + share]);
+                slot.used_at = self.rounds;
+            }
+        }
+        for (slot, index) in outputs {
+            if let Err(error) = self.advance(slot, index) {
+                self.fail(slot, error);
+            }
+        }
+    }
+
+    fn take_messages(&mut self) -> impl Iterator<Item = FromWorker> {
+        self.outbox.drain(..)
+    }
+}
+
+/// Returns whether llama.cpp can move the keys and values of a model to other positions. Where it cannot it would end the process, so only
+/// architectures that are known for it are asked to.
+fn can_shift(model: &LlamaModel) -> bool {
+    const ARCHITECTURES: [&str; 7] = ["gemma", "granite", "llama", "phi3", "qwen2", "qwen3", "smollm3"];
+    let architecture = model.meta_val_str("general.architecture").unwrap_or_default();
+    ARCHITECTURES.contains(&architecture.as_str())
+        && matches!(model.rope_type(), Some(RopeType::Norm | RopeType::NeoX))
+        && !model.is_recurrent()
+        && !model.is_hybrid()
 }
 
 /// Returns the number of a slot's sequence in the KV cache.

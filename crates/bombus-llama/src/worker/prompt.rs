@@ -1,30 +1,41 @@
 //! From a request's prompt to tokens.
 
-use bombus_core::chat::{ChatRequest, EmbedInput, Message, Prompt, Tool, ToolChoice};
+use std::sync::Arc;
+
+use bombus_core::chat::{ChatRequest, EmbedInput, Message, Prompt, ResponseFormat, Think, Tool, ToolChoice};
+use bombus_infer::models::chat_template::ToolFormat;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token_type::LlamaTokenAttr;
 use llama_cpp_2::vocab::LlamaVocab;
 
 use super::RunError;
-use super::template::{ChatTemplate, Piece, SpecialTokens};
-use super::tools::ToolFormat;
+use super::fit::{cut_tokens, fit_turns, keep_tokens};
+use super::template::{ChatTemplate, Conversation, Marker, Piece, SpecialTokens};
+use super::thinking::ThinkFilter;
+use super::tools::call_grammar;
 
 /// Makes tokens of prompts for one model.
 pub(crate) struct PromptReader<'m> {
     vocab: LlamaVocab<'m>,
+    marker: Result<Arc<Marker>, String>,
     template: Result<ChatTemplate, String>,
     with_tools: Option<ChatTemplate>,
     end_tokens: Vec<LlamaToken>,
 }
 
 /// A prompt, ready to be computed.
+#[derive(Default)]
 pub(crate) struct ReadPrompt {
     pub(crate) tokens: Vec<LlamaToken>,
     /// How to read tool calls in the answer, where the model was given tools.
     pub(crate) tools: Option<ToolFormat>,
     /// Grammar that demands a tool call.
     pub(crate) grammar: Option<String>,
+    /// Tells thoughts apart, where the model is to think.
+    pub(crate) think: Option<ThinkFilter>,
+    /// Turns that were left out, where the prompt was too long.
+    pub(crate) left_out: Option<usize>,
 }
 
 impl<'m> PromptReader<'m> {
@@ -33,16 +44,18 @@ impl<'m> PromptReader<'m> {
         let chat = model.meta_val_str("tokenizer.chat_template").map_err(|_| {
             "this model has no chat template (it is a base model): give it text through /v1/completions".to_owned()
         });
-        let special = special_tokens(&vocab);
+        let marker = Marker::new(special_tokens(&vocab)).map(Arc::new);
         let compile = |source: &str| {
-            ChatTemplate::compile(source, special.clone())
-                .map_err(|error| format!("the model's chat template cannot be used: {error}"))
+            let compiled =
+                marker.as_ref().map_err(String::clone).and_then(|marker| ChatTemplate::compile(source, marker));
+            compiled.map_err(|error| format!("the model's chat template cannot be used: {error}"))
         };
         // Some models have a second template, for conversations with tools.
         let with_tools = model.meta_val_str("tokenizer.chat_template.tool_use").ok();
         let with_tools = with_tools.and_then(|source| compile(&source).ok());
+        let template = chat.and_then(|source| compile(&source));
         let end_tokens = vocab.tokens().filter(|token| vocab.is_eog(*token)).collect();
-        Self { vocab, template: chat.and_then(|source| compile(&source)), with_tools, end_tokens }
+        Self { vocab, marker, template, with_tools, end_tokens }
     }
 
     /// Returns the tokens that end an answer.
@@ -55,52 +68,142 @@ impl<'m> PromptReader<'m> {
         self.vocab.token_to_piece(token, special, None)
     }
 
-    /// Reads the prompt of a request to generate text.
-    pub(crate) fn read(&self, request: &ChatRequest) -> Result<ReadPrompt, RunError> {
-        let tools: &[Tool] = if request.tool_choice == ToolChoice::None { &[] } else { &request.tools };
-        match &request.prompt {
-            Prompt::Chat(messages) => self.read_chat(messages, tools, &request.tool_choice),
-            _ if !tools.is_empty() => Err(RunError::invalid("tools", "tools need a conversation")),
+    /// Reads the prompt of a request to generate text. Where the request allows it, the prompt is made to have fewer than `limit` tokens.
+    pub(crate) fn read(&self, request: &ChatRequest, limit: usize) -> Result<ReadPrompt, RunError> {
+        let brought = request.template.as_deref().map(|source| self.compile_brought(source)).transpose()?;
+        if let Some(suffix) = &request.suffix {
+            let Prompt::Raw(text) = &request.prompt else {
+                return Err(RunError::invalid("suffix", "a suffix needs a prompt that is text"));
+            };
+            return self.read_gap(text, suffix, brought.as_ref());
+        }
+        let has_tools = !request.tools.is_empty() && request.tool_choice != ToolChoice::None;
+        let mut prompt = match &request.prompt {
+            Prompt::Chat(messages) => self.read_chat(request, messages, brought.as_ref(), limit)?,
+            _ if has_tools => return Err(RunError::invalid("tools", "tools need a conversation")),
             // Who writes raw text for a model writes its control tokens too.
-            Prompt::Raw(text) => Ok(ReadPrompt::plain(self.tokens_of_raw(text))),
-            Prompt::Tokens(ids) => Ok(ReadPrompt::plain(self.check_tokens(ids)?)),
+            Prompt::Raw(text) => ReadPrompt::plain(self.tokens_of(text, true)),
+            Prompt::Tokens(ids) => ReadPrompt::plain(self.check_tokens(ids)?),
+        };
+        let mut earlier = self.check_tokens(&request.earlier_tokens)?;
+        if earlier.is_empty() && !matches!(request.prompt, Prompt::Tokens(_)) {
+            earlier = self.begin();
         }
+        prompt.tokens.splice(0..0, earlier);
+        if request.overflow.truncate && prompt.tokens.len() >= limit && self.may_cut(request) {
+            cut_tokens(&mut prompt.tokens, self.keep_tokens(request), limit);
+            prompt.left_out.get_or_insert(0);
+        }
+        Ok(prompt)
     }
 
-    /// Tokenises an input of an embedding request, with the tokens that the model wants around it.
-    pub(crate) fn read_input(&self, input: &EmbedInput) -> Result<Vec<LlamaToken>, RunError> {
-        match input {
-            EmbedInput::Text(text) => Ok(self.vocab.tokenize(text.as_bytes(), true, false)),
-            EmbedInput::Tokens(ids) => self.check_tokens(ids),
-        }
+    /// Returns whether the tokens of a prompt may be cut anywhere: turns of a conversation are left out whole.
+    fn may_cut(&self, request: &ChatRequest) -> bool {
+        !matches!(request.prompt, Prompt::Chat(_)) || !request.earlier_tokens.is_empty()
     }
 
-    fn read_chat(&self, messages: &[Message], tools: &[Tool], choice: &ToolChoice) -> Result<ReadPrompt, RunError> {
-        let template = match &self.with_tools {
-            Some(with_tools) if !tools.is_empty() => with_tools,
+    /// Returns how many tokens at the beginning of a request's context always stay.
+    pub(crate) fn keep_tokens(&self, request: &ChatRequest) -> usize {
+        keep_tokens(request.overflow.keep_tokens, self.begin().len())
+    }
+
+    /// Tokenises an input of an embedding request, with the tokens that the model wants around it. The end of one that is longer than
+    /// `tokens_max` is cut off.
+    pub(crate) fn read_input(&self, input: &EmbedInput, tokens_max: usize) -> Result<Vec<LlamaToken>, RunError> {
+        let (mut tokens, has_end) = match input {
+            EmbedInput::Text(text) => {
+                let has_end = self.vocab.should_add_eos() || self.vocab.should_add_sep();
+                (self.vocab.tokenize(text.as_bytes(), true, false), has_end)
+            }
+            EmbedInput::Tokens(ids) => (self.check_tokens(ids)?, false),
+        };
+        if tokens.len() > tokens_max {
+            let end = tokens.last().copied().filter(|_| has_end);
+            tokens.truncate(tokens_max - usize::from(end.is_some()));
+            tokens.extend(end);
+        }
+        Ok(tokens)
+    }
+
+    fn compile_brought(&self, source: &str) -> Result<ChatTemplate, RunError> {
+        let compiled =
+            self.marker.as_ref().map_err(String::clone).and_then(|marker| ChatTemplate::compile(source, marker));
+        compiled.map_err(|error| RunError::invalid("template", format!("the template cannot be used: {error}")))
+    }
+
+    fn read_chat(
+        &self,
+        request: &ChatRequest,
+        messages: &[Message],
+        brought: Option<&ChatTemplate>,
+        limit: usize,
+    ) -> Result<ReadPrompt, RunError> {
+        let choice = &request.tool_choice;
+        let tools: &[Tool] = if *choice == ToolChoice::None { &[] } else { &request.tools };
+        let template = match (brought, &self.with_tools) {
+            (Some(brought), _) => brought,
+            (None, Some(with_tools)) if !tools.is_empty() => with_tools,
             _ => self.template.as_ref().map_err(|reason| RunError::invalid("messages", reason.as_str()))?,
         };
         let format = if tools.is_empty() { None } else { Some(template.tool_format()?) };
-        let grammar = format.map(|format| format.grammar(tools, choice)).transpose()?.flatten();
-        let mut tokens = self.begin();
-        for piece in template.render(messages, tools)? {
-            let (text, special) = match &piece {
-                Piece::Template(text) => (text, true),
-                Piece::Literal(text) => (text, false),
-            };
-            tokens.extend(self.vocab.tokenize(text.as_bytes(), false, special));
+        let grammar = format.map(|format| call_grammar(format, tools, choice)).transpose()?.flatten();
+        let has_form = grammar.is_some() || request.response_format != ResponseFormat::Text;
+        let think = how_to_think(request.think.as_ref(), template.thinks(), has_form)?;
+        let render = |messages: &[Message]| template.render(&Conversation { messages, tools, think: think.as_ref() });
+
+        let pieces = render(messages)?;
+        let thinks = think.as_ref().is_some_and(|think| *think != Think::Off);
+        let is_opened = thinks && opens_thoughts(&pieces);
+        // What has to have a form begins where the thoughts end, so these have to begin for certain.
+        let opening = (thinks && has_form && !is_opened).then(|| Piece::Template("<think>\n".into()));
+        let is_opened = is_opened || opening.is_some();
+        let tokens_of = |pieces: Vec<Piece>| self.tokens_of_pieces(pieces.iter().chain(&opening));
+        let (mut tokens, mut left_out) = (tokens_of(pieces), None);
+        let limit = limit.saturating_sub(self.begin().len());
+        if tokens.len() >= limit && request.overflow.truncate && request.earlier_tokens.is_empty() {
+            let count = |text: &str| self.vocab.tokenize(text.as_bytes(), false, false).len();
+            let render = |messages: &[Message]| render(messages).map(tokens_of);
+            if let Some(fitted) = fit_turns(messages, limit, count, render)? {
+                (tokens, left_out) = (fitted.tokens, Some(fitted.left_out));
+            }
         }
-        Ok(ReadPrompt { tokens, tools: format, grammar })
+        let think = thinks.then(|| ThinkFilter::new(is_opened));
+        Ok(ReadPrompt { tokens, tools: format, grammar, think, left_out })
+    }
+
+    /// Reads what stands before and behind a gap, for the model to fill in.
+    fn read_gap(&self, text: &str, suffix: &str, brought: Option<&ChatTemplate>) -> Result<ReadPrompt, RunError> {
+        let mut tokens = self.begin();
+        if let Some(pieces) = brought.and_then(|template| template.fill_in(text, suffix)) {
+            tokens.extend(self.tokens_of_pieces(&pieces?));
+            return Ok(ReadPrompt::plain(tokens));
+        }
+        let [before, behind, gap] = [self.vocab.fim_pre(), self.vocab.fim_suf(), self.vocab.fim_mid()];
+        if [before, behind, gap].iter().any(|token| token.0 < 0) {
+            return Err(RunError::unsupported("suffix", "this model does not support insert"));
+        }
+        tokens.push(before);
+        tokens.extend(self.tokens_of(text, false));
+        tokens.push(behind);
+        tokens.extend(self.tokens_of(suffix, false));
+        tokens.push(gap);
+        Ok(ReadPrompt::plain(tokens))
     }
 
     fn begin(&self) -> Vec<LlamaToken> {
         if self.vocab.should_add_bos() { vec![self.vocab.bos()] } else { Vec::new() }
     }
 
-    fn tokens_of_raw(&self, text: &str) -> Vec<LlamaToken> {
-        let mut tokens = self.begin();
-        tokens.extend(self.vocab.tokenize(text.as_bytes(), false, true));
-        tokens
+    fn tokens_of(&self, text: &str, special: bool) -> Vec<LlamaToken> {
+        self.vocab.tokenize(text.as_bytes(), false, special)
+    }
+
+    fn tokens_of_pieces<'p>(&self, pieces: impl IntoIterator<Item = &'p Piece>) -> Vec<LlamaToken> {
+        let tokens_of = |piece: &Piece| match piece {
+            Piece::Template(text) => self.tokens_of(text, true),
+            Piece::Literal(text) => self.tokens_of(text, false),
+        };
+        pieces.into_iter().flat_map(tokens_of).collect()
     }
 
     fn check_tokens(&self, ids: &[u32]) -> Result<Vec<LlamaToken>, RunError> {
@@ -112,6 +215,24 @@ impl<'m> PromptReader<'m> {
         };
         ids.iter().map(check).collect()
     }
+}
+
+/// Decides whether a model is to think: one that can does unless it is told not to, or its answer has to have a form and nothing was
+/// said. `None` where there is nothing to decide.
+fn how_to_think(wanted: Option<&Think>, thinks: bool, has_form: bool) -> Result<Option<Think>, RunError> {
+    match (wanted, thinks) {
+        (Some(Think::On | Think::Level(_)), false) => {
+            Err(RunError::unsupported("think", "this model does not support thinking"))
+        }
+        (_, false) => Ok(None),
+        (Some(wanted), true) => Ok(Some(wanted.clone())),
+        (None, true) => Ok(Some(if has_form { Think::Off } else { Think::On })),
+    }
+}
+
+/// Returns whether a prompt ends where the model is to write its thoughts.
+fn opens_thoughts(pieces: &[Piece]) -> bool {
+    matches!(pieces.last(), Some(Piece::Template(text)) if text.trim_end().ends_with("<think>"))
 }
 
 fn special_tokens(vocab: &LlamaVocab<'_>) -> SpecialTokens {
@@ -135,6 +256,29 @@ fn special_tokens(vocab: &LlamaVocab<'_>) -> SpecialTokens {
 
 impl ReadPrompt {
     fn plain(tokens: Vec<LlamaToken>) -> Self {
-        Self { tokens, tools: None, grammar: None }
+        Self { tokens, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_that_can_think_do_so_unless_they_are_told_otherwise() {
+        assert_eq!(how_to_think(None, true, false), Ok(Some(Think::On)));
+        assert_eq!(how_to_think(None, true, true), Ok(Some(Think::Off)));
+        assert_eq!(how_to_think(Some(&Think::On), true, true), Ok(Some(Think::On)));
+        assert_eq!(how_to_think(Some(&Think::Off), true, false), Ok(Some(Think::Off)));
+        assert_eq!(how_to_think(Some(&Think::Off), false, false), Ok(None));
+        let error = how_to_think(Some(&Think::On), false, false).unwrap_err();
+        assert!(error.to_string().contains("does not support thinking"), "{error}");
+    }
+
+    #[test]
+    fn a_prompt_that_ends_with_the_opening_begins_the_thoughts() {
+        assert!(opens_thoughts(&[Piece::Template("<|assistant|><think>\n".into())]));
+        assert!(!opens_thoughts(&[Piece::Template("<think>\n\n</think>\n\n".into())]));
+        assert!(!opens_thoughts(&[Piece::Literal("<think>".into())]));
     }
 }

@@ -1,5 +1,6 @@
 //! One request while it is computed.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use bombus_core::chat::{ChatEvent, ChatRequest, Delta, FinishReason, Timings, TokenLogprob, Usage};
@@ -11,6 +12,7 @@ use super::prompt::PromptReader;
 use super::sampler::TokenSampler;
 use super::schema::grammar_for;
 use super::text::{StopFilter, Utf8Decoder};
+use super::thinking::{ThinkFilter, Thought};
 use super::tools::ToolFilter;
 use crate::protocol::RunId;
 
@@ -27,10 +29,19 @@ pub(crate) struct Run {
     prompt_tokens: usize,
     /// Prompt tokens that did not have to be computed, as of the first start.
     cached_tokens: Option<usize>,
-    /// Length of `tokens` at which the run ends.
-    tokens_max: usize,
+    /// Tokens generated so far, and most that may be.
+    generated: usize,
+    generated_max: usize,
+    /// Most tokens that prompt and answer may have together.
+    context_tokens: usize,
+    /// Where the answer may go on when the context is full: how many tokens at the beginning stay then.
+    shift_keep: Option<usize>,
+    /// Turns that were left out of the prompt, until that is told.
+    left_out: Option<usize>,
+    returns_tokens: bool,
     decoder: Utf8Decoder,
     stops: StopFilter,
+    think: Option<ThinkFilter>,
     tools: Option<ToolFilter>,
     arrived: Instant,
     started: Option<Instant>,
@@ -47,7 +58,9 @@ impl Run {
         prompts: &PromptReader<'_>,
         context_tokens: usize,
     ) -> Result<Self, RunError> {
-        let prompt = prompts.read(&request)?;
+        let wanted = request.context_tokens.map_or(usize::MAX, |tokens| tokens as usize);
+        let context_tokens = context_tokens.min(wanted);
+        let prompt = prompts.read(&request, context_tokens)?;
         let prompt_tokens = prompt.tokens.len();
         if prompt_tokens == 0 {
             return Err(RunError::invalid("prompt", "the prompt is empty"));
@@ -62,10 +75,13 @@ impl Run {
             Some(grammar) => Some(grammar),
             None => grammar_for(&request.response_format)?,
         };
+        // What has to have a form gets it when the thoughts are over.
+        let holds_grammar = grammar.is_some() && prompt.think.as_ref().is_some_and(ThinkFilter::is_thinking);
         let banned = if request.ignore_eos { prompts.end_tokens() } else { &[] };
         let mut sampler = TokenSampler::new(model, &request.sampling, grammar.as_deref(), banned)?;
         sampler.accept_prompt(&prompt.tokens);
-        let answer_max = request.max_tokens.map_or(usize::MAX, |max| max as usize);
+        sampler.hold_grammar(holds_grammar);
+        let keep_tokens = prompts.keep_tokens(&request).min(context_tokens / 2);
         Ok(Self {
             id,
             sampler,
@@ -73,9 +89,15 @@ impl Run {
             logprobs: request.logprobs,
             prompt_tokens,
             cached_tokens: None,
-            tokens_max: prompt_tokens.saturating_add(answer_max).min(context_tokens),
+            generated: 0,
+            generated_max: request.max_tokens.map_or(usize::MAX, |max| max as usize),
+            context_tokens,
+            shift_keep: request.overflow.shift.then_some(keep_tokens),
+            left_out: prompt.left_out,
+            returns_tokens: request.return_tokens,
             decoder: Utf8Decoder::default(),
             stops: StopFilter::new(request.stop),
+            think: prompt.think,
             tools: prompt.tools.map(ToolFilter::new),
             tokens: prompt.tokens,
             arrived: Instant::now(),
@@ -102,12 +124,25 @@ impl Run {
 
     /// Returns whether control tokens are to be written out: models of some kinds write tool calls with them.
     pub(crate) fn shows_control_tokens(&self) -> bool {
-        self.tools.is_some()
+        self.tools.is_some() || self.think.as_ref().is_some_and(ThinkFilter::is_thinking)
     }
 
     /// Returns whether no further token may be generated.
     pub(crate) fn is_full(&self) -> bool {
-        self.tokens.len() >= self.tokens_max
+        self.generated >= self.generated_max || (self.fills_context() && self.shift_keep.is_none())
+    }
+
+    fn fills_context(&self) -> bool {
+        self.tokens.len() >= self.context_tokens
+    }
+
+    /// Makes room in a full context, where the run may go on: forgets the oldest half of its tokens, except those at the beginning that
+    /// stay. Returns which.
+    pub(crate) fn shift(&mut self) -> Option<Range<usize>> {
+        let keep = self.shift_keep.filter(|_| self.fills_context())?;
+        let dropped = keep..keep + ((self.tokens.len() - keep) / 2).max(1);
+        self.tokens.drain(dropped.clone());
+        Some(dropped)
     }
 
     /// Notes that the prompt is computed.
@@ -123,7 +158,9 @@ impl Run {
         logprob: Option<TokenLogprob>,
         events: &mut Vec<ChatEvent>,
     ) -> Option<FinishReason> {
+        self.tell_truncated(events);
         self.tokens.push(token);
+        self.generated += 1;
         let text = self.decoder.push(bytes);
         let (delta, stopped) = self.stops.push(&text, logprob);
         self.hand_on(delta, events);
@@ -133,11 +170,15 @@ impl Run {
     /// Hands on what was held back, and the end.
     pub(crate) fn finish(mut self, mut finish: FinishReason) -> Vec<ChatEvent> {
         let mut events = Vec::new();
+        self.tell_truncated(&mut events);
         let text = self.decoder.finish();
         let (delta, _) = self.stops.push(&text, None);
         self.hand_on(delta, &mut events);
         let rest = self.stops.finish();
         self.hand_on(rest, &mut events);
+        if let Some(mut think) = self.think.take() {
+            self.hand_on_thought(think.finish(), &mut events);
+        }
         if let Some(tools) = &mut self.tools {
             events.extend(tools.finish());
             if tools.has_calls() && finish == FinishReason::Stop {
@@ -145,11 +186,38 @@ impl Run {
             }
         }
         let (usage, timings) = (self.usage(), self.timings());
-        events.push(ChatEvent::Done { finish, usage, timings, tokens: Vec::new() });
+        let tokens = if self.returns_tokens {
+            self.tokens.iter().map(|token| token.0.unsigned_abs()).collect()
+        } else {
+            Vec::new()
+        };
+        events.push(ChatEvent::Done { finish, usage, timings, tokens });
         events
     }
 
+    fn tell_truncated(&mut self, events: &mut Vec<ChatEvent>) {
+        if let Some(left_out) = self.left_out.take() {
+            events.push(ChatEvent::Truncated { messages: count(left_out), prompt_tokens: count(self.prompt_tokens) });
+        }
+    }
+
     fn hand_on(&mut self, delta: Delta, events: &mut Vec<ChatEvent>) {
+        let Some(think) = &mut self.think else { return self.hand_on_answer(delta, events) };
+        let thought = think.push(delta);
+        if !think.is_thinking() {
+            self.sampler.hold_grammar(false);
+        }
+        self.hand_on_thought(thought, events);
+    }
+
+    fn hand_on_thought(&mut self, thought: Thought, events: &mut Vec<ChatEvent>) {
+        if !thought.thinking.is_empty() {
+            events.push(ChatEvent::Thinking(thought.thinking));
+        }
+        self.hand_on_answer(thought.answer, events);
+    }
+
+    fn hand_on_answer(&mut self, delta: Delta, events: &mut Vec<ChatEvent>) {
         if delta.text.is_empty() && delta.logprobs.is_empty() {
             return;
         }
@@ -163,7 +231,7 @@ impl Run {
         Usage {
             prompt_tokens: count(self.prompt_tokens),
             cached_tokens: count(self.cached_tokens.unwrap_or(0)),
-            completion_tokens: count(self.tokens.len() - self.prompt_tokens),
+            completion_tokens: count(self.generated),
         }
     }
 

@@ -24,6 +24,8 @@ const LOGPROB_MIN: f32 = -9_999.0;
 pub(crate) struct TokenSampler {
     chain: LlamaSampler,
     grammar: Option<LlamaSampler>,
+    /// Whether the grammar does not count yet.
+    holds_grammar: bool,
 }
 
 impl TokenSampler {
@@ -76,7 +78,7 @@ impl TokenSampler {
                 })
             })
             .transpose()?;
-        Ok(Self { chain: LlamaSampler::chain(chain, true), grammar })
+        Ok(Self { chain: LlamaSampler::chain(chain, true), grammar, holds_grammar: false })
     }
 
     /// Lets the penalties know tokens that stand already.
@@ -84,9 +86,14 @@ impl TokenSampler {
         self.chain.accept_many(tokens);
     }
 
+    /// Lets the next tokens be free of the grammar, or bound by it again.
+    pub(crate) fn hold_grammar(&mut self, holds: bool) {
+        self.holds_grammar = holds;
+    }
+
     /// Chooses the token that follows the batch's token at `index`.
     pub(crate) fn sample(&mut self, context: &LlamaContext<'_>, index: i32) -> Result<LlamaToken, RunError> {
-        let Some(grammar) = &mut self.grammar else {
+        let Some(grammar) = self.grammar.as_mut().filter(|_| !self.holds_grammar) else {
             return Ok(self.chain.sample(context, index));
         };
         // Asking the grammar about all tokens takes 100 times as long as asking about the chosen one, which it mostly allows.

@@ -1,6 +1,7 @@
 //! Tool calls in the forms that models write them.
 
 use bombus_core::chat::{ChatEvent, Delta, Tool, ToolCallDelta, ToolChoice};
+use bombus_infer::models::chat_template::ToolFormat;
 use serde_json::Value;
 
 use super::RunError;
@@ -10,79 +11,53 @@ const HERMES_END: &str = "</tool_call>";
 /// May stand before a call of Llama 3.
 const PYTHON_TAG: &str = "<|python_tag|>";
 
-/// How a model writes tool calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ToolFormat {
-    /// `<tool_call>{"name": ..., "arguments": ...}</tool_call>`: Hermes, Qwen, SmolLM3, Granite.
-    Hermes,
-    /// `{"name": ..., "parameters": ...}` and nothing else: Llama 3.
-    Llama3,
-    /// `[TOOL_CALLS][{"name": ..., "arguments": ...}, ...]`: Mistral.
-    Mistral,
+/// Makes an id for a call. Mistral's templates insist on nine letters and digits.
+fn new_call_id(format: ToolFormat) -> String {
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    if format == ToolFormat::Mistral { random[..9].to_owned() } else { format!("call_{random}") }
 }
 
-impl ToolFormat {
-    /// Recognises the form by the words of a chat template. `None` also where it is a form that is not known here, as those of
-    /// Qwen3-Coder and GLM.
-    pub(crate) fn detect(template: &str) -> Option<Self> {
-        let has = |word: &str| template.contains(word);
-        if !has("tools") || has("<function=") || has("<arg_key>") || has("[ARGS]") {
-            None
-        } else if has("<tool_call>") {
-            Some(Self::Hermes)
-        } else if has("[TOOL_CALLS]") {
-            Some(Self::Mistral)
-        } else if has("\"parameters\"") || has(PYTHON_TAG) {
-            Some(Self::Llama3)
-        } else {
-            None
-        }
+fn opening(format: ToolFormat) -> &'static str {
+    match format {
+        ToolFormat::Hermes => "<tool_call>",
+        ToolFormat::Llama3 => "{",
+        ToolFormat::Mistral => "[TOOL_CALLS]",
     }
+}
 
-    /// Makes an id for a call. Mistral's templates insist on nine letters and digits.
-    fn new_call_id(self) -> String {
-        let random = uuid::Uuid::new_v4().simple().to_string();
-        if self == Self::Mistral { random[..9].to_owned() } else { format!("call_{random}") }
+fn arguments_key(format: ToolFormat) -> &'static str {
+    match format {
+        ToolFormat::Hermes | ToolFormat::Mistral => "arguments",
+        ToolFormat::Llama3 => "parameters",
     }
+}
 
-    fn opening(self) -> &'static str {
-        match self {
-            Self::Hermes => "<tool_call>",
-            Self::Llama3 => "{",
-            Self::Mistral => "[TOOL_CALLS]",
-        }
+/// Returns the grammar that makes the model call a tool where the choice demands one.
+pub(crate) fn call_grammar(
+    format: ToolFormat,
+    tools: &[Tool],
+    choice: &ToolChoice,
+) -> Result<Option<String>, RunError> {
+    let chosen: Vec<&Tool> = match choice {
+        ToolChoice::Auto | ToolChoice::None => return Ok(None),
+        ToolChoice::Required => tools.iter().collect(),
+        ToolChoice::Named(name) => tools.iter().filter(|tool| tool.name == *name).collect(),
+    };
+    if chosen.is_empty() {
+        return Err(RunError::invalid("tool_choice", "tool_choice names no tool of this request"));
     }
-
-    fn arguments_key(self) -> &'static str {
-        match self {
-            Self::Hermes | Self::Mistral => "arguments",
-            Self::Llama3 => "parameters",
-        }
-    }
-
-    /// Returns the grammar that makes the model call a tool where the choice demands one.
-    pub(crate) fn grammar(self, tools: &[Tool], choice: &ToolChoice) -> Result<Option<String>, RunError> {
-        let chosen: Vec<&Tool> = match choice {
-            ToolChoice::Auto | ToolChoice::None => return Ok(None),
-            ToolChoice::Required => tools.iter().collect(),
-            ToolChoice::Named(name) => tools.iter().filter(|tool| tool.name == *name).collect(),
-        };
-        if chosen.is_empty() {
-            return Err(RunError::invalid("tool_choice", "tool_choice names no tool of this request"));
-        }
-        let grammar = grammar_for_call(&chosen, self.arguments_key())?;
-        let rules = grammar.lines().map(|rule| match rule.strip_prefix("root ::=") {
-            Some(body) => format!("call ::={body}\n"),
-            None => format!("{rule}\n"),
-        });
-        let grammar: String = rules.collect();
-        let root = match self {
-            Self::Hermes => r#"root ::= "<tool_call>\n" call "\n</tool_call>""#,
-            Self::Llama3 => "root ::= call",
-            Self::Mistral => r#"root ::= "[TOOL_CALLS][" call "]""#,
-        };
-        Ok(Some(format!("{root}\n{grammar}")))
-    }
+    let grammar = grammar_for_call(&chosen, arguments_key(format))?;
+    let rules = grammar.lines().map(|rule| match rule.strip_prefix("root ::=") {
+        Some(body) => format!("call ::={body}\n"),
+        None => format!("{rule}\n"),
+    });
+    let grammar: String = rules.collect();
+    let root = match format {
+        ToolFormat::Hermes => r#"root ::= "<tool_call>\n" call "\n</tool_call>""#,
+        ToolFormat::Llama3 => "root ::= call",
+        ToolFormat::Mistral => r#"root ::= "[TOOL_CALLS][" call "]""#,
+    };
+    Ok(Some(format!("{root}\n{grammar}")))
 }
 
 /// Separates tool calls from the text around them while it is generated.
@@ -152,7 +127,7 @@ impl ToolFilter {
     }
 
     fn find_opening(&self) -> Option<usize> {
-        let opening = self.format.opening();
+        let opening = opening(self.format);
         match self.format {
             ToolFormat::Llama3 => (!self.in_text && without_tag(&self.held).starts_with(opening)).then_some(0),
             ToolFormat::Hermes | ToolFormat::Mistral => self.held.find(opening),
@@ -165,7 +140,7 @@ impl ToolFilter {
             ToolFormat::Llama3 if !self.in_text && may_become_tag(&self.held) => self.held.len(),
             ToolFormat::Llama3 => 0,
             format => {
-                let opening = format.opening();
+                let opening = opening(format);
                 (1..opening.len()).rev().find(|&length| self.held.ends_with(&opening[..length])).unwrap_or(0)
             }
         }
@@ -185,7 +160,7 @@ impl ToolFilter {
     fn emit_call(&mut self, written: &str, events: &mut Vec<ChatEvent>) {
         let mut json = without_tag(written).trim();
         if self.format != ToolFormat::Llama3 {
-            json = json.trim_start_matches(self.format.opening()).trim_end_matches(HERMES_END).trim();
+            json = json.trim_start_matches(opening(self.format)).trim_end_matches(HERMES_END).trim();
         }
         let calls: Option<Vec<(String, String)>> =
             serde_json::from_str(json).ok().and_then(|value: Value| match value {
@@ -197,7 +172,7 @@ impl ToolFilter {
             return;
         };
         for (name, arguments) in calls {
-            let id = Some(self.format.new_call_id());
+            let id = Some(new_call_id(self.format));
             events.push(ChatEvent::ToolCall(ToolCallDelta { index: self.calls, id, name: Some(name), arguments }));
             self.calls += 1;
         }
@@ -205,7 +180,7 @@ impl ToolFilter {
 
     fn read_call(&self, call: &Value) -> Option<(String, String)> {
         let name = call.get("name")?.as_str()?.to_owned();
-        let arguments = call.get(self.format.arguments_key()).or_else(|| call.get("arguments"))?;
+        let arguments = call.get(arguments_key(self.format)).or_else(|| call.get("arguments"))?;
         Some((name, arguments.to_string()))
     }
 }
@@ -282,28 +257,17 @@ mod tests {
     fn a_demanded_call_gets_a_grammar_for_just_the_tools_allowed() {
         let tool = |name: &str| Tool { name: name.into(), description: None, parameters: json!({ "type": "object" }) };
         let tools = [tool("near"), tool("far")];
-        let named = ToolFormat::Hermes.grammar(&tools, &ToolChoice::Named("far".into())).unwrap().unwrap();
+        let named = call_grammar(ToolFormat::Hermes, &tools, &ToolChoice::Named("far".into())).unwrap().unwrap();
         assert!(named.starts_with("root ::= \"<tool_call>"), "{named}");
         assert!(named.contains("far") && !named.contains("near"), "{named}");
-        assert!(ToolFormat::Hermes.grammar(&tools, &ToolChoice::Named("none".into())).is_err());
-        assert_eq!(ToolFormat::Hermes.grammar(&tools, &ToolChoice::Auto).unwrap(), None);
-    }
-
-    #[test]
-    fn only_templates_with_a_place_for_tools_take_them() {
-        assert_eq!(ToolFormat::detect("{% for m in messages %}{{ m }}{% endfor %}"), None);
-        assert_eq!(ToolFormat::detect("{% if tools %}<tool_call>{% endif %}"), Some(ToolFormat::Hermes));
-        assert_eq!(ToolFormat::detect("{% if tools %}[TOOL_CALLS]{% endif %}"), Some(ToolFormat::Mistral));
-        assert_eq!(ToolFormat::detect("{% if tools %}{{ tools | tojson }}{% endif %}"), None);
-        for unknown in ["<tool_call><function=f>", "<tool_call><arg_key>", "[TOOL_CALLS]f[ARGS]"] {
-            assert_eq!(ToolFormat::detect(&format!("{{% if tools %}}{unknown}{{% endif %}}")), None, "{unknown}");
-        }
+        assert!(call_grammar(ToolFormat::Hermes, &tools, &ToolChoice::Named("none".into())).is_err());
+        assert_eq!(call_grammar(ToolFormat::Hermes, &tools, &ToolChoice::Auto).unwrap(), None);
     }
 
     #[test]
     fn calls_have_ids_that_the_models_template_takes() {
-        assert!(ToolFormat::Hermes.new_call_id().starts_with("call_"));
-        let id = ToolFormat::Mistral.new_call_id();
+        assert!(new_call_id(ToolFormat::Hermes).starts_with("call_"));
+        let id = new_call_id(ToolFormat::Mistral);
         assert!(id.len() == 9 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
     }
 
@@ -312,7 +276,7 @@ mod tests {
         let parameters =
             json!({ "type": "object", "properties": { "root": { "enum": ["a", "b"] } }, "required": ["root"] });
         let tools = [Tool { name: "f".into(), description: None, parameters }];
-        let grammar = ToolFormat::Hermes.grammar(&tools, &ToolChoice::Required).unwrap().unwrap();
+        let grammar = call_grammar(ToolFormat::Hermes, &tools, &ToolChoice::Required).unwrap().unwrap();
         let names: Vec<&str> =
             grammar.lines().filter_map(|rule| rule.split_once(" ::=")).map(|(name, _)| name).collect();
         for name in names.iter().filter(|name| name.contains("root")) {
