@@ -6,8 +6,11 @@ pub mod gguf;
 pub mod hardware;
 mod library;
 pub mod models;
+pub mod openai;
 mod registry;
+mod upstream;
 
 pub use backend::{Backend, BackendError, ChatStream, Health};
 pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
-pub use registry::{Backends, NamedBackend};
+pub use openai::{OpenAiBackend, OpenAiConfig, OpenAiError};
+pub use registry::{BackendOptions, BackendState, Backends, Listed, NamedBackend, Route, Routed};

@@ -1,4 +1,4 @@
-//! Doubles and builders for tests: GGUF files, and servers that speak the protocols models are fetched by.
+//! Doubles and builders for tests: GGUF files, servers that speak the protocols models are fetched by, and servers that run models.
 //!
 //! A development dependency only. The servers listen on a free port of 127.0.0.1 and end when they are dropped.
 
@@ -7,6 +7,7 @@ pub mod hugging_face;
 pub mod origin;
 pub mod python_index;
 pub mod registry;
+pub mod upstream;
 
 use sha2::{Digest, Sha256};
 

@@ -1,0 +1,232 @@
+//! A backend for every server that speaks `OpenAI`'s dialect: LiteLLM, vLLM, LM Studio, llama-server, clouds.
+//!
+//! There is one core; what servers do differently is in [`Provider`] and nowhere else. Facts are from `OpenAI`'s API reference, vLLM's
+//! documentation of its server, and llama.cpp's `tools/server/README.md`.
+
+mod answer;
+mod chunk;
+mod embeddings;
+mod listing;
+mod provider;
+mod request;
+mod tool_calls;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse, Prompt};
+use bombus_core::model::{ModelDetails, ModelInfo, ModelName};
+use reqwest::{Method, Url};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout};
+
+use crate::upstream::{KeySource, UpstreamClient, UpstreamError, UpstreamOptions, base_url, headers};
+use crate::{Backend, BackendError, ChatStream, Health};
+use listing::{LISTING_BYTES_MAX, Listed, Listing, Properties};
+
+pub use provider::Provider;
+
+/// Longest wait for a sign of life.
+const HEALTH_TIME_MAX: Duration = Duration::from_secs(5);
+/// Largest answer about a server's properties; its chat template is the most of it.
+const PROPERTIES_BYTES_MAX: usize = 4 << 20;
+
+/// Settings of an [`OpenAiBackend`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OpenAiConfig {
+    /// Base URL, with or without `/v1` at its end, for example `http://127.0.0.1:8080/v1`.
+    pub url: String,
+    /// The environment variable that holds the API key.
+    pub api_key_env: Option<String>,
+    /// The file that holds the API key and nothing else.
+    pub api_key_file: Option<PathBuf>,
+    /// Sent with every request.
+    pub headers: BTreeMap<String, String>,
+    /// Ids of the models that are used, as the server writes them. Empty: all that it lists.
+    pub models: Vec<String>,
+    /// Whose differences apply. `None`: told by the address and by what the server lists.
+    pub provider: Option<Provider>,
+    /// Longest wait in milliseconds for the status of an answer, and for each piece after it.
+    pub timeout_ms: u64,
+}
+
+impl Default for OpenAiConfig {
+    fn default() -> Self {
+        Self {
+            url: "http://127.0.0.1:8080/v1".to_owned(),
+            api_key_env: None,
+            api_key_file: None,
+            headers: BTreeMap::new(),
+            models: Vec::new(),
+            provider: None,
+            timeout_ms: 120_000,
+        }
+    }
+}
+
+/// Says why a backend cannot be set up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("backend '{backend}': {reason}")]
+pub struct OpenAiError {
+    /// The backend's name.
+    pub backend: String,
+    /// Which setting is at fault, and what to do.
+    pub reason: String,
+}
+
+/// A server of `OpenAI`'s dialect.
+///
+/// What it cannot be asked for in that dialect: [`ChatRequest::earlier_tokens`] and [`ChatRequest::template`] are refused;
+/// `context_tokens`, `overflow`, `keep_alive` and `return_tokens` are left to the server and have no effect.
+pub struct OpenAiBackend {
+    client: Arc<UpstreamClient>,
+    models_given: bool,
+    provider_given: Option<Provider>,
+    known: RwLock<Known>,
+}
+
+/// What the server last said about itself.
+#[derive(Clone)]
+struct Known {
+    provider: Provider,
+    models: Arc<[Listed]>,
+}
+
+impl OpenAiBackend {
+    /// Reads the key and makes a client. The server is not asked for anything yet.
+    ///
+    /// # Errors
+    ///
+    /// Where the address, a header or a model id is none, or the key cannot be had.
+    pub fn new(name: &str, config: OpenAiConfig) -> Result<Self, OpenAiError> {
+        let refuse = |reason: String| OpenAiError { backend: name.to_owned(), reason };
+        let wrong = |error: UpstreamError| refuse(error.to_string());
+        if config.timeout_ms == 0 {
+            return Err(refuse("`timeout_ms` has to be at least 1".to_owned()));
+        }
+        let base = api_base(base_url(&config.url).map_err(wrong)?);
+        let key = KeySource { variable: config.api_key_env.as_deref(), file: config.api_key_file.as_deref() };
+        let headers = headers(&config.headers, key).map_err(wrong)?;
+        let provider = config.provider.unwrap_or_else(|| Provider::of_address(&base));
+        let models = config.models.into_iter().map(|id| {
+            Listed::named(&id).ok_or_else(|| refuse(format!("`models` has {id:?}, which is not the id of a model")))
+        });
+        let models = models.collect::<Result<Arc<[_]>, _>>()?;
+        let timeout = Duration::from_millis(config.timeout_ms);
+        let client = UpstreamClient::new(UpstreamOptions { name: name.to_owned(), base, headers, timeout });
+        Ok(Self {
+            client: Arc::new(client.map_err(wrong)?),
+            models_given: !models.is_empty(),
+            provider_given: config.provider,
+            known: RwLock::new(Known { provider, models }),
+        })
+    }
+
+    fn known(&self) -> Known {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks the server what it has, unless the configuration says it.
+    async fn list(&self) -> Result<Known, UpstreamError> {
+        if self.models_given {
+            return Ok(self.known());
+        }
+        let listing: Listing = self.client.get_json("models", LISTING_BYTES_MAX).await?;
+        let provider = self.provider_given.or_else(|| listing.provider()).unwrap_or_else(|| self.known().provider);
+        let mut models = listing.models(self.client.name(), provider);
+        if provider == Provider::LlamaCpp
+            && let Ok(properties) = self.properties().await
+        {
+            models.iter_mut().for_each(|listed| properties.describe(&mut listed.info));
+        }
+        let known = Known { provider, models: models.into() };
+        known.clone_into(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
+        Ok(known)
+    }
+
+    /// Asks llama-server about itself; that stands beside the dialect's own paths.
+    async fn properties(&self) -> Result<Properties, UpstreamError> {
+        self.client.get_json("../props", PROPERTIES_BYTES_MAX).await
+    }
+
+    /// Finds out how the server writes a model's name, and whose differences apply.
+    async fn resolve(&self, model: &str) -> Result<(String, Provider), BackendError> {
+        let not_found = || BackendError::ModelNotFound { model: model.to_owned() };
+        let name = ModelName::parse(model).map_err(|_| not_found())?;
+        let find = |known: &Known| {
+            let listed = known.models.iter().find(|listed| listed.info.name == name);
+            listed.map(|listed| (listed.id.clone(), known.provider))
+        };
+        if let Some(found) = find(&self.known()) {
+            return Ok(found);
+        }
+        let known = self.list().await.map_err(|error| self.failed(error, ""))?;
+        find(&known).ok_or_else(not_found)
+    }
+
+    fn failed(&self, error: UpstreamError, model: &str) -> BackendError {
+        error.into_backend(self.client.name(), model, false)
+    }
+}
+
+#[async_trait]
+impl Backend for OpenAiBackend {
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        let known = self.list().await.map_err(|error| self.failed(error, ""))?;
+        Ok(known.models.iter().map(|listed| listed.info.clone()).collect())
+    }
+
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        let begun = Instant::now();
+        let (id, provider) = self.resolve(&request.model).await?;
+        let body = request::body(&request, &id, provider)?;
+        let path = if matches!(request.prompt, Prompt::Chat(_)) { "chat/completions" } else { "completions" };
+        let response = self.client.send(Method::POST, path, Some(&body)).await;
+        let response = response.map_err(|error| self.failed(error, &request.model))?;
+        Ok(Box::pin(answer::read(Arc::clone(&self.client), request.model, response, begun)))
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        let (id, provider) = self.resolve(&request.model).await?;
+        embeddings::embed(&self.client, &request, &id, provider).await
+    }
+
+    async fn health(&self) -> Health {
+        let asked = timeout(HEALTH_TIME_MAX, self.client.send(Method::GET, "models", None::<&()>)).await;
+        match asked.unwrap_or(Err(UpstreamError::Timeout { after: HEALTH_TIME_MAX })) {
+            // A server that has no list, but answers, can still run what the configuration names.
+            Ok(_) | Err(UpstreamError::Status { status: 404 | 405, .. }) if self.models_given => Health::Ready,
+            Ok(_) => Health::Ready,
+            Err(error) => Health::Unavailable(self.failed(error, "").to_string()),
+        }
+    }
+
+    async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {
+        if self.model(name).await?.is_none() {
+            return Ok(None);
+        }
+        let properties = match self.known().provider {
+            Provider::LlamaCpp => self.properties().await.ok(),
+            _ => None,
+        };
+        Ok(Some(properties.map(Properties::into_details).unwrap_or_default()))
+    }
+}
+
+/// Adds `v1/` to an address unless it names a version already, as `/v1`, `/api/paas/v4` and `/v1beta/openai` do.
+fn api_base(mut base: Url) -> Url {
+    let is_version =
+        |part: &str| part.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    if !base.path().split('/').any(is_version) {
+        let path = format!("{}v1/", base.path());
+        base.set_path(&path);
+    }
+    base
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! What a server says about its models. The dialect has only their ids; servers add what they know by names of their own.
+
+use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Provider;
+
+/// Largest list of models that is read; that of a broker with some hundred models has a megabyte.
+pub(super) const LISTING_BYTES_MAX: usize = 16 << 20;
+/// Most models of one server.
+const MODELS_MAX: usize = 4096;
+/// Words in the names of models that make vectors and nothing else.
+const EMBEDDING_WORDS: [&str; 6] = ["embed", "minilm", "bge-", "gte-", "e5-", "mpnet"];
+
+/// A model as we name it, and as the server does.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) id: String,
+    pub(super) info: ModelInfo,
+}
+
+impl Listed {
+    /// Describes a model of which only the id is known; `None` where no name can be made of it.
+    ///
+    /// A server without metadata may be able to do anything; what it cannot do it refuses in its own words. Only names that are plainly
+    /// those of embedding models tell more.
+    pub(super) fn named(id: &str) -> Option<Self> {
+        use ModelCapability::{Completion, Embedding, Insert, Thinking, Tools, Vision};
+        // llama-server's id may be the path of its file.
+        let last = id.rsplit(['/', '\\']).next().unwrap_or_default();
+        let name = ModelName::parse(id).or_else(|_| ModelName::parse(last)).ok()?;
+        let lower = id.to_ascii_lowercase();
+        let embeds = EMBEDDING_WORDS.iter().any(|word| lower.contains(word));
+        let any = || vec![Completion, Tools, Embedding, Vision, Thinking, Insert];
+        let capabilities = if embeds { vec![Embedding] } else { any() };
+        Some(Self { id: id.to_owned(), info: ModelInfo { capabilities, ..ModelInfo::named(name) } })
+    }
+}
+
+/// The answer of `GET /v1/models`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Listing {
+    data: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Entry {
+    id: String,
+    #[serde(default)]
+    created: Option<Value>,
+    #[serde(default)]
+    owned_by: Option<String>,
+    /// vLLM's name for the length of the context; the others are OpenRouter's and Together's, Groq's, and Mistral's.
+    #[serde(default, alias = "context_length", alias = "context_window", alias = "max_context_length")]
+    max_model_len: Option<Value>,
+    #[serde(default)]
+    meta: Option<Meta>,
+    #[serde(default)]
+    architecture: Option<Architecture>,
+    /// OpenRouter's list of what a model understands.
+    #[serde(default)]
+    supported_parameters: Option<Vec<String>>,
+}
+
+/// llama-server's facts about its model.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Meta {
+    n_ctx: Option<u32>,
+    n_ctx_train: Option<u32>,
+    n_params: Option<u64>,
+    size: Option<u64>,
+    ftype: Option<String>,
+}
+
+/// OpenRouter's facts about a model.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Architecture {
+    input_modalities: Option<Vec<String>>,
+}
+
+impl Listing {
+    /// Tells whose server it is by the owner of its models, where that is known.
+    pub(super) fn provider(&self) -> Option<Provider> {
+        self.data.iter().filter_map(|entry| entry.owned_by.as_deref()).find_map(Provider::of_owner)
+    }
+
+    /// Describes the models. Those whose id can be no model's name here are left out, and logged.
+    pub(super) fn models(self, backend: &str, provider: Provider) -> Vec<Listed> {
+        let mut listed: Vec<Listed> = Vec::new();
+        for entry in self.data.into_iter().take(MODELS_MAX) {
+            let Some(mut model) = Listed::named(&entry.id) else {
+                let id: String = entry.id.chars().take(80).collect();
+                tracing::debug!(backend.name = backend, model.id = id, "a model is left out: its id cannot be a name");
+                continue;
+            };
+            if !listed.iter().any(|known| known.info.name == model.info.name) {
+                entry.describe(&mut model.info);
+                keep(&mut model.info, ModelCapability::Insert, provider.knows_suffix());
+                listed.push(model);
+            }
+        }
+        listed
+    }
+}
+
+impl Entry {
+    fn describe(self, info: &mut ModelInfo) {
+        info.modified_unix_s = self.created.as_ref().and_then(Value::as_u64).unwrap_or(0);
+        let told = self.max_model_len.as_ref().and_then(Value::as_u64);
+        info.context_tokens = told.and_then(|tokens| u32::try_from(tokens).ok());
+        if let Some(meta) = self.meta {
+            info.context_tokens = info.context_tokens.or(meta.n_ctx).or(meta.n_ctx_train);
+            info.parameters = meta.n_params;
+            info.size_bytes = meta.size;
+            info.quantization = meta.ftype;
+            // Its one model is loaded as long as it runs.
+            info.warm = true;
+        }
+        if let Some(modalities) = self.architecture.and_then(|architecture| architecture.input_modalities) {
+            keep(info, ModelCapability::Vision, modalities.iter().any(|modality| modality == "image"));
+        }
+        if let Some(parameters) = self.supported_parameters {
+            keep(info, ModelCapability::Tools, parameters.iter().any(|parameter| parameter == "tools"));
+        }
+    }
+}
+
+fn keep(info: &mut ModelInfo, capability: ModelCapability, has: bool) {
+    info.capabilities.retain(|known| has || *known != capability);
+}
+
+/// The answer of llama-server's `GET /props`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Properties {
+    chat_template: String,
+    model_path: String,
+    default_generation_settings: GenerationSettings,
+    modalities: Option<Modalities>,
+    chat_template_caps: Option<TemplateCapabilities>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct GenerationSettings {
+    n_ctx: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Modalities {
+    vision: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct TemplateCapabilities {
+    supports_tools: Option<bool>,
+}
+
+impl Properties {
+    /// Adds what the server runs its model with: the context that it gives each request is often shorter than the model's own.
+    pub(super) fn describe(&self, info: &mut ModelInfo) {
+        if let Some(tokens) = self.default_generation_settings.n_ctx.filter(|tokens| *tokens > 0) {
+            info.context_tokens = Some(tokens);
+        }
+        if let Some(modalities) = &self.modalities {
+            keep(info, ModelCapability::Vision, modalities.vision);
+        }
+        let tools = self.chat_template_caps.as_ref().and_then(|capabilities| capabilities.supports_tools);
+        keep(info, ModelCapability::Tools, tools.unwrap_or(true));
+    }
+
+    pub(super) fn into_details(self) -> ModelDetails {
+        let file = self.model_path.rsplit(['/', '\\']).next().unwrap_or_default();
+        let mut metadata = serde_json::Map::new();
+        if !file.is_empty() {
+            metadata.insert("general.filename".to_owned(), file.into());
+        }
+        ModelDetails { template: self.chat_template, metadata, ..ModelDetails::default() }
+    }
+}

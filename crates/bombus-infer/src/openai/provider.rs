@@ -1,0 +1,109 @@
+use bombus_core::chat::{ResponseFormat, Think};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// Whose server it is, as far as servers of the dialect differ in what they understand.
+///
+/// | | `openai` | `llamacpp` | `vllm` | `other` |
+/// | --- | --- | --- | --- | --- |
+/// | limit of a chat's answer | `max_completion_tokens` | `max_tokens` | `max_tokens` | `max_tokens` |
+/// | `top_k`, `min_p` | left out | sent | sent | sent |
+/// | repeat penalty | left out | `repeat_penalty`, `repeat_last_n` | `repetition_penalty` | `repeat_penalty` |
+/// | suffix of a text | `suffix` | refused | refused | `suffix` |
+/// | `ignore_eos` | refused | sent | sent | sent |
+/// | think: off | left out | `chat_template_kwargs` | `chat_template_kwargs` | left out |
+/// | think: on | `reasoning_effort` = `medium` | `chat_template_kwargs` | `chat_template_kwargs` | `reasoning_effort` = `medium` |
+/// | think: a level | `reasoning_effort` | `chat_template_kwargs` | `reasoning_effort` | `reasoning_effort` |
+/// | earlier thoughts | left out | `reasoning_content` | `reasoning_content` | left out |
+///
+/// `OpenAI` itself refuses requests with fields that it does not know, so what cannot be said to it is left out where that changes only how
+/// tokens are chosen, and refused where the answer would be another one. Those who pass requests on to it (LiteLLM, for example) are `other`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// `OpenAI` itself.
+    OpenAi,
+    /// llama.cpp's llama-server.
+    LlamaCpp,
+    /// vLLM.
+    Vllm,
+    /// Any other: what most servers understand.
+    Other,
+}
+
+impl Provider {
+    /// Tells `OpenAI` itself by its address.
+    pub(super) fn of_address(base: &Url) -> Self {
+        let host = base.host_str().unwrap_or_default();
+        if host == "openai.com" || host.ends_with(".openai.com") { Self::OpenAi } else { Self::Other }
+    }
+
+    /// Tells a server by whom it names as the owner of its models.
+    pub(super) fn of_owner(owner: &str) -> Option<Self> {
+        match owner {
+            "llamacpp" => Some(Self::LlamaCpp),
+            "vllm" => Some(Self::Vllm),
+            _ => None,
+        }
+    }
+
+    pub(super) fn max_tokens_field(self, chat: bool) -> &'static str {
+        if chat && self == Self::OpenAi { "max_completion_tokens" } else { "max_tokens" }
+    }
+
+    /// Returns whether it knows the sampling options that `OpenAI` does not have.
+    pub(super) fn knows_local_sampling(self) -> bool {
+        self != Self::OpenAi
+    }
+
+    pub(super) fn repeat_penalty_field(self) -> &'static str {
+        if self == Self::Vllm { "repetition_penalty" } else { "repeat_penalty" }
+    }
+
+    pub(super) fn knows_repeat_last_n(self) -> bool {
+        self == Self::LlamaCpp
+    }
+
+    /// Returns whether it fills in. llama-server passes over a suffix and would answer something else; vLLM refuses it.
+    pub(super) fn knows_suffix(self) -> bool {
+        matches!(self, Self::OpenAi | Self::Other)
+    }
+
+    /// Returns whether earlier thoughts of the model are sent back to it.
+    pub(super) fn takes_thoughts(self) -> bool {
+        matches!(self, Self::LlamaCpp | Self::Vllm)
+    }
+
+    pub(super) fn put_think(self, think: &Think, body: &mut Map<String, Value>) {
+        let by_template = matches!(self, Self::LlamaCpp | Self::Vllm);
+        let (field, value) = match think {
+            Think::Off if by_template => ("chat_template_kwargs", json!({"enable_thinking": false})),
+            Think::Off => return,
+            Think::On if by_template => ("chat_template_kwargs", json!({"enable_thinking": true})),
+            Think::On => ("reasoning_effort", json!("medium")),
+            Think::Level(level) if self == Self::LlamaCpp => {
+                ("chat_template_kwargs", json!({"enable_thinking": true, "reasoning_effort": level}))
+            }
+            Think::Level(level) => ("reasoning_effort", json!(level)),
+        };
+        body.insert(field.to_owned(), value);
+    }
+
+    /// Says in which form an answer is wanted. llama-server reads `response_format` of conversations only.
+    pub(super) fn put_format(self, format: &ResponseFormat, chat: bool, body: &mut Map<String, Value>) {
+        let (field, value) = match format {
+            ResponseFormat::Text => return,
+            ResponseFormat::JsonObject if self == Self::LlamaCpp && !chat => ("json_schema", json!({"type": "object"})),
+            ResponseFormat::JsonSchema(schema) if self == Self::LlamaCpp && !chat => ("json_schema", schema.clone()),
+            ResponseFormat::JsonObject => ("response_format", json!({"type": "json_object"})),
+            ResponseFormat::JsonSchema(schema) => {
+                // `OpenAI` refuses strictness for schemas that leave room for more fields.
+                let strict = schema.get("additionalProperties") == Some(&Value::Bool(false));
+                let named = json!({"name": "answer", "schema": schema, "strict": strict});
+                ("response_format", json!({"type": "json_schema", "json_schema": named}))
+            }
+        };
+        body.insert(field.to_owned(), value);
+    }
+}

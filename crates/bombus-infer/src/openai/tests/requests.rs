@@ -1,0 +1,158 @@
+use bombus_core::chat::{Image, Part, ResponseFormat, Sampling, Think, Tool, ToolCall, ToolChoice};
+
+use super::*;
+
+fn written(request: &ChatRequest, provider: Provider) -> Value {
+    Value::Object(request::body(request, "m", provider).unwrap())
+}
+
+/// Builds the body without what stands in every one.
+fn special(request: &ChatRequest, provider: Provider) -> Value {
+    let mut body = written(request, provider);
+    for field in ["model", "messages", "prompt", "stream", "stream_options"] {
+        body.as_object_mut().unwrap().remove(field);
+    }
+    body
+}
+
+fn raw() -> ChatRequest {
+    ChatRequest::new("m", Prompt::Raw("x".to_owned()))
+}
+
+#[test]
+fn a_conversation_is_said_with_all_that_is_in_it() {
+    let call = ToolCall { id: "c1".to_owned(), name: "see".to_owned(), arguments: "{\"x\":1}".to_owned() };
+    let image = Image::Data { media_type: "image/png".to_owned(), base64: "iVBO".to_owned() };
+    let look =
+        vec![Part::Text("Look".to_owned()), Part::Image(image), Part::Image(Image::Url("https://a/b".to_owned()))];
+    let messages = vec![
+        Message::text(Role::System, "Be brief."),
+        Message { content: look, name: Some("Ann".to_owned()), ..Message::text(Role::User, "") },
+        Message {
+            content: Vec::new(),
+            tool_calls: vec![call],
+            thinking: Some("Hm.".to_owned()),
+            ..Message::text(Role::Assistant, "")
+        },
+        Message { tool_call_id: Some("c1".to_owned()), ..Message::text(Role::Tool, "a bee") },
+    ];
+    let request = ChatRequest::new("m", Prompt::Chat(messages));
+    let function = json!({"name": "see", "arguments": "{\"x\":1}"});
+    let mut said = json!([
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "name": "Ann", "content": [
+            {"type": "text", "text": "Look"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}},
+            {"type": "image_url", "image_url": {"url": "https://a/b"}},
+        ]},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "c1", "type": "function", "function": function}]},
+        {"role": "tool", "content": "a bee", "tool_call_id": "c1"},
+    ]);
+    let expected = |messages: &Value| json!({"model": "m", "messages": messages, "stream": true, "stream_options": {"include_usage": true}});
+    assert_eq!(written(&request, Provider::OpenAi), expected(&said));
+    said[2]["reasoning_content"] = json!("Hm.");
+    assert_eq!(written(&request, Provider::LlamaCpp), expected(&said));
+}
+
+#[test]
+fn tools_go_with_the_choice_among_them() {
+    let tool =
+        Tool { name: "see".to_owned(), description: Some("Sees.".to_owned()), parameters: json!({"type": "object"}) };
+    let request = ChatRequest { tools: vec![tool], ..ask("x") };
+    let tools = json!([{"type": "function", "function": {"name": "see", "description": "Sees.", "parameters": {"type": "object"}}}]);
+    assert_eq!(special(&request, Provider::Other), json!({"tools": tools}));
+    for (choice, said) in [
+        (ToolChoice::None, json!("none")),
+        (ToolChoice::Required, json!("required")),
+        (ToolChoice::Named("see".to_owned()), json!({"type": "function", "function": {"name": "see"}})),
+    ] {
+        let request = ChatRequest { tool_choice: choice.clone(), ..request.clone() };
+        assert_eq!(special(&request, Provider::Other), json!({"tools": tools, "tool_choice": said}));
+        assert_eq!(special(&ChatRequest { tool_choice: choice, ..ask("x") }, Provider::Other), json!({}));
+    }
+}
+
+#[test]
+fn options_are_said_in_each_providers_words() {
+    let sampling = Sampling {
+        temperature: Some(0.7),
+        top_p: Some(0.9),
+        top_k: Some(40),
+        min_p: Some(0.05),
+        seed: Some(7),
+        repeat_penalty: Some(1.1),
+        repeat_last_n: Some(64),
+        presence_penalty: Some(0.5),
+        frequency_penalty: Some(-0.5),
+        logit_bias: vec![(42, -100.0)],
+    };
+    let stop = vec!["\n".to_owned()];
+    let request = ChatRequest { sampling, stop, max_tokens: Some(9), logprobs: Some(2), ..ask("x") };
+    let common = json!({
+        "stop": ["\n"], "logprobs": true, "top_logprobs": 2, "temperature": 0.7, "top_p": 0.9, "seed": 7,
+        "presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {"42": -100.0},
+    });
+    let with = |more: Value| {
+        let mut all = common.clone();
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    };
+    assert_eq!(special(&request, Provider::OpenAi), with(json!({"max_completion_tokens": 9})));
+    let local = json!({"max_tokens": 9, "top_k": 40, "min_p": 0.05, "repeat_penalty": 1.1});
+    assert_eq!(special(&request, Provider::Other), with(local.clone()));
+    let mut llama = with(local);
+    llama["repeat_last_n"] = json!(64);
+    assert_eq!(special(&request, Provider::LlamaCpp), llama);
+    let vllm = json!({"max_tokens": 9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1});
+    assert_eq!(special(&request, Provider::Vllm), with(vllm));
+}
+
+#[test]
+fn legacy_completions_have_their_own_words() {
+    let request = ChatRequest { logprobs: Some(0), suffix: Some("end".to_owned()), max_tokens: Some(3), ..raw() };
+    assert_eq!(special(&request, Provider::OpenAi), json!({"logprobs": 0, "suffix": "end", "max_tokens": 3}));
+    assert_eq!(written(&raw(), Provider::Other)["prompt"], "x");
+    let tokens = ChatRequest::new("m", Prompt::Tokens(vec![1, 2]));
+    assert_eq!(written(&tokens, Provider::Other)["prompt"], json!([1, 2]));
+}
+
+#[test]
+fn forms_are_strict_where_their_schema_allows_it() {
+    let format = |schema: Value| {
+        let request = ChatRequest { response_format: ResponseFormat::JsonSchema(schema), ..ask("x") };
+        special(&request, Provider::OpenAi)["response_format"]["json_schema"].clone()
+    };
+    let open = json!({"type": "object"});
+    assert_eq!(format(open.clone()), json!({"name": "answer", "schema": open, "strict": false}));
+    assert_eq!(format(json!({"type": "object", "additionalProperties": false}))["strict"], true);
+    let object = |request| ChatRequest { response_format: ResponseFormat::JsonObject, ..request };
+    assert_eq!(special(&object(ask("x")), Provider::LlamaCpp), json!({"response_format": {"type": "json_object"}}));
+    assert_eq!(special(&object(raw()), Provider::LlamaCpp), json!({"json_schema": {"type": "object"}}));
+}
+
+#[test]
+fn thinking_is_asked_for_where_the_provider_understands_it() {
+    let think = |think: Think, provider| special(&ChatRequest { think: Some(think), ..ask("x") }, provider);
+    let level = || Think::Level("high".to_owned());
+    assert_eq!(think(Think::Off, Provider::OpenAi), json!({}));
+    assert_eq!(think(level(), Provider::OpenAi), json!({"reasoning_effort": "high"}));
+    assert_eq!(think(Think::Off, Provider::Vllm), json!({"chat_template_kwargs": {"enable_thinking": false}}));
+    assert_eq!(think(Think::On, Provider::LlamaCpp), json!({"chat_template_kwargs": {"enable_thinking": true}}));
+}
+
+#[test]
+fn what_the_dialect_has_no_words_for_is_refused() {
+    let refused = |request: ChatRequest, provider| match request::body(&request, "m", provider) {
+        Err(BackendError::Unsupported { param, .. }) => Some(param),
+        _ => None,
+    };
+    let earlier = ChatRequest { earlier_tokens: vec![1], ..raw() };
+    assert_eq!(refused(earlier, Provider::LlamaCpp), Some("earlier_tokens"));
+    let template = ChatRequest { template: Some("{{ .Prompt }}".to_owned()), ..ask("x") };
+    assert_eq!(refused(template, Provider::LlamaCpp), Some("template"));
+    let filled = ChatRequest { suffix: Some("end".to_owned()), ..raw() };
+    assert_eq!(refused(filled, Provider::LlamaCpp), Some("suffix"));
+    let endless = ChatRequest { ignore_eos: true, ..ask("x") };
+    assert_eq!(refused(endless.clone(), Provider::OpenAi), Some("ignore_eos"));
+    assert_eq!(special(&endless, Provider::Other), json!({"ignore_eos": true}));
+}

@@ -1,0 +1,319 @@
+//! The HTTP client behind the backends that ask other servers: bounded, timed, logged, and with one reading of how servers fail.
+
+mod error;
+mod settings;
+
+use std::error::Error as _;
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, TryStreamExt};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Body, Client, Method, Response, Url, redirect};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout};
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::io::StreamReader;
+
+pub(crate) use error::UpstreamError;
+pub(crate) use settings::{KeySource, base_url, headers};
+
+/// Longest wait for a connection.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+/// Longest accepted line of a stream; a server that sends a whole answer with a picture in one line stays under it.
+const LINE_BYTES_MAX: usize = 8 << 20;
+/// How much of the body of a refusal is read.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
+/// Idle connections are given up before the 5 s after which Uvicorn and Node close theirs: a request that meets such a close fails.
+const POOL_IDLE_TIME_MAX: Duration = Duration::from_secs(4);
+/// The same with TLS, where making a connection is dear and servers wait longer.
+const POOL_IDLE_TIME_MAX_TLS: Duration = Duration::from_secs(50);
+
+/// What an [`UpstreamClient`] needs to know.
+pub(crate) struct UpstreamOptions {
+    /// The backend's name, for logs.
+    pub(crate) name: String,
+    /// What paths are appended to, see [`base_url`].
+    pub(crate) base: Url,
+    /// Sent with every request, see [`headers`].
+    pub(crate) headers: HeaderMap,
+    /// Longest wait for the status, and for each piece of a body after it.
+    pub(crate) timeout: Duration,
+}
+
+/// A client of one server. Follows no redirects, so that a key never goes elsewhere.
+pub(crate) struct UpstreamClient {
+    name: String,
+    base: Url,
+    client: Client,
+    timeout: Duration,
+    /// Whether the server could not be reached the last time. One that stays away is logged once.
+    away: AtomicBool,
+}
+
+impl UpstreamClient {
+    /// Makes a client. No connection is made yet.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError::Config`] where TLS cannot be set up.
+    pub(crate) fn new(options: UpstreamOptions) -> Result<Self, UpstreamError> {
+        let tls = options.base.scheme() == "https";
+        let mut builder = Client::builder()
+            .user_agent(concat!("bombus/", env!("CARGO_PKG_VERSION")))
+            .default_headers(options.headers)
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIME_MAX)
+            .pool_idle_timeout(if tls { POOL_IDLE_TIME_MAX_TLS } else { POOL_IDLE_TIME_MAX })
+            .redirect(redirect::Policy::none());
+        if is_loopback(&options.base) {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|error| UpstreamError::Config { reason: explain(&error) })?;
+        Ok(Self {
+            name: options.name,
+            base: options.base,
+            client,
+            timeout: options.timeout,
+            away: AtomicBool::new(false),
+        })
+    }
+
+    /// Returns the backend's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the longest wait for a piece of an answer, for [`UpstreamClient::lines`].
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Asks for a JSON document of at most `limit_bytes`.
+    ///
+    /// # Errors
+    ///
+    /// Any [`UpstreamError`] but `Config`.
+    pub(crate) async fn get_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit_bytes: usize,
+    ) -> Result<T, UpstreamError> {
+        let response = self.send(Method::GET, path, None::<&()>).await?;
+        self.logged(&Method::GET, path, self.json(response, limit_bytes).await)
+    }
+
+    /// Sends a JSON document and reads one of at most `limit_bytes`.
+    ///
+    /// # Errors
+    ///
+    /// Any [`UpstreamError`] but `Config`.
+    pub(crate) async fn post_json<B: Serialize + ?Sized + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        limit_bytes: usize,
+    ) -> Result<T, UpstreamError> {
+        let response = self.send(Method::POST, path, Some(body)).await?;
+        self.logged(&Method::POST, path, self.json(response, limit_bytes).await)
+    }
+
+    /// Sends a request, with a JSON document where there is one, and returns the answer as soon as its status is there.
+    /// Dropping the answer, or this future, closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError::Status`] for every status but 2xx; `Connect`, `Timeout`, `Broken`, `Garbage`.
+    pub(crate) async fn send<B: Serialize + ?Sized + Sync>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Response, UpstreamError> {
+        let body = body.map(serde_json::to_vec).transpose();
+        let body = body.map_err(|error| UpstreamError::Config { reason: format!("not to be had as JSON: {error}") })?;
+        let json = HeaderValue::from_static("application/json");
+        self.send_bytes(method, path, body.map(|body| (Body::from(body), json))).await
+    }
+
+    /// As [`UpstreamClient::send`], with a body of any kind and its content type.
+    ///
+    /// # Errors
+    ///
+    /// As [`UpstreamClient::send`].
+    pub(crate) async fn send_bytes(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Body, HeaderValue)>,
+    ) -> Result<Response, UpstreamError> {
+        let begun = Instant::now();
+        let answer = self.try_send(method.clone(), path, body).await;
+        let ms = begun.elapsed().as_secs_f64() * 1000.0;
+        let (backend, base) = (self.name.as_str(), self.base.as_str());
+        if let Ok(response) = &answer {
+            let status = response.status().as_u16();
+            tracing::debug!(backend.name = backend, %method, path, status, ms, "upstream answered");
+        }
+        if !matches!(answer, Err(UpstreamError::Connect { .. })) {
+            self.away.store(false, Ordering::Relaxed);
+        } else if self.away.swap(true, Ordering::Relaxed) {
+            tracing::debug!(backend.name = backend, upstream.url = base, %method, path, ms, "upstream is still away");
+            return answer;
+        }
+        self.logged(&method, path, answer)
+    }
+
+    async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Body, HeaderValue)>,
+    ) -> Result<Response, UpstreamError> {
+        let url = self.base.join(path.trim_start_matches('/')).map_err(|error| {
+            let reason = format!("{path:?} is not a path on {}: {error}", self.base);
+            UpstreamError::Config { reason }
+        })?;
+        let mut request = self.client.request(method, url);
+        if let Some((body, content_type)) = body {
+            request = request.header(CONTENT_TYPE, content_type).body(body);
+        }
+        let response = timeout(self.timeout, request.send())
+            .await
+            .map_err(|_| UpstreamError::Timeout { after: self.timeout })?
+            .map_err(|error| self.sending_failed(&error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let (status, headers) = (response.status(), response.headers().clone());
+        // What is wrong is known by the status; a refusal whose body breaks off says no less.
+        let body = self.read(response, REFUSAL_BYTES_MAX).await.unwrap_or_default();
+        Err(UpstreamError::of_response(status, &headers, &body))
+    }
+
+    fn sending_failed(&self, error: &reqwest::Error) -> UpstreamError {
+        let reason = explain(error);
+        if error.is_connect() {
+            UpstreamError::Connect { reason: format!("no connection to {}: {reason}", self.base) }
+        } else if is_parse_error(error) {
+            UpstreamError::Garbage { reason: format!("{} does not answer in HTTP: {reason}", self.base) }
+        } else {
+            UpstreamError::Broken { reason: format!("the connection to {} broke off: {reason}", self.base) }
+        }
+    }
+
+    async fn json<T: DeserializeOwned>(&self, response: Response, limit_bytes: usize) -> Result<T, UpstreamError> {
+        let body = self.read(response, limit_bytes).await?;
+        serde_json::from_slice(&body).map_err(|error| UpstreamError::Garbage {
+            reason: format!("{} answers something else than the JSON expected: {error}", self.base),
+        })
+    }
+
+    /// Reads a body of at most `limit_bytes`.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError::Garbage`] where it is longer; `Timeout` where nothing comes for too long; `Broken`.
+    pub(crate) async fn read(&self, mut response: Response, limit_bytes: usize) -> Result<Vec<u8>, UpstreamError> {
+        let mut body = Vec::new();
+        loop {
+            let piece = timeout(self.timeout, response.chunk())
+                .await
+                .map_err(|_| UpstreamError::Timeout { after: self.timeout })?
+                .map_err(|error| UpstreamError::Broken { reason: explain(&error) })?;
+            let Some(piece) = piece else { return Ok(body) };
+            if body.len() + piece.len() > limit_bytes {
+                return Err(UpstreamError::Garbage { reason: format!("it answers more than {limit_bytes} bytes") });
+            }
+            body.extend_from_slice(&piece);
+        }
+    }
+
+    /// Reads a body line by line, without the line ends. Ends after the first error: [`UpstreamError::Timeout`] where nothing comes for
+    /// `idle`, `Garbage` for a line of more than 8 MiB or one that is not UTF-8, `Broken`. Dropping the stream closes the connection.
+    pub(crate) fn lines(
+        response: Response,
+        idle: Duration,
+    ) -> impl Stream<Item = Result<String, UpstreamError>> + Send + 'static {
+        let bytes = StreamReader::new(response.bytes_stream().map_err(io::Error::other));
+        let mut lines = FramedRead::new(bytes, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
+        async_stream::stream! {
+            loop {
+                match timeout(idle, lines.next()).await {
+                    Ok(Some(Ok(line))) => yield Ok(line),
+                    Ok(Some(Err(error))) => {
+                        yield Err(reading_failed(&error));
+                        return;
+                    }
+                    Ok(None) => return,
+                    Err(_) => {
+                        yield Err(UpstreamError::Timeout { after: idle });
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Logs a failure. Nothing of what was asked or answered stands in the log.
+    fn logged<T>(&self, method: &Method, path: &str, answer: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
+        if let Err(error) = &answer {
+            let (backend, url, kind) = (self.name.as_str(), self.base.as_str(), error.kind());
+            let status = error.status();
+            tracing::error!(
+                backend.name = backend,
+                upstream.url = url,
+                %method,
+                path,
+                status,
+                error.kind = kind,
+                "upstream request failed"
+            );
+        }
+        answer
+    }
+}
+
+fn reading_failed(error: &LinesCodecError) -> UpstreamError {
+    match error {
+        LinesCodecError::MaxLineLengthExceeded => {
+            UpstreamError::Garbage { reason: format!("it sends a line of more than {} MiB", LINE_BYTES_MAX >> 20) }
+        }
+        LinesCodecError::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<reqwest::Error>()) {
+            Some(error) => UpstreamError::Broken { reason: explain(error) },
+            None => UpstreamError::Garbage { reason: "it sends text that is not UTF-8".to_owned() },
+        },
+    }
+}
+
+/// Returns whether what came was no HTTP at all, or broke its rules.
+fn is_parse_error(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(deeper) = cause {
+        if deeper.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return true;
+        }
+        cause = deeper.source();
+    }
+    false
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Tells an error by what caused it, without the URL.
+fn explain(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return if error.is_connect() { "no connection in time" } else { "nothing came for too long" }.to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}

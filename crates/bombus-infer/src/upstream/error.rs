@@ -1,0 +1,305 @@
+//! How a server fails, and what that means to the one who asked.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use serde_json::Value;
+
+use crate::BackendError;
+
+/// Longest part of a server's own words that is passed on, in characters.
+const MESSAGE_CHARS_MAX: usize = 1000;
+/// How long to wait where a server refuses for now and does not say how long.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+/// Longest wait that is passed on.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// Why a server did not answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    /// No connection, and nothing was sent.
+    #[error("{reason}")]
+    Connect {
+        /// Why.
+        reason: String,
+    },
+    /// Nothing came for too long, before the status or in the middle of the body.
+    #[error("nothing came for {} s", after.as_secs_f64())]
+    Timeout {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// It refuses, by its status or by an error object in its stream.
+    #[error("status {status}: {message}")]
+    Status {
+        /// The HTTP status; 500 for an error object in a stream that has none of its own.
+        status: u16,
+        /// Its own words, cut to 1000 characters.
+        message: String,
+        /// Where it says that the prompt is longer than the context: tokens of the prompt, tokens of the context.
+        context: Option<(u32, u32)>,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The connection ended in the middle of an answer.
+    #[error("{reason}")]
+    Broken {
+        /// What happened.
+        reason: String,
+    },
+    /// What it answers cannot be read, or is too large.
+    #[error("{reason}")]
+    Garbage {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The settings are at fault.
+    #[error("{reason}")]
+    Config {
+        /// Which one, and what to do.
+        reason: String,
+    },
+}
+
+impl UpstreamError {
+    pub(super) fn of_response(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+        let document = serde_json::from_slice::<Value>(body).ok();
+        let message = match &document {
+            Some(document) => message_of(document),
+            None => std::str::from_utf8(body).ok().map(str::to_owned),
+        };
+        let location = headers.get(LOCATION).filter(|_| status.is_redirection()).and_then(|value| value.to_str().ok());
+        let message = match location {
+            Some(location) => format!("it redirects to {location}; put that address into `url`"),
+            None => message.unwrap_or_default(),
+        };
+        let message = match message.trim() {
+            "" => status.canonical_reason().unwrap_or("no reason given").to_owned(),
+            message => message.chars().take(MESSAGE_CHARS_MAX).collect(),
+        };
+        Self::Status {
+            status: status.as_u16(),
+            context: context_of(document.as_ref(), &message),
+            message,
+            retry_after: retry_after(headers),
+        }
+    }
+
+    /// Reads an error object that came in a stream with status 200: `{"error": "..."}`, or `{"error": {"message", "code"}}` with a code
+    /// that is a number, a text, or missing. `None` where the document is no error.
+    pub(crate) fn of_event(document: &Value) -> Option<Self> {
+        let error = document.get("error").filter(|error| !error.is_null())?;
+        let code = ["code", "status", "status_code"].iter().filter_map(|key| error.get(key)).find_map(|code| {
+            let number = code.as_u64().or_else(|| code.as_str()?.parse().ok())?;
+            u16::try_from(number).ok().filter(|number| (400..=599).contains(number))
+        });
+        let message = message_of(document).filter(|message| !message.trim().is_empty());
+        let message: String =
+            message.as_deref().unwrap_or("it sends an error without a text").chars().take(MESSAGE_CHARS_MAX).collect();
+        let known = if error.get("code").and_then(Value::as_str) == Some("model_not_found") { 404 } else { 500 };
+        Some(Self::Status {
+            status: code.unwrap_or(known),
+            context: context_of(Some(document), &message),
+            message,
+            retry_after: None,
+        })
+    }
+
+    /// Returns a word for logs.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "connect",
+            Self::Timeout { .. } => "timeout",
+            Self::Status { .. } => "status",
+            Self::Broken { .. } => "broken",
+            Self::Garbage { .. } => "garbage",
+            Self::Config { .. } => "config",
+        }
+    }
+
+    /// Returns the HTTP status, where there is one.
+    pub(crate) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the same request may be sent again: nothing reached the server, or the server itself failed.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect { .. } => true,
+            Self::Status { status, .. } => (500..=599).contains(status) && *status != 501,
+            _ => false,
+        }
+    }
+
+    /// Says it to the one who asked `backend` for `model` (empty where no model was asked for). `begun`: the answer had begun.
+    pub(crate) fn into_backend(self, backend: &str, model: &str, begun: bool) -> BackendError {
+        let reason = format!("backend '{backend}': {self}");
+        match self {
+            Self::Timeout { after } => BackendError::TimedOut { after },
+            Self::Connect { .. } => BackendError::Unavailable { reason: format!("{reason}. Is the server running?") },
+            _ if begun => BackendError::Interrupted { reason },
+            Self::Broken { .. } | Self::Garbage { .. } | Self::Config { .. } => BackendError::Unavailable { reason },
+            Self::Status { status, message, context, retry_after } => match (status, context, retry_after) {
+                (400..=499, Some((prompt_tokens, context_tokens)), _) => {
+                    BackendError::ContextExceeded { prompt_tokens, context_tokens }
+                }
+                (401 | 403, ..) => BackendError::Rejected {
+                    reason: format!(
+                        "{reason}. Set `api_key_env` or `api_key_file` of this backend to a key that it accepts"
+                    ),
+                },
+                (404, ..) if !model.is_empty() && message.to_ascii_lowercase().contains("model") => {
+                    BackendError::ModelNotFound { model: model.to_owned() }
+                }
+                (404 | 405 | 300..=399, ..) => {
+                    BackendError::Unavailable { reason: format!("{reason}. Check the `url` of this backend") }
+                }
+                (429, ..) | (503, _, Some(_)) => {
+                    BackendError::Overloaded { retry_after: retry_after.unwrap_or(RETRY_AFTER_DEFAULT) }
+                }
+                (400..=499 | 501, ..) => BackendError::InvalidRequest { param: None, message },
+                _ => BackendError::Unavailable { reason },
+            },
+        }
+    }
+}
+
+/// Finds the text of an error in the shapes that servers have: Ollama's and `OpenAI`'s `error`, `FastAPI`'s `detail`, and `message`.
+fn message_of(document: &Value) -> Option<String> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(object) => object.get("message").and_then(Value::as_str).map(str::to_owned),
+        _ => None,
+    };
+    if let Some(error) = document.get("error").filter(|error| !error.is_null()) {
+        return text(error).or_else(|| Some(error.to_string()));
+    }
+    if let Some(detail) = document.get("detail") {
+        return text(detail).or_else(|| Some(detail.to_string()));
+    }
+    text(document)
+}
+
+/// Finds by how much a prompt is too long: llama-server tells it in fields, others in the words of `OpenAI`'s error.
+fn context_of(document: Option<&Value>, message: &str) -> Option<(u32, u32)> {
+    let error = document.and_then(|document| document.get("error"));
+    let field = |key| u32::try_from(error?.get(key)?.as_u64()?).ok();
+    let (prompt, context) = match (field("n_prompt_tokens"), field("n_ctx")) {
+        (Some(prompt), Some(context)) => (prompt, context),
+        _ => {
+            let context = number_after(message, "maximum context length is")?;
+            let asked = ["you requested", "resulted in", "contains at least", "your request has", "you passed"];
+            (asked.iter().find_map(|words| number_after(message, words))?, context)
+        }
+    };
+    // A prompt that fits is refused for something else, such as too large a `max_tokens`, and the server's words say it better.
+    (prompt >= context).then_some((prompt, context))
+}
+
+fn number_after(text: &str, words: &str) -> Option<u32> {
+    let rest = &text[text.find(words)? + words.len()..];
+    let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok()?,
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refusal(status: u16, headers: &[(&'static str, &str)], body: &str) -> UpstreamError {
+        let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        UpstreamError::of_response(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
+    }
+
+    fn told(status: u16, body: &str) -> BackendError {
+        refusal(status, &[], body).into_backend("far", "m", false)
+    }
+
+    #[test]
+    fn the_servers_own_words_are_found_in_every_shape() {
+        for body in [
+            r#"{"error":"no room"}"#,
+            r#"{"error":{"message":"no room","code":400}}"#,
+            r#"{"detail":"no room"}"#,
+            r#"{"object":"error","message":"no room"}"#,
+            "no room\n",
+        ] {
+            let BackendError::InvalidRequest { message, .. } = told(400, body) else { panic!("{body}") };
+            assert_eq!(message, "no room", "{body}");
+        }
+        let detail = told(422, r#"{"detail":[{"loc":["body","n"],"msg":"too small"}]}"#);
+        assert!(matches!(detail, BackendError::InvalidRequest { message, .. } if message.contains("too small")));
+    }
+
+    #[test]
+    fn a_refused_key_is_told_with_what_to_set() {
+        let BackendError::Rejected { reason } = told(401, r#"{"error":{"message":"bad key"}}"#) else { panic!() };
+        assert!(reason.contains("'far'") && reason.contains("bad key") && reason.contains("api_key_env"), "{reason}");
+    }
+
+    #[test]
+    fn a_missing_model_is_not_a_wrong_address() {
+        let missing = told(404, r#"{"error":{"message":"The model `m` does not exist","code":"model_not_found"}}"#);
+        assert_eq!(missing, BackendError::ModelNotFound { model: "m".into() });
+        let BackendError::Unavailable { reason } = told(404, "404 page not found") else { panic!() };
+        assert!(reason.contains("`url`"), "{reason}");
+    }
+
+    #[test]
+    fn a_wait_is_told_in_seconds_or_as_a_date() {
+        let after = |value: &str| refusal(429, &[("retry-after", value)], "").into_backend("far", "m", false);
+        assert_eq!(after("7"), BackendError::Overloaded { retry_after: Duration::from_secs(7) });
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(90));
+        let BackendError::Overloaded { retry_after } = after(&date) else { panic!() };
+        assert!((80..=90).contains(&retry_after.as_secs()), "{retry_after:?}");
+        assert_eq!(after("soon"), BackendError::Overloaded { retry_after: RETRY_AFTER_DEFAULT });
+        assert_eq!(after("1e300"), BackendError::Overloaded { retry_after: RETRY_AFTER_DEFAULT });
+    }
+
+    #[test]
+    fn an_overlong_prompt_is_told_with_both_numbers() {
+        let exceeded = |prompt_tokens, context_tokens| BackendError::ContextExceeded { prompt_tokens, context_tokens };
+        let fields = r#"{"error":{"code":400,"message":"the request exceeds the available context size","n_prompt_tokens":900,"n_ctx":512}}"#;
+        assert_eq!(told(400, fields), exceeded(900, 512));
+        let words = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the messages, 1000 in the completion).";
+        assert_eq!(told(400, words), exceeded(5000, 4096));
+        let fits = "'max_tokens' is too large: 9000. This model's maximum context length is 4096 tokens and your request has 17 input tokens";
+        assert!(matches!(told(400, fits), BackendError::InvalidRequest { .. }));
+    }
+
+    #[test]
+    fn an_error_in_a_stream_may_have_a_code_of_any_kind() {
+        let status = |code: Value| {
+            UpstreamError::of_event(&json!({"error": {"message": "x", "code": code}})).and_then(|error| error.status())
+        };
+        assert_eq!(status(json!(429)), Some(429));
+        assert_eq!(status(json!("401")), Some(401));
+        assert_eq!(status(json!("model_not_found")), Some(404));
+        assert_eq!(status(json!("server_error")), Some(500));
+        assert_eq!(status(Value::Null), Some(500));
+        assert!(UpstreamError::of_event(&json!({"error": "x"})).is_some());
+        assert!(UpstreamError::of_event(&json!({"error": null, "choices": []})).is_none());
+    }
+
+    #[test]
+    fn a_redirect_says_where_to() {
+        let error = refusal(301, &[("location", "https://example.com/v1")], "").into_backend("far", "m", false);
+        assert!(matches!(error, BackendError::Unavailable { reason } if reason.contains("https://example.com/v1")));
+    }
+}
