@@ -6,11 +6,13 @@ pub mod gguf;
 pub mod hardware;
 mod library;
 pub mod models;
+pub mod ollama;
 pub mod openai;
 mod registry;
 mod upstream;
 
 pub use backend::{Backend, BackendError, ChatStream, Health};
 pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
+pub use ollama::{OllamaBackend, OllamaClient, OllamaConfig, OllamaError};
 pub use openai::{OpenAiBackend, OpenAiConfig, OpenAiError};
 pub use registry::{BackendOptions, BackendState, Backends, Listed, NamedBackend, Route, Routed};

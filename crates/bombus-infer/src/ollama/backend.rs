@@ -1,0 +1,266 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, KeepAlive};
+use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
+use futures::StreamExt;
+use tokio::time::timeout;
+
+use super::answer::{Asked, events, too_long};
+use super::catalogue::Catalogue;
+use super::context::{Known, Need};
+use super::request::{self, Call};
+use super::wire::{self, Answer};
+use super::{AnswerStream, OllamaClient, OllamaConfig, OllamaError, shorten, show};
+use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary};
+
+/// Longest wait for a server to say that it is there.
+const HEALTH_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Runs models on an Ollama server. Each server is a backend of its own.
+pub struct OllamaBackend {
+    pub(super) name: String,
+    pub(super) client: OllamaClient,
+    pub(super) catalogue: Arc<Catalogue>,
+}
+
+/// An answer that has begun: its first piece, and the others.
+type Begun = (Answer, AnswerStream);
+
+impl OllamaBackend {
+    /// Makes a backend with the name that logs and errors show. No connection is made yet.
+    ///
+    /// # Errors
+    ///
+    /// [`OllamaError::Config`].
+    pub fn new(name: &str, config: OllamaConfig) -> Result<Self, OllamaError> {
+        let mut builder = OllamaClient::builder()
+            .name(name)
+            .url(config.url)
+            .timeout(Duration::from_millis(config.timeout_ms))
+            .retry(config.retries, Duration::from_millis(config.retry_delay_ms));
+        for (header, value) in config.headers {
+            builder = builder.header(header, value);
+        }
+        if let Some(variable) = config.api_key_env {
+            builder = builder.api_key_env(variable);
+        }
+        if let Some(path) = config.api_key_file {
+            builder = builder.api_key_file(path);
+        }
+        Ok(Self::of(name, builder.build()?))
+    }
+
+    /// Makes a backend of a client.
+    #[must_use]
+    pub fn of(name: &str, client: OllamaClient) -> Self {
+        let catalogue = Arc::new(Catalogue::new(&client));
+        Self { name: name.to_owned(), client, catalogue }
+    }
+
+    /// Returns the client, for what only Ollama has.
+    #[must_use]
+    pub fn client(&self) -> &OllamaClient {
+        &self.client
+    }
+
+    /// Says an error that came before the answer to a request for `model`.
+    pub(super) fn fail(&self, error: OllamaError, model: &str) -> BackendError {
+        error.into_backend(&self.name, model, false)
+    }
+
+    async fn begin(&self, call: &Call) -> Result<Begun, OllamaError> {
+        let mut pieces = match call {
+            Call::Chat(chat) => self.client.chat_stream(chat).await?,
+            Call::Generate(generate) => self.client.generate_stream(generate).await?,
+        };
+        let first = pieces.next().await.transpose()?;
+        let first = first.ok_or_else(|| OllamaError::Broken { reason: "it answered nothing".to_owned() })?;
+        Ok((first, pieces))
+    }
+
+    /// Begins an answer with a context that holds the prompt, and returns its size as it was asked for. `None` in place of the answer where
+    /// the prompt is longer than any context.
+    async fn begin_in_context(
+        &self,
+        call: &mut Call,
+        known: &Known,
+        need: Need,
+    ) -> Result<(Option<u32>, Option<Begun>), OllamaError> {
+        let mut num_ctx = known.num_ctx(need);
+        loop {
+            call.run().options.num_ctx = num_ctx;
+            match self.begin(call).await {
+                Err(error) if error.is_prompt_too_long() => match known.larger(num_ctx, need) {
+                    Some(larger) => {
+                        tracing::debug!(backend.name = self.name, num_ctx = larger, "upstream needs a larger context");
+                        num_ctx = Some(larger);
+                    }
+                    None => return Ok((num_ctx, None)),
+                },
+                begun => return begun.map(|begun| (num_ctx, Some(begun))),
+            }
+        }
+    }
+
+    /// Begins an answer to what of a prompt fits into a context: without its oldest turns, and where even the last one is too long, with
+    /// that one cut by Ollama.
+    async fn begin_shortened(&self, call: &mut Call, context_tokens: u32) -> Result<(ChatEvent, Begun), OllamaError> {
+        let mut left_out = 0;
+        if let Call::Chat(chat) = call {
+            let turns = std::mem::take(&mut chat.messages);
+            let fixed_bytes = chat.tools.iter().map(|tool| tool.to_string().len()).sum();
+            chat.messages.clone_from(&turns);
+            for count in shorten::tries(&turns, fixed_bytes, context_tokens) {
+                left_out = u32::try_from(count).unwrap_or(u32::MAX);
+                if let Call::Chat(chat) = call {
+                    chat.messages = shorten::without_oldest(&turns, count);
+                }
+                match self.begin(call).await {
+                    Err(error) if error.is_prompt_too_long() => {}
+                    begun => {
+                        // How many tokens are left, the server tells at the end.
+                        let event = ChatEvent::Truncated { messages: left_out, prompt_tokens: 0 };
+                        return begun.map(|begun| (event, begun));
+                    }
+                }
+            }
+        }
+        call.run().truncate = Some(true);
+        let begun = self.begin(call).await?;
+        Ok((ChatEvent::Truncated { messages: left_out, prompt_tokens: context_tokens }, begun))
+    }
+}
+
+#[async_trait]
+impl Backend for OllamaBackend {
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        self.catalogue.models().await.map_err(|error| self.fail(error, ""))
+    }
+
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        let name = parse(&request.model)?;
+        let mut call = Call::of(&request)?;
+        let (known, overhead_bytes) = self.catalogue.context_of(&name, request.context_tokens).await;
+        let need = call.need(overhead_bytes, request.max_tokens);
+        let begun = self.begin_in_context(&mut call, &known, need).await;
+        let (num_ctx, begun) = begun.map_err(|error| self.fail(error, &request.model))?;
+        let context_tokens = known.limit(num_ctx);
+        let (before, (first, rest)) = match begun {
+            Some(begun) => (None, begun),
+            None if request.overflow.truncate => {
+                let begun = self.begin_shortened(&mut call, context_tokens).await;
+                let (event, begun) = begun.map_err(|error| self.fail(error, &request.model))?;
+                tracing::info!(
+                    backend.name = self.name,
+                    model.name = %name,
+                    context_tokens,
+                    truncated = ?event,
+                    "the conversation is longer than the context; its oldest turns were left out"
+                );
+                (Some(event), begun)
+            }
+            None => return Err(too_long(need, context_tokens)),
+        };
+        self.catalogue.sent(&name, num_ctx, &known);
+        let asked = Asked {
+            backend: self.name.clone(),
+            client: self.client.clone(),
+            need,
+            window: known.window(num_ctx),
+            may_cut: request.overflow.truncate,
+            return_tokens: request.return_tokens,
+            mute: request.max_tokens == Some(0),
+            model: request.model,
+        };
+        Ok(events(asked, before, first, rest))
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        let name = parse(&request.model)?;
+        let mut body = request::embed(&request)?;
+        let longest = body.input.iter().map(String::len).max().unwrap_or(0);
+        let (known, _) = self.catalogue.context_of(&name, None).await;
+        let need = Need::of(longest, 0, Some(0));
+        let mut num_ctx = known.num_ctx(need);
+        let response = loop {
+            body.options.num_ctx = num_ctx;
+            match self.client.embed(&body).await {
+                Err(error) if error.is_prompt_too_long() => match known.larger(num_ctx, need) {
+                    Some(larger) => num_ctx = Some(larger),
+                    None => return Err(too_long(need, known.limit(num_ctx))),
+                },
+                answer => break answer.map_err(|error| self.fail(error, &request.model))?,
+            }
+        };
+        self.catalogue.sent(&name, num_ctx, &known);
+        if response.embeddings.len() != body.input.len() {
+            let reason = format!("it made {} vectors of {} inputs", response.embeddings.len(), body.input.len());
+            return Err(self.fail(OllamaError::Garbage { reason }, &request.model));
+        }
+        Ok(EmbedResponse { vectors: response.embeddings, prompt_tokens: response.prompt_eval_count })
+    }
+
+    async fn health(&self) -> Health {
+        let url = self.client.url();
+        match timeout(HEALTH_TIME_MAX, self.client.check()).await {
+            Ok(Ok(())) => Health::Ready,
+            Ok(Err(error)) => Health::Unavailable(self.fail(error, "").to_string()),
+            Err(_) => Health::Unavailable(format!(
+                "backend '{}': {url} does not answer within {} s. Is it an Ollama server, and is it overloaded?",
+                self.name,
+                HEALTH_TIME_MAX.as_secs()
+            )),
+        }
+    }
+
+    async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {
+        match self.client.show(name.as_str()).await {
+            Ok(answer) => Ok(Some(show::details(answer))),
+            Err(OllamaError::ModelNotFound { .. }) => Ok(None),
+            Err(error) => Err(self.fail(error, name.as_str())),
+        }
+    }
+
+    async fn running(&self) -> Result<Vec<RunningModel>, BackendError> {
+        self.catalogue.running().await.map_err(|error| self.fail(error, ""))
+    }
+
+    async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
+        let facts = self.catalogue.facts(&parse(model)?).await;
+        let capabilities = facts.map(|facts| facts.capabilities.clone()).unwrap_or_default();
+        let only_embeds =
+            capabilities.contains(&ModelCapability::Embedding) && !capabilities.contains(&ModelCapability::Completion);
+        let keep_alive = keep_alive.map(request::seconds);
+        let loaded = if only_embeds {
+            let request = wire::EmbedRequest { model: model.to_owned(), keep_alive, ..wire::EmbedRequest::default() };
+            self.client.embed(&request).await.map(|_| ())
+        } else {
+            self.client.generate(&empty(model, keep_alive)).await.map(|_| ())
+        };
+        self.catalogue.forget_loaded();
+        loaded.map_err(|error| self.fail(error, model))
+    }
+
+    async fn unload(&self, model: &str) -> Result<(), BackendError> {
+        parse(model)?;
+        let unloaded = self.client.generate(&empty(model, Some(0))).await;
+        self.catalogue.forget_loaded();
+        unloaded.map(|_| ()).map_err(|error| self.fail(error, model))
+    }
+
+    fn library(&self) -> Option<&dyn ModelLibrary> {
+        Some(self)
+    }
+}
+
+fn parse(model: &str) -> Result<ModelName, BackendError> {
+    ModelName::parse(model).map_err(|_| BackendError::ModelNotFound { model: model.to_owned() })
+}
+
+/// Builds the request that loads a model, or unloads it where `keep_alive` is 0.
+fn empty(model: &str, keep_alive: Option<i64>) -> wire::GenerateRequest {
+    let run = wire::RunOptions { keep_alive, ..wire::RunOptions::default() };
+    wire::GenerateRequest { model: model.to_owned(), run, ..wire::GenerateRequest::default() }
+}

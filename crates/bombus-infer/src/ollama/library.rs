@@ -1,0 +1,97 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bombus_core::model::ModelName;
+use futures::StreamExt;
+
+use super::wire::{self, ProgressStep};
+use super::{OllamaBackend, StepStream, request, show};
+use crate::{BackendError, ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
+
+impl OllamaBackend {
+    /// Says the steps of a work on `model`. What the server says about its models is read anew afterwards.
+    fn progress(&self, steps: StepStream, model: &str) -> ProgressStream {
+        let (catalogue, name, model) = (Arc::clone(&self.catalogue), self.name.clone(), model.to_owned());
+        let say = move |step: Result<ProgressStep, _>| {
+            catalogue.forget_list();
+            step.map(progress).map_err(|error: super::OllamaError| error.into_backend(&name, &model, false))
+        };
+        steps.map(say).boxed()
+    }
+}
+
+#[async_trait]
+impl ModelLibrary for OllamaBackend {
+    async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError> {
+        let steps = self.client.pull(name).await.map_err(|error| self.fail(error, name))?;
+        Ok(self.progress(steps, name))
+    }
+
+    async fn delete(&self, name: &ModelName) -> Result<bool, BackendError> {
+        let deleted = self.client.delete(name.as_str()).await;
+        self.catalogue.forget_list();
+        deleted.map_err(|error| self.fail(error, name.as_str()))
+    }
+
+    async fn copy(&self, from: &ModelName, to: &ModelName) -> Result<bool, BackendError> {
+        let copied = self.client.copy(from.as_str(), to.as_str()).await;
+        self.catalogue.forget_list();
+        copied.map_err(|error| self.fail(error, from.as_str()))
+    }
+
+    async fn create(&self, request: CreateRequest) -> Result<ProgressStream, BackendError> {
+        let source = request.from.clone().unwrap_or_else(|| request.name.clone());
+        let body = wire::CreateRequest {
+            model: request.name,
+            from: request.from,
+            files: digests(request.files),
+            adapters: digests(request.adapters),
+            template: request.template,
+            license: request.licenses,
+            system: request.system,
+            parameters: request.parameters,
+            messages: request::conversation(&request.messages)?,
+            quantize: request.quantize,
+        };
+        let steps = self.client.create(&body).await.map_err(|error| self.fail(error, &source))?;
+        Ok(self.progress(steps, &source))
+    }
+
+    async fn has_blob(&self, sha256: &str) -> Result<bool, BackendError> {
+        check_sha256(sha256)?;
+        self.client.has_blob(sha256).await.map_err(|error| self.fail(error, ""))
+    }
+
+    async fn put_blob(&self, sha256: &str, bytes: ByteStream) -> Result<(), BackendError> {
+        check_sha256(sha256)?;
+        self.client.put_blob(sha256, bytes).await.map_err(|error| self.fail(error, ""))
+    }
+}
+
+fn progress(step: ProgressStep) -> Progress {
+    let sha256 = step.digest.strip_prefix("sha256:").unwrap_or(&step.digest);
+    Progress {
+        sha256: Some(sha256.to_owned()).filter(|digest| !digest.is_empty()),
+        status: step.status,
+        total_bytes: step.total,
+        completed_bytes: step.completed,
+    }
+}
+
+fn digests(files: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let prefixed = |(name, sha256): (String, String)| {
+        let digest = if sha256.starts_with("sha256:") { sha256 } else { format!("sha256:{sha256}") };
+        (name, digest)
+    };
+    files.into_iter().map(prefixed).collect()
+}
+
+fn check_sha256(sha256: &str) -> Result<(), BackendError> {
+    if show::is_sha256(sha256) {
+        return Ok(());
+    }
+    let message =
+        format!("{:?} is not a SHA-256 of 64 lower-case hex digits", sha256.chars().take(80).collect::<String>());
+    Err(BackendError::InvalidRequest { param: None, message })
+}
