@@ -23,7 +23,7 @@ async fn load(seed: u64) -> (usize, usize, usize) {
         let failures = failures.clone();
         move || {
             let dice = mix(seed, u64::try_from(begun.elapsed().as_millis()).unwrap() / 200);
-            if dice % 2 == 0 {
+            if dice.is_multiple_of(2) {
                 return Play::Say(3);
             }
             failures.fetch_add(1, Ordering::SeqCst);
