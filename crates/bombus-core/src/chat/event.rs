@@ -11,7 +11,7 @@ pub enum ChatEvent {
     Truncated {
         /// Turns that were left out.
         messages: u32,
-        /// Tokens of the prompt as it was used.
+        /// Tokens of the prompt as it was used; 0 where the backend tells only at the end.
         prompt_tokens: u32,
     },
     /// More of what the model thinks before it answers. Always whole UTF-8 characters.
@@ -57,7 +57,7 @@ pub struct TokenLogprob {
 /// A token that could stand at some place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenAlternative {
-    /// Id in the model's vocabulary.
+    /// Id in the model's vocabulary; 0 where the backend does not tell it.
     pub id: u32,
     /// Its bytes; not always whole UTF-8 characters.
     pub bytes: Vec<u8>,
