@@ -96,6 +96,10 @@ impl Provider {
             ResponseFormat::Text => return,
             ResponseFormat::JsonObject if self == Self::LlamaCpp && !chat => ("json_schema", json!({"type": "object"})),
             ResponseFormat::JsonSchema(schema) if self == Self::LlamaCpp && !chat => ("json_schema", schema.clone()),
+            // Without a schema llama-server lets the model write what it likes.
+            ResponseFormat::JsonObject if self == Self::LlamaCpp => {
+                ("response_format", json!({"type": "json_object", "schema": {"type": "object"}}))
+            }
             ResponseFormat::JsonObject => ("response_format", json!({"type": "json_object"})),
             ResponseFormat::JsonSchema(schema) => {
                 // `OpenAI` refuses strictness for schemas that leave room for more fields.

@@ -126,7 +126,9 @@ fn forms_are_strict_where_their_schema_allows_it() {
     assert_eq!(format(open.clone()), json!({"name": "answer", "schema": open, "strict": false}));
     assert_eq!(format(json!({"type": "object", "additionalProperties": false}))["strict"], true);
     let object = |request| ChatRequest { response_format: ResponseFormat::JsonObject, ..request };
-    assert_eq!(special(&object(ask("x")), Provider::LlamaCpp), json!({"response_format": {"type": "json_object"}}));
+    let any_object = json!({"type": "json_object", "schema": {"type": "object"}});
+    assert_eq!(special(&object(ask("x")), Provider::LlamaCpp), json!({"response_format": any_object}));
+    assert_eq!(special(&object(ask("x")), Provider::Other), json!({"response_format": {"type": "json_object"}}));
     assert_eq!(special(&object(raw()), Provider::LlamaCpp), json!({"json_schema": {"type": "object"}}));
 }
 
