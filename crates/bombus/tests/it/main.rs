@@ -10,6 +10,7 @@ mod back_pressure;
 mod completions;
 mod config;
 mod crate_graph;
+mod derived;
 mod doctor;
 mod engine;
 mod faults;
