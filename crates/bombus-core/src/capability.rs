@@ -9,6 +9,9 @@ pub struct Hardware {
     pub cpu_model: String,
     /// Hardware threads.
     pub cpu_threads: u32,
+    /// Physical cores; 0 where unknown.
+    #[serde(default)]
+    pub cpu_cores: u32,
     /// Physical memory.
     pub ram_total_mb: u64,
     /// Memory that can be used without swapping.
@@ -21,6 +24,9 @@ pub struct Hardware {
     pub gpus: Vec<Gpu>,
     /// Address on the local network, where there is one.
     pub lan_ip: Option<String>,
+    /// The network interfaces that have addresses, loopback left out.
+    #[serde(default)]
+    pub interfaces: Vec<NetworkInterface>,
     /// Operating system, for example `linux`.
     pub os: String,
     /// Processor architecture, for example `x86_64`.
@@ -32,10 +38,38 @@ pub struct Hardware {
 pub struct Gpu {
     /// Marketing name.
     pub name: String,
-    /// Its memory; on Apple silicon the machine's memory.
+    /// Who made it, where known.
+    #[serde(default)]
+    pub vendor: Option<GpuVendor>,
+    /// Its memory; on Apple silicon the machine's memory. 0 where it shares the machine's, or where nothing tells.
     pub vram_total_mb: u64,
-    /// What of it is free.
+    /// What of it is free. Where only the whole is told, all of it.
     pub vram_free_mb: u64,
+}
+
+/// The makers of graphics processors that models run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GpuVendor {
+    /// AMD.
+    Amd,
+    /// Apple.
+    Apple,
+    /// Intel.
+    Intel,
+    /// NVIDIA.
+    Nvidia,
+}
+
+/// A network interface of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkInterface {
+    /// The system's name for it, for example `eth0`.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Negotiated speed in megabits per second, where the driver tells it.
+    pub speed_mbit: Option<u64>,
 }
 
 /// How much model the best GPU carries.
@@ -133,9 +167,13 @@ impl Hardware {
     /// without a GPU.
     #[must_use]
     pub fn max_model_params_b(&self) -> f64 {
-        let vram_mb = self.best_gpu().map_or(0, |gpu| gpu.vram_total_mb);
-        let params_b = vram_mb.saturating_sub(1_500) as f64 / 600.0;
-        (params_b * 10.0).round() / 10.0
+        params_b(self.best_gpu().map_or(0, |gpu| gpu.vram_total_mb))
+    }
+
+    /// Estimates by the same rule the largest model that the machine's own memory holds, for the processor to run.
+    #[must_use]
+    pub fn max_model_params_b_cpu(&self) -> f64 {
+        params_b(self.ram_total_mb)
     }
 
     /// Lists what the machine can do. Without a working backend both kinds of inference are off.
@@ -157,6 +195,11 @@ impl Hardware {
     }
 }
 
+fn params_b(memory_mb: u64) -> f64 {
+    let params_b = memory_mb.saturating_sub(1_500) as f64 / 600.0;
+    (params_b * 10.0).round() / 10.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,7 +210,7 @@ mod tests {
             ram_total_mb: 8_192,
             disk_free_gb: 100.0,
             lan_ip: Some("192.0.2.1".into()),
-            gpus: vec![Gpu { name: "test".into(), vram_total_mb: vram_mb, vram_free_mb: vram_mb }],
+            gpus: vec![Gpu { name: "test".into(), vendor: None, vram_total_mb: vram_mb, vram_free_mb: vram_mb }],
             ..Hardware::default()
         }
     }

@@ -45,6 +45,7 @@ impl Probe {
             cpu_model: cpu.map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
             cpu_threads: std::thread::available_parallelism()
                 .map_or(0, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
+            cpu_cores: System::physical_core_count().map_or(0, |count| u32::try_from(count).unwrap_or(u32::MAX)),
             os: std::env::consts::OS.to_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
             ..Hardware::default()
@@ -53,6 +54,7 @@ impl Probe {
             Self { system, gpus: Gpus::find(), data_dir: data_dir.to_owned(), hardware, cpu_usage_percent: 0.0 };
         probe.look_at_memory();
         probe.look_at_the_rest();
+        probe.hardware.interfaces = network::interfaces();
         probe
     }
 

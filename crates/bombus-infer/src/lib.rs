@@ -1,6 +1,7 @@
 //! What runs models: the [`Backend`] trait, its implementations that need no heavy library, and the models on this machine.
 
 pub mod backend;
+pub mod discover;
 pub mod fake;
 pub mod gguf;
 pub mod hardware;

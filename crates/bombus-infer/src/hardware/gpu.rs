@@ -1,11 +1,15 @@
-//! Graphics processors: NVIDIA's by its management library, AMD's by the kernel's files, Apple's by the machine's memory.
+//! Graphics processors: NVIDIA's by its management library, AMD's and Intel's by the kernel's files, Apple's by the machine's memory.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod apple;
+mod drm;
 
-use bombus_core::capability::{Gpu, Hardware};
+use std::path::Path;
+
+use bombus_core::capability::{Gpu, GpuVendor, Hardware};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
+
+use drm::Card;
 
 const MB: u64 = 1 << 20;
 
@@ -15,7 +19,8 @@ const LINUX_CARDS: &str = "/sys/class/drm";
 /// The graphics processors of this machine.
 pub(super) struct Gpus {
     nvidia: Option<Nvml>,
-    amd: Vec<PathBuf>,
+    cards: Vec<Card>,
+    apple: Option<apple::Chip>,
 }
 
 impl Gpus {
@@ -30,20 +35,14 @@ impl Gpus {
                 None
             }
         };
-        Self { nvidia, amd: amd_cards(Path::new(LINUX_CARDS)) }
+        Self { nvidia, cards: drm::cards(Path::new(LINUX_CARDS)), apple: apple::Chip::of_this_machine() }
     }
 
     /// Looks at their memory.
     pub(super) fn look(&self, hardware: &Hardware) -> Vec<Gpu> {
         let mut gpus = self.nvidia.as_ref().map(nvidia_gpus).unwrap_or_default();
-        gpus.extend(self.amd.iter().filter_map(|card| amd_gpu(card)));
-        if cfg!(all(target_os = "macos", target_arch = "aarch64")) {
-            gpus.push(Gpu {
-                name: hardware.cpu_model.clone(),
-                vram_total_mb: hardware.ram_total_mb,
-                vram_free_mb: hardware.ram_available_mb,
-            });
-        }
+        gpus.extend(self.cards.iter().map(Card::look));
+        gpus.extend(self.apple.as_ref().map(|chip| chip.look(hardware)));
         gpus
     }
 }
@@ -57,55 +56,10 @@ fn nvidia_gpus(nvml: &Nvml) -> Vec<Gpu> {
             let memory = device.memory_info().ok()?;
             Some(Gpu {
                 name: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),
+                vendor: Some(GpuVendor::Nvidia),
                 vram_total_mb: memory.total / MB,
                 vram_free_mb: memory.free / MB,
             })
         })
         .collect()
-}
-
-/// Lists the cards whose driver (amdgpu) tells their memory.
-fn amd_cards(cards: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(cards)
-        .into_iter()
-        .flatten()
-        .flatten()
-        // `card0` is a card, `card0-DP-1` one of its sockets.
-        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with("card") && !name.contains('-')))
-        .map(|entry| entry.path().join("device"))
-        .filter(|device| device.join("mem_info_vram_total").exists())
-        .collect();
-    found.sort();
-    found
-}
-
-fn amd_gpu(device: &Path) -> Option<Gpu> {
-    let read = |file: &str| fs::read_to_string(device.join(file)).ok();
-    let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
-    let total = number("mem_info_vram_total")?;
-    let used = number("mem_info_vram_used").unwrap_or(0);
-    let name = read("product_name").map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
-    Some(Gpu {
-        name: name.unwrap_or_else(|| "AMD GPU".to_owned()),
-        vram_total_mb: total / MB,
-        vram_free_mb: total.saturating_sub(used) / MB,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cards_of_amd_tell_their_memory_in_files() {
-        let cards = tempfile::tempdir().unwrap();
-        let device = cards.path().join("card1/device");
-        fs::create_dir_all(&device).unwrap();
-        fs::create_dir_all(cards.path().join("card0/device")).unwrap();
-        fs::create_dir_all(cards.path().join("card1-DP-1")).unwrap();
-        fs::write(device.join("mem_info_vram_total"), "17163091968\n").unwrap();
-        fs::write(device.join("mem_info_vram_used"), "1073741824\n").unwrap();
-        let found: Vec<Gpu> = amd_cards(cards.path()).iter().filter_map(|card| amd_gpu(card)).collect();
-        assert_eq!(found, [Gpu { name: "AMD GPU".to_owned(), vram_total_mb: 16_368, vram_free_mb: 15_344 }]);
-    }
 }

@@ -1,6 +1,34 @@
-//! The machine's address on its local network.
+//! The machine's addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+
+use bombus_core::capability::NetworkInterface;
+use sysinfo::Networks;
+
+/// Most interfaces that are listed; hosts of containers have hundreds.
+const INTERFACES_MAX: usize = 64;
+
+/// Lists the interfaces that have addresses beyond this machine, by name.
+pub(super) fn interfaces() -> Vec<NetworkInterface> {
+    let Ok(networks) = Networks::new_with_refreshed_list() else { return Vec::new() };
+    let mut interfaces: Vec<NetworkInterface> = networks
+        .iter()
+        .map(|(name, data)| {
+            let addresses = data.ip_networks().iter().map(|network| network.addr).filter(|addr| !addr.is_loopback());
+            let mut addresses: Vec<IpAddr> = addresses.collect();
+            addresses.sort();
+            NetworkInterface {
+                name: name.to_string_lossy().into_owned(),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+                speed_mbit: data.transmit_link_speed().map(|bits| bits / 1_000_000).filter(|mbit| *mbit > 0),
+            }
+        })
+        .filter(|interface| !interface.addresses.is_empty())
+        .collect();
+    interfaces.sort_by(|a, b| a.name.cmp(&b.name));
+    interfaces.truncate(INTERFACES_MAX);
+    interfaces
+}
 
 /// Finds the address that the machine would send from, without sending anything: connecting a UDP socket only chooses a route.
 pub(super) fn lan_address() -> Option<IpAddr> {
