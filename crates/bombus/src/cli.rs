@@ -12,12 +12,20 @@ use crate::data_dir::DataDir;
 use crate::failure::{self, Exit, Failure};
 use crate::telemetry::{self, Telemetry};
 
+mod answer;
+mod answerer;
 mod ask;
+mod backends;
+mod bench;
+mod chat;
 mod config;
+mod detect;
 mod doctor;
 mod keys;
 mod models;
 mod output;
+mod route;
+mod screen;
 mod up;
 
 /// What can be built in, and whether it is.
@@ -78,9 +86,19 @@ enum Command {
     Up(up::UpArgs),
     /// Ask a model; the running node answers, or this process where none runs
     Ask(ask::AskArgs),
-    /// Fetch, list and remove models
+    /// Talk with a model; the running node answers, or this process where none runs
+    Chat(chat::ChatArgs),
+    /// List, fetch, show, copy and remove models
     #[command(subcommand)]
     Models(models::ModelsCommand),
+    /// Show the backends: how they are, how fast they are
+    Backends(backends::BackendsArgs),
+    /// Say which backend would answer for a model
+    Route(route::RouteArgs),
+    /// Measure how fast every backend runs a model
+    Bench(bench::BenchArgs),
+    /// Look at this machine: what it is, what it can run, what runs on it already
+    Detect(detect::DetectArgs),
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -112,6 +130,11 @@ fn run(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Keys(command) => keys::run(global, &command),
         Command::Doctor(args) => doctor::run(global, &args),
         Command::Ask(args) => ask::run(global, &args),
+        Command::Chat(args) => chat::run(global, &args),
+        Command::Backends(args) => backends::run(global, &args),
+        Command::Route(args) => route::run(global, &args),
+        Command::Bench(args) => bench::run(global, &args),
+        Command::Detect(args) => detect::run(global, &args),
         Command::Config(command) => config::run(global, &command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -30,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) api: HttpConfig,
     /// Logging.
     pub(crate) log: LogConfig,
+    /// What is used without having been configured.
+    pub(crate) discover: DiscoverConfig,
     /// What runs models, most preferred first. Read apart from the rest, since each kind has settings of its own.
     #[serde(skip_serializing, default, deserialize_with = "read_apart")]
     pub(crate) backends: Vec<BackendConfig>,
@@ -42,7 +44,8 @@ impl Default for Config {
             default_model: ModelName::parse(DEFAULT_MODEL).expect("the catalogue's names are model names"),
             api: HttpConfig::default(),
             log: LogConfig::default(),
-            backends: vec![BackendConfig::default()],
+            discover: DiscoverConfig::default(),
+            backends: BackendConfig::defaults(DiscoverConfig::default()),
         }
     }
 }
@@ -78,6 +81,20 @@ pub(crate) enum Rotation {
     Daily,
     /// Not at all.
     Never,
+}
+
+/// The section `[discover]`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DiscoverConfig {
+    /// Uses an Ollama on its usual port of this machine whenever one runs; only where no `[[backends]]` are configured.
+    pub(crate) ollama: bool,
+}
+
+impl Default for DiscoverConfig {
+    fn default() -> Self {
+        Self { ollama: true }
+    }
 }
 
 fn read_apart<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<BackendConfig>, D::Error> {

@@ -7,6 +7,7 @@
 //! DIR/node.json      where the running node answers; gone after a clean stop
 //! DIR/session.key    API key of this run of the node for commands on this directory, 0600; goes with node.json
 //! DIR/keys.json      hashes of the API keys, 0600
+//! DIR/chat_history   what was asked in `bombus chat`, 0600
 //! DIR/models/        the model store
 //! ```
 
@@ -114,9 +115,14 @@ impl DataDir {
         self.root.join("identity.key")
     }
 
+    /// Returns the file with what was asked in chats.
+    pub(crate) fn chat_history(&self) -> PathBuf {
+        self.root.join("chat_history")
+    }
+
     /// Returns the files that only their owner may read, those included that are not there.
-    pub(crate) fn secrets(&self) -> [PathBuf; 3] {
-        [self.identity(), self.keys(), self.root.join(node_file::SESSION_KEY_FILE)]
+    pub(crate) fn secrets(&self) -> [PathBuf; 4] {
+        [self.identity(), self.keys(), self.root.join(node_file::SESSION_KEY_FILE), self.chat_history()]
     }
 
     /// Claims the directory for a node until the lock is dropped or the process ends, however it ends.

@@ -8,6 +8,7 @@ use bombus_infer::BackendError;
 
 use crate::config::ConfigError;
 use crate::data_dir::DataDirError;
+use crate::node_client::Refusal;
 
 /// Exit codes of every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,23 @@ impl Failure {
         }
     }
 
+    /// Translates what the running node refused.
+    fn of_refusal(refusal: &Refusal) -> Self {
+        if let Some(model) = refusal.missing_model() {
+            return Self::of_backend(&BackendError::ModelNotFound { model: model.to_owned() });
+        }
+        let failure = |exit| Self::new(exit, refusal.message.clone());
+        match (refusal.status, refusal.code.as_deref()) {
+            (401 | 403, _) => failure(Exit::Failure).hint(
+                "the node does not take the key in its data directory: it may have been started again just now; ask again",
+            ),
+            (404, _) => failure(Exit::NotFound),
+            (400..=428, _) => failure(Exit::Usage),
+            (_, Some("model_unusable" | "out_of_memory")) => failure(Exit::Failure),
+            _ => failure(Exit::Unavailable).hint("bombus doctor says what is wrong here"),
+        }
+    }
+
     fn of_config(error: &ConfigError) -> Self {
         Self::new(Exit::Usage, error.to_string())
     }
@@ -111,6 +129,7 @@ impl Failure {
                     hint: failure.hint.clone(),
                 })
                 .or_else(|| cause.downcast_ref::<BackendError>().map(Self::of_backend))
+                .or_else(|| cause.downcast_ref::<Refusal>().map(Self::of_refusal))
                 .or_else(|| cause.downcast_ref::<ConfigError>().map(Self::of_config))
                 .or_else(|| cause.downcast_ref::<DataDirError>().map(Self::of_data_dir))
                 .or_else(|| cause.downcast_ref::<HttpError>().map(Self::of_http));
@@ -152,6 +171,11 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         eprintln!("hint: {hint}");
     }
     failure.exit.into()
+}
+
+/// Says in one text what [`report`] would, for a table or a JSON object.
+pub(crate) fn message_of(error: &anyhow::Error) -> String {
+    Failure::of(error).message
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod config;
 mod data_dir;
 mod failure;
 mod node;
+mod node_client;
 mod platform;
 mod running;
 mod telemetry;

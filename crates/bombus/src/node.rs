@@ -15,8 +15,10 @@ use crate::platform::StopSignals;
 
 mod backends;
 mod machine;
+mod supervised;
 
 use machine::Machine;
+use supervised::Supervised;
 
 pub(crate) use backends::{RunningBackends, open_models};
 
@@ -40,6 +42,7 @@ pub(crate) async fn run(config: &Config, data_dir: &DataDir, ready: impl FnOnce(
     let lock = data_dir.lock().await?;
     let node_id = data_dir.node_key()?.node_id();
     let backends = RunningBackends::start(config, data_dir)?;
+    let refresh = Supervised::start("refresh of the backends", backends.refresh());
     let metrics = Metrics::new();
     metrics.add_source(backends.samples());
     let machine = Machine::watch(data_dir.root());
@@ -61,20 +64,25 @@ pub(crate) async fn run(config: &Config, data_dir: &DataDir, ready: impl FnOnce(
     let record = NodeRecord::of_this_process(server.local_addr(), node_id.clone(), config);
     let announcement = data_dir.announce(&record, &session_key)?;
     tracing::info!(api.url = record.api, node.id = %node_id, node.name = config.name, "serving");
-    let models = backends.backends().models().await.into_iter().map(|(_, info)| info.name.to_string()).collect();
-    ready(Ready { api: record.api, node_id, models });
 
     let stop = CancellationToken::new();
     let mut serving = pin!(server.serve(stop.clone()));
+    // It serves already while a slow backend is asked for its models.
+    let greeting = async {
+        ready(Ready { api: record.api, node_id, models: backends.model_names().await });
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         () = &mut serving => bail!("the HTTP server ended by itself"),
         signal = signals.next() => tracing::info!(?signal, "stopping; running answers may finish"),
+        () = greeting => {}
     }
 
     stop.cancel();
     drop(announcement);
     let stopped = async {
         serving.await;
+        refresh.stop().await;
         if timeout(BACKENDS_STOP_LIMIT, backends.stop()).await.is_err() {
             tracing::warn!(limit_s = BACKENDS_STOP_LIMIT.as_secs(), "a backend did not stop in time");
         }

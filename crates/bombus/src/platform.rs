@@ -4,7 +4,7 @@ use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::path::Path;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// Makes a directory and its missing parents; on Unix the new ones are open to the owner alone.
 pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
@@ -157,6 +157,72 @@ impl PatientStop {
             Ok(signal) => signal,
             // The thread waits for a second signal after it has sent the first, so the channel closes only if the thread fails.
             Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Listens for [`StopSignal`]s on a thread of its own, again and again. One that comes while the one before waits to be taken ends the
+/// program, even where a terminal or a pipe that nobody reads holds up everything else.
+pub(crate) struct RepeatedStop {
+    signals: mpsc::Receiver<StopSignal>,
+}
+
+impl RepeatedStop {
+    /// Replaces the default action of the signals, which is to end the process.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let mut waiting = {
+            let _entered = runtime.enter();
+            StopSignals::listen()?
+        };
+        let (sender, signals) = mpsc::channel(1);
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                loop {
+                    let signal = waiting.next().await;
+                    tracing::debug!(?signal, "interrupted; another one before this has its effect ends the program");
+                    if sender.try_send(signal).is_err() {
+                        std::process::exit(signal.exit_code().into());
+                    }
+                }
+            })
+        })?;
+        Ok(Self { signals })
+    }
+
+    /// Waits for the next one. Safe to drop and call again.
+    pub(crate) async fn next(&mut self) -> StopSignal {
+        match self.signals.recv().await {
+            Some(signal) => signal,
+            // The thread goes on for ever unless it fails.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// How the terminal on stdin was set up before a line editor changed it.
+pub(crate) struct TerminalMode {
+    #[cfg(unix)]
+    saved: Option<rustix::termios::Termios>,
+}
+
+impl TerminalMode {
+    /// Remembers the mode that holds; nothing where stdin is no terminal.
+    pub(crate) fn save() -> Self {
+        Self {
+            #[cfg(unix)]
+            saved: rustix::termios::tcgetattr(io::stdin()).ok(),
+        }
+    }
+
+    /// Sets the terminal up as it was, for the case that an editor is left in the middle of a line.
+    pub(crate) fn restore(&self) {
+        #[cfg(unix)]
+        if let Some(saved) = &self.saved {
+            let now = rustix::termios::OptionalActions::Now;
+            if let Err(error) = rustix::termios::tcsetattr(io::stdin(), now, saved) {
+                tracing::debug!(%error, "the terminal's mode could not be set back");
+            }
         }
     }
 }

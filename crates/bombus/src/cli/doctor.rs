@@ -1,5 +1,6 @@
 //! `bombus doctor`: what is wrong here, and what to do.
 
+use std::borrow::Cow;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -9,10 +10,13 @@ use serde::Serialize;
 use super::{Global, output};
 use crate::config::{Config, Settings};
 
+mod backends;
 mod engine;
 mod models;
 mod network;
 mod storage;
+
+pub(super) use storage::nearest_existing;
 
 /// Arguments of `bombus doctor`.
 #[derive(Debug, Args)]
@@ -38,7 +42,7 @@ pub(super) enum Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Check {
     /// What was looked at; scripts may rely on it.
-    pub(super) name: &'static str,
+    pub(super) name: Cow<'static, str>,
     /// How it is.
     pub(super) verdict: Verdict,
     /// What was found.
@@ -50,18 +54,26 @@ pub(super) struct Check {
 
 impl Check {
     /// All is well.
-    pub(super) fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Ok, found: found.into(), remedy: None }
+    pub(super) fn ok(name: impl Into<Cow<'static, str>>, found: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict: Verdict::Ok, found: found.into(), remedy: None }
     }
 
     /// It works, but.
-    pub(super) fn warn(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Warn, found: found.into(), remedy: Some(remedy.into()) }
+    pub(super) fn warn(
+        name: impl Into<Cow<'static, str>>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { name: name.into(), verdict: Verdict::Warn, found: found.into(), remedy: Some(remedy.into()) }
     }
 
     /// It does not work.
-    pub(super) fn fail(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Fail, found: found.into(), remedy: Some(remedy.into()) }
+    pub(super) fn fail(
+        name: impl Into<Cow<'static, str>>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { name: name.into(), verdict: Verdict::Fail, found: found.into(), remedy: Some(remedy.into()) }
     }
 }
 
@@ -111,9 +123,10 @@ async fn examine(config: &Config, root: &std::path::Path) -> Result<Vec<Check>> 
     checks.push(network::port(config, &node).await?);
     checks.push(network::exposure(config, data_dir.as_ref()));
     checks.push(engine::processor(config));
+    checks.extend(backends::reachable(config).await);
     checks.extend(models::stored(data_dir.as_ref()));
     checks.push(models::default_model(config, data_dir.as_ref()));
-    let hardware = bombus_infer::hardware::probe(storage::nearest_existing(root));
+    let hardware = bombus_infer::hardware::probe(nearest_existing(root));
     checks.push(models::memory(config, data_dir.as_ref(), &hardware));
     checks.push(storage::disk(&hardware));
     checks.push(engine::pip().await);

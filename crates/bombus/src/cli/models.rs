@@ -7,21 +7,28 @@ use bombus_infer::models::catalogue::catalogue;
 use bombus_infer::models::pull::{PullConfig, PullError, pull};
 use bombus_infer::models::{LocalModel, StoreError};
 use clap::Subcommand;
-use serde_json::{Value, json};
 
+use super::answerer::running_node;
 use super::{Global, output};
 use crate::failure::{Exit, Failure};
 use crate::node::open_models;
 use crate::platform::StopSignals;
 
+mod change;
+mod list;
 mod progress;
+mod show;
 
 use progress::Progress;
+
+/// Says where models can be had.
+const WHERE_MODELS_ARE: &str =
+    "bombus models catalogue lists short names; hf.co/OWNER/REPO[:QUANT] names a model on Hugging Face";
 
 /// `bombus models`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsCommand {
-    /// List the models on this machine
+    /// List the models of all backends
     List {
         /// As a JSON array
         #[arg(long)]
@@ -44,6 +51,24 @@ pub(crate) enum ModelsCommand {
         #[arg(long, value_parser = ModelName::parse)]
         name: Option<ModelName>,
     },
+    /// Show everything about a model
+    Show {
+        /// The model
+        #[arg(value_parser = ModelName::parse)]
+        name: ModelName,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a model a second name
+    Cp {
+        /// The model
+        #[arg(value_parser = ModelName::parse)]
+        from: ModelName,
+        /// Its second name, which is taken from the model that had it
+        #[arg(value_parser = ModelName::parse)]
+        to: ModelName,
+    },
     /// Remove a model
     Rm {
         /// The model
@@ -62,77 +87,57 @@ pub(super) fn run(global: &Global, command: &ModelsCommand) -> Result<ExitCode> 
     let settings = global.settings(&[])?;
     let _telemetry = global.begin_quiet_logs(&settings)?;
     match command {
-        ModelsCommand::List { json } => list(global, *json)?,
+        ModelsCommand::List { json } => super::block_on(list::list(global, &settings, *json))?,
+        ModelsCommand::Show { name, json } => super::block_on(show::show(global, &settings, name, *json))?,
+        ModelsCommand::Cp { from, to } => super::block_on(change::copy(global, &settings, from, to))?,
         ModelsCommand::Pull { name } => return super::block_on(pull_model(global, name)),
         ModelsCommand::Import { file, name } => import(global, file, name.as_ref())?,
-        ModelsCommand::Rm { name } => {
-            open_models(&global.data_dir()?)?.remove(name).map_err(of_store)?;
-            global.notice(&format!("{name} removed"));
-        }
+        ModelsCommand::Rm { name } => super::block_on(change::remove(global, &settings, name))?,
         ModelsCommand::Catalogue { json } => show_catalogue(*json)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(global: &Global, as_json: bool) -> Result<()> {
-    let store = open_models(&global.data_dir()?)?;
-    let models = store.list()?;
-    for problem in store.problems()? {
-        global.notice(&format!("note: {problem}"));
-    }
-    if as_json {
-        return output::print_json(&models.iter().map(describe).collect::<Vec<_>>());
-    }
-    if models.is_empty() {
-        global.notice("no models here; bombus models catalogue shows what can be pulled");
-    }
-    let rows = models.iter().map(|model| {
-        let info = model.to_model_info();
-        [
-            model.name.to_string(),
-            output::size(model.size_bytes),
-            info.family.unwrap_or_else(|| "-".to_owned()),
-            info.quantization.unwrap_or_else(|| "-".to_owned()),
-            info.context_tokens.map_or_else(|| "-".to_owned(), |tokens| tokens.to_string()),
-            output::date(model.modified_unix_s),
-            model.source.to_string(),
-        ]
-    });
-    output::print(&output::table(["NAME", "SIZE", "FAMILY", "QUANT", "CONTEXT", "SINCE", "FROM"], rows))
-}
-
-fn describe(model: &LocalModel) -> Value {
-    let mut description = json!(model.to_model_info());
-    description["path"] = json!(model.path);
-    description["source"] = json!(model.source);
-    description
-}
-
+/// Fetches a model: the running node does where one of its backends can, else this process.
 async fn pull_model(global: &Global, name: &str) -> Result<ExitCode> {
-    let store = open_models(&global.data_dir()?)?;
+    let data_dir = global.data_dir()?;
     let mut signals = StopSignals::listen()?;
     let mut progress = Progress::new(name, global.quiet);
+    if let Some(node) = running_node(&data_dir).await?
+        && change::can_pull(&node).await?
+    {
+        ModelName::parse(name).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+        let pulled = tokio::select! {
+            pulled = change::pull_at_node(&node, name, &mut progress) => Some(pulled),
+            _ = signals.next() => None,
+        };
+        progress.end();
+        let Some(pulled) = pulled else { return Ok(stopped(global, true)) };
+        pulled?;
+        change::arrived_at_node(&node, name).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = open_models(&data_dir)?;
     let sources = PullConfig::from_env();
     let pulled = tokio::select! {
         pulled = pull(&store, &sources, name, |step| progress.pull(step)) => Some(pulled),
         _ = signals.next() => None,
     };
     progress.end();
-    match pulled {
-        Some(model) => {
-            arrived(&model.map_err(of_pull)?)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        None => {
-            let goes_on = bombus_infer::models::pull::goes_on_later(&store, &sources, name);
-            global.notice(if goes_on {
-                "stopped; pulling again goes on from what came so far"
-            } else {
-                "stopped; nothing of it is kept"
-            });
-            Ok(Exit::Interrupted.into())
-        }
-    }
+    let Some(model) = pulled else {
+        return Ok(stopped(global, bombus_infer::models::pull::goes_on_later(&store, &sources, name)));
+    };
+    arrived(&model.map_err(of_pull)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn stopped(global: &Global, goes_on: bool) -> ExitCode {
+    global.notice(if goes_on {
+        "stopped; pulling again goes on from what came so far"
+    } else {
+        "stopped; nothing of it is kept"
+    });
+    Exit::Interrupted.into()
 }
 
 fn import(global: &Global, file: &Path, name: Option<&ModelName>) -> Result<()> {
@@ -184,9 +189,7 @@ fn of_pull(error: PullError) -> anyhow::Error {
     let message = error.to_string();
     match error {
         PullError::Name(_) | PullError::Reference { .. } => Failure::new(Exit::Usage, message).into(),
-        PullError::NotFound { .. } => Failure::new(Exit::NotFound, message)
-            .hint("bombus models catalogue lists short names; hf.co/OWNER/REPO[:QUANT] names a model on Hugging Face")
-            .into(),
+        PullError::NotFound { .. } => Failure::new(Exit::NotFound, message).hint(WHERE_MODELS_ARE).into(),
         PullError::Network { .. } => Failure::new(Exit::Unavailable, message)
             .hint("check the network and the proxy settings (HTTPS_PROXY), then run the same command again")
             .into(),

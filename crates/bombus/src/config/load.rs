@@ -5,7 +5,7 @@ use figment::{Figment, Profile, Provider};
 use serde_json::Value as Json;
 
 use super::layers::{self, Layer};
-use super::{BackendConfig, Config, ConfigError, node_config};
+use super::{BackendConfig, Config, ConfigError, DiscoverConfig, node_config};
 
 /// Where configuration is looked for.
 #[derive(Debug, Clone, Default)]
@@ -67,7 +67,7 @@ impl Settings {
         }
         let merged = Merged::new(figment)?;
         let mut config: Config = merged.figment.extract().map_err(|error| merged.explain(error))?;
-        config.backends = merged.backends()?;
+        config.backends = merged.backends(config.discover)?;
         let entries = merged.entries(&config);
         Ok(Self { config, entries, notices })
     }
@@ -144,30 +144,19 @@ impl Merged {
         ConfigError::of_value(error.path.join("."), self.origin(&at), error.kind)
     }
 
-    fn backends(&self) -> Result<Vec<BackendConfig>, ConfigError> {
-        let list = match find(&self.values, &["backends".to_owned()]) {
-            None => return Ok(vec![BackendConfig::default()]),
-            Some(Value::Array(_, list)) => list,
+    fn backends(&self, discover: DiscoverConfig) -> Result<Vec<BackendConfig>, ConfigError> {
+        match find(&self.values, &["backends".to_owned()]) {
+            None => Ok(BackendConfig::defaults(discover)),
+            Some(Value::Array(_, tables)) => BackendConfig::read_all(tables).map_err(|mut error| {
+                error.path.insert(0, "backends".to_owned());
+                self.explain(error)
+            }),
             Some(other) => {
                 let expected = "a list of tables, written [[backends]]".to_owned();
                 let kind = figment::error::Kind::InvalidType(other.to_actual(), expected);
-                return Err(self.explain(figment::Error::from(kind).with_path("backends")));
+                Err(self.explain(figment::Error::from(kind).with_path("backends")))
             }
-        };
-        let mut backends: Vec<BackendConfig> = Vec::new();
-        for (index, table) in list.iter().enumerate() {
-            let inside = |mut error: figment::Error| {
-                error.path.splice(0..0, ["backends".to_owned(), index.to_string()]);
-                self.explain(error)
-            };
-            let backend = BackendConfig::read(table).map_err(inside)?;
-            if backends.iter().any(|other| other.name == backend.name) {
-                let reason = format!("two backends are called {:?}; give each a `name` of its own", backend.name);
-                return Err(inside(figment::Error::from(reason)));
-            }
-            backends.push(backend);
         }
-        Ok(backends)
     }
 
     fn entries(&self, config: &Config) -> Vec<Entry> {

@@ -5,13 +5,13 @@ use figment::value::{Dict, Value};
 use super::ConfigError;
 
 /// Fields that belong to parts that Bombus does not have yet.
-const LATER: [&str; 6] =
-    ["ollamaHost", "ollamaPort", "orbitDbDirectory", "bootstrapPeers", "listenAddresses", "maxConcurrentTasks"];
+const LATER: [&str; 4] = ["orbitDbDirectory", "bootstrapPeers", "listenAddresses", "maxConcurrentTasks"];
 
 /// Replaces `NodeConfig` fields by the settings that they mean, and takes out those that mean nothing yet. Returns the names of the
 /// latter.
 ///
-/// `nodeId` was a free text there and becomes `name`; the first of `models` was the default model.
+/// `nodeId` was a free text there and becomes `name`; the first of `models` was the default model. Its Ollama comes after the embedded
+/// engine, where the build has one.
 pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Vec<&'static str>, ConfigError> {
     if let Some(name) = values.remove("nodeId") {
         values.entry("name".to_owned()).or_insert(name);
@@ -30,5 +30,28 @@ pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Vec<&'static 
             values.entry("default_model".to_owned()).or_insert(first);
         }
     }
+    let (host, port) = (values.remove("ollamaHost"), values.remove("ollamaPort"));
+    if host.is_some() || port.is_some() {
+        let host = host.map_or_else(|| Ok("127.0.0.1".to_owned()), |host| text(&host, "ollamaHost", origin))?;
+        let port = port.map_or_else(|| Ok("11434".to_owned()), |port| text(&port, "ollamaPort", origin))?;
+        let engine = cfg!(feature = "embedded").then(|| vec![("kind", "embedded".to_owned())]);
+        let ollama = vec![("kind", "ollama".to_owned()), ("url", format!("http://{host}:{port}"))];
+        let tables: Vec<Value> = engine.into_iter().chain([ollama]).map(|table| Value::from(dict(table))).collect();
+        values.entry("backends".to_owned()).or_insert_with(|| Value::from(tables));
+    }
     Ok(LATER.into_iter().filter(|name| values.remove(*name).is_some()).collect())
+}
+
+fn dict(entries: Vec<(&str, String)>) -> Dict {
+    entries.into_iter().map(|(key, value)| (key.to_owned(), Value::from(value))).collect()
+}
+
+/// Reads a text, or a number as a text.
+fn text(value: &Value, key: &str, origin: &str) -> Result<String, ConfigError> {
+    let number = || value.to_u128().map(|number| number.to_string());
+    value.as_str().map(str::to_owned).or_else(number).ok_or_else(|| ConfigError::WrongValue {
+        key: key.to_owned(),
+        origin: origin.to_owned(),
+        reason: "expected a text or a number".to_owned(),
+    })
 }

@@ -133,10 +133,28 @@ fn errors_name_the_key_the_place_and_the_remedy() {
             vec!["`backends.0.token_ms`", "c.toml", "expected a whole number"],
         ),
         ("[[backends]]\nkind = 'fake'\nfail = 'later'\n", vec!["`backends.0.fail`", "c.toml", "after:N"]),
-        ("[[backends]]\nkind = 'ollma'\n", vec!["`backends.0.kind`", "\"ollma\" is not one of embedded, fake"]),
+        (
+            "[[backends]]\nkind = 'ollma'\n",
+            vec!["`backends.0.kind`", "\"ollma\" is not one of embedded, ollama, openai, fake"],
+        ),
+        ("[[backends]]\nkind = 'ollama'\nurl = 'here:11434'\n", vec!["`backends.0.url`", "http://127.0.0.1:8080"]),
+        ("[[backends]]\nkind = 'ollama'\nalises = 'x'\n", vec!["`backends.0.alises`", "`backends.0.aliases`?"]),
+        (
+            "[[backends]]\nkind = 'openai'\nurl = 'http://a'\nmax_concurrent = 0\n",
+            vec!["`backends.0.max_concurrent`", "leave it away"],
+        ),
+        (
+            "[[backends]]\nkind = 'fake'\naliases = { 'a b' = 'fake' }\n",
+            vec!["`backends.0.aliases.a b`", "not a model name"],
+        ),
+        ("[[backends]]\nkind = 'fake'\nname = 'a;b'\n", vec!["`backends.0.name`", "is no name"]),
+        ("[discover]\nollma = true\n", vec!["unknown key `discover.ollma`", "did you mean `discover.ollama`?"]),
         ("[[backends]]\nmodels = []\n", vec!["`backends.0`", "`kind` is missing"]),
         ("[backends]\nkind = 'fake'\n", vec!["`backends`", "[[backends]]"]),
-        ("[[backends]]\nkind = 'fake'\n[[backends]]\nkind = 'fake'\n", vec!["`backends.1`", "two backends are called"]),
+        (
+            "[[backends]]\nkind = 'fake'\nname = 'a'\n[[backends]]\nkind = 'embedded'\nname = 'a'\n",
+            vec!["`backends.1`", "two backends are called"],
+        ),
         ("name = \n", vec!["c.toml", "not valid TOML"]),
     ] {
         let error = setup().file("c.toml", text).error();
@@ -144,6 +162,57 @@ fn errors_name_the_key_the_place_and_the_remedy() {
             assert!(error.contains(part), "{text:?} gives {error:?}, which lacks {part:?}");
         }
     }
+}
+
+#[test]
+fn backends_without_a_name_are_numbered_past_the_names_that_are_taken() {
+    let text = "[[backends]]\nkind = 'ollama'\n[[backends]]\nkind = 'ollama'\n[[backends]]\nkind = 'openai'\n\
+                url = 'http://127.0.0.1:1/v1'\nname = 'ollama-2'\n[[backends]]\nkind = 'fake'\n";
+    let settings = setup().file("c.toml", text).load();
+    let names: Vec<_> = settings.config.backends.iter().map(|backend| backend.name.as_str()).collect();
+    assert_eq!(names, ["ollama", "ollama-3", "ollama-2", "fake"]);
+}
+
+#[test]
+fn options_are_read_for_every_kind() {
+    let text = "[[backends]]\nkind = 'ollama'\nmodels = ['a']\nmax_concurrent = 3\n[backends.aliases]\nbest = 'a'\n\
+                [[backends]]\nkind = 'fake'\nmodels = ['b']\naliases = { best = 'b' }\n";
+    let settings = setup().file("c.toml", text).load();
+    let [ollama, fake] = settings.config.backends.as_slice() else { panic!("two backends") };
+    assert_eq!(
+        (ollama.options.models.as_slice(), ollama.options.max_concurrent),
+        (["a".to_owned()].as_slice(), Some(3))
+    );
+    assert_eq!(ollama.options.aliases["best"], "a");
+    assert_eq!(fake.options.aliases["best"], "b");
+    assert!(fake.options.models.is_empty(), "the models of a script are its own");
+    assert!(matches!(&fake.kind, BackendKind::Fake(script) if script.models[0].as_str() == "b:latest"));
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let text = "[[backends]]\nkind = 'openai'\nurl = 'https://me:s3cret@host/v1?key=s3cret'\napi_key_env = 'MY_KEY'\n\
+                headers = { x-key = 's3cret' }\n";
+    let settings = setup().file("c.toml", text).load();
+    let shown = format!("{:?}", settings.entries);
+    assert!(!shown.contains("s3cret"), "{shown}");
+    assert!(shown.contains("MY_KEY") && shown.contains("x-key") && shown.contains("(hidden)"), "{shown}");
+
+    let mistake = "[[backends]]\nkind = 'openai'\nurl = 'http://a'\napi_key_env = 'sk-s3cret'\n";
+    let error = setup().file("c.toml", mistake).error();
+    assert!(error.contains("not the key itself") && !error.contains("s3cret"), "{error}");
+}
+
+#[test]
+fn ollama_is_looked_for_unless_that_is_switched_off_or_backends_are_named() {
+    let names = |setup: Setup| {
+        let backends = setup.load().config.backends;
+        backends.iter().map(|backend| backend.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(setup()), ["embedded", "ollama"]);
+    assert_eq!(names(setup().file("c.toml", "[discover]\nollama = false\n")), ["embedded"]);
+    assert_eq!(names(setup().env("BOMBUS_DISCOVER__OLLAMA", "false")), ["embedded"]);
+    assert_eq!(names(setup().file("c.toml", "[[backends]]\nkind = 'fake'\n")), ["fake"]);
 }
 
 #[cfg(feature = "embedded")]
@@ -181,10 +250,11 @@ fn a_json_file_with_the_names_of_node_config_is_understood() {
     assert_eq!((settings.config.name.as_str(), settings.config.log.level.as_str()), ("worker-1", "warn"));
     assert_eq!(settings.config.default_model.as_str(), "tinyllama:latest");
     let [notice] = settings.notices.as_slice() else { panic!("{:?}", settings.notices) };
-    assert!(
-        notice.contains("ollamaHost, ollamaPort, orbitDbDirectory") && notice.contains("maxConcurrentTasks"),
-        "{notice}"
-    );
+    assert!(notice.contains("orbitDbDirectory, bootstrapPeers") && notice.contains("maxConcurrentTasks"), "{notice}");
+    let Some(BackendKind::Ollama(ollama)) = settings.config.backends.last().map(|backend| &backend.kind) else {
+        panic!("{:?}", settings.config.backends)
+    };
+    assert_eq!(ollama.url, "http://localhost:11434");
 }
 
 #[test]

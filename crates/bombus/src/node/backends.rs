@@ -2,12 +2,18 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use bombus_http::Sample;
+use bombus_infer::discover::{OLLAMA_ADDRESS, OccasionalBackend};
 use bombus_infer::fake::FakeBackend;
 use bombus_infer::models::{ModelStore, ollama_directories};
+use bombus_infer::ollama::{OllamaBackend, OllamaConfig};
+use bombus_infer::openai::OpenAiBackend;
 use bombus_infer::{Backend, Backends, NamedBackend};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 
-use crate::config::{BackendKind, Config, EmbeddedConfig};
+use crate::config::{BackendConfig, BackendKind, Config, EmbeddedConfig};
 use crate::data_dir::DataDir;
+use crate::failure::{Exit, Failure};
 
 /// The configured backends, ready to be asked.
 pub(crate) struct RunningBackends {
@@ -21,17 +27,24 @@ impl RunningBackends {
     pub(crate) fn start(config: &Config, data_dir: &DataDir) -> Result<Self> {
         let mut named = Vec::new();
         let mut engines = Vec::new();
-        for backend in &config.backends {
-            let name = backend.name.clone();
-            let backend: Arc<dyn Backend> = match &backend.kind {
+        for BackendConfig { name, kind, options } in &config.backends {
+            let backend: Arc<dyn Backend> = match kind {
                 BackendKind::Fake(script) => Arc::new(FakeBackend::new(script.clone())),
                 BackendKind::Embedded(config) => {
                     let engine = Arc::new(engine::start(config, open_models(data_dir)?)?);
                     engines.push((name.clone(), engine.clone()));
                     engine
                 }
+                BackendKind::Ollama(config) => Arc::new(set_up(name, OllamaBackend::new(name, config.clone()))?),
+                BackendKind::OpenAi(config) => Arc::new(set_up(name, OpenAiBackend::new(name, config.clone()))?),
+                // A node that has Ollama's port would find itself there.
+                BackendKind::LocalOllama if config.api.listen.port() == OLLAMA_ADDRESS.port() => continue,
+                BackendKind::LocalOllama => {
+                    let ollama = set_up(name, OllamaBackend::new(name, OllamaConfig::default()))?;
+                    Arc::new(OccasionalBackend::new(OLLAMA_ADDRESS, Arc::new(ollama)))
+                }
             };
-            named.push(NamedBackend { name, backend });
+            named.push(NamedBackend { name: name.clone(), kind: kind.as_str(), backend, options: options.clone() });
         }
         Ok(Self { backends: Backends::new(named), engines })
     }
@@ -39,6 +52,21 @@ impl RunningBackends {
     /// Returns the backends in order of preference.
     pub(crate) fn backends(&self) -> &Backends {
         &self.backends
+    }
+
+    /// Returns the names of all models.
+    pub(crate) async fn model_names(&self) -> Vec<String> {
+        let listed = self.backends.models().await;
+        listed.into_iter().filter(|listed| listed.first).map(|listed| listed.info.name.to_string()).collect()
+    }
+
+    /// Returns the work that keeps what is known about the backends fresh.
+    pub(crate) fn refresh(&self) -> impl Fn() -> BoxFuture<'static, ()> + Send + 'static {
+        let backends = self.backends.clone();
+        move || {
+            let backends = backends.clone();
+            async move { backends.watch().await }.boxed()
+        }
     }
 
     /// Returns what the engines have to say to `/metrics`.
@@ -62,6 +90,15 @@ impl RunningBackends {
             engine::stop(&engine).await;
         }
     }
+}
+
+/// Names the backend that cannot be used as it is configured.
+fn set_up<T>(name: &str, backend: Result<T, impl std::fmt::Display>) -> Result<T> {
+    backend.map_err(|error| {
+        Failure::new(Exit::Usage, format!("backend '{name}' cannot be set up: {error}"))
+            .hint("bombus config show prints its settings")
+            .into()
+    })
 }
 
 /// Opens the model store of a data directory, with the models of an Ollama on this machine.
@@ -113,8 +150,7 @@ mod engine {
     use bombus_infer::models::ModelStore;
     use bombus_infer::{Backend, BackendError, ChatStream, Health};
 
-    use super::EmbeddedConfig;
-    use crate::failure::{Exit, Failure};
+    use super::{EmbeddedConfig, Exit, Failure};
 
     pub(super) enum Engine {}
 

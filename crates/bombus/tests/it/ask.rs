@@ -2,7 +2,7 @@ use std::io::Seek;
 
 use serde_json::Value;
 
-use crate::harness::{Home, Node, Process, Signal, fake, finish};
+use crate::harness::{Home, Node, Process, Signal, fake, fake_named, finish, no_backends};
 use crate::model::eventually;
 
 #[tokio::test]
@@ -241,4 +241,25 @@ async fn a_second_ctrl_c_ends_the_program_even_while_nobody_reads_its_output() {
     asking.stderr_shows("another one ends the program").await;
     asking.signal(Signal::Interrupt);
     assert_eq!(asking.ended().await.code(), Some(130), "{}", asking.stderr());
+}
+
+#[tokio::test]
+async fn an_explained_answer_names_every_backend_and_who_answered() {
+    let config = no_backends() + &fake_named("first", "models = ['fake']") + &fake_named("other", "models = ['else']");
+    let home = Home::new(&config);
+    let alone = home.run(&["ask", "--explain", "--quiet", "hi"]).await;
+    let _node = Node::start(&home).await;
+    let remote = home.run(&["ask", "--explain", "--quiet", "hi"]).await;
+    for asked in [alone, remote] {
+        assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), "hi\n"), "{}", asked.stderr);
+        let lines: Vec<&str> = asked.stderr.lines().collect();
+        let [first, other, answered] = lines[..] else { panic!("{lines:?}") };
+        assert!(first.starts_with("first  ") && first.contains("in memory"), "{first}");
+        assert!(other.starts_with("other  no: ") && other.contains("does not have this model"), "{other}");
+        assert_eq!(answered, "answered by first, because: only");
+    }
+    let json: Value = serde_json::from_str(&home.run(&["ask", "--explain", "--json", "hi"]).await.stdout).unwrap();
+    assert_eq!(json["placement"][0]["backend"], "first");
+    assert!(json["placement"][0]["score"].is_number() && json["placement"][1]["rejected"].is_string(), "{json}");
+    assert_eq!(json["route"]["reason"], "only");
 }

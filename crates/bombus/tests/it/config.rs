@@ -32,6 +32,22 @@ async fn the_table_names_each_key_once() {
 }
 
 #[tokio::test]
+async fn backends_are_shown_and_their_secrets_are_not() {
+    let home = Home::new(
+        "[[backends]]\nkind = 'openai'\nurl = 'http://u:s3cret@127.0.0.1:1/v1'\napi_key_env = 'SOME_KEY'\n\
+         headers = { x-key = 's3cret' }\n[[backends]]\nkind = 'openai'\nurl = 'http://127.0.0.1:2'\n",
+    );
+    let mut command = home.command(&["config", "show"]);
+    command.env("SOME_KEY", "s3cret");
+    let shown = finish(command).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+    for part in ["backends.0.name = \"openai\"", "backends.1.name = \"openai-2\"", "\"SOME_KEY\"", "x-key"] {
+        assert!(shown.stdout.contains(part), "{} lacks {part}", shown.stdout);
+    }
+    assert!(!shown.stdout.contains("s3cret"), "{}", shown.stdout);
+}
+
+#[tokio::test]
 async fn a_mistake_in_the_file_stops_every_command_that_reads_it() {
     let home = Home::new("[api]\nlissten = '127.0.0.1:1'\n");
     for arguments in [vec!["up"], vec!["ask", "hi"], vec!["config", "show"], vec!["models", "list"]] {
@@ -54,9 +70,10 @@ async fn a_named_file_that_is_missing_is_an_error() {
 #[tokio::test]
 async fn notices_about_a_node_config_file_go_to_stderr() {
     let home = Home::new("");
-    std::fs::write(home.path("config.json"), r#"{"nodeId": "w1", "ollamaPort": 11434, "logLevel": "warn"}"#).unwrap();
+    std::fs::write(home.path("config.json"), r#"{"nodeId": "w1", "orbitDbDirectory": "db", "logLevel": "warn"}"#)
+        .unwrap();
     let shown = home.run(&["config", "show", "--json", "--config", "config.json"]).await;
     assert_eq!(serde_json::from_str::<Value>(&shown.stdout).unwrap()["name"]["value"], "w1");
     assert_eq!(shown.stderr.lines().count(), 1, "{}", shown.stderr);
-    assert!(shown.stderr.starts_with("note: ") && shown.stderr.contains("ollamaPort"), "{}", shown.stderr);
+    assert!(shown.stderr.starts_with("note: ") && shown.stderr.contains("orbitDbDirectory"), "{}", shown.stderr);
 }

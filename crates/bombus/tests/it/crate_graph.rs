@@ -17,7 +17,7 @@ const ALLOWED_EDGES: &[(&str, &[&str])] = &[
 /// Libraries that shape what is built on them, with the only crates that may name them.
 const ALLOWED_USERS: &[(&str, &[&str])] = &[
     ("axum", &["bombus-http"]),
-    ("hyper", &["bombus-http"]),
+    ("hyper", &["bombus-http", "bombus-infer"]),
     ("hyper-util", &["bombus-http"]),
     ("tower", &["bombus-http"]),
     ("tower-http", &["bombus-http"]),
@@ -29,6 +29,9 @@ const ALLOWED_USERS: &[(&str, &[&str])] = &[
     ("anyhow", &["bombus"]),
     ("clap", &["bombus"]),
     ("figment", &["bombus"]),
+    ("console", &["bombus"]),
+    ("pulldown-cmark", &["bombus"]),
+    ("rustyline", &["bombus"]),
     ("tracing-subscriber", &["bombus", "bombus-llama"]),
     ("reqwest", &["bombus", "bombus-infer"]),
 ];

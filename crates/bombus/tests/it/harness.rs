@@ -24,6 +24,27 @@ pub(crate) fn fake(lines: &str) -> String {
     format!("default_model = 'fake'\n[api]\nlisten = '127.0.0.1:0'\n[[backends]]\nkind = 'fake'\n{lines}\n")
 }
 
+/// Begins the configuration of a node without backends; tables of backends are added behind it.
+pub(crate) fn no_backends() -> String {
+    "default_model = 'fake'\n[api]\nlisten = '127.0.0.1:0'\n".to_owned()
+}
+
+/// A table of a scripted backend with a name of its own, and more lines.
+pub(crate) fn fake_named(name: &str, lines: &str) -> String {
+    format!("[[backends]]\nkind = 'fake'\nname = '{name}'\n{lines}\n")
+}
+
+/// A table of a backend that is a server at this address, `ollama` or `openai`, with more lines.
+pub(crate) fn server(kind: &str, name: &str, url: &str, lines: &str) -> String {
+    format!("[[backends]]\nkind = '{kind}'\nname = '{name}'\nurl = '{url}'\n{lines}\n")
+}
+
+/// Returns an address of this machine at which nothing listens.
+pub(crate) fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
 /// A place for a node: data directory and configuration, both its own. Deleted in the end.
 pub(crate) struct Home {
     folder: tempfile::TempDir,
@@ -78,6 +99,8 @@ impl Home {
         }
         command
             .env("BOMBUS_DATA_DIR", self.data_dir())
+            // An Ollama of this machine is no part of any test.
+            .env("BOMBUS_DISCOVER__OLLAMA", "false")
             .env("XDG_CONFIG_HOME", self.folder.path().join("config"))
             .env("HOME", self.folder.path());
         command

@@ -4,18 +4,24 @@
 
 mod harness;
 mod model;
+mod terminal;
 
 mod ask;
 mod back_pressure;
+mod backends;
+mod bench;
+mod chat;
 mod completions;
 mod config;
 mod crate_graph;
 mod derived;
+mod detect;
 mod doctor;
 mod engine;
 mod faults;
 mod keys;
 mod logs;
 mod models;
+mod route;
 mod signals;
 mod up;

@@ -5,42 +5,28 @@ use anyhow::Result;
 use bombus_core::chat::{ChatEvent, ChatRequest, Delta, FinishReason, Prompt, Role, Timings, Usage};
 use bombus_infer::BackendError;
 use futures::{Stream, StreamExt, TryStreamExt};
+use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
 use super::{Route, Started};
-use crate::data_dir::NodeRecord;
-use crate::failure::{Exit, Failure};
-use crate::running::local_client;
+use crate::node_client::{NodeClient, Refusal};
 
 /// Longest accepted line of a stream of events.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// Asks the running node over its HTTP API, with the API key that the node made for commands on its data directory.
-pub(super) async fn chat(node: &NodeRecord, key: Option<String>, request: &ChatRequest) -> Result<Started> {
-    let url = format!("{}/v1/chat/completions", node.api);
-    let mut post = local_client()?.post(url).json(&body(request));
-    if let Some(key) = key {
-        post = post.bearer_auth(key);
-    }
-    let response = post.send().await.map_err(|error| {
-        Failure::new(Exit::Unavailable, format!("the node at {} does not answer: {error}", node.api))
-            .hint("bombus doctor says what is wrong")
-    })?;
-    if !response.status().is_success() {
-        let status = response.status();
-        let text = response.text().await.unwrap_or_default();
-        return Err(refusal(status, &text, &request.model).into());
-    }
+/// Asks the running node over its HTTP API.
+pub(super) async fn chat(node: &NodeClient, request: &ChatRequest) -> Result<Started> {
+    let response = node.send(Method::POST, "/v1/chat/completions", Some(&body(request))).await?;
     let route = response.headers().get("x-bombus-route").and_then(|value| value.to_str().ok()).map(Route::parse);
     let lines = FramedRead::new(
         StreamReader::new(response.bytes_stream().map_err(std::io::Error::other)),
         LinesCodec::new_with_max_length(LINE_BYTES_MAX),
     );
     let (model, route) = route.unwrap_or_else(|| (request.model.clone(), Route::default()));
-    let route = Route { node: Some(node.node_id.to_string()), ..route };
+    let route = Route { node: Some(node.record().node_id.to_string()), ..route };
     Ok(Started { model, route, events: events(lines.map_err(|error| error.to_string())).boxed() })
 }
 
@@ -77,35 +63,8 @@ impl Route {
         let mut parts = header.split(';').map(|part| part.trim().to_owned());
         let node = parts.next();
         let model = parts.next().unwrap_or_default();
-        (model, Self { node, backend: parts.next().unwrap_or_default() })
-    }
-}
-
-/// The shape of OpenAI's errors.
-#[derive(Debug, Deserialize)]
-struct ErrorBody {
-    error: ErrorDetail,
-}
-
-#[derive(Debug, Deserialize)]
-struct ErrorDetail {
-    message: String,
-    #[serde(default)]
-    code: Option<String>,
-}
-
-fn refusal(status: reqwest::StatusCode, text: &str, model: &str) -> Failure {
-    let Ok(ErrorBody { error }) = serde_json::from_str(text) else {
-        let start: String = text.chars().take(200).collect();
-        return Failure::new(Exit::Failure, format!("the node answered {status}: {start}"));
-    };
-    match (status.as_u16(), error.code.as_deref()) {
-        (404, Some("model_not_found")) => Failure::of_backend(&BackendError::ModelNotFound { model: model.to_owned() }),
-        (401 | 403, _) => Failure::new(Exit::Failure, error.message).hint(
-            "the node does not take the key in its data directory: it may have been started again just now; ask again",
-        ),
-        (400..=428, _) => Failure::new(Exit::Usage, error.message),
-        _ => Failure::new(Exit::Unavailable, error.message).hint("bombus doctor says what is wrong here"),
+        let backend = parts.next().unwrap_or_default();
+        (model, Self { node, backend, reason: parts.next() })
     }
 }
 
@@ -150,6 +109,9 @@ struct Choice {
 struct ChoiceDelta {
     #[serde(default)]
     content: Option<String>,
+    /// What the model thinks, in the field's two names.
+    #[serde(default, alias = "reasoning")]
+    reasoning_content: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -223,13 +185,17 @@ fn events(
                 yield ChatEvent::Done { finish, usage, timings, tokens: Vec::new() };
                 return;
             }
-            if let Ok(ErrorBody { error }) = serde_json::from_str(data) {
+            if let Some((reason, _)) = Refusal::message(data) {
                 // Nothing may be added to what the node says: it has this form already.
-                Err(BackendError::Unavailable { reason: error.message })?;
+                Err(BackendError::Unavailable { reason })?;
             }
             let chunk: Chunk = serde_json::from_str(data).map_err(|error| broken(format!("the node sent {error}")))?;
             for choice in chunk.choices {
                 finish = choice.finish_reason.unwrap_or(finish);
+                if let Some(thought) = choice.delta.reasoning_content.filter(|thought| !thought.is_empty()) {
+                    clock.token();
+                    yield ChatEvent::Thinking(thought);
+                }
                 if let Some(text) = choice.delta.content.filter(|text| !text.is_empty()) {
                     clock.token();
                     yield ChatEvent::Delta(Delta { text, ..Delta::default() });
@@ -267,6 +233,25 @@ mod tests {
         assert_eq!(events[0], Ok(ChatEvent::Delta(Delta { text: "hi".into(), ..Delta::default() })));
         let Ok(ChatEvent::Done { finish, usage: counted, .. }) = &events[1] else { panic!("{events:?}") };
         assert_eq!((*finish, *counted, events.len()), (FinishReason::Length, usage, 2));
+    }
+
+    #[tokio::test]
+    async fn thoughts_are_told_apart_from_the_answer() {
+        let events = read(&[
+            r#"data: {"choices":[{"index":0,"delta":{"reasoning_content":"hm"},"finish_reason":null}]}"#,
+            r#"data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}"#,
+            "data: [DONE]",
+        ])
+        .await;
+        assert!(matches!(&events[0], Ok(ChatEvent::Thinking(thought)) if thought == "hm"), "{events:?}");
+        assert!(matches!(&events[1], Ok(ChatEvent::Delta(delta)) if delta.text == "hi"), "{events:?}");
+    }
+
+    #[test]
+    fn a_route_header_names_node_model_backend_and_reason() {
+        let (model, route) = Route::parse("12D3;m:latest;embedded;warm");
+        let parts = (model.as_str(), route.node.as_deref(), route.backend.as_str(), route.reason.as_deref());
+        assert_eq!(parts, ("m:latest", Some("12D3"), "embedded", Some("warm")));
     }
 
     #[tokio::test]

@@ -91,21 +91,19 @@ async fn user_of(address: SocketAddr) -> Result<String> {
 pub(super) fn exposure(config: &Config, data_dir: Option<&DataDir>) -> Check {
     const NAME: &str = "API keys";
     let address = config.api.listen;
-    if address.ip().is_loopback() {
+    let local = address.ip().is_loopback();
+    if local && !config.api.require_key {
         return Check::ok(NAME, format!("{address} is reached from this machine alone; no key is needed"));
     }
+    let why = if local { "asks for keys (api.require_key)" } else { "can be reached from other machines" };
     let keys = data_dir.map(|data_dir| KeyStore::open(data_dir.keys()).list()).transpose();
     match keys.map(Option::unwrap_or_default) {
         Ok(keys) if keys.is_empty() => Check::fail(
             NAME,
-            format!(
-                "{address} can be reached from other machines, and there is no API key: bombus up refuses to start"
-            ),
-            "bombus keys create NAME, or listen on 127.0.0.1",
+            format!("{address} {why}, and there is no API key: bombus up refuses to start"),
+            if local { "bombus keys create NAME" } else { "bombus keys create NAME, or listen on 127.0.0.1" },
         ),
-        Ok(keys) => {
-            Check::ok(NAME, format!("{address} can be reached from other machines; {} keys open it", keys.len()))
-        }
+        Ok(keys) => Check::ok(NAME, format!("{address} {why}; {} keys open it", keys.len())),
         Err(error) => Check::fail(NAME, error.to_string(), "bombus up refuses to start until the file can be read"),
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn data_dir(root: &Path) -> Check {
 }
 
 /// Returns the path itself or the folder in which it would be made.
-pub(super) fn nearest_existing(path: &Path) -> &Path {
+pub(in crate::cli) fn nearest_existing(path: &Path) -> &Path {
     path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."))
 }
 

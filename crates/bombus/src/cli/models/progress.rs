@@ -20,7 +20,7 @@ pub(super) enum Progress {
 /// Where plain lines are at.
 pub(super) struct Lines {
     subject: String,
-    stage: &'static str,
+    stage: String,
     printed: Option<Instant>,
 }
 
@@ -31,7 +31,7 @@ impl Progress {
             return Self::Quiet;
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Lines(Lines { subject: subject.to_owned(), stage: "", printed: None });
+            return Self::Lines(Lines { subject: subject.to_owned(), stage: String::new(), printed: None });
         }
         let bar = ProgressBar::no_length().with_prefix(subject.to_owned());
         let style = "{prefix} {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
@@ -53,10 +53,10 @@ impl Progress {
     }
 
     /// Shows how many bytes of a stage are done.
-    pub(super) fn bytes(&mut self, stage: &'static str, done: u64, total: Option<u64>) {
+    pub(super) fn bytes(&mut self, stage: &str, done: u64, total: Option<u64>) {
         match self {
             Self::Bar(bar) => {
-                bar.set_message(stage);
+                bar.set_message(stage.to_owned());
                 if let Some(total) = total {
                     bar.set_length(total);
                 }
@@ -76,12 +76,12 @@ impl Progress {
 }
 
 impl Lines {
-    fn show(&mut self, stage: &'static str, done: u64, total: Option<u64>) {
+    fn show(&mut self, stage: &str, done: u64, total: Option<u64>) {
         let due = self.stage != stage || self.printed.is_none_or(|at| at.elapsed() >= LINE_INTERVAL);
         if !due {
             return;
         }
-        self.stage = stage;
+        stage.clone_into(&mut self.stage);
         self.printed = Some(Instant::now());
         let amount = match total {
             Some(total) => format!(" {} of {}", HumanBytes(done), HumanBytes(total)),

@@ -1,0 +1,180 @@
+use anyhow::{Context, Result};
+use bombus_core::model::ModelName;
+use bombus_infer::models::StoreError;
+use bombus_infer::models::catalogue::{catalogue, find};
+use futures::{StreamExt, TryStreamExt};
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::json;
+use tokio_util::codec::{FramedRead, LinesCodec};
+use tokio_util::io::StreamReader;
+
+use super::of_store;
+use super::progress::Progress;
+use crate::cli::answerer::running_node;
+use crate::cli::backends::State;
+use crate::cli::{Global, output};
+use crate::config::Settings;
+use crate::data_dir::DataDir;
+use crate::failure::{Exit, Failure};
+use crate::node::{RunningBackends, open_models};
+use crate::node_client::{NodeClient, Refusal};
+
+/// Longest accepted line of the steps of a pull.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// A step of a pull.
+#[derive(Deserialize)]
+struct Step {
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    total: Option<u64>,
+    #[serde(default)]
+    completed: Option<u64>,
+    #[serde(default)]
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    models: Vec<Tag>,
+}
+
+#[derive(Deserialize)]
+struct Tag {
+    name: String,
+    size: u64,
+    digest: String,
+}
+
+#[derive(Deserialize)]
+struct ToldBackends {
+    backends: Vec<State>,
+}
+
+/// Returns whether a node has a backend that can fetch models.
+pub(super) async fn can_pull(node: &NodeClient) -> Result<bool> {
+    let told: ToldBackends = node.get("/backends").await?;
+    Ok(told.backends.iter().any(|backend| matches!(backend.kind.as_str(), "embedded" | "ollama")))
+}
+
+/// Has the node fetch a model. Dropping it makes the node stop.
+pub(super) async fn pull_at_node(node: &NodeClient, name: &str, progress: &mut Progress) -> Result<()> {
+    let response = node.send(Method::POST, "/api/pull", Some(&json!({ "model": name, "stream": true }))).await?;
+    let mut lines = FramedRead::new(
+        StreamReader::new(response.bytes_stream().map_err(std::io::Error::other)),
+        LinesCodec::new_with_max_length(LINE_BYTES_MAX),
+    );
+    while let Some(line) = lines.next().await {
+        let line = line.context("the node's answer broke off")?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let step: Step = serde_json::from_str(&line).context("the node sent what is no step of a pull")?;
+        if let Some(error) = step.error {
+            return Err(failed(&error).into());
+        }
+        progress.bytes(&step.status, step.completed.unwrap_or(0), step.total);
+    }
+    Ok(())
+}
+
+fn failed(error: &str) -> Failure {
+    if error.contains("not found") || error.contains("does not exist") {
+        return Failure::new(Exit::NotFound, error).hint(super::WHERE_MODELS_ARE);
+    }
+    Failure::new(Exit::Failure, error)
+}
+
+/// Prints what scripts may want to know of a model that a node fetched.
+pub(super) async fn arrived_at_node(node: &NodeClient, name: &str) -> Result<()> {
+    let known = catalogue();
+    let stored = find(&known, name).map_or(name, |entry| entry.name.as_str());
+    let stored = ModelName::parse(stored)?;
+    let tags: Tags = node.get("/api/tags").await?;
+    match tags.models.iter().find(|tag| tag.name == stored.as_str()) {
+        Some(tag) => {
+            let digest = tag.digest.trim_start_matches("sha256:");
+            output::print(&format!("{}  {}  sha256:{digest}\n", tag.name, output::size(tag.size)))
+        }
+        None => output::print(&format!("{stored}\n")),
+    }
+}
+
+/// Removes a model from the backend that a request for it would find, or from this machine's store.
+pub(super) async fn remove(global: &Global, settings: &Settings, name: &ModelName) -> Result<()> {
+    let data_dir = global.data_dir()?;
+    if let Some(node) = running_node(&data_dir).await? {
+        match node.send(Method::DELETE, "/api/delete", Some(&json!({ "model": name }))).await {
+            Ok(_) => return removed(global, name),
+            // The store may have it, and no backend of the node's.
+            Err(error) if error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == 404) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    match open_models(&data_dir)?.remove(name) {
+        Ok(()) => removed(global, name),
+        Err(error @ (StoreError::NotFound { .. } | StoreError::BelongsToOllama { .. })) => {
+            if remove_elsewhere(settings, &data_dir, name).await? {
+                return removed(global, name);
+            }
+            Err(of_store(error))
+        }
+        Err(error) => Err(of_store(error)),
+    }
+}
+
+fn removed(global: &Global, name: &ModelName) -> Result<()> {
+    global.notice(&format!("{name} removed"));
+    Ok(())
+}
+
+/// Removes a model from a configured backend that is not the embedded engine.
+async fn remove_elsewhere(settings: &Settings, data_dir: &DataDir, name: &ModelName) -> Result<bool> {
+    let running = RunningBackends::start(&settings.config, data_dir)?;
+    let work = async {
+        let listed = running.backends().models().await;
+        let place = listed.iter().find(|listed| listed.info.name == *name && listed.backend.kind != "embedded");
+        let Some(place) = place else { return Ok(false) };
+        match place.backend.backend.library() {
+            Some(library) => Ok(library.delete(&place.name_there()).await?),
+            None => Err(unmanaged(&place.backend.name).into()),
+        }
+    };
+    let outcome = work.await;
+    running.stop().await;
+    outcome
+}
+
+fn unmanaged(backend: &str) -> Failure {
+    Failure::new(Exit::Usage, format!("backend '{backend}' runs models, and does not let them be changed from here"))
+}
+
+/// Gives a model a second name, at the backend that has it.
+pub(super) async fn copy(global: &Global, settings: &Settings, from: &ModelName, to: &ModelName) -> Result<()> {
+    let data_dir = global.data_dir()?;
+    match running_node(&data_dir).await? {
+        Some(node) => {
+            node.send(Method::POST, "/api/copy", Some(&json!({ "source": from, "destination": to }))).await?;
+        }
+        None => copy_here(settings, &data_dir, from, to).await?,
+    }
+    global.notice(&format!("{from} has the name {to} too"));
+    Ok(())
+}
+
+async fn copy_here(settings: &Settings, data_dir: &DataDir, from: &ModelName, to: &ModelName) -> Result<()> {
+    let running = RunningBackends::start(&settings.config, data_dir)?;
+    let work = async {
+        let place = running.backends().find(from.as_str()).await?;
+        let library = place.backend.backend.library().ok_or_else(|| unmanaged(&place.backend.name))?;
+        if library.copy(&place.name_there(), to).await? {
+            return Ok(());
+        }
+        Err(bombus_infer::BackendError::model_not_found(from).into())
+    };
+    let outcome = work.await;
+    running.stop().await;
+    outcome
+}

@@ -1,0 +1,102 @@
+//! Work beside the node's own, which has to go on as long as the node does.
+
+use std::time::Duration;
+
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Pause before the first new start.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+/// Longest pause: it doubles with every failure.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Work that went on for so long begins with the shortest pause again.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
+
+/// A task that is started again, after a pause, whenever it ends or panics.
+pub(crate) struct Supervised {
+    name: &'static str,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Supervised {
+    /// Starts the work. `work` makes it anew for every start.
+    pub(crate) fn start<W, F>(name: &'static str, work: W) -> Self
+    where
+        W: Fn() -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(supervise(name, work, stop.clone()));
+        Self { name, stop, task }
+    }
+
+    /// Ends the work where it stands.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::warn!(task = self.name, %error, "the supervision of a task failed");
+        }
+    }
+}
+
+async fn supervise<W, F>(name: &'static str, work: W, stop: CancellationToken)
+where
+    W: Fn() -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut pause = PAUSE_MIN;
+    loop {
+        let begun = Instant::now();
+        // A task of its own, so that a panic ends it alone; what it is told below is the failure policy.
+        let mut run = tokio::spawn(work());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                run.abort();
+                return;
+            }
+            ended = &mut run => report(name, ended),
+        }
+        if begun.elapsed() >= SETTLED_AFTER {
+            pause = PAUSE_MIN;
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+        }
+    }
+}
+
+fn report(name: &str, ended: Result<(), JoinError>) {
+    match ended {
+        Ok(()) => tracing::warn!(task = name, "a task ended by itself and is started again"),
+        Err(error) => tracing::error!(task = name, %error, "a task failed and is started again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_panics_is_started_again_until_it_is_stopped() {
+        let (sender, mut starts) = mpsc::channel(16);
+        let supervised = Supervised::start("test", move || {
+            let sender = sender.clone();
+            async move {
+                sender.send(Instant::now()).await.unwrap();
+                panic!("as the test wants");
+            }
+        });
+        let first = starts.recv().await.unwrap();
+        let second = starts.recv().await.unwrap();
+        assert!(second - first >= PAUSE_MIN, "there is a pause before it is started again");
+        supervised.stop().await;
+        assert!(starts.recv().await.is_none(), "nothing starts after the stop");
+    }
+}
