@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test and sums up: seconds and counts for each group, then one line with the counts of all.
-#   scripts/test.sh [rust|clients]...      only these parts; without arguments all of them
+#   scripts/test.sh [rust|clients|others]...   only these parts; without arguments all of them
+# `others` is about servers and clients that are slow to make: Ollama, llama-server, LiteLLM, the npm packages. They are made once and
+# kept under ~/.cache/bombus; what cannot be made on this machine skips its tests and says why.
 # BOMBUS_TEST_ALL=1 turns a skipped test into a failed one.
 set -uo pipefail
 # shellcheck source=scripts/lib.sh
@@ -9,7 +11,7 @@ source "$(dirname "$0")/lib.sh"
 scripts/setup.sh || exit 1
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(rust clients)
+[ ${#parts[@]} -gt 0 ] || parts=(rust clients others)
 logs=$target_dir/test-logs
 mkdir -p "$logs"
 summary=$logs/summary.tsv
@@ -55,28 +57,62 @@ test_rust() {
   if [ "$status" -ne 0 ] && ! awk -F '\t' '$3 > 0 { found = 1 } END { exit !found }' "$summary"; then record "cargo test" 0 1 0 0; fi
 }
 
-test_clients() {
-  local began=$SECONDS venv status=0
-  say "== clients: openai, curl and schemathesis against a running node"
+# Runs those of the client tests that carry a mark, or do not.
+#   run_clients NAME MARK
+run_clients() {
+  local name=$1 mark=$2 began=$SECONDS venv status=0
   # The Rust tests have built the program with the features of their own dependencies; building it anew would compile much once more.
-  if [ "$built" = false ] && ! with_heartbeat "building bombus" cargo build -p bombus --quiet; then
-    record "clients" 0 1 0 "$((SECONDS - began))"
-    return
+  if [ "$built" = false ]; then
+    if ! with_heartbeat "building bombus" cargo build -p bombus --quiet; then
+      record "$name" 0 1 0 "$((SECONDS - began))"
+      return
+    fi
+    built=true
   fi
   if ! venv=$(scripts/venv.sh tests/clients/requirements.txt); then
-    record "clients" 0 1 0 "$((SECONDS - began))"
+    record "$name" 0 1 0 "$((SECONDS - began))"
     return
   fi
-  rm -f "$logs/clients.xml"
-  BOMBUS_BIN=$target_dir/debug/bombus "$venv/bin/python" -m pytest tests/clients -p no:cacheprovider --junit-xml "$logs/clients.xml" || status=$?
-  "$venv/bin/python" scripts/junit_groups.py "$logs/clients.xml" "$status" >> "$summary"
+  rm -f "$logs/$name.xml"
+  BOMBUS_BIN=$target_dir/debug/bombus "$venv/bin/python" -m pytest tests/clients -m "$mark" -p no:cacheprovider -rs --junit-xml "$logs/$name.xml" || status=$?
+  "$venv/bin/python" scripts/junit_groups.py "$name" "$logs/$name.xml" "$status" >> "$summary"
+}
+
+test_clients() {
+  say "== clients: openai, ollama, curl and schemathesis against a running node"
+  run_clients clients "not others"
+}
+
+# Makes one of the others and leaves word for the tests where it is, or why it is not there.
+#   prepare NAME COMMAND...
+prepare() {
+  local name=$1 began=$SECONDS folder log=$logs/prepare-$1.log
+  shift
+  say "== making $name"
+  if folder=$({ "$@" 2>&1 >&3 | tee "$log" >&2; } 3>&1); then
+    export "BOMBUS_TEST_${name^^}=$folder"
+  else
+    export "BOMBUS_TEST_${name^^}_MISSING=$(tail -n 1 "$log" 2> /dev/null || true) ($*)"
+    say "== $name cannot be made here: its tests are skipped"
+  fi
+  record "making $name" 0 0 0 "$((SECONDS - began))"
+}
+
+test_others() {
+  prepare npm scripts/npm.sh tests/clients/npm
+  prepare litellm scripts/venv.sh tests/clients/litellm-requirements.txt
+  prepare llama_server scripts/llama-cpp.sh build portable
+  prepare ollama scripts/ollama.sh build
+  say "== others: real clients before nodes, real servers behind them"
+  run_clients others others
 }
 
 for part in "${parts[@]}"; do
   case $part in
     rust) test_rust ;;
     clients) test_clients ;;
-    *) die "unknown part '$part': rust or clients" ;;
+    others) test_others ;;
+    *) die "unknown part '$part': rust, clients or others" ;;
   esac
 done
 

@@ -7,20 +7,45 @@ import schemathesis
 
 TOKENS_MAX = 4
 CHOICES_MAX = 2
-ROUTES_THAT_GENERATE = {"/v1/chat/completions", "/v1/completions"}
+OPENAI_GENERATES = {"/v1/chat/completions", "/v1/completions"}
+OLLAMA_GENERATES = {"/api/chat", "/api/generate"}
+EMBEDS = {"/v1/embeddings", "/api/embed", "/api/embeddings"}
+# The model that requests may make anew; those that the tests need are never overwritten or deleted.
+OURS_TO_CHANGE = "tried-and-changed"
 
 
 def is_number(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def name_a_model(body, route):
+def is_left(text):
     """A random name would always be a 404: one in eight is left as it is."""
-    known = os.environ["TRIED_EMBEDDER" if route == "/v1/embeddings" else "TRIED_MODEL"]
+    return zlib.crc32(text.encode(errors="replace")) % 8 == 0
+
+
+def name_a_model(body, route):
+    known = os.environ["TRIED_EMBEDDER" if route in EMBEDS else "TRIED_MODEL"]
     name = body.get("model", known)
     example = name in (known, os.environ["TRIED_MODEL"])
-    if name is None or example or isinstance(name, str) and zlib.crc32(name.encode(errors="replace")) % 8:
+    if name is None or example or isinstance(name, str) and not is_left(name):
         body["model"] = known
+
+
+def manage_little(body, route):
+    """Keeps requests that change models to one that nobody needs, and from registries."""
+    known = os.environ["TRIED_MODEL"]
+    if route == "/api/copy":
+        if isinstance(body.get("source"), str) and not is_left(body["source"]):
+            body["source"] = known
+        if isinstance(body.get("destination"), str):
+            body["destination"] = OURS_TO_CHANGE
+        return
+    # Older clients write `name` for `model`.
+    for field in ("model", "name"):
+        if isinstance(body.get(field), str):
+            body[field] = known if route == "/api/pull" else OURS_TO_CHANGE
+    if route == "/api/create" and isinstance(body.get("from"), str):
+        body["from"] = known
 
 
 def say_something(body):
@@ -43,6 +68,14 @@ def generate_little(body):
             body[name] = CHOICES_MAX
 
 
+def predict_little(body):
+    options = body.setdefault("options", {})
+    if options is None:
+        options = body["options"] = {}
+    if isinstance(options, dict) and (is_number(options.get("num_predict", 0)) or options["num_predict"] is None):
+        options["num_predict"] = TOKENS_MAX
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
     name = (case.path_parameters or {}).get("id")
@@ -50,7 +83,13 @@ def before_call(context, case, kwargs):
         case.path_parameters["id"] = os.environ["TRIED_MODEL"]
     if not isinstance(case.body, dict):
         return
+    if case.path in {"/api/copy", "/api/create", "/api/delete", "/api/pull", "/api/push"}:
+        manage_little(case.body, case.path)
+        return
     name_a_model(case.body, case.path)
-    if case.path in ROUTES_THAT_GENERATE:
+    if case.path in OPENAI_GENERATES:
         say_something(case.body)
         generate_little(case.body)
+    if case.path in OLLAMA_GENERATES:
+        say_something(case.body)
+        predict_little(case.body)

@@ -9,16 +9,37 @@ import urllib.request
 
 import pytest
 
+from conftest import node_with_models
 from metrics import read
 
 HERE = pathlib.Path(__file__).parent
 LIMIT_S = 300
 ANSWERS_MIN = 2
+# No request to these is answered well: there is no registry to push to, and nothing that may be deleted or is a blob.
+NEVER_WELL = ["/api/blobs/{digest}", "/api/delete", "/api/push"]
 PATHS = [
+    "/",
+    "/api/blobs/{digest}",
+    "/api/chat",
+    "/api/copy",
+    "/api/create",
+    "/api/delete",
+    "/api/embed",
+    "/api/embeddings",
+    "/api/generate",
+    "/api/ps",
+    "/api/pull",
+    "/api/push",
+    "/api/show",
+    "/api/status",
+    "/api/tags",
+    "/api/version",
+    "/backends",
     "/health",
     "/identity",
     "/metrics",
     "/openapi.json",
+    "/route",
     "/status",
     "/v1/chat/completions",
     "/v1/completions",
@@ -28,9 +49,16 @@ PATHS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def document(node):
-    with urllib.request.urlopen(f"{node.api}/openapi.json", timeout=10) as answer:
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory, embedder_file):
+    """A node of its own: some of the requests change its models."""
+    with node_with_models(tmp_path_factory.mktemp("tried"), embedder_file) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def document(tried):
+    with urllib.request.urlopen(f"{tried.api}/openapi.json", timeout=10) as answer:
         return json.load(answer)
 
 
@@ -46,11 +74,11 @@ def answers(node, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_answer_is_as_declared(node, model, embedder, path):
+def test_every_answer_is_as_declared(tried, model, embedder, path):
     program = pathlib.Path(sys.executable).with_name("schemathesis")
-    command = [program, "--config-file", HERE / "schemathesis.toml", "--no-color", "run", f"{node.api}/openapi.json"]
+    command = [program, "--config-file", HERE / "schemathesis.toml", "--no-color", "run", f"{tried.api}/openapi.json"]
     command += ["--include-path", path, "--continue-on-failure"]
-    answered = answers(node, path)
+    answered = answers(tried, path)
     hooks = {"SCHEMATHESIS_HOOKS": str(HERE / "schemathesis_hooks.py"), "TRIED_MODEL": model, "TRIED_EMBEDDER": embedder}
     done = subprocess.run(
         command,
@@ -59,10 +87,10 @@ def test_every_answer_is_as_declared(node, model, embedder, path):
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        cwd=node.data_dir,
+        cwd=tried.data_dir,
         env=os.environ | hooks,
         timeout=LIMIT_S,
     )
     if done.returncode != 0:
-        pytest.fail(f"{done.stdout[-12000:]}\nthe node's log ends with:\n{node.log()[-2000:]}", pytrace=False)
-    assert answers(node, path) >= answered + ANSWERS_MIN, "hardly any request was good enough to be answered"
+        pytest.fail(f"{done.stdout[-12000:]}\nthe node's log ends with:\n{tried.log()[-2000:]}", pytrace=False)
+    assert path in NEVER_WELL or answers(tried, path) >= answered + ANSWERS_MIN, "hardly any request was good enough to be answered"
