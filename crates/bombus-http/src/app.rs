@@ -1,7 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::http::HeaderValue;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
@@ -29,12 +28,6 @@ impl App {
         let fingerprint = format!("bombus-{}", services.node.version).into();
         let body_room = BodyRoom::new(config.limits.bodies_bytes_max);
         Self { config, services, bound, body_room, cut: CancellationToken::new(), fingerprint, openapi }
-    }
-
-    /// Names what answered: node, model, backend and why that one.
-    pub(crate) fn route_header(&self, model: &str, backend: &str) -> HeaderValue {
-        let text = format!("{};{model};{backend};local", self.services.node.node_id);
-        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("local"))
     }
 }
 

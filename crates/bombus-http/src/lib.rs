@@ -1,4 +1,4 @@
-//! The HTTP surfaces of a node: OpenAI's dialect under `/v1`, the native routes, the API document and the metrics.
+//! The HTTP surfaces of a node: OpenAI's dialect under `/v1`, Ollama's under `/api`, the native routes, the API document and the metrics.
 //!
 //! A request passes, from the outside in: its id, span and log line (`observe`), the guard against panics, the check of `Host` and
 //! `Origin` (`origin`), CORS, the API key (`auth`), then its handler. Handlers fail with an `ApiError`, which `error` alone turns
@@ -9,14 +9,17 @@ mod auth;
 mod body;
 mod config;
 mod error;
+mod inference;
 pub mod keys;
 mod metrics;
 mod native;
 mod observe;
+mod ollama;
 mod openai;
 mod openapi;
 mod origin;
 mod router;
+mod schema_depth;
 mod server;
 mod services;
 #[cfg(test)]

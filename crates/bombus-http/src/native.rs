@@ -1,5 +1,7 @@
 //! The native routes, in mycoSwarm's shapes.
 
+pub(crate) mod backends;
+
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -206,7 +208,8 @@ async fn backend_troubles(app: &App) -> Vec<String> {
 }
 
 async fn model_names(app: &App) -> Vec<String> {
-    app.services.backends.models().await.into_iter().map(|(_, info)| info.name.to_string()).collect()
+    let models = app.services.backends.models().await;
+    models.into_iter().filter(|listed| listed.first).map(|listed| listed.info.name.to_string()).collect()
 }
 
 fn uptime_seconds(app: &App) -> f64 {

@@ -1,6 +1,5 @@
 //! OpenAI's dialect: request and response types, their translation into the internal vocabulary and back.
 
-pub(crate) mod answers;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
@@ -9,7 +8,6 @@ pub(crate) mod models;
 pub(crate) mod request;
 pub(crate) mod response;
 mod stream;
-mod target;
 #[cfg(test)]
 mod tests;
 mod text_or_list;
@@ -18,11 +16,7 @@ mod whole;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::http::HeaderName;
 use uuid::Uuid;
-
-/// Names what answered: node, model, backend and why that one.
-const ROUTE_HEADER: HeaderName = HeaderName::from_static("x-bombus-route");
 
 /// Makes an id that no other answer has.
 fn unique_id(prefix: &str) -> String {

@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
-use crate::{HttpConfig, Services, auth, native, observe, openai, openapi, origin};
+use crate::{HttpConfig, Services, auth, native, observe, ollama, openai, openapi, origin};
 
 /// The route of a model's description, for ids that clients send with their slashes as they are. The API document cannot describe
 /// it: a path parameter there has no slashes.
@@ -32,12 +32,30 @@ fn routes() -> OpenApiRouter<SharedApp> {
         .routes(routes!(native::status))
         .routes(routes!(native::identity))
         .routes(routes!(native::metrics))
+        .routes(routes!(native::backends::list))
+        .routes(routes!(native::backends::route))
         .routes(routes!(openapi::document))
         .routes(routes!(openai::models::list))
         .routes(routes!(openai::models::describe))
         .routes(routes!(openai::chat::create))
         .routes(routes!(openai::completions::create))
         .routes(routes!(openai::embeddings::create))
+        .routes(routes!(ollama::node::root))
+        .routes(routes!(ollama::node::version))
+        .routes(routes!(ollama::node::status))
+        .routes(routes!(ollama::models::list))
+        .routes(routes!(ollama::models::running))
+        .routes(routes!(ollama::models::show))
+        .routes(routes!(ollama::generate::create))
+        .routes(routes!(ollama::chat::create))
+        .routes(routes!(ollama::embed::create))
+        .routes(routes!(ollama::embed::create_one))
+        .routes(routes!(ollama::manage::create))
+        .routes(routes!(ollama::manage::copy))
+        .routes(routes!(ollama::manage::delete))
+        .routes(routes!(ollama::manage::pull))
+        .routes(routes!(ollama::manage::push))
+        .routes(routes!(ollama::blobs::find, ollama::blobs::create))
         .route(MODEL_WITH_SLASHES, get(openai::models::describe_with_slashes))
 }
 

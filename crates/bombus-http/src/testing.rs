@@ -1,5 +1,6 @@
 //! What the tests of this crate share: services over a scripted backend, and answers in a form that snapshots can hold.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,16 +11,20 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use bombus_core::chat::{
-    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, Timings, TokenAlternative, TokenLogprob,
-    Usage,
+    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, KeepAlive, Timings, TokenAlternative,
+    TokenLogprob, Usage,
 };
 use bombus_core::identity::NodeKey;
-use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
+use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
 use bombus_infer::fake::{FakeBackend, FakeConfig};
-use bombus_infer::{Backend, BackendError, Backends, ChatStream, Health, NamedBackend};
+use bombus_infer::{
+    Backend, BackendError, Backends, ByteStream, ChatStream, CreateRequest, Health, ModelLibrary, NamedBackend, Progress,
+    ProgressStream,
+};
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 use tower::ServiceExt;
 
@@ -37,6 +42,79 @@ pub(crate) struct Scripted {
     pub(crate) endless: bool,
     pub(crate) seen: Arc<Mutex<Vec<ChatRequest>>>,
     pub(crate) watch: RunWatch,
+    /// The vectors of every request for some.
+    pub(crate) vectors: Vec<Vec<f32>>,
+    pub(crate) embeds_seen: Arc<Mutex<Vec<EmbedRequest>>>,
+    pub(crate) details: ModelDetails,
+    pub(crate) running: Vec<RunningModel>,
+    /// What was loaded and unloaded, in words.
+    pub(crate) moves: Arc<Mutex<Vec<String>>>,
+    pub(crate) library: Option<ScriptedLibrary>,
+}
+
+/// Keeps models as a test wants it, and remembers what it was told.
+#[derive(Default, Clone)]
+pub(crate) struct ScriptedLibrary {
+    /// The steps of every long work; the work goes on without end where there are none.
+    pub(crate) steps: Vec<Result<Progress, BackendError>>,
+    /// What was asked for, in words.
+    pub(crate) told: Arc<Mutex<Vec<String>>>,
+    pub(crate) created: Arc<Mutex<Vec<CreateRequest>>>,
+    pub(crate) blobs: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+}
+
+impl ScriptedLibrary {
+    fn work(&self, what: String) -> ProgressStream {
+        self.told.lock().unwrap().push(what);
+        match self.steps.is_empty() {
+            true => futures::stream::pending().boxed(),
+            false => futures::stream::iter(self.steps.clone()).boxed(),
+        }
+    }
+
+    fn tell(&self, what: String) -> bool {
+        let known = !what.contains("unknown");
+        self.told.lock().unwrap().push(what);
+        known
+    }
+}
+
+#[async_trait]
+impl ModelLibrary for ScriptedLibrary {
+    async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError> {
+        Ok(self.work(format!("pull {name}")))
+    }
+
+    async fn delete(&self, name: &ModelName) -> Result<bool, BackendError> {
+        Ok(self.tell(format!("delete {name}")))
+    }
+
+    async fn copy(&self, from: &ModelName, to: &ModelName) -> Result<bool, BackendError> {
+        Ok(self.tell(format!("copy {from} {to}")))
+    }
+
+    async fn create(&self, request: CreateRequest) -> Result<ProgressStream, BackendError> {
+        let work = self.work(format!("create {}", request.name));
+        self.created.lock().unwrap().push(request);
+        Ok(work)
+    }
+
+    async fn has_blob(&self, sha256: &str) -> Result<bool, BackendError> {
+        Ok(self.blobs.lock().unwrap().contains_key(sha256))
+    }
+
+    async fn put_blob(&self, sha256: &str, mut bytes: ByteStream) -> Result<(), BackendError> {
+        let mut blob = Vec::new();
+        while let Some(piece) = bytes.next().await {
+            let piece = piece.map_err(|error| BackendError::Unavailable { reason: error.to_string() })?;
+            blob.extend_from_slice(&piece);
+        }
+        if hex::encode(Sha256::digest(&blob)) != sha256 {
+            return Err(BackendError::InvalidRequest { param: None, message: "digest mismatch".into() });
+        }
+        self.blobs.lock().unwrap().insert(sha256.to_owned(), blob);
+        Ok(())
+    }
 }
 
 /// Tells how many runs are under way, and when one ends.
@@ -107,8 +185,35 @@ impl Backend for Scripted {
         .boxed())
     }
 
-    async fn embed(&self, _: EmbedRequest) -> Result<EmbedResponse, BackendError> {
-        Err(self.refusal.clone().unwrap_or(BackendError::Unavailable { reason: "no vectors here".into() }))
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        self.embeds_seen.lock().unwrap().push(request);
+        match &self.refusal {
+            Some(error) => Err(error.clone()),
+            None if self.vectors.is_empty() => Err(BackendError::Unavailable { reason: "no vectors here".into() }),
+            None => Ok(EmbedResponse { vectors: self.vectors.clone(), prompt_tokens: 5 }),
+        }
+    }
+
+    async fn details(&self, _: &ModelName) -> Result<Option<ModelDetails>, BackendError> {
+        Ok(Some(self.details.clone()))
+    }
+
+    async fn running(&self) -> Result<Vec<RunningModel>, BackendError> {
+        Ok(self.running.clone())
+    }
+
+    async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
+        self.moves.lock().unwrap().push(format!("load {model} {keep_alive:?}"));
+        self.refusal.clone().map_or(Ok(()), Err)
+    }
+
+    async fn unload(&self, model: &str) -> Result<(), BackendError> {
+        self.moves.lock().unwrap().push(format!("unload {model}"));
+        self.refusal.clone().map_or(Ok(()), Err)
+    }
+
+    fn library(&self) -> Option<&dyn ModelLibrary> {
+        self.library.as_ref().map(|library| library as &dyn ModelLibrary)
     }
 
     async fn health(&self) -> Health {
@@ -123,8 +228,8 @@ pub(crate) fn model(name: &str, capabilities: &[ModelCapability]) -> ModelInfo {
 
 /// A scripted backend with the model `m`, which can do everything.
 pub(crate) fn scripted(events: Vec<Result<ChatEvent, BackendError>>) -> Scripted {
-    use ModelCapability::{Completion, Embedding, Tools, Vision};
-    Scripted { models: vec![model("m", &[Completion, Tools, Embedding, Vision])], events, ..Scripted::default() }
+    use ModelCapability::{Completion, Embedding, Insert, Thinking, Tools, Vision};
+    Scripted { models: vec![model("m", &[Completion, Tools, Embedding, Vision, Thinking, Insert])], events, ..Scripted::default() }
 }
 
 /// A scripted backend that refuses everything.
@@ -157,12 +262,17 @@ pub(crate) fn done(finish: FinishReason) -> Result<ChatEvent, BackendError> {
 
 /// Services over one backend, with the keys of an empty file in a directory that lives as long as the test process.
 pub(crate) fn services(backend: impl Backend) -> Services {
+    services_over(vec![NamedBackend::new("test", "fake", Arc::new(backend))])
+}
+
+/// Services over several backends.
+pub(crate) fn services_over(backends: Vec<NamedBackend>) -> Services {
     let key = NodeKey::from_secret(&[1; 32]);
     let (sender, sample) = watch::channel(sample());
     // The last sample stays readable without its sender.
     drop(sender);
     Services {
-        backends: Backends::new(vec![NamedBackend { name: "test".into(), backend: Arc::new(backend) }]),
+        backends: Backends::new(backends),
         node: NodeFacts {
             node_id: key.node_id(),
             name: "bee".into(),
@@ -180,12 +290,14 @@ fn sample() -> NodeSample {
     let hardware = bombus_core::capability::Hardware {
         cpu_model: "Test CPU".into(),
         cpu_threads: 8,
+        cpu_cores: 4,
         ram_total_mb: 16_384,
         ram_available_mb: 8_000,
         disk_total_gb: 100.0,
         disk_free_gb: 60.04,
         gpus: Vec::new(),
         lan_ip: Some("192.0.2.7".into()),
+        interfaces: Vec::new(),
         os: "linux".into(),
         architecture: "x86_64".into(),
     };
@@ -243,6 +355,11 @@ impl Answer {
                     Err(_) => shown += &format!("data: {data}\n"),
                 }
             }
+        } else if self.header("content-type") == Some("application/x-ndjson") {
+            for line in self.body.split_terminator('\n') {
+                let value = serde_json::from_str(line).expect("every line is JSON");
+                shown += &format!("{}\n", steady(value));
+            }
         } else if let Ok(value) = serde_json::from_str::<Value>(&self.body) {
             shown += &serde_json::to_string_pretty(&steady(value)).unwrap();
         } else {
@@ -259,7 +376,8 @@ fn steady(mut value: Value) -> Value {
             for (key, value) in map.iter_mut() {
                 match key.as_str() {
                     "id" if value.as_str().is_some_and(|id| id.contains("cmpl-")) => *value = "ID".into(),
-                    "created" | "timestamp" | "uptime_seconds" => *value = 0.into(),
+                    "created" | "timestamp" | "uptime_seconds" | "total_duration" => *value = 0.into(),
+                    "created_at" => *value = "NOW".into(),
                     _ => *value = steady(value.take()),
                 }
             }

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bombus_core::chat::{ChatRequest, Delta, FinishReason, Part, Prompt, ToolCallDelta, ToolChoice};
 use bombus_core::model::ModelCapability;
+use bombus_core::placement::Need;
 
-use super::answers::Answers;
 use super::logprobs::ChatLogprobs;
 use super::request::ChatCompletionRequest;
 use super::response::{
@@ -16,11 +16,11 @@ use super::response::{
     ChatCompletionChunk, ChatDelta, ChunkFunctionCall, ChunkToolCall, ServerSentEvent, Timings, Usage,
 };
 use super::stream::{self, Chunks, Collected, EventWriter, StreamPlan, finish_name};
-use super::target::Target;
-use super::{ROUTE_HEADER, now_unix_s, translate, unique_id};
+use super::{now_unix_s, translate, unique_id};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
+use crate::inference::{Answers, Target};
 
 /// Answers a conversation, whole or as a stream of server-sent events.
 #[utoipa::path(post, operation_id = "create_chat_completion", path = "/v1/chat/completions", tag = "openai", request_body = ChatCompletionRequest,
@@ -41,9 +41,10 @@ async fn answer(app: SharedApp, mut request: ChatCompletionRequest, bytes: usize
     translate::check_copies("n", count as usize, bytes)?;
     let named = request.model.take();
     let mut request = translate::chat_request(request, common, String::new())?;
-    let target = Target::find(&app, named).await?;
-    check_capabilities(&target, &request)?;
+    let target = Target::find(&app, named, need(&request)).await?;
     request.model.clone_from(&target.model);
+    // Clients send it to every model, and what cannot think does not need to be told so.
+    request.think = request.think.filter(|_| target.info().capabilities.contains(&ModelCapability::Thinking));
 
     let plan = StreamPlan { include_usage, answers_per_prompt: count as usize, answers: count as usize };
     let with_logprobs = request.logprobs.is_some();
@@ -53,7 +54,7 @@ async fn answer(app: SharedApp, mut request: ChatCompletionRequest, bytes: usize
     if stream {
         return Ok(stream::respond(answers, ChatChunks { head, with_logprobs, include_usage }, plan));
     }
-    let route = answers.route();
+    let headers = answers.headers();
     let all = stream::collect(answers, &plan).await?;
     let choices = all.answers.into_iter().enumerate();
     let completion = ChatCompletion {
@@ -66,19 +67,20 @@ async fn answer(app: SharedApp, mut request: ChatCompletionRequest, bytes: usize
         usage: all.usage,
         timings: all.timings,
     };
-    Ok(([(ROUTE_HEADER, route)], Json(completion)).into_response())
+    Ok((headers, Json(completion)).into_response())
 }
 
-fn check_capabilities(target: &Target, request: &ChatRequest) -> Result<(), ApiError> {
-    target.require(ModelCapability::Completion, "model")?;
+fn need(request: &ChatRequest) -> Need {
+    let mut need = Need::of([ModelCapability::Completion]);
     if !request.tools.is_empty() && request.tool_choice != ToolChoice::None {
-        target.require(ModelCapability::Tools, "tools")?;
+        need.capabilities.push(ModelCapability::Tools);
     }
-    let Prompt::Chat(messages) = &request.prompt else { return Ok(()) };
-    if messages.iter().flat_map(|message| &message.content).any(|part| matches!(part, Part::Image(_))) {
-        target.require(ModelCapability::Vision, "messages")?;
+    if let Prompt::Chat(messages) = &request.prompt
+        && messages.iter().flat_map(|message| &message.content).any(|part| matches!(part, Part::Image(_)))
+    {
+        need.capabilities.push(ModelCapability::Vision);
     }
-    Ok(())
+    need
 }
 
 fn choice(index: usize, answer: Collected, with_logprobs: bool) -> ChatChoice {
@@ -93,6 +95,7 @@ fn choice(index: usize, answer: Collected, with_logprobs: bool) -> ChatChoice {
         message: AnswerMessage {
             role: "assistant",
             content: (tool_calls.is_empty() || !answer.text.is_empty()).then_some(answer.text),
+            reasoning_content: (!answer.thinking.is_empty()).then_some(answer.thinking),
             refusal: None,
             tool_calls,
         },
@@ -149,6 +152,10 @@ impl Chunks for ChatChunks {
     fn delta(&mut self, index: usize, delta: Delta, out: &mut EventWriter) {
         let logprobs = self.with_logprobs.then(|| ChatLogprobs::of(delta.logprobs));
         self.write_delta(index, ChatDelta { content: Some(&delta.text), ..ChatDelta::default() }, logprobs, out);
+    }
+
+    fn thinking(&mut self, index: usize, thinking: &str, out: &mut EventWriter) {
+        self.write_delta(index, ChatDelta { reasoning_content: Some(thinking), ..ChatDelta::default() }, None, out);
     }
 
     fn tool_call(&mut self, index: usize, call: &ToolCallDelta, out: &mut EventWriter) {

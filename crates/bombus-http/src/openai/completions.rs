@@ -7,19 +7,19 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bombus_core::chat::{Delta, FinishReason, Prompt, ToolCallDelta};
 use bombus_core::model::ModelCapability;
+use bombus_core::placement::Need;
 
-use super::answers::Answers;
 use super::logprobs::CompletionLogprobs;
 use super::request::CompletionRequest;
 use super::response::{Completion, CompletionChoice, ServerSentEvent, Timings, Usage};
 use super::stream::{self, Chunks, Collected, EventWriter, StreamPlan, finish_name};
-use super::target::Target;
 use super::text_or_list::TextOrList;
 use super::translate::{self, EmptyText, Input};
-use super::{ROUTE_HEADER, now_unix_s, unique_id};
+use super::{now_unix_s, unique_id};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
+use crate::inference::{Answers, Target};
 
 /// The dialect's own default for `max_tokens`.
 const MAX_TOKENS_DEFAULT: u32 = 16;
@@ -53,10 +53,12 @@ pub(crate) async fn create(
     let echoes = if request.echo.unwrap_or(false) { echoes(&inputs, count)? } else { Vec::new() };
     let max_tokens = Some(request.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT));
     let nothing = Prompt::Raw(String::new());
-    let form = translate::generation(common, String::new(), nothing, max_tokens, "logprobs", request.logprobs)?;
+    let mut form = translate::generation(common, String::new(), nothing, max_tokens, "logprobs", request.logprobs)?;
+    form.suffix = suffix(request.suffix.take(), &inputs)?;
 
-    let target = Target::find(&app, request.model).await?;
-    target.require(ModelCapability::Completion, "model")?;
+    let mut need = Need::of([ModelCapability::Completion]);
+    need.capabilities.extend(form.suffix.as_ref().map(|_| ModelCapability::Insert));
+    let target = Target::find(&app, request.model, need).await?;
     let model = target.model.clone();
     let requests = inputs.into_iter().flat_map(|input| {
         let prompt = match input {
@@ -81,20 +83,17 @@ pub(crate) async fn create(
     if stream {
         return Ok(stream::respond(answers, chunks, plan));
     }
-    let route = answers.route();
+    let headers = answers.headers();
     let mut all = stream::collect(answers, &plan).await?;
     for (answer, echo) in all.answers.iter_mut().zip(&chunks.echoes) {
         answer.text.insert_str(0, echo);
     }
     let choices: Vec<_> = all.answers.iter().enumerate().map(|(index, answer)| chunks.choice(index, answer)).collect();
     let completion = chunks.completion(&choices, Some(Some(all.usage)), all.timings);
-    Ok(([(ROUTE_HEADER, route)], Json(completion)).into_response())
+    Ok((headers, Json(completion)).into_response())
 }
 
 fn check_unsupported(request: &CompletionRequest, count: u32) -> Result<(), ApiError> {
-    if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(ApiError::unsupported("suffix", "'suffix' is not supported"));
-    }
     if request.best_of.is_some_and(|best_of| best_of != count) {
         return Err(ApiError::unsupported("best_of", "'best_of' is not supported beyond the value of 'n'"));
     }
@@ -102,6 +101,15 @@ fn check_unsupported(request: &CompletionRequest, count: u32) -> Result<(), ApiE
         return Err(ApiError::unsupported("echo", "'echo' is not supported together with 'logprobs'"));
     }
     Ok(())
+}
+
+/// Returns what is to stand after each continuation, where that is anything.
+fn suffix(suffix: Option<String>, inputs: &[Input]) -> Result<Option<String>, ApiError> {
+    let suffix = suffix.filter(|text| !text.is_empty());
+    if suffix.is_some() && inputs.iter().any(|input| matches!(input, Input::Tokens(_))) {
+        return Err(ApiError::unsupported("suffix", "'suffix' is not supported for prompts of token ids"));
+    }
+    Ok(suffix)
 }
 
 /// Returns, for each continuation, the prompt that it begins with.
@@ -184,6 +192,9 @@ impl Chunks for CompletionChunks {
         });
         self.write(&[CompletionChoice { index, text: &delta.text, logprobs, finish_reason: None }], None, None, out);
     }
+
+    /// Without a chat template there is nothing that tells thoughts from text.
+    fn thinking(&mut self, _: usize, _: &str, _: &mut EventWriter) {}
 
     /// Calls of tools do not occur without a chat template.
     fn tool_call(&mut self, _: usize, _: &ToolCallDelta, _: &mut EventWriter) {}

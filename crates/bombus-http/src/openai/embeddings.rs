@@ -7,17 +7,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bombus_core::chat::{EmbedInput, EmbedRequest};
 use bombus_core::model::ModelCapability;
-use bombus_infer::BackendError;
-use tokio::time::timeout;
+use bombus_core::placement::Need;
 
-use super::ROUTE_HEADER;
 use super::request::{EmbeddingRequest, EncodingFormat};
 use super::response::{Embedding, EmbeddingList, EmbeddingUsage, Vector};
-use super::target::Target;
 use super::translate::{self, EmptyText, Input};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
+use crate::inference::{self, ROUTE_HEADER, Target, route_header};
 
 /// Makes vectors of texts.
 #[utoipa::path(post, operation_id = "create_embedding", path = "/v1/embeddings", tag = "openai", request_body = EmbeddingRequest,
@@ -30,25 +28,22 @@ pub(crate) async fn create(
         return Err(ApiError::invalid_value("dimensions", "'dimensions' has to be at least 1"));
     }
     let inputs = translate::inputs("input", request.input, EmptyText::Refused)?;
-    let target = Target::find(&app, request.model).await?;
-    target.require(ModelCapability::Embedding, "model")?;
+    let target = Target::find(&app, request.model, Need::of([ModelCapability::Embedding])).await?;
     let inputs = inputs.into_iter().map(|input| match input {
         Input::Text(text) => EmbedInput::Text(text),
         Input::Tokens(tokens) => EmbedInput::Tokens(tokens),
     });
-    let work = target.backend.embed(EmbedRequest::new(target.model.clone(), inputs.collect()));
-    let after = app.config.limits.first_token_time();
-    let answer = tokio::select! {
-        () = app.cut.cancelled() => return Err(ApiError::shutting_down()),
-        answer = timeout(after, work) => answer.unwrap_or(Err(BackendError::TimedOut { after })),
-    };
-    let answer = answer.map_err(|error| ApiError::from(error).rename_param("prompt", "input"))?;
-    app.services.metrics.tokens_read(&target.labels, answer.prompt_tokens, 0);
+    let dimensions = request.dimensions;
+    let wanted = EmbedRequest { dimensions, ..EmbedRequest::new(target.model.clone(), inputs.collect()) };
+    let routed =
+        inference::embed(&app, &target, wanted).await.map_err(|error| error.rename_param("prompt", "input"))?;
+    let route = route_header(&app, &routed);
+    let answer = routed.value;
 
-    if let (Some(wanted), Some(vector)) = (request.dimensions, answer.vectors.first())
+    if let (Some(wanted), Some(vector)) = (dimensions, answer.vectors.first())
         && wanted as usize != vector.len()
     {
-        let message = format!("the vectors of model '{}' have {} dimensions, not {wanted}", target.model, vector.len());
+        let message = format!("the vectors of model '{}' have no more than {} dimensions", target.model, vector.len());
         return Err(ApiError::unsupported("dimensions", message));
     }
     let base64 = request.encoding_format == Some(EncodingFormat::Base64);
@@ -61,7 +56,7 @@ pub(crate) async fn create(
         model: target.model,
         usage: EmbeddingUsage { prompt_tokens: answer.prompt_tokens, total_tokens: answer.prompt_tokens },
     };
-    Ok(([(ROUTE_HEADER, target.route)], Json(list)).into_response())
+    Ok(([(ROUTE_HEADER, route)], Json(list)).into_response())
 }
 
 fn write(vector: Vec<f32>, base64: bool) -> Vector {

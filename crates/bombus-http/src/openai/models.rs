@@ -9,11 +9,12 @@ use super::response::{Model, ModelList, ModelMeta};
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
 
-/// Lists the models of all backends.
+/// Lists the models of all backends, each name once, as the most preferred backend describes it.
 #[utoipa::path(get, operation_id = "list_models", path = "/v1/models", tag = "openai", responses((status = 200, description = "The models", body = ModelList)))]
 pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelList> {
     let models = app.services.backends.models().await;
-    let data = models.into_iter().map(|(named, info)| model(info, &named.name)).collect();
+    let first = models.into_iter().filter(|listed| listed.first);
+    let data = first.map(|listed| model(listed.info, &listed.backend.name)).collect();
     Json(ModelList { object: "list", data })
 }
 
@@ -48,8 +49,8 @@ fn not_a_text(rejection: PathRejection) -> ApiError {
 }
 
 async fn find(app: &App, id: &str) -> Result<Json<Model>, ApiError> {
-    let (named, info) = app.services.backends.find(id).await?;
-    Ok(Json(model(info, &named.name)))
+    let found = app.services.backends.find(id).await?;
+    Ok(Json(model(found.info, &found.backend.name)))
 }
 
 fn model(info: ModelInfo, backend: &str) -> Model {

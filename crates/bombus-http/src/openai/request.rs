@@ -128,6 +128,10 @@ generation_request! {
         #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32)]
         #[serde(default, deserialize_with = "whole::option")]
         pub(crate) max_completion_tokens: Option<u32>,
+        /// How much the model thinks before it answers: `none`, or a word of the model's own like `low`, `medium` or `high`. Without
+        /// effect on models that do not think.
+        #[schema(pattern = "^[A-Za-z0-9_-]{1,32}$")]
+        pub(crate) reasoning_effort: Option<String>,
         /// Functions that the model may call.
         pub(crate) tools: Option<Vec<ToolDefinition>>,
         #[schema(schema_with = tool_choice_schema)]
@@ -161,8 +165,7 @@ generation_request! {
         /// Begins the answer with the prompt; only for prompts in text. Together with `logprobs` it is not supported, since the log
         /// probabilities of a prompt are not computed.
         pub(crate) echo: Option<bool>,
-        /// Not supported beyond the empty text.
-        #[schema(max_length = 0)]
+        /// What is to stand after the continuation, for models that can fill in; only for prompts in text.
         pub(crate) suffix: Option<String>,
         /// Not supported beyond the value of `n`.
         #[schema(minimum = 1, maximum = 16)]
@@ -190,6 +193,8 @@ pub(crate) struct RequestMessage {
     #[schema(schema_with = content_schema)]
     pub(crate) content: Option<TextOrList<ContentPart>>,
     pub(crate) name: Option<String>,
+    /// What an assistant's turn thought before it spoke.
+    pub(crate) reasoning_content: Option<String>,
     /// The calls of an assistant's turn.
     pub(crate) tool_calls: Option<Vec<RequestToolCall>>,
     /// In a tool's turn, the call that it answers.
@@ -334,7 +339,7 @@ pub(crate) struct EmbeddingRequest {
     #[schema(schema_with = inputs_schema)]
     pub(crate) input: TextOrList<PromptItem>,
     pub(crate) encoding_format: Option<EncodingFormat>,
-    /// Only the number that the model's vectors have.
+    /// How many numbers each vector has; those of the model are cut where they have more.
     #[schema(minimum = 1, format = "uint32", maximum = 4294967295_u32)]
     #[serde(default, deserialize_with = "whole::option")]
     pub(crate) dimensions: Option<u32>,

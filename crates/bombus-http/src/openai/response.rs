@@ -30,7 +30,7 @@ pub(crate) struct Model {
 /// What is known about a model.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ModelMeta {
-    /// `completion`, `tools`, `embedding`, `vision`.
+    /// `completion`, `tools`, `embedding`, `vision`, `thinking`, `insert`.
     #[schema(value_type = Vec<String>)]
     pub(crate) capabilities: Vec<bombus_core::model::ModelCapability>,
     #[schema(required)]
@@ -81,6 +81,9 @@ pub(crate) struct AnswerMessage {
     /// `null` where the model only calls tools.
     #[schema(required)]
     pub(crate) content: Option<String>,
+    /// What the model thought before it answered, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<String>,
     /// Always `null`: local models have no separate refusals.
     #[schema(required)]
     pub(crate) refusal: Option<String>,
@@ -154,6 +157,9 @@ pub(crate) struct ChatDelta<'a> {
     pub(crate) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<&'a str>,
+    /// More of what the model thinks before it answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tool_calls: Option<[ChunkToolCall<'a>; 1]>,
 }

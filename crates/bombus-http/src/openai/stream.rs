@@ -9,9 +9,9 @@ use bombus_core::chat::{ChatEvent, Delta, FinishReason, ToolCallDelta};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::answers::Answers;
 use super::response::{Timings, Usage};
 use crate::error::ApiError;
+use crate::inference::Answers;
 
 /// How one of the two kinds of generation writes its chunks. Each method appends whole events.
 pub(super) trait Chunks: Send + 'static {
@@ -19,6 +19,8 @@ pub(super) trait Chunks: Send + 'static {
     fn open(&mut self, index: usize, out: &mut EventWriter);
     /// More text.
     fn delta(&mut self, index: usize, delta: Delta, out: &mut EventWriter);
+    /// More of what the model thinks before it answers.
+    fn thinking(&mut self, index: usize, thinking: &str, out: &mut EventWriter);
     /// A piece of a tool call.
     fn tool_call(&mut self, index: usize, call: &ToolCallDelta, out: &mut EventWriter);
     /// The end of an answer.
@@ -61,7 +63,7 @@ impl EventWriter {
 
 /// Streams the answers. An error ends the stream with an event of its own and without `[DONE]`.
 pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: StreamPlan) -> Response {
-    let route = answers.route();
+    let told = answers.headers();
     let events = async_stream::stream! {
         let mut out = EventWriter::default();
         let mut opened = vec![false; plan.answers];
@@ -82,7 +84,8 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
                 ChatEvent::Delta(delta) if delta.text.is_empty() && delta.logprobs.is_empty() => {}
                 ChatEvent::Delta(delta) => chunks.delta(index, delta, &mut out),
                 ChatEvent::ToolCall(call) => chunks.tool_call(index, &call, &mut out),
-                ChatEvent::Thinking(_) | ChatEvent::Truncated { .. } => {}
+                ChatEvent::Thinking(thinking) => chunks.thinking(index, &thinking, &mut out),
+                ChatEvent::Truncated { .. } => {}
                 ChatEvent::Done { finish, usage, timings, .. } => {
                     usage_total.add(&usage, index % plan.answers_per_prompt == 0);
                     let timings = (plan.answers == 1).then(|| Timings::of(&timings, &usage));
@@ -105,9 +108,8 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         // Proxies of the nginx kind collect an answer before they hand it on, unless they are told.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-        (super::ROUTE_HEADER, route),
     ];
-    (headers, Body::from_stream(events)).into_response()
+    (headers, told, Body::from_stream(events)).into_response()
 }
 
 /// Names why an answer ended.
@@ -123,6 +125,7 @@ pub(super) fn finish_name(reason: FinishReason) -> &'static str {
 #[derive(Default)]
 pub(super) struct Collected {
     pub(super) text: String,
+    pub(super) thinking: String,
     pub(super) logprobs: Vec<bombus_core::chat::TokenLogprob>,
     pub(super) tool_calls: Vec<ToolCallDelta>,
     pub(super) finish: Option<FinishReason>,
@@ -151,7 +154,8 @@ pub(super) async fn collect(mut answers: Answers, plan: &StreamPlan) -> Result<A
                 Some(call) => call.arguments.push_str(&piece.arguments),
                 None => answer.tool_calls.push(piece),
             },
-            ChatEvent::Thinking(_) | ChatEvent::Truncated { .. } => {}
+            ChatEvent::Thinking(thinking) => answer.thinking.push_str(&thinking),
+            ChatEvent::Truncated { .. } => {}
             ChatEvent::Done { finish, usage, timings, .. } => {
                 answer.finish = Some(finish);
                 all.usage.add(&usage, index % plan.answers_per_prompt == 0);

@@ -2,6 +2,7 @@
 
 mod errors;
 mod requests;
+mod routing;
 
 use bombus_core::chat::{ChatEvent, FinishReason, ToolCallDelta};
 use bombus_infer::BackendError;

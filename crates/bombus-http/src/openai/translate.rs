@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use bombus_core::chat::{
-    ChatRequest, Image, Message, Part, Prompt, ResponseFormat as CoreFormat, Role, Sampling, Tool, ToolCall,
+    ChatRequest, Image, Message, Part, Prompt, ResponseFormat as CoreFormat, Role, Sampling, Think, Tool, ToolCall,
     ToolChoice as CoreToolChoice,
 };
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use super::request::{
 };
 use super::text_or_list::{PromptItem, TextOrList};
 use crate::error::ApiError;
+use crate::schema_depth;
 
 const STOPS_MAX: usize = 16;
 /// Longest stop text in bytes.
@@ -22,8 +23,8 @@ const STOP_BYTES_MAX: usize = 1_024;
 const INPUTS_MAX: usize = 2_048;
 /// Most tokens with a bias.
 const BIASES_MAX: usize = 1_024;
-/// Deepest nesting of a JSON schema. Whoever reads a deeper one would need a stack that grows with it.
-const SCHEMA_DEPTH_MAX: usize = 64;
+/// Longest word for how much a model thinks, in bytes.
+const EFFORT_BYTES_MAX: usize = 32;
 /// Most tokens that a repetition penalty looks at: engines keep a buffer of so many for each answer.
 const PENALTY_TOKENS_MAX: i32 = 65_536;
 /// Most bytes of a request's copies, one of which is made for each answer.
@@ -63,6 +64,7 @@ pub(super) fn chat_request(
     Ok(ChatRequest {
         tools: tools.into_iter().enumerate().map(|(index, one)| tool(index, one)).collect::<Result<_, _>>()?,
         tool_choice,
+        think: think(request.reasoning_effort)?,
         ..generation(common, model, prompt, max_tokens, "top_logprobs", logprobs)?
     })
 }
@@ -172,6 +174,16 @@ pub(super) fn inputs(
     Ok(inputs)
 }
 
+fn think(effort: Option<String>) -> Result<Option<Think>, ApiError> {
+    let Some(effort) = effort else { return Ok(None) };
+    let letters = effort.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if !letters || !(1..=EFFORT_BYTES_MAX).contains(&effort.len()) {
+        let message = "'reasoning_effort' has to be a word like none, low, medium or high";
+        return Err(ApiError::invalid_value("reasoning_effort", message));
+    }
+    Ok(Some(if effort == "none" { Think::Off } else { Think::Level(effort) }))
+}
+
 fn message(index: usize, message: RequestMessage) -> Result<Message, ApiError> {
     let role = match message.role {
         RequestRole::System | RequestRole::Developer => Role::System,
@@ -201,7 +213,7 @@ fn message(index: usize, message: RequestMessage) -> Result<Message, ApiError> {
             .collect(),
         tool_call_id: message.tool_call_id,
         name: message.name,
-        thinking: None,
+        thinking: message.reasoning_content.filter(|thinking| !thinking.is_empty()),
     })
 }
 
@@ -236,25 +248,8 @@ fn image_of(place: &str, image: ImageUrl) -> Result<Image, ApiError> {
 fn tool(index: usize, definition: ToolDefinition) -> Result<Tool, ApiError> {
     let function = definition.function;
     let parameters = function.parameters.map_or_else(|| json!({"type": "object", "properties": {}}), Value::Object);
-    check_depth(|| format!("tools[{index}].function.parameters"), &parameters)?;
+    schema_depth::check(|| format!("tools[{index}].function.parameters"), &parameters)?;
     Ok(Tool { name: function.name, description: function.description, parameters })
-}
-
-/// Refuses a JSON schema that is nested too deep.
-fn check_depth(param: impl Fn() -> String, schema: &Value) -> Result<(), ApiError> {
-    fn fits(value: &Value, depth: usize) -> bool {
-        match value {
-            Value::Array(values) => depth > 0 && values.iter().all(|value| fits(value, depth - 1)),
-            Value::Object(fields) => depth > 0 && fields.values().all(|value| fits(value, depth - 1)),
-            _ => true,
-        }
-    }
-    if fits(schema, SCHEMA_DEPTH_MAX) {
-        return Ok(());
-    }
-    let param = param();
-    let message = format!("'{param}' is nested too deep; up to {SCHEMA_DEPTH_MAX} levels are read");
-    Err(ApiError::invalid_value(param, message))
 }
 
 fn tool_choice(choice: Option<ToolChoice>, tools: &[ToolDefinition]) -> Result<CoreToolChoice, ApiError> {
@@ -279,7 +274,7 @@ fn response_format(format: Option<ResponseFormat>) -> Result<CoreFormat, ApiErro
         (ResponseFormatKind::JsonSchema, Some(NamedSchema { schema: None })) => Ok(CoreFormat::JsonObject),
         (ResponseFormatKind::JsonSchema, Some(NamedSchema { schema: Some(schema) })) => {
             let schema = Value::Object(schema);
-            check_depth(|| "response_format.json_schema.schema".to_owned(), &schema)?;
+            schema_depth::check(|| "response_format.json_schema.schema".to_owned(), &schema)?;
             Ok(CoreFormat::JsonSchema(schema))
         }
         (ResponseFormatKind::JsonSchema, None) => {

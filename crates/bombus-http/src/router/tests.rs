@@ -40,7 +40,7 @@ mod keys {
         let key = services.keys.create("test").unwrap().secret;
         let router = build(HttpConfig::default(), services.clone(), OPEN);
         let bearer = format!("bearer {key}");
-        for path in ["/v1/models", "/status", "/identity", "/metrics", "/openapi.json", "/nowhere"] {
+        for path in ["/v1/models", "/", "/api/version", "/status", "/identity", "/metrics", "/openapi.json", "/nowhere"] {
             assert_eq!(get(&router, path).await.status, 401, "{path}");
             for header in [("authorization", bearer.as_str()), ("x-api-key", key.as_str())] {
                 assert_ne!(send(&router, request(path, &[header])).await.status, 401, "{path} {header:?}");
@@ -57,6 +57,7 @@ mod keys {
         let (_directory, services) = keyed();
         let router = build(HttpConfig::default(), services, OPEN);
         assert_snapshot!("no_key_openai", get(&router, "/v1/models").await.shown());
+        assert_snapshot!("no_key_ollama", get(&router, "/api/tags").await.shown());
         assert_snapshot!("no_key_native", get(&router, "/status").await.shown());
         assert_snapshot!("wrong_key", send(&router, request("/v1/models", &[("x-api-key", "bk_x")])).await.shown());
     }
@@ -279,8 +280,10 @@ mod limits {
 async fn unknown_paths_and_methods_are_told_in_the_dialect_of_their_place() {
     let router = loopback(any());
     assert_snapshot!("unknown_openai", get(&router, "/v1/nowhere").await.shown());
+    assert_snapshot!("unknown_ollama", get(&router, "/api/nowhere").await.shown());
     assert_snapshot!("unknown_native", get(&router, "/nowhere").await.shown());
     assert_snapshot!("method_openai", get(&router, "/v1/chat/completions").await.shown());
+    assert_snapshot!("method_ollama", get(&router, "/api/chat").await.shown());
     assert_snapshot!("method_native", post(&router, "/health", "").await.shown());
 }
 
@@ -427,9 +430,9 @@ mod document {
     #[test]
     fn no_route_is_missing() {
         let (router, document) = crate::router::routes().split_for_parts();
-        // A router lists its routes in no other way. The two left out are its own, for what nothing answers.
+        // A router lists its routes in no other way. The one left out is its own, for what nothing answers.
         let shown = format!("{router:?}");
-        let is_route = |text: &&str| text.starts_with('/') && !["/", "/{*__private__axum_fallback}"].contains(text);
+        let is_route = |text: &&str| text.starts_with('/') && *text != "/{*__private__axum_fallback}";
         let mut routes: Vec<&str> = shown.split('"').filter(is_route).collect();
         let mut documented: Vec<&str> = document.paths.paths.keys().map(String::as_str).collect();
         documented.push(crate::router::MODEL_WITH_SLASHES);
@@ -445,7 +448,7 @@ mod document {
         let router = loopback(any());
         for (path, item) in document().await["paths"].as_object().unwrap() {
             for method in item.as_object().unwrap().keys() {
-                let path = path.replace("{id}", "fake");
+                let path = path.replace("{id}", "fake").replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
                 let request =
                     Request::builder().method(method.to_uppercase().as_str()).uri(&path).body(Body::empty()).unwrap();
                 let answer = send(&router, request).await;
@@ -503,4 +506,56 @@ async fn every_line_logged_for_a_request_carries_its_id() {
         assert!(finished.contains(part), "{finished}");
     }
     assert!(lines.iter().all(|line| !line.contains("secret prompt")));
+}
+
+mod routing {
+    use std::sync::Arc;
+
+    use bombus_core::model::ModelCapability::{Completion, Vision};
+    use bombus_infer::{BackendError, NamedBackend};
+
+    use super::*;
+    use crate::testing::{Scripted, model, refusing, services_over};
+
+    fn three() -> Services {
+        let down = refusing(BackendError::Unavailable { reason: "connection refused".into() });
+        let sees = Scripted { models: vec![model("m", &[Completion, Vision])], ..Scripted::default() };
+        let other = Scripted { models: vec![model("other", &[Completion])], ..Scripted::default() };
+        let named = |(name, backend)| NamedBackend::new(name, "openai", Arc::new(backend) as Arc<_>);
+        services_over([("down", down), ("sees", sees), ("other", other)].map(named).into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_backends_are_listed_with_their_state() {
+        let router = loopback(three());
+        let chat = json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
+        assert_snapshot!("backends_before", get(&router, "/backends").await.shown());
+        for _ in 0..3 {
+            let stopped = post(&router, "/v1/chat/completions", &chat);
+            // The second backend never ends its answer; the first has failed by then.
+            assert!(tokio::time::timeout(Duration::from_millis(20), stopped).await.is_err());
+        }
+        let states = get(&router, "/backends").await.json();
+        let down = &states["backends"][0];
+        assert_eq!((&down["breaker"], &down["ready"]), (&json!("open"), &json!(false)), "{states}");
+        assert_eq!(down["error"], "connection refused");
+    }
+
+    #[tokio::test]
+    async fn a_route_is_explained() {
+        let router = loopback(three());
+        assert_snapshot!("route", get(&router, "/route?model=m&capabilities=completion,vision").await.shown());
+        let nowhere = get(&router, "/route?model=nope").await.json();
+        assert!(nowhere["candidates"].as_array().unwrap().iter().all(|one| one["rejected"].is_string()), "{nowhere}");
+    }
+
+    #[tokio::test]
+    async fn a_route_that_cannot_be_asked_for_is_refused() {
+        let router = loopback(three());
+        for (path, status) in
+            [("/route", 400), ("/route?model=m&capabilities=flying", 400), ("/route?model=..%2Fx", 404)]
+        {
+            assert_eq!(get(&router, path).await.status, status, "{path}");
+        }
+    }
 }

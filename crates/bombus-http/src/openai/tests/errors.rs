@@ -77,6 +77,9 @@ async fn values_of_the_wrong_type_or_out_of_range_name_their_field() {
             "invalid_value",
             "tool_choice",
         ),
+        (json!({"reasoning_effort": ""}), "invalid_value", "reasoning_effort"),
+        (json!({"reasoning_effort": "a b"}), "invalid_value", "reasoning_effort"),
+        (json!({"reasoning_effort": 5}), "invalid_value", "reasoning_effort"),
         (json!({"tools": [{"type": "function"}]}), "missing_required_parameter", "tools[0].function"),
         (json!({"response_format": {"type": "yaml"}}), "invalid_value", "response_format.type"),
         (
@@ -106,7 +109,7 @@ async fn fields_that_have_to_be_there_are_named() {
 #[tokio::test]
 async fn completions_refuse_what_they_cannot_do() {
     for (more, code, param) in [
-        (json!({"suffix": "end"}), "unsupported_parameter", "suffix"),
+        (json!({"suffix": "end", "prompt": [1]}), "unsupported_parameter", "suffix"),
         (json!({"best_of": 2}), "unsupported_parameter", "best_of"),
         (json!({"echo": true, "logprobs": 1}), "unsupported_parameter", "echo"),
         (json!({"echo": true, "prompt": [1]}), "unsupported_parameter", "echo"),

@@ -1,6 +1,6 @@
 //! What reaches the backend of what a client sends.
 
-use bombus_core::chat::{ChatRequest, FinishReason, Image, Part, Prompt, ResponseFormat, Role, ToolChoice};
+use bombus_core::chat::{ChatRequest, FinishReason, Image, Part, Prompt, ResponseFormat, Role, Think, ToolChoice};
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};
 
@@ -97,6 +97,25 @@ async fn a_completion_without_a_prompt_begins_a_text() {
     for request in [json!({"model": "m"}), json!({"model": "m", "prompt": null}), json!({"model": "m", "prompt": ""})] {
         assert_eq!(asked("/v1/completions", request).await[0].prompt, Prompt::Raw(String::new()));
     }
+}
+
+#[tokio::test]
+async fn a_completion_may_have_an_end_to_lead_to() {
+    let requests = asked("/v1/completions", json!({"model": "m", "prompt": "a", "suffix": "c"})).await;
+    assert_eq!(requests[0].suffix.as_deref(), Some("c"));
+    let requests = asked("/v1/completions", json!({"model": "m", "prompt": [1], "suffix": ""})).await;
+    assert_eq!(requests[0].suffix, None);
+}
+
+#[tokio::test]
+async fn how_much_to_think_and_what_was_thought_before_are_understood() {
+    for (effort, expected) in [("none", Think::Off), ("high", Think::Level("high".into()))] {
+        assert_eq!(chat_asked(json!({"reasoning_effort": effort})).await.think, Some(expected));
+    }
+    let turns =
+        json!([{"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}, {"role": "user", "content": "?"}]);
+    let Prompt::Chat(messages) = chat_asked(json!({"messages": turns})).await.prompt else { panic!("a chat was sent") };
+    assert_eq!(messages[0].thinking.as_deref(), Some("2 + 2"));
 }
 
 #[tokio::test]

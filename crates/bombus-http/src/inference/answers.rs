@@ -1,0 +1,288 @@
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderValue};
+use bombus_core::chat::{ChatEvent, ChatRequest};
+use bombus_infer::{BackendError, Route};
+use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::{ROUTE_HEADER, TRUNCATED_HEADER, Target, route_header};
+use crate::Metrics;
+use crate::app::SharedApp;
+use crate::error::ApiError;
+use crate::metrics::ModelLabels;
+
+/// Most answers of one request that are generated at a time; the others follow as these end.
+const RUNNING_MAX: usize = 16;
+
+/// The answers to one request, all of them under way at once and told apart by their index.
+///
+/// Dropping it stops the model. Its first event is there before it is built, so that whatever fails until then has a status of its own.
+pub(crate) struct Answers {
+    pieces: BoxStream<'static, (usize, Result<Piece, BackendError>)>,
+    first: Option<(usize, ChatEvent)>,
+    /// Answers that have not ended.
+    open: usize,
+    patience: Patience,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    meter: Meter,
+    target: Route,
+    route: HeaderValue,
+    truncation: Option<Truncation>,
+}
+
+/// What comes of an answer.
+enum Piece {
+    /// A backend has taken it on.
+    Begun { labels: ModelLabels, route: HeaderValue },
+    /// More of it.
+    Event(ChatEvent),
+}
+
+/// A prompt that was longer than the context and was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Truncation {
+    /// Messages that were left out.
+    pub(crate) messages: u32,
+    /// Tokens of the prompt as it was used.
+    pub(crate) prompt_tokens: u32,
+}
+
+impl Truncation {
+    /// Writes it as the value of [`TRUNCATED_HEADER`].
+    pub(crate) fn header(self) -> HeaderValue {
+        let text = format!("messages={};prompt_tokens={}", self.messages, self.prompt_tokens);
+        HeaderValue::from_str(&text).expect("numbers and words are printable")
+    }
+}
+
+impl Answers {
+    /// Sends the requests to where the target leads and waits for the first event.
+    ///
+    /// # Errors
+    ///
+    /// What the backends say before the first event; a timeout; the end of the node.
+    pub(crate) async fn begin(app: &SharedApp, target: Target, requests: Vec<ChatRequest>) -> Result<Self, ApiError> {
+        let limits = &app.config.limits;
+        let open = requests.len();
+        let labels = target.labels();
+        let meter = Meter::begin(app.services.metrics.clone(), labels, open);
+        let route = target.route;
+        let runs = requests.into_iter().enumerate().map({
+            let (app, route) = (app.clone(), route.clone());
+            move |(index, request)| run(app.clone(), route.clone(), request).map(move |piece| (index, piece)).boxed()
+        });
+        let pieces = if open == 1 {
+            stream::iter(runs).flatten().boxed()
+        } else {
+            stream::iter(runs).flatten_unordered(RUNNING_MAX).boxed()
+        };
+        let mut answers = Self {
+            pieces,
+            first: None,
+            open,
+            patience: Patience::new(limits.first_token_time(), limits.next_token_time()),
+            cut: Box::pin(CancellationToken::cancelled_owned(app.cut.clone())),
+            meter,
+            target: route,
+            route: HeaderValue::from_static(""),
+            truncation: None,
+        };
+        answers.first = answers.next().await.transpose()?;
+        Ok(answers)
+    }
+
+    /// Returns the value of the `x-bombus-route` header.
+    pub(crate) fn route(&self) -> HeaderValue {
+        self.route.clone()
+    }
+
+    /// Returns how the prompt was cut, where it was.
+    pub(crate) fn truncated(&self) -> Option<Truncation> {
+        self.truncation
+    }
+
+    /// Returns the headers of a response with these answers: who answers, and how the prompt was cut where it was.
+    pub(crate) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(2);
+        headers.insert(ROUTE_HEADER, self.route());
+        if let Some(truncation) = self.truncation {
+            headers.insert(TRUNCATED_HEADER, truncation.header());
+        }
+        headers
+    }
+
+    /// Returns whether every answer has ended.
+    pub(crate) fn ended(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Waits for the next event and says to which answer it belongs. After an error, or when every answer has ended, there is none.
+    pub(crate) async fn next(&mut self) -> Option<Result<(usize, ChatEvent), ApiError>> {
+        if let Some(first) = self.first.take() {
+            return Some(Ok(first));
+        }
+        if self.open == 0 {
+            return None;
+        }
+        loop {
+            let (index, piece) = tokio::select! {
+                biased;
+                () = &mut self.cut => return Some(Err(ApiError::shutting_down())),
+                piece = self.pieces.next() => match piece {
+                    Some((index, Ok(piece))) => (index, piece),
+                    Some((index, Err(error))) => return Some(Err(self.fail(index, error))),
+                    None => {
+                        let reason = "the backend ended it without saying why".to_owned();
+                        return Some(Err(self.fail(0, BackendError::Interrupted { reason })));
+                    }
+                },
+                after = self.patience.spent() => {
+                    self.target.give_up();
+                    return Some(Err(self.fail(0, BackendError::TimedOut { after })));
+                }
+            };
+            let event = match piece {
+                Piece::Begun { labels, route } => {
+                    self.meter.answers[index].labels = labels;
+                    if self.route.is_empty() {
+                        self.route = route;
+                    }
+                    continue;
+                }
+                Piece::Event(event) => event,
+            };
+            self.patience.renew();
+            self.meter.count(index, &event);
+            match event {
+                ChatEvent::Truncated { messages, prompt_tokens } => {
+                    self.truncation.get_or_insert(Truncation { messages, prompt_tokens });
+                }
+                ChatEvent::Done { .. } => self.open -= 1,
+                ChatEvent::Thinking(_) | ChatEvent::Delta(_) | ChatEvent::ToolCall(_) => {}
+            }
+            return Some(Ok((index, event)));
+        }
+    }
+
+    fn fail(&mut self, index: usize, error: BackendError) -> ApiError {
+        let ModelLabels { model, backend } = &self.meter.answers[index].labels;
+        // What is wrong with a request may quote it, and is no trouble of the node's.
+        match &error {
+            BackendError::InvalidRequest { .. }
+            | BackendError::Unsupported { .. }
+            | BackendError::ContextExceeded { .. }
+            | BackendError::ModelNotFound { .. } => {
+                tracing::debug!(model, backend.name = backend, %error, "request refused by the backend");
+            }
+            _ => tracing::warn!(model, backend.name = backend, %error, "answer failed"),
+        }
+        self.open = 0;
+        error.into()
+    }
+}
+
+/// Sends a request to where its route leads and returns what comes of it.
+fn run(
+    app: SharedApp,
+    route: Route,
+    request: ChatRequest,
+) -> impl Stream<Item = Result<Piece, BackendError>> + Send + 'static {
+    let begun = async move {
+        let routed = route.chat(request).await?;
+        let model = route.best().1.name.to_string();
+        let labels = ModelLabels { model, backend: routed.backend.clone() };
+        let begun = Piece::Begun { labels, route: route_header(&app, &routed) };
+        Ok::<_, BackendError>(stream::iter([Ok(begun)]).chain(routed.value.map_ok(Piece::Event)))
+    };
+    stream::once(begun).try_flatten()
+}
+
+/// The longest waits for the first event and between events. One timer serves them all: it is set anew only when it fires, not at every
+/// token.
+struct Patience {
+    timer: Pin<Box<Sleep>>,
+    since: Instant,
+    limit: Duration,
+    next_limit: Duration,
+}
+
+impl Patience {
+    fn new(first_limit: Duration, next_limit: Duration) -> Self {
+        let since = Instant::now();
+        Self { timer: Box::pin(sleep_until(since + first_limit)), since, limit: first_limit, next_limit }
+    }
+
+    fn renew(&mut self) {
+        self.since = Instant::now();
+        if self.limit != self.next_limit {
+            self.limit = self.next_limit;
+            self.timer.as_mut().reset(self.since + self.limit);
+        }
+    }
+
+    /// Waits until nothing has come for too long, and returns how long that is.
+    async fn spent(&mut self) -> Duration {
+        loop {
+            self.timer.as_mut().await;
+            let end = self.since + self.limit;
+            if Instant::now() >= end {
+                return self.limit;
+            }
+            self.timer.as_mut().reset(end);
+        }
+    }
+}
+
+/// Counts what the answers cost.
+struct Meter {
+    metrics: Metrics,
+    begun: Instant,
+    saw_token: bool,
+    answers: Vec<Counted>,
+}
+
+/// What is counted of one answer.
+#[derive(Clone)]
+struct Counted {
+    labels: ModelLabels,
+    /// Tokens that were counted as they came, so that those of an answer that is cancelled count too.
+    tokens: u32,
+}
+
+impl Meter {
+    fn begin(metrics: Metrics, labels: ModelLabels, answers: usize) -> Self {
+        metrics.answer_begun();
+        let answers = vec![Counted { labels, tokens: 0 }; answers.max(1)];
+        Self { metrics, begun: Instant::now(), saw_token: false, answers }
+    }
+
+    fn count(&mut self, index: usize, event: &ChatEvent) {
+        let Counted { labels, tokens } = &mut self.answers[index];
+        // An event tells at least one token; the end tells how many there really were.
+        let written = match event {
+            ChatEvent::Truncated { .. } => 0,
+            ChatEvent::Delta(_) | ChatEvent::Thinking(_) | ChatEvent::ToolCall(_) => {
+                if !std::mem::replace(&mut self.saw_token, true) {
+                    self.metrics.first_token(labels, self.begun.elapsed());
+                }
+                1
+            }
+            ChatEvent::Done { usage, timings, .. } => {
+                self.metrics.tokens_read(labels, usage.prompt_tokens, usage.cached_tokens);
+                self.metrics.queued(labels, timings.queue_ms);
+                usage.completion_tokens.saturating_sub(*tokens)
+            }
+        };
+        *tokens += written;
+        self.metrics.tokens_written(labels, written);
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.metrics.answer_ended();
+    }
+}

@@ -1,0 +1,49 @@
+use bombus_core::model::ModelInfo;
+use bombus_core::placement::Need;
+use bombus_infer::Route;
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::metrics::ModelLabels;
+
+/// What a request goes to.
+pub(crate) struct Target {
+    /// Where it may go, best first.
+    pub(crate) route: Route,
+    /// The model's name as the client wrote it.
+    pub(crate) model: String,
+}
+
+impl Target {
+    /// Decides where a request for a model may go, or for the default model where none is named.
+    ///
+    /// # Errors
+    ///
+    /// No name at all; what [`bombus_infer::Backends::route`] says.
+    pub(crate) async fn find(app: &App, model: Option<String>, need: Need) -> Result<Self, ApiError> {
+        let model = name(app, model)?;
+        let route = app.services.backends.route(&model, &need).await?;
+        Ok(Self { route, model })
+    }
+
+    /// Returns what the backend that is asked first says about the model.
+    pub(crate) fn info(&self) -> &ModelInfo {
+        self.route.best().1
+    }
+
+    /// Names model and backend as metrics do, as long as nothing has answered yet.
+    pub(crate) fn labels(&self) -> ModelLabels {
+        let (named, info) = self.route.best();
+        ModelLabels { model: info.name.to_string(), backend: named.name.clone() }
+    }
+}
+
+/// Returns the model that is named, or the default one.
+///
+/// # Errors
+///
+/// There is neither.
+pub(crate) fn name(app: &App, model: Option<String>) -> Result<String, ApiError> {
+    let named = model.filter(|name| !name.is_empty()).or_else(|| app.services.default_model.clone());
+    named.ok_or_else(|| ApiError::missing("model", "'model' is missing; GET /v1/models lists the models there are"))
+}
