@@ -49,7 +49,7 @@ async fn a_pull_tells_its_steps_in_the_words_that_clients_know() {
     let registry = Registry::start().await.unwrap();
     let contents = tiny_model("Qwen", 1_000);
     registry.put("library/qwen3", "8b", &contents, |blob| blob);
-    let place = Place::at(&registry.site.url());
+    let place = Place::at(registry.site.url());
     let steps: Vec<Progress> = place.library.pull("qwen3:8b").await.unwrap().try_collect().await.unwrap();
     let hash = sha256(&contents);
     let pulling = format!("pulling {}", &hash[..12]);
@@ -67,7 +67,7 @@ async fn a_pull_tells_its_steps_in_the_words_that_clients_know() {
 async fn a_model_that_others_are_made_of_is_fetched_first() {
     let registry = Registry::start().await.unwrap();
     registry.put("library/qwen3", "8b", &tiny_model("Qwen", 1_000), |blob| blob);
-    let place = Place::at(&registry.site.url());
+    let place = Place::at(registry.site.url());
     let request = || CreateRequest {
         name: "mine".into(),
         from: Some("qwen3:8b".into()),

@@ -346,7 +346,9 @@ fn files_that_were_sent_for_nothing_are_deleted_after_a_day() {
     let [used, fresh, left, kept] = ["used", "fresh", "left", "kept"].map(|name| tiny_model(name, 100));
     let used = place.import("m", &used).unwrap().path;
     let [fresh, left, kept] = [fresh, left, kept].map(|contents| place.store.blob_path(&send(&place.store, &contents)));
-    [&used, &left, &kept].map(|path| age(path, 2));
+    for path in [&used, &left, &kept] {
+        age(path, 2);
+    }
     let hash = kept.file_name().unwrap().to_str().unwrap().strip_prefix("sha256-").unwrap();
     assert!(place.store.has_blob(hash), "who asks wants to use it");
     ModelStore::open(place.store.directory()).unwrap();
