@@ -84,6 +84,7 @@ impl OllamaBackend {
     /// the prompt is longer than any context.
     async fn begin_in_context(
         &self,
+        name: &ModelName,
         call: &mut Call,
         known: &Known,
         need: Need,
@@ -91,6 +92,8 @@ impl OllamaBackend {
         let mut num_ctx = known.num_ctx(need);
         loop {
             call.run().options.num_ctx = num_ctx;
+            // Whatever becomes of the request, the model is loaded so.
+            self.catalogue.sent(name, num_ctx, known);
             match self.begin(call).await {
                 Err(error) if error.is_prompt_too_long() => match known.larger(num_ctx, need) {
                     Some(larger) => {
@@ -144,7 +147,7 @@ impl Backend for OllamaBackend {
         let mut call = Call::of(&request)?;
         let (known, overhead_bytes) = self.catalogue.context_of(&name, request.context_tokens).await;
         let need = call.need(overhead_bytes, request.max_tokens);
-        let begun = self.begin_in_context(&mut call, &known, need).await;
+        let begun = self.begin_in_context(&name, &mut call, &known, need).await;
         let (num_ctx, begun) = begun.map_err(|error| self.fail(error, &request.model))?;
         let context_tokens = known.limit(num_ctx);
         let (before, (first, rest)) = match begun {
@@ -163,7 +166,6 @@ impl Backend for OllamaBackend {
             }
             None => return Err(too_long(need, context_tokens)),
         };
-        self.catalogue.sent(&name, num_ctx, &known);
         let asked = Asked {
             backend: self.name.clone(),
             client: self.client.clone(),
@@ -186,6 +188,7 @@ impl Backend for OllamaBackend {
         let mut num_ctx = known.num_ctx(need);
         let response = loop {
             body.options.num_ctx = num_ctx;
+            self.catalogue.sent(&name, num_ctx, &known);
             match self.client.embed(&body).await {
                 Err(error) if error.is_prompt_too_long() => match known.larger(num_ctx, need) {
                     Some(larger) => num_ctx = Some(larger),
@@ -194,7 +197,6 @@ impl Backend for OllamaBackend {
                 answer => break answer.map_err(|error| self.fail(error, &request.model))?,
             }
         };
-        self.catalogue.sent(&name, num_ctx, &known);
         if response.embeddings.len() != body.input.len() {
             let reason = format!("it made {} vectors of {} inputs", response.embeddings.len(), body.input.len());
             return Err(self.fail(OllamaError::Garbage { reason }, &request.model));

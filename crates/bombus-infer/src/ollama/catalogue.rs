@@ -154,7 +154,7 @@ impl Catalogue {
         (Known { asked, model_max, modelfile, loaded, last_sent }, overhead_bytes)
     }
 
-    /// Remembers the context that a request asked for. What is loaded may have changed by it.
+    /// Remembers the context that a request asks for. What is loaded may have changed by it.
     pub(super) fn sent(&self, name: &ModelName, num_ctx: Option<u32>, known: &Known) {
         let mut state = self.state();
         if state.sent.len() >= SENT_MAX {

@@ -37,6 +37,18 @@ async fn a_loaded_context_that_suffices_is_kept() {
 }
 
 #[tokio::test]
+async fn a_context_at_the_models_limit_is_kept_even_where_the_request_that_asked_for_it_failed() {
+    let upstream = server().await;
+    upstream.once("POST /api/chat", Script::json(400, &json!({"error": "no"})));
+    upstream.on("POST /api/chat", answer(&["a"]));
+    let backend = backend(&upstream);
+    run(&backend, long(20_000)).await;
+    upstream.on("GET /api/ps", loaded("small:latest", 8192));
+    run(&backend, long(100)).await;
+    assert_eq!(contexts(&upstream), [json!(8192), json!(8192)]);
+}
+
+#[tokio::test]
 async fn another_name_of_the_same_weights_keeps_their_context_too() {
     let upstream = server().await;
     let models = json!({"models": [listed("small:latest", "d1"), listed("derived:latest", "d2")]});
