@@ -8,6 +8,8 @@ use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::OLLAMA_ADDRESS;
+use crate::ollama::find_local;
 use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary};
 
 /// Longest wait for a server of this machine to take a connection.
@@ -18,6 +20,8 @@ const CONNECT_TIME_MAX: Duration = Duration::from_millis(250);
 /// While nothing listens at its address it has no models. Everything else goes to the server as it is.
 pub struct OccasionalBackend {
     address: SocketAddr,
+    /// Whether only an Ollama counts as what is looked for.
+    only_ollama: bool,
     server: Arc<dyn Backend>,
 }
 
@@ -25,11 +29,21 @@ impl OccasionalBackend {
     /// Takes the address to look at, and the backend of what may be there.
     #[must_use]
     pub fn new(address: SocketAddr, server: Arc<dyn Backend>) -> Self {
-        Self { address, server }
+        Self { address, only_ollama: false, server }
+    }
+
+    /// Takes the backend of an Ollama at its usual port. Nodes of Bombus speak its dialect too, and are not taken for one: two nodes
+    /// that each saw the other's models would go on showing them when they are gone.
+    #[must_use]
+    pub fn ollama(server: Arc<dyn Backend>) -> Self {
+        Self { address: OLLAMA_ADDRESS, only_ollama: true, server }
     }
 
     async fn is_there(&self) -> bool {
-        matches!(timeout(CONNECT_TIME_MAX, TcpStream::connect(self.address)).await, Ok(Ok(_)))
+        if !matches!(timeout(CONNECT_TIME_MAX, TcpStream::connect(self.address)).await, Ok(Ok(_))) {
+            return false;
+        }
+        !self.only_ollama || find_local().await.contains(&format!("http://{}", self.address))
     }
 }
 

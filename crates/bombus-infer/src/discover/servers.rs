@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::ollama::find_local;
+
 /// Where an Ollama listens unless it is told otherwise.
 pub const OLLAMA_ADDRESS: SocketAddr = local(11_434);
 
@@ -42,8 +44,8 @@ pub struct FoundServer {
     pub url: String,
     /// Its version, where it tells.
     pub version: Option<String>,
-    /// Its models; at most 256.
-    pub models: Vec<String>,
+    /// Its models, at most 256; `None` where it was not asked for them.
+    pub models: Option<Vec<String>>,
     /// Whether it tells nothing without a key.
     pub needs_key: bool,
 }
@@ -101,8 +103,8 @@ impl ServerKind {
     }
 }
 
-/// Looks at the ports of this machine where servers of models usually listen, and at these addresses too. All are asked at once and
-/// have 500 ms to answer.
+/// Looks at the ports of this machine where servers of models usually listen, at these addresses, and where `OLLAMA_HOST` says that an
+/// Ollama is. All are asked at once and have 500 ms to answer.
 pub async fn local_servers(also: &[SocketAddr]) -> Vec<FoundServer> {
     let Ok(client) = Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build() else {
         return Vec::new();
@@ -110,8 +112,15 @@ pub async fn local_servers(also: &[SocketAddr]) -> Vec<FoundServer> {
     let usual: BTreeSet<SocketAddr> = USUAL.iter().map(|(address, _)| *address).collect();
     let others: BTreeSet<SocketAddr> = also.iter().copied().filter(|address| !usual.contains(address)).collect();
     let others = others.into_iter().map(|address| (address, ServerKind::OpenAi));
-    let asked = USUAL.into_iter().chain(others).map(|(address, usual)| look(&client, address, usual));
-    join_all(asked).await.into_iter().flatten().collect()
+    let asked = USUAL.into_iter().chain(others).map(async |(address, usual)| look(&client, address, usual).await);
+    let (found, ollamas) = futures::join!(join_all(asked), find_local());
+    let mut found: Vec<FoundServer> = found.into_iter().flatten().collect();
+    for url in ollamas {
+        if !found.iter().any(|server| server.url == url) {
+            found.push(FoundServer { kind: ServerKind::Ollama, url, version: None, models: None, needs_key: false });
+        }
+    }
+    found
 }
 
 /// Asks one address what it is, by all the ways in which such servers say it, at once.
@@ -150,7 +159,7 @@ fn found(
 ) -> FoundServer {
     let short = |text: String| text.chars().filter(|character| !character.is_control()).take(NAME_BYTES_MAX).collect();
     let models = models.into_iter().take(MODELS_MAX).map(|model| short(model.id)).collect();
-    FoundServer { kind, url, version: version.map(short), models, needs_key }
+    FoundServer { kind, url, version: version.map(short), models: Some(models), needs_key }
 }
 
 /// Reads the answer to `/v1/models`: the models, or that a key is needed. A refusal counts only if it is in JSON, as those of such
@@ -246,7 +255,7 @@ mod tests {
         .await;
         let found = look_at(ollama, ServerKind::OpenAi).await.unwrap();
         assert_eq!((found.kind, found.version.as_deref()), (ServerKind::Ollama, Some("0.24.0")));
-        assert_eq!((found.url, found.models), (format!("http://{ollama}"), vec!["m:latest".to_owned()]));
+        assert_eq!((found.url, found.models), (format!("http://{ollama}"), Some(vec!["m:latest".to_owned()])));
 
         let node = server(&[
             ("/", "200 OK", "Ollama is running"),
@@ -268,7 +277,7 @@ mod tests {
     async fn a_server_that_wants_a_key_is_found_without_its_models() {
         let proxy = server(&[("/v1/models", "401 Unauthorized", r#"{"error":{"message":"no key"}}"#)]).await;
         let found = look_at(proxy, ServerKind::LiteLlm).await.unwrap();
-        assert_eq!((found.kind, found.needs_key, found.models.len()), (ServerKind::LiteLlm, true, 0));
+        assert_eq!((found.kind, found.needs_key, found.models), (ServerKind::LiteLlm, true, Some(Vec::new())));
     }
 
     #[tokio::test]

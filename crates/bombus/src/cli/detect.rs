@@ -183,13 +183,14 @@ fn of_interface(interface: &NetworkInterface) -> String {
 /// Names a server with the lines by which it becomes a backend.
 fn of_server(server: &FoundServer) -> String {
     let version = server.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
-    let models = match (server.needs_key, server.models.len()) {
-        (true, _) => "it wants a key".to_owned(),
-        (false, 1) => "1 model".to_owned(),
-        (false, count) => format!("{count} models"),
+    let models = match (server.needs_key, server.models.as_ref().map(Vec::len)) {
+        (true, _) => ", it wants a key".to_owned(),
+        (false, None) => String::new(),
+        (false, Some(1)) => ", 1 model".to_owned(),
+        (false, Some(count)) => format!(", {count} models"),
     };
     let kind = server.kind.backend_kind();
-    format!("{}{version}, {models}; as a backend: kind = \"{kind}\", url = \"{}\"", server.kind.as_str(), server.url)
+    format!("{}{version}{models}; as a backend: kind = \"{kind}\", url = \"{}\"", server.kind.as_str(), server.url)
 }
 
 /// Says whether the embedded engine works here.
@@ -265,7 +266,7 @@ mod tests {
             kind: ServerKind::Ollama,
             url: "http://127.0.0.1:11434".into(),
             version: Some("0.24.0".into()),
-            models: vec!["m:latest".into()],
+            models: Some(vec!["m:latest".into()]),
             needs_key: false,
         };
         let text = Detected::new(machine(), vec![server]).text();

@@ -41,7 +41,7 @@ impl RunningBackends {
                 BackendKind::LocalOllama if config.api.listen.port() == OLLAMA_ADDRESS.port() => continue,
                 BackendKind::LocalOllama => {
                     let ollama = set_up(name, OllamaBackend::new(name, OllamaConfig::default()))?;
-                    Arc::new(OccasionalBackend::new(OLLAMA_ADDRESS, Arc::new(ollama)))
+                    Arc::new(OccasionalBackend::ollama(Arc::new(ollama)))
                 }
             };
             named.push(NamedBackend { name: name.clone(), kind: kind.as_str(), backend, options: options.clone() });

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use bombus_testkit::gguf::tiny_model;
 use serde_json::Value;
 
-use crate::harness::{Home, Node, fake, finish};
+use crate::harness::{Home, Node, fake, finish, free_address, no_backends, server};
 
 /// Runs `bombus doctor --json` and returns (exit code, its checks by name).
 async fn examine(home: &Home, arguments: &[&str]) -> (i32, Value) {
@@ -92,13 +92,40 @@ async fn an_api_open_to_others_without_keys_is_found() {
 }
 
 #[tokio::test]
+async fn keys_that_are_wanted_on_this_machine_too_have_to_be_there() {
+    let home = Home::new(&fake("").replace("[api]", "[api]\nrequire_key = true"));
+    let (code, checks) = examine(&home, &[]).await;
+    assert_eq!(code, 1);
+    assert_check(&checks, "API keys", "fail", "require_key");
+    home.run(&["keys", "create", "a"]).await;
+    let (_, checks) = examine(&home, &[]).await;
+    assert_check(&checks, "API keys", "ok", "1 key");
+}
+
+#[tokio::test]
+async fn servers_that_are_backends_are_asked() {
+    let upstream_home = Home::new(&fake(""));
+    let upstream = Node::start(&upstream_home).await;
+    let config = no_backends()
+        + &server("ollama", "works", &upstream.url(""), "")
+        + &server("openai", "dead", &format!("http://{}", free_address()), "")
+        + &server("openai", "keyless", &upstream.url("/v1"), "api_key_env = 'A_KEY_THAT_IS_NOT_SET'");
+    let (code, checks) = examine(&Home::new(&config), &[]).await;
+    assert_eq!(code, 1);
+    assert_check(&checks, "backend works", "ok", "1 models");
+    assert_check(&checks, "backend dead", "fail", "");
+    assert_check(&checks, "backend keyless", "fail", "A_KEY_THAT_IS_NOT_SET");
+}
+
+#[tokio::test]
 async fn secrets_that_others_can_read_are_found() {
     let home = Home::new(&fake(""));
     home.run(&["keys", "create", "a"]).await;
     let _node = Node::start(&home).await;
     let (_, checks) = examine(&home, &[]).await;
     assert_check(&checks, "secret files", "ok", "");
-    for name in ["keys.json", "identity.key", "session.key"] {
+    std::fs::write(home.data_dir().join("chat_history"), "").unwrap();
+    for name in ["keys.json", "identity.key", "session.key", "chat_history"] {
         let file = home.data_dir().join(name);
         std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
         let (code, checks) = examine(&home, &[]).await;

@@ -3,7 +3,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::harness::{Home, finish};
+use crate::harness::{Home, Node, fake, fake_named, finish, no_backends, server};
 
 #[tokio::test]
 async fn a_file_is_imported_listed_and_removed() {
@@ -80,6 +80,71 @@ async fn a_model_that_its_source_does_not_have_is_not_found() {
     let mut command = home.command(&["models", "pull", "hf.co/nobody/nothing"]);
     command.env("HF_ENDPOINT", site_that_answers("404 Not Found").await);
     let pulled = finish(command).await;
+    assert_eq!((pulled.code, pulled.stdout.as_str()), (Some(3), ""), "{}", pulled.stderr);
+    assert!(pulled.stderr.contains("hint: bombus models catalogue"), "{}", pulled.stderr);
+}
+
+#[tokio::test]
+async fn the_models_of_all_backends_of_a_node_are_listed_and_shown() {
+    let upstream_home = Home::new(&fake("models = ['far']"));
+    let upstream = Node::start(&upstream_home).await;
+    let config = no_backends() + &fake_named("near", "") + &server("ollama", "away", &upstream.url(""), "");
+    let home = Home::new(&config);
+    for with_node in [false, true] {
+        let _node = if with_node { Some(Node::start(&home).await) } else { None };
+        let listed = home.run(&["models", "list", "--json"]).await;
+        let listed: Value = serde_json::from_str(&listed.stdout).unwrap_or_else(|_| panic!("{}", listed.stderr));
+        let of = |name: &str| listed.as_array().unwrap().iter().find(|model| model["name"] == name).unwrap().clone();
+        assert_eq!((&of("fake:latest")["backend"], &of("far:latest")["backend"]), (&"near".into(), &"away".into()));
+        assert_eq!(of("fake:latest")["warm"], true);
+        let table = home.run(&["models", "list"]).await.stdout;
+        assert!(table.lines().next().unwrap().contains("BACKEND"), "{table}");
+
+        let shown = home.run(&["models", "show", "far", "--json"]).await;
+        let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|_| panic!("{}", shown.stderr));
+        assert_eq!((&shown["name"], &shown["backend"]), (&"far:latest".into(), &"away".into()));
+        assert!(shown["details"].is_object(), "{shown}");
+        let text = home.run(&["models", "show", "fake"]).await.stdout;
+        assert!(text.starts_with("name          fake:latest\nbackend       near\n"), "{text}");
+        assert_eq!(home.run(&["models", "show", "nope"]).await.code, Some(3));
+
+        // A script has nothing that could be changed.
+        let copied = home.run(&["models", "cp", "fake", "second"]).await;
+        assert_eq!((copied.code, copied.stdout.as_str()), (Some(2), ""), "{}", copied.stderr);
+        assert_eq!(home.run(&["models", "cp", "nope", "second"]).await.code, Some(3));
+        assert_eq!(home.run(&["models", "rm", "nope"]).await.code, Some(3));
+    }
+}
+
+#[cfg(feature = "embedded")]
+#[tokio::test]
+async fn a_model_of_the_store_is_copied_shown_and_removed_with_and_without_a_node() {
+    let home = Home::new("[api]\nlisten = '127.0.0.1:0'\n");
+    std::fs::write(home.path("tiny.gguf"), tiny_model("tiny", 4096)).unwrap();
+    assert_eq!(home.run(&["models", "import", "tiny.gguf"]).await.code, Some(0));
+    for with_node in [false, true] {
+        let _node = if with_node { Some(Node::start(&home).await) } else { None };
+        let copied = home.run(&["models", "cp", "tiny", "mine:7"]).await;
+        assert_eq!(copied.code, Some(0), "{}", copied.stderr);
+        let shown = home.run(&["models", "show", "mine:7", "--json"]).await;
+        let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|_| panic!("{}", shown.stderr));
+        assert_eq!((&shown["name"], &shown["backend"]), (&"mine:7".into(), &"embedded".into()));
+        assert!(shown["path"].is_string() && shown["sha256"].is_string(), "{shown}");
+        assert_eq!(home.run(&["models", "rm", "mine:7"]).await.code, Some(0));
+        let listed: Value = serde_json::from_str(&home.run(&["models", "list", "--json"]).await.stdout).unwrap();
+        let names: Vec<&str> = listed.as_array().unwrap().iter().filter_map(|model| model["name"].as_str()).collect();
+        assert_eq!(names, ["tiny:latest"]);
+    }
+}
+
+#[cfg(feature = "embedded")]
+#[tokio::test]
+async fn a_pull_by_the_node_that_finds_nothing_says_where_models_are() {
+    let home = Home::new("[api]\nlisten = '127.0.0.1:0'\n");
+    let mut up = home.command(&["up"]);
+    up.env("HF_ENDPOINT", site_that_answers("404 Not Found").await);
+    let _node = Node::start_command(&home, up).await;
+    let pulled = home.run(&["models", "pull", "hf.co/nobody/nothing"]).await;
     assert_eq!((pulled.code, pulled.stdout.as_str()), (Some(3), ""), "{}", pulled.stderr);
     assert!(pulled.stderr.contains("hint: bombus models catalogue"), "{}", pulled.stderr);
 }

@@ -1,11 +1,10 @@
 use std::time::Duration;
 
-use bombus_infer::discover::{OLLAMA_ADDRESS, OccasionalBackend};
-use bombus_infer::ollama::{OllamaBackend, OllamaConfig};
+use bombus_infer::discover::OLLAMA_ADDRESS;
+use bombus_infer::ollama::{OllamaBackend, OllamaConfig, find_local};
 use bombus_infer::openai::OpenAiBackend;
 use bombus_infer::{Backend, BackendError};
 use futures::future::join_all;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Check;
@@ -13,8 +12,6 @@ use crate::config::{BackendConfig, BackendKind, Config};
 
 /// Longest wait for a backend to list its models.
 const LIST_TIME_MAX: Duration = Duration::from_secs(5);
-/// Longest wait for a connection on this machine.
-const CONNECT_TIME_MAX: Duration = Duration::from_millis(250);
 
 /// Whether the servers that are configured as backends answer, take the key and have models. All are asked at once.
 pub(super) async fn reachable(config: &Config) -> Vec<Check> {
@@ -43,14 +40,12 @@ fn unusable(name: String, error: &impl std::fmt::Display) -> Check {
 }
 
 async fn local_ollama(name: String) -> Check {
-    if !matches!(timeout(CONNECT_TIME_MAX, TcpStream::connect(OLLAMA_ADDRESS)).await, Ok(Ok(_))) {
+    let url = format!("http://{OLLAMA_ADDRESS}");
+    if !find_local().await.contains(&url) {
         return Check::ok(name, "no Ollama runs on its usual port; it is used as soon as one does");
     }
     match OllamaBackend::new(&name, OllamaConfig::default()) {
-        Ok(server) => {
-            let server = OccasionalBackend::new(OLLAMA_ADDRESS, std::sync::Arc::new(server));
-            ask(name, &format!("http://{OLLAMA_ADDRESS}"), &server).await
-        }
+        Ok(server) => ask(name, &url, &server).await,
         Err(error) => unusable(name, &error),
     }
 }

@@ -44,9 +44,10 @@ pub(super) fn default_model(config: &Config, data_dir: Option<&DataDir>) -> Chec
     }
     match stored_model(config, data_dir) {
         Some(model) => Check::ok(NAME, format!("{name} is here, {} bytes", model.size_bytes)),
-        None if config.backends.iter().any(|backend| backend.kind.is_server()) => {
-            Check::ok(NAME, format!("{name} is not in the store; bombus route {name} says whether another backend has it"))
-        }
+        None if config.backends.iter().any(|backend| backend.kind.is_server()) => Check::ok(
+            NAME,
+            format!("{name} is not in the store; bombus route {name} says whether another backend has it"),
+        ),
         None => Check::warn(
             NAME,
             format!("{name} is not here"),
