@@ -105,7 +105,7 @@ async fn discard(mut body: Body, bytes_max: usize) {
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         Category::Data => locate::<T>(bytes).unwrap_or_else(|| ApiError::invalid_json(error.to_string())),
-        _ if bytes.is_empty() => ApiError::invalid_json("the request has no body; it has to be a JSON object"),
+        _ if bytes.is_empty() => ApiError::missing_body(),
         _ => ApiError::invalid_json(format!("the request body is not valid JSON: {error}")),
     })
 }

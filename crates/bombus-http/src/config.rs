@@ -54,7 +54,8 @@ pub struct Limits {
     /// Longest time for a request's head to arrive, counted from the end of the answer before it, in milliseconds. Connections that
     /// rest longer are closed.
     pub header_ms_max: u64,
-    /// Longest time for a request's body to arrive in milliseconds; a slower one is answered with 408.
+    /// Longest time for a request's body to arrive in milliseconds; a slower one is answered with 408. Of a file of a model's weights,
+    /// which may take hours, the longest wait for its next piece.
     pub body_ms_max: u64,
     /// Longest wait for the first token in milliseconds, loading and queueing included; more is answered with 504.
     pub first_token_ms_max: u64,
@@ -64,6 +65,8 @@ pub struct Limits {
     pub write_stall_ms_max: u64,
     /// Size of the kernel's send buffer for each connection in bytes: how far a model can run ahead of a client that does not read.
     pub send_buffer_bytes: usize,
+    /// Largest file of a model's weights that a client may upload, in bytes; more is answered with 413.
+    pub blob_bytes_max: u64,
     /// Most connections at a time; further ones wait in the listener's backlog.
     pub connections_max: usize,
     /// How long running answers may go on after a shutdown began, in milliseconds.
@@ -83,6 +86,7 @@ impl Default for Limits {
             next_token_ms_max: 120_000,
             write_stall_ms_max: 60_000,
             send_buffer_bytes: 128 << 10,
+            blob_bytes_max: 256 << 30,
             connections_max: 1_024,
             grace_ms: 10_000,
         }

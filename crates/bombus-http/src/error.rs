@@ -22,6 +22,8 @@ pub(crate) struct ApiError {
     pub(crate) kind: &'static str,
     pub(crate) code: Option<&'static str>,
     pub(crate) message: String,
+    /// What helps, in words that Ollama's dialect leaves out: its clients compare messages with those that they know.
+    pub(crate) hint: Option<&'static str>,
     /// The field at fault.
     pub(crate) param: Option<Cow<'static, str>>,
     pub(crate) retry_after: Option<Duration>,
@@ -39,7 +41,7 @@ impl ApiError {
             status if status.is_server_error() => SERVER_ERROR,
             _ => INVALID_REQUEST,
         };
-        Self { status, kind, code, message: message.into(), param: None, retry_after: None }
+        Self { status, kind, code, message: message.into(), hint: None, param: None, retry_after: None }
     }
 
     fn at(self, param: impl Into<Cow<'static, str>>) -> Self {
@@ -49,6 +51,11 @@ impl ApiError {
     /// A body that is not JSON.
     pub(crate) fn invalid_json(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, Some("invalid_json"), message)
+    }
+
+    /// A request without the body that it needs.
+    pub(crate) fn missing_body() -> Self {
+        Self { hint: Some("it has to be a JSON object"), ..Self::invalid_json("missing request body") }
     }
 
     /// A field of the wrong type, or out of its range.
@@ -90,8 +97,14 @@ impl ApiError {
 
     /// A model that no backend has.
     pub(crate) fn model_not_found(model: &str) -> Self {
-        let message = format!("model '{model}' not found; GET /v1/models lists the models there are");
-        Self::new(StatusCode::NOT_FOUND, Some("model_not_found"), message).at("model")
+        let message = format!("model '{model}' not found");
+        let error = Self::new(StatusCode::NOT_FOUND, Some("model_not_found"), message).at("model");
+        Self { hint: Some("GET /v1/models lists the models there are"), ..error }
+    }
+
+    /// A file that is not there.
+    pub(crate) fn blob_not_found(digest: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("blob_not_found"), format!("blob {digest:?} not found"))
     }
 
     /// A body over the limit.
@@ -136,11 +149,18 @@ impl ApiError {
         self
     }
 
+    fn message_with_hint(&self) -> Cow<'_, str> {
+        match self.hint {
+            Some(hint) => Cow::Owned(format!("{}; {hint}", self.message)),
+            None => Cow::Borrowed(&self.message),
+        }
+    }
+
     /// Builds OpenAI's body.
     pub(crate) fn openai_body(&self) -> OpenAiError<'_> {
         OpenAiError {
             error: OpenAiErrorBody {
-                message: &self.message,
+                message: self.message_with_hint(),
                 kind: self.kind,
                 param: self.param.as_deref(),
                 code: self.code,
@@ -148,20 +168,42 @@ impl ApiError {
         }
     }
 
+    /// Builds Ollama's body, with the words that its clients look for.
+    pub(crate) fn ollama_body(&self) -> OllamaError<'_> {
+        let known = match self.code {
+            Some("context_length_exceeded") => Some("the input length exceeds the context length"),
+            Some("overloaded") => Some("server busy, please try again"),
+            _ => None,
+        };
+        let error = match known {
+            Some(known) => Cow::Owned(format!("{known}: {}", self.message)),
+            None => Cow::Borrowed(self.message.as_str()),
+        };
+        OllamaError { error }
+    }
+
     fn problem_body(&self) -> Problem<'_> {
         Problem {
             kind: "about:blank",
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
-            detail: &self.message,
+            detail: self.message_with_hint(),
             code: self.code,
         }
     }
 
     /// Writes the error out in the dialect of a path.
     pub(crate) fn respond(&self, path: &str) -> Response {
+        let mut status = self.status;
         let mut response = match Dialect::of(path) {
             Dialect::OpenAi => Json(self.openai_body()).into_response(),
+            Dialect::Ollama => {
+                // Its clients know this status alone as one that passes.
+                if status == StatusCode::TOO_MANY_REQUESTS {
+                    status = StatusCode::SERVICE_UNAVAILABLE;
+                }
+                Json(self.ollama_body()).into_response()
+            }
             Dialect::Native => {
                 let mut response = Json(self.problem_body()).into_response();
                 response
@@ -170,7 +212,7 @@ impl ApiError {
                 response
             }
         };
-        *response.status_mut() = self.status;
+        *response.status_mut() = status;
         if let Some(after) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
         }
@@ -182,16 +224,22 @@ impl ApiError {
 }
 
 /// Whose error bodies a path has.
-enum Dialect {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
     OpenAi,
+    Ollama,
     Native,
 }
 
 impl Dialect {
-    fn of(path: &str) -> Self {
-        match path.strip_prefix("/v1") {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => Self::OpenAi,
-            _ => Self::Native,
+    pub(crate) fn of(path: &str) -> Self {
+        let under = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if under("/v1") {
+            Self::OpenAi
+        } else if under("/api") || path == "/" {
+            Self::Ollama
+        } else {
+            Self::Native
         }
     }
 }
@@ -253,7 +301,8 @@ pub(crate) struct OpenAiError<'a> {
 #[schema(as = OpenAiErrorBody)]
 struct OpenAiErrorBody<'a> {
     /// For the person who asked.
-    message: &'a str,
+    #[schema(value_type = String)]
+    message: Cow<'a, str>,
     /// The kind of error.
     #[serde(rename = "type")]
     kind: &'a str,
@@ -263,6 +312,15 @@ struct OpenAiErrorBody<'a> {
     /// For the program that asked, where there is one.
     #[schema(required)]
     code: Option<&'a str>,
+}
+
+/// The error body of Ollama's dialect. In a stream that breaks off it is the last line.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OllamaError)]
+pub(crate) struct OllamaError<'a> {
+    /// For the person who asked.
+    #[schema(value_type = String)]
+    error: Cow<'a, str>,
 }
 
 /// The error body of the native routes (RFC 9457).
@@ -277,7 +335,8 @@ pub(crate) struct Problem<'a> {
     /// The status code.
     status: u16,
     /// For the person who asked.
-    detail: &'a str,
+    #[schema(value_type = String)]
+    detail: Cow<'a, str>,
     /// For the program that asked, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'a str>,

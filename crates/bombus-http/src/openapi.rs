@@ -11,7 +11,7 @@ use utoipa::openapi::{Content, OpenApi as Document, Ref, RefOr, ResponseBuilder}
 use utoipa::{Modify, OpenApi};
 
 use crate::app::SharedApp;
-use crate::error::{OpenAiError, Problem};
+use crate::error::{Dialect, OllamaError, OpenAiError, Problem};
 use crate::openai::request::ContentPart;
 use crate::openai::response::{ChatCompletionChunk, Completion};
 
@@ -31,9 +31,10 @@ pub(crate) async fn document(State(app): State<SharedApp>) -> Response {
     ),
     tags(
         (name = "openai", description = "OpenAI's dialect"),
+        (name = "ollama", description = "Ollama's dialect, at the level of its version 0.24"),
         (name = "native", description = "The node itself")
     ),
-    components(schemas(OpenAiError, Problem, ContentPart, ChatCompletionChunk, Completion)),
+    components(schemas(OpenAiError, OllamaError, Problem, ContentPart, ChatCompletionChunk, Completion)),
     modifiers(&Keys)
 )]
 struct Frame;
@@ -72,6 +73,7 @@ const HAS_BODY: &[(u16, &str)] = &[
     (413, "The request's body is too large"),
     (429, "Too many requests are waiting; Retry-After says when to try again"),
     (500, "The node failed at this request, or the model's file cannot be used (code `model_unusable`)"),
+    (502, "The backend refuses this node"),
     (
         503,
         "The backend does not work, is out of memory or broke off; the API keys cannot be checked; the node is shutting down",
@@ -82,26 +84,43 @@ const HAS_BODY: &[(u16, &str)] = &[
 /// Adds the errors that a request can meet on its way to any handler.
 pub(crate) fn complete(document: &mut Document) {
     for (path, item) in &mut document.paths.paths {
-        let (schema, content_type) = if path.starts_with("/v1/") {
-            ("OpenAiError", "application/json")
-        } else {
-            ("Problem", "application/problem+json")
+        let dialect = Dialect::of(path);
+        let (schema, content_type) = match dialect {
+            Dialect::OpenAi => ("OpenAiError", "application/json"),
+            Dialect::Ollama => ("OllamaError", "application/json"),
+            Dialect::Native => ("Problem", "application/problem+json"),
         };
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        for operation in [&mut item.get, &mut item.post, &mut item.delete].into_iter().flatten() {
             add_errors(operation, ANY, schema, content_type);
             if path != "/health" {
                 add_errors(operation, NEEDS_KEY, schema, content_type);
-                operation.security = Some(vec![
-                    SecurityRequirement::default(),
-                    SecurityRequirement::new::<_, [&str; 0], &str>("bearer", []),
-                    SecurityRequirement::new::<_, [&str; 0], &str>("header", []),
-                ]);
+                operation.security = Some(keys());
             }
             if operation.request_body.is_some() {
                 add_errors(operation, HAS_BODY, schema, content_type);
+                if dialect == Dialect::Ollama {
+                    operation.responses.responses.remove("429");
+                }
+            }
+        }
+        // Answers to HEAD have no bodies.
+        if let Some(operation) = &mut item.head {
+            operation.security = Some(keys());
+            for (status, description) in ANY.iter().chain(NEEDS_KEY) {
+                let response = ResponseBuilder::new().description(*description).build();
+                operation.responses.responses.insert(status.to_string(), RefOr::T(response));
             }
         }
     }
+}
+
+/// Names the ways to show a key, none among them: on loopback none is asked for.
+fn keys() -> Vec<SecurityRequirement> {
+    vec![
+        SecurityRequirement::default(),
+        SecurityRequirement::new::<_, [&str; 0], &str>("bearer", []),
+        SecurityRequirement::new::<_, [&str; 0], &str>("header", []),
+    ]
 }
 
 fn add_errors(operation: &mut Operation, errors: &[(u16, &str)], schema: &str, content_type: &str) {

@@ -81,9 +81,13 @@ pub(crate) fn cors(config: &HttpConfig) -> Option<CorsLayer> {
     let request_id = HeaderName::from_static("x-request-id");
     let layer = CorsLayer::new()
         .allow_origin(origins)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::DELETE])
         // Clients send headers of their own (those of OpenAI's library begin with `x-stainless-`), and none of them does harm here.
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([request_id, HeaderName::from_static("x-bombus-route")]);
+        .expose_headers([
+            request_id,
+            HeaderName::from_static("x-bombus-route"),
+            HeaderName::from_static("x-bombus-truncated"),
+        ]);
     Some(layer)
 }

@@ -1,0 +1,128 @@
+//! `HEAD` and `POST /api/blobs/{digest}`: files of weights, for `/api/create`.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use bombus_infer::ByteStream;
+use futures::StreamExt;
+use tokio::time::timeout;
+
+use super::places;
+use crate::app::SharedApp;
+use crate::error::ApiError;
+
+/// Says whether a file is there.
+#[utoipa::path(head, operation_id = "ollama_has_blob", path = "/api/blobs/{digest}", tag = "ollama",
+    params(("digest" = String, Path, description = "`sha256:` and 64 hex digits", pattern = "^sha256[:-][0-9a-fA-F]{64}$")),
+    responses(
+        (status = 200, description = "It is there"),
+        (status = 400, description = "This is no digest"),
+        (status = 404, description = "It is not there"),
+        (status = 502, description = "The backend refuses this node"),
+        (status = 504, description = "The backend did not answer in time"),
+    ))]
+pub(crate) async fn find(
+    State(app): State<SharedApp>,
+    digest: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let (digest, sha256) = read(digest)?;
+    let named = places::for_new(&app, None).await?;
+    let library = places::library(named)?;
+    let is_there = places::wait(&app, places::ASK_TIME_MAX, library.has_blob(&sha256)).await?;
+    if is_there { Ok(StatusCode::OK) } else { Err(ApiError::blob_not_found(&digest)) }
+}
+
+/// Takes a file in.
+#[utoipa::path(post, operation_id = "ollama_put_blob", path = "/api/blobs/{digest}", tag = "ollama",
+    params(("digest" = String, Path, description = "`sha256:` and 64 hex digits", pattern = "^sha256[:-][0-9a-fA-F]{64}$")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The file"),
+    responses((status = 200, description = "It was there"), (status = 201, description = "It has been taken in")))]
+pub(crate) async fn create(
+    State(app): State<SharedApp>,
+    digest: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let (_, sha256) = read(digest)?;
+    let named = places::for_new(&app, None).await?;
+    let library = places::library(named)?;
+    if places::wait(&app, places::ASK_TIME_MAX, library.has_blob(&sha256)).await? {
+        return Ok(StatusCode::OK);
+    }
+    let bytes_max = app.config.limits.blob_bytes_max;
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > bytes_max) {
+        return Err(too_large(bytes_max));
+    }
+    let trouble = Arc::new(OnceLock::new());
+    let taken = library.put_blob(&sha256, pieces(&app, body, trouble.clone())).await;
+    match taken {
+        Ok(()) => Ok(StatusCode::CREATED),
+        Err(error) => Err(trouble.get().cloned().unwrap_or_else(|| error.into())),
+    }
+}
+
+/// Hands a body on piece by piece, as long as it is not too large, not too slow, and the node not at its end; else says what was
+/// wrong with it.
+fn pieces(app: &SharedApp, body: Body, trouble: Arc<OnceLock<ApiError>>) -> ByteStream {
+    let limits = &app.config.limits;
+    let (bytes_max, wait_max) = (limits.blob_bytes_max, limits.body_time());
+    let cut = app.cut.clone();
+    let mut data = body.into_data_stream();
+    async_stream::stream! {
+        let mut bytes = 0_u64;
+        loop {
+            let piece = tokio::select! {
+                biased;
+                () = cut.cancelled() => Err(ApiError::shutting_down()),
+                piece = timeout(wait_max, data.next()) => match piece {
+                    Ok(None) => return,
+                    Ok(Some(Ok(piece))) => Ok(piece),
+                    Ok(Some(Err(error))) => Err(ApiError::body_unreadable(error)),
+                    Err(_) => Err(ApiError::body_too_slow(wait_max)),
+                },
+            };
+            let piece = piece.and_then(|piece| {
+                bytes = bytes.saturating_add(piece.len() as u64);
+                if bytes > bytes_max { Err(too_large(bytes_max)) } else { Ok(piece) }
+            });
+            match piece {
+                Ok(piece) => yield Ok(piece),
+                Err(error) => {
+                    let told = io::Error::other(error.message.clone());
+                    // It is set once: the stream ends here.
+                    let _ = trouble.set(error);
+                    yield Err(told);
+                    return;
+                }
+            }
+        }
+    }
+    .boxed()
+}
+
+fn too_large(bytes_max: u64) -> ApiError {
+    ApiError::body_too_large(usize::try_from(bytes_max).unwrap_or(usize::MAX))
+}
+
+/// Reads a digest and returns it, and the lower-case hex digits of it.
+fn read(digest: Result<Path<String>, PathRejection>) -> Result<(String, String), ApiError> {
+    let Path(digest) = digest.map_err(|_| not_a_digest())?;
+    let sha256 = sha256_of(&digest)?;
+    Ok((digest, sha256))
+}
+
+/// Returns the lower-case hex digits of a digest such as `sha256:b179...`.
+pub(super) fn sha256_of(digest: &str) -> Result<String, ApiError> {
+    let hex = digest.strip_prefix("sha256:").or_else(|| digest.strip_prefix("sha256-"));
+    let hex = hex.filter(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    hex.map(str::to_ascii_lowercase).ok_or_else(not_a_digest)
+}
+
+fn not_a_digest() -> ApiError {
+    ApiError::invalid_value("digest", "invalid digest format")
+}

@@ -1,0 +1,208 @@
+use bombus_core::chat::Sampling;
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+
+/// Most stop texts.
+const STOPS_MAX: usize = 64;
+/// Longest stop text in bytes.
+const STOP_BYTES_MAX: usize = 1_024;
+/// Most tokens that a repetition penalty looks at: engines keep a buffer of so many for each answer.
+const PENALTY_TOKENS_MAX: i64 = 65_536;
+/// Options that are of this dialect, but are the engine's own affair here.
+const INTEGERS_LEFT_TO_THE_ENGINE: [&str; 4] = ["num_batch", "num_gpu", "main_gpu", "num_thread"];
+
+/// The `options` of a request, in the vocabulary's terms.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Options {
+    pub(super) sampling: Sampling,
+    pub(super) stop: Vec<String>,
+    pub(super) max_tokens: Option<u32>,
+    pub(super) context_tokens: Option<u32>,
+    pub(super) keep_tokens: Option<u32>,
+}
+
+impl Options {
+    /// Reads the options. What has no meaning here is tolerated, as is `null`; numbers beyond their range are brought into it where
+    /// this dialect does so.
+    ///
+    /// # Errors
+    ///
+    /// An option of the wrong type, or of a value that makes no sense.
+    pub(super) fn read(given: Option<Map<String, Value>>) -> Result<Self, ApiError> {
+        let mut options = Self::default();
+        for (name, value) in given.unwrap_or_default() {
+            if !value.is_null() {
+                options.set(&name, value)?;
+            }
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, name: &str, value: Value) -> Result<(), ApiError> {
+        let sampling = &mut self.sampling;
+        match name {
+            "temperature" => sampling.temperature = Some(float(name, &value)?.max(0.0)),
+            "top_p" => sampling.top_p = Some(float(name, &value)?.clamp(0.0, 1.0)),
+            "min_p" => sampling.min_p = Some(float(name, &value)?.clamp(0.0, 1.0)),
+            "top_k" => sampling.top_k = Some(count(integer(name, &value)?)),
+            // -1 stands for a random one; of others the lower 32 bits count.
+            "seed" => {
+                let seed = integer(name, &value)?;
+                sampling.seed = (seed != -1).then_some((seed & i64::from(u32::MAX)) as u32);
+            }
+            "repeat_penalty" => sampling.repeat_penalty = Some(in_range(name, float(name, &value)?, 0.1, 10.0)?),
+            "presence_penalty" => sampling.presence_penalty = Some(in_range(name, float(name, &value)?, -2.0, 2.0)?),
+            "frequency_penalty" => sampling.frequency_penalty = Some(in_range(name, float(name, &value)?, -2.0, 2.0)?),
+            "repeat_last_n" => {
+                let tokens = integer(name, &value)?;
+                let tokens = if tokens < 0 { PENALTY_TOKENS_MAX } else { tokens.min(PENALTY_TOKENS_MAX) };
+                sampling.repeat_last_n = Some(count(tokens));
+            }
+            "stop" => self.stop = stops(value)?,
+            // 0 and below: until the model ends.
+            "num_predict" => self.max_tokens = positive(integer(name, &value)?),
+            "num_ctx" => self.context_tokens = positive(integer(name, &value)?),
+            "num_keep" => self.keep_tokens = u32::try_from(integer(name, &value)?).ok(),
+            "typical_p" => _ = float(name, &value)?,
+            "use_mmap" if !value.is_boolean() => return Err(wrong_type(name, "boolean")),
+            _ if INTEGERS_LEFT_TO_THE_ENGINE.contains(&name) => _ = integer(name, &value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn wrong_type(name: &str, wanted: &str) -> ApiError {
+    ApiError::invalid_value(format!("options.{name}"), format!("option {name:?} must be of type {wanted}"))
+}
+
+/// Reads a whole number; a fraction is cut off, as this dialect does.
+fn integer(name: &str, value: &Value) -> Result<i64, ApiError> {
+    let number = value.as_i64().or_else(|| value.as_f64().map(|number| number as i64));
+    number.ok_or_else(|| wrong_type(name, "integer"))
+}
+
+fn float(name: &str, value: &Value) -> Result<f32, ApiError> {
+    let number = value.as_f64().map(|number| number as f32);
+    number.filter(|number| number.is_finite()).ok_or_else(|| wrong_type(name, "float32"))
+}
+
+fn in_range(name: &str, value: f32, low: f32, high: f32) -> Result<f32, ApiError> {
+    if (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    let message = format!("option {name:?} has to be from {low} to {high}, and is {value}");
+    Err(ApiError::invalid_value(format!("options.{name}"), message))
+}
+
+/// Returns a number as a count: 0 where it is below, the largest where it is beyond.
+fn count(number: i64) -> u32 {
+    u32::try_from(number.max(0)).unwrap_or(u32::MAX)
+}
+
+fn positive(number: i64) -> Option<u32> {
+    (number > 0).then(|| count(number))
+}
+
+fn stops(value: Value) -> Result<Vec<String>, ApiError> {
+    let Value::Array(values) = value else { return Err(wrong_type("stop", "array")) };
+    let mut stops = Vec::with_capacity(values.len().min(STOPS_MAX));
+    for value in values {
+        let Value::String(text) = value else {
+            return Err(ApiError::invalid_value("options.stop", "option \"stop\" must be of an array of strings"));
+        };
+        // An empty text would end every answer before it begins.
+        if !text.is_empty() {
+            stops.push(text);
+        }
+    }
+    if stops.len() > STOPS_MAX || stops.iter().any(|text| text.len() > STOP_BYTES_MAX) {
+        let message = format!("option \"stop\" may hold up to {STOPS_MAX} texts of up to {STOP_BYTES_MAX} bytes");
+        return Err(ApiError::invalid_value("options.stop", message));
+    }
+    Ok(stops)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(options: Value) -> Result<Options, String> {
+        let Value::Object(options) = options else { panic!("an object is needed") };
+        Options::read(Some(options)).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn every_option_of_the_vocabulary_is_read() {
+        let given = json!({
+            "temperature": 0.5, "top_p": 0.9, "min_p": 0.1, "top_k": 40, "seed": 7, "repeat_penalty": 1.5,
+            "presence_penalty": 0.25, "frequency_penalty": -0.25, "repeat_last_n": 32, "stop": ["a", "", "b"],
+            "num_predict": 16, "num_ctx": 2048, "num_keep": 4,
+        });
+        let sampling = Sampling {
+            temperature: Some(0.5),
+            top_p: Some(0.9),
+            min_p: Some(0.1),
+            top_k: Some(40),
+            seed: Some(7),
+            repeat_penalty: Some(1.5),
+            presence_penalty: Some(0.25),
+            frequency_penalty: Some(-0.25),
+            repeat_last_n: Some(32),
+            logit_bias: Vec::new(),
+        };
+        let expected = Options {
+            sampling,
+            stop: vec!["a".into(), "b".into()],
+            max_tokens: Some(16),
+            context_tokens: Some(2_048),
+            keep_tokens: Some(4),
+        };
+        assert_eq!(read(given), Ok(expected));
+    }
+
+    #[test]
+    fn values_that_stand_for_none_or_lie_beyond_the_range_are_brought_into_it() {
+        let given = json!({
+            "temperature": -1, "top_p": 1.5, "min_p": -0.5, "top_k": -1, "seed": -1, "repeat_last_n": -1,
+            "num_predict": -1, "num_ctx": 0, "num_keep": -1,
+        });
+        let sampling = Sampling {
+            temperature: Some(0.0),
+            top_p: Some(1.0),
+            min_p: Some(0.0),
+            top_k: Some(0),
+            repeat_last_n: Some(65_536),
+            ..Sampling::default()
+        };
+        assert_eq!(read(given), Ok(Options { sampling, ..Options::default() }));
+    }
+
+    #[test]
+    fn unknown_options_nulls_and_what_the_engine_decides_are_tolerated() {
+        let given = json!({
+            "mirostat": "often", "temperature": null, "num_thread": 4, "num_gpu": 1.0, "use_mmap": false, "typical_p": 1,
+        });
+        assert_eq!(read(given), Ok(Options::default()));
+        assert_eq!(read(json!({"num_predict": 3.7})).unwrap().max_tokens, Some(3));
+    }
+
+    #[test]
+    fn wrong_types_are_told_in_the_words_of_the_dialect() {
+        for (given, told) in [
+            (json!({"temperature": "hot"}), "option \"temperature\" must be of type float32"),
+            (json!({"temperature": 1e300}), "option \"temperature\" must be of type float32"),
+            (json!({"num_ctx": "4096"}), "option \"num_ctx\" must be of type integer"),
+            (json!({"num_thread": true}), "option \"num_thread\" must be of type integer"),
+            (json!({"use_mmap": 1}), "option \"use_mmap\" must be of type boolean"),
+            (json!({"stop": "END"}), "option \"stop\" must be of type array"),
+            (json!({"stop": [5]}), "option \"stop\" must be of an array of strings"),
+            (json!({"repeat_penalty": 0}), "option \"repeat_penalty\" has to be from 0.1 to 10, and is 0"),
+        ] {
+            assert_eq!(read(given.clone()), Err(told.to_owned()), "{given}");
+        }
+    }
+}

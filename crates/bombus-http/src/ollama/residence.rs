@@ -1,0 +1,81 @@
+//! Models that come into memory and leave it, and what a request for one of them goes to.
+
+use axum::http::HeaderValue;
+use bombus_core::chat::{ChatRequest, KeepAlive, Think};
+use bombus_core::model::ModelCapability;
+use bombus_core::placement::Need;
+use bombus_infer::{Listed, Routed};
+use futures::future::join_all;
+
+use super::answer::{Form, Head};
+use super::places;
+use crate::app::App;
+use crate::error::ApiError;
+use crate::inference::{Target, route_header};
+
+/// Returns whether a model is to leave memory at once.
+pub(super) fn ends_at_once(keep_alive: Option<KeepAlive>) -> bool {
+    keep_alive == Some(KeepAlive::Seconds(0))
+}
+
+/// Finds what a request goes to. A model that can think does so unless it is told not to.
+pub(super) async fn target(
+    app: &App,
+    head: &Head,
+    request: &mut ChatRequest,
+    mut capabilities: Vec<ModelCapability>,
+) -> Result<Target, ApiError> {
+    if matches!(request.think, Some(Think::On | Think::Level(_))) {
+        capabilities.push(ModelCapability::Thinking);
+    }
+    let need = Need { capabilities, context_tokens: request.context_tokens };
+    let target = Target::find(app, Some(head.model.clone()), need).await.map_err(|error| unable(error, head))?;
+    if request.think.is_none() && target.info().capabilities.contains(&ModelCapability::Thinking) {
+        request.think = Some(Think::On);
+    }
+    Ok(target)
+}
+
+/// Tells of a model that does not generate text in the words that clients know.
+fn unable(error: ApiError, head: &Head) -> ApiError {
+    if error.code != Some("unsupported_parameter") || error.param.as_deref() != Some("model") {
+        return error;
+    }
+    let what = match head.form {
+        Form::Generate => "generate",
+        Form::Chat => "chat",
+    };
+    ApiError { message: format!("{:?} does not support {what}", head.model), ..error }
+}
+
+/// Brings a model into memory, at this backend where it is known which, and returns what names that backend in the answer.
+pub(super) async fn load(
+    app: &App,
+    model: &str,
+    backend: Option<&str>,
+    keep_alive: Option<KeepAlive>,
+) -> Result<HeaderValue, ApiError> {
+    let places = places::having(app, model).await?;
+    let place = places.iter().find(|place| Some(place.backend.name.as_str()) == backend).unwrap_or(&places[0]);
+    let name = place.name_there();
+    let loading = place.backend.backend.load(name.as_str(), keep_alive);
+    places::wait(app, app.config.limits.first_token_time(), loading).await?;
+    Ok(told(app, place, "load"))
+}
+
+/// Takes a model out of the memory of every backend that has it, and returns what names the most preferred of them in the answer.
+pub(super) async fn unload(app: &App, model: &str) -> Result<HeaderValue, ApiError> {
+    let places = places::having(app, model).await?;
+    let unloads = places.iter().map(async |place| {
+        let name = place.name_there();
+        places::wait(app, places::ASK_TIME_MAX, place.backend.backend.unload(name.as_str())).await
+    });
+    // Of several troubles, that of the most preferred backend is told.
+    join_all(unloads).await.into_iter().collect::<Result<(), _>>()?;
+    Ok(told(app, &places[0], "unload"))
+}
+
+fn told(app: &App, place: &Listed<'_>, reason: &str) -> HeaderValue {
+    let (backend, model) = (place.backend.name.clone(), place.name_there());
+    route_header(app, &Routed { value: (), backend, model, reason: reason.to_owned() })
+}

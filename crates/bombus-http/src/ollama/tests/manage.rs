@@ -1,0 +1,212 @@
+//! Making, naming, fetching and removing models.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Request;
+use bombus_core::chat::{Message, Role};
+use bombus_infer::{BackendError, CreateRequest, Progress};
+use futures::StreamExt;
+use insta::assert_snapshot;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{saying_good_day, with};
+use crate::HttpConfig;
+use crate::testing::{Answer, LOOPBACK, Scripted, ScriptedLibrary, build, loopback, post, send, services};
+
+type Steps = Vec<Result<Progress, BackendError>>;
+
+fn step(status: &str) -> Result<Progress, BackendError> {
+    Ok(Progress { status: status.into(), ..Progress::default() })
+}
+
+fn pulling() -> Steps {
+    let layer = Progress {
+        status: "pulling b179c9523d0e".into(),
+        sha256: Some("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53".into()),
+        total_bytes: Some(100),
+        completed_bytes: Some(50),
+    };
+    vec![step("pulling manifest"), Ok(layer), step("success")]
+}
+
+fn keeping(steps: Steps) -> (ScriptedLibrary, Scripted) {
+    let library = ScriptedLibrary { steps, ..ScriptedLibrary::default() };
+    (library.clone(), Scripted { library: Some(library), ..saying_good_day() })
+}
+
+#[tokio::test]
+async fn a_pull_is_told_step_by_step_or_by_its_end() {
+    let (library, backend) = keeping(pulling());
+    let router = loopback(services(backend));
+    assert_snapshot!("pull_in_lines", post(&router, "/api/pull", json!({"name": "new:1b"})).await.shown());
+    let whole = post(&router, "/api/pull", json!({"model": "new:1b", "stream": false})).await;
+    assert_eq!(whole.json(), json!({"status": "success"}));
+    assert_eq!(*library.told.lock().unwrap(), ["pull new:1b", "pull new:1b"]);
+}
+
+#[tokio::test]
+async fn a_work_that_does_not_say_so_succeeds_all_the_same() {
+    let (_, backend) = keeping(vec![step("verifying")]);
+    let answer = post(&loopback(services(backend)), "/api/pull", json!({"model": "new"})).await;
+    assert_eq!(answer.body, "{\"status\":\"verifying\"}\n{\"status\":\"success\"}\n");
+}
+
+#[tokio::test]
+async fn a_pull_that_fails_at_once_has_a_status_and_a_later_failure_a_line() {
+    let gone = || Err(BackendError::ModelNotFound { model: "new".into() });
+    let (_, backend) = keeping(vec![gone()]);
+    let answer = post(&loopback(services(backend)), "/api/pull", json!({"model": "new"})).await;
+    assert_eq!((answer.status.as_u16(), answer.json()), (404, json!({"error": "model 'new' not found"})));
+
+    let (_, backend) = keeping(vec![step("pulling manifest"), gone()]);
+    let router = loopback(services(backend));
+    let answer = post(&router, "/api/pull", json!({"model": "new"})).await;
+    assert_eq!(answer.body, "{\"status\":\"pulling manifest\"}\n{\"error\":\"model 'new' not found\"}\n");
+    assert_eq!(post(&router, "/api/pull", json!({"model": "new", "stream": false})).await.status, 404);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_work_that_hangs_is_given_up() {
+    let (_, backend) = keeping(Vec::new());
+    let begun = tokio::time::Instant::now();
+    let answer = post(&loopback(services(backend)), "/api/pull", json!({"model": "new"})).await;
+    assert_eq!((answer.status.as_u16(), begun.elapsed()), (504, Duration::from_mins(15)));
+}
+
+#[tokio::test]
+async fn a_model_is_made_of_another_one() {
+    let (library, backend) = keeping(vec![step("success")]);
+    let request = json!({
+        "model": "brief", "from": "m", "system": "Be brief.", "template": "{{ .Prompt }}", "license": ["A", "B"],
+        "parameters": {"temperature": 0.1, "stop": ["."]}, "messages": [{"role": "user", "content": "hi"}], "quantize": "q4_K_M",
+        "files": {}, "adapters": null, "stream": false,
+    });
+    assert_eq!(post(&loopback(services(backend)), "/api/create", request).await.json(), json!({"status": "success"}));
+    let parameters = json!({"temperature": 0.1, "stop": ["."]});
+    let expected = CreateRequest {
+        name: "brief".into(),
+        from: Some("m".into()),
+        system: Some("Be brief.".into()),
+        template: Some("{{ .Prompt }}".into()),
+        licenses: vec!["A".into(), "B".into()],
+        parameters: parameters.as_object().unwrap().clone(),
+        messages: vec![Message::text(Role::User, "hi")],
+        quantize: Some("q4_K_M".into()),
+        ..CreateRequest::default()
+    };
+    assert_eq!(*library.created.lock().unwrap(), [expected]);
+}
+
+#[tokio::test]
+async fn parameters_of_a_new_model_are_checked_as_options_are() {
+    let (_, backend) = keeping(vec![step("success")]);
+    let request = json!({"model": "brief", "from": "m", "parameters": {"temperature": "hot"}});
+    let answer = post(&loopback(services(backend)), "/api/create", request).await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.json()["error"]),
+        (400, &json!("option \"temperature\" must be of type float32"))
+    );
+}
+
+async fn delete(backend: Scripted, request: Value) -> Answer {
+    let request = Request::delete("/api/delete").body(Body::from(request.to_string())).unwrap();
+    send(&loopback(services(backend)), request).await
+}
+
+#[tokio::test]
+async fn a_model_is_copied_and_removed() {
+    let (library, backend) = keeping(Vec::new());
+    let router = loopback(services(backend));
+    let copied = post(&router, "/api/copy", json!({"source": "m", "destination": "n:1"})).await;
+    assert_eq!((copied.status.as_u16(), copied.body.as_str()), (200, ""));
+    let request =
+        Request::delete("/api/delete").body(Body::from(json!({"model": "", "name": "m"}).to_string())).unwrap();
+    let deleted = send(&router, request).await;
+    assert_eq!((deleted.status.as_u16(), deleted.body.as_str()), (200, ""));
+    assert_eq!(*library.told.lock().unwrap(), ["copy m:latest n:1", "delete m:latest"]);
+
+    let (_, backend) = keeping(Vec::new());
+    let missing = delete(backend, json!({"model": "nope"})).await;
+    assert_eq!((missing.status.as_u16(), missing.json()), (404, json!({"error": "model 'nope' not found"})));
+}
+
+#[tokio::test]
+async fn a_node_that_manages_no_models_says_so() {
+    for (path, request) in [
+        ("/api/pull", json!({"model": "new"})),
+        ("/api/create", json!({"model": "new", "from": "m"})),
+        ("/api/copy", json!({"source": "m", "destination": "n"})),
+    ] {
+        let answer = post(&loopback(services(saying_good_day())), path, request).await;
+        let told = answer.json()["error"].as_str().unwrap().to_owned();
+        assert_eq!((answer.status.as_u16(), told.contains("models")), (400, true), "{path}: {told}");
+    }
+    assert_eq!(delete(saying_good_day(), json!({"model": "m"})).await.status, 400);
+}
+
+fn digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+async fn put(config: HttpConfig, backend: Scripted, digest: &str, body: Body) -> Answer {
+    let request = Request::post(format!("/api/blobs/sha256:{digest}")).body(body).unwrap();
+    send(&build(config, services(backend), LOOPBACK), request).await
+}
+
+#[tokio::test]
+async fn a_file_is_taken_in_once_and_found_afterwards() {
+    let (library, backend) = keeping(Vec::new());
+    let router = loopback(services(backend));
+    let path = format!("/api/blobs/sha256:{}", digest(b"weights"));
+    let head = || Request::head(&path).body(Body::empty()).unwrap();
+    assert_eq!(send(&router, head()).await.status, 404);
+    assert_eq!(post(&router, &path, "weights").await.status, 201);
+    assert_eq!(post(&router, &path.replace("sha256:", "sha256-"), "weights").await.status, 200);
+    assert_eq!(send(&router, head()).await.status, 200);
+    assert_eq!(library.blobs.lock().unwrap()[&digest(b"weights")], b"weights");
+    for odd in ["/api/blobs/sha256:0", "/api/blobs/md5:00", "/api/blobs/sha256:..%2F..%2Fx", "/api/blobs/%ff"] {
+        let answer = post(&router, odd, "x").await;
+        assert_eq!((answer.status.as_u16(), answer.json()), (400, json!({"error": "invalid digest format"})), "{odd}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_another_one_is_refused() {
+    let (library, backend) = keeping(Vec::new());
+    let answer = put(HttpConfig::default(), backend, &digest(b"weights"), Body::from("garbage")).await;
+    assert_eq!((answer.status.as_u16(), answer.json()), (400, json!({"error": "digest mismatch"})));
+    assert!(library.blobs.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_file_over_the_limit_is_refused_announced_or_not() {
+    let mut config = HttpConfig::default();
+    config.limits.blob_bytes_max = 5;
+    for body in
+        [Body::from("weights"), Body::from_stream(futures::stream::iter(["wei", "ghts"].map(Ok::<_, std::io::Error>)))]
+    {
+        let (library, backend) = keeping(Vec::new());
+        let answer = put(config.clone(), backend, &digest(b"weights"), body).await;
+        assert_eq!(answer.status, 413, "{}", answer.body);
+        assert!(library.blobs.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_stops_arriving_times_out() {
+    let (_, backend) = keeping(Vec::new());
+    let never = futures::stream::iter([Ok::<_, std::io::Error>("wei")]).chain(futures::stream::pending());
+    let begun = tokio::time::Instant::now();
+    let answer = put(HttpConfig::default(), backend, &digest(b"weights"), Body::from_stream(never)).await;
+    assert_eq!((answer.status.as_u16(), begun.elapsed()), (408, Duration::from_mins(2)));
+}
+
+#[tokio::test]
+async fn a_file_that_breaks_off_is_refused() {
+    let (_, backend) = keeping(Vec::new());
+    let broken = futures::stream::iter([Ok("wei"), Err(std::io::Error::other("gone"))]);
+    let answer = put(HttpConfig::default(), backend, &digest(b"weights"), Body::from_stream(broken)).await;
+    assert_eq!(answer.status, 400, "{}", with(json!({}), answer.json()));
+}

@@ -1,0 +1,108 @@
+//! What is told about models and the node.
+
+use axum::body::Body;
+use axum::http::Request;
+use bombus_core::chat::{Message, Role};
+use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
+use insta::assert_snapshot;
+use serde_json::{Value, json};
+
+use crate::testing::{Scripted, get, loopback, model, post, send, services};
+
+fn known() -> ModelInfo {
+    ModelInfo {
+        size_bytes: Some(98_362_432),
+        sha256: Some("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53".into()),
+        modified_unix_s: 1_700_000_000,
+        family: Some("llama".into()),
+        parameters: Some(134_515_008),
+        quantization: Some("Q4_1".into()),
+        context_tokens: Some(8_192),
+        ..model("smollm2:135m", &[ModelCapability::Completion, ModelCapability::Tools])
+    }
+}
+
+fn object(value: Value) -> serde_json::Map<String, Value> {
+    let Value::Object(object) = value else { panic!("an object is needed") };
+    object
+}
+
+fn two_models() -> Scripted {
+    let running = |info, expires_unix_s| RunningModel {
+        info,
+        memory_bytes: 200_000_000,
+        gpu_bytes: 0,
+        context_tokens: 4_096,
+        expires_unix_s,
+    };
+    let unknown = model("elsewhere", &[ModelCapability::Completion]);
+    Scripted {
+        details: ModelDetails {
+            parent: Some(ModelName::parse("smollm2").unwrap()),
+            licenses: vec!["Apache-2.0".into(), "and\nmore".into()],
+            template: "{{ .System }}\n{{ .Prompt }}".into(),
+            system: "You are brief.".into(),
+            parameters: object(json!({"temperature": 0.5, "stop": ["<|im_end|>", "\n"]})),
+            messages: vec![Message::text(Role::User, "hi"), Message::text(Role::Assistant, "hello")],
+            metadata: object(json!({
+                "general.architecture": "llama", "general.name": "SmolLM2", "llama.context_length": 8192,
+                "tokenizer.chat_template": "long", "tokenizer.ggml.tokens": ["a", "b", "c", "d", "e", "f"],
+            })),
+        },
+        running: vec![running(known(), Some(1_800_000_000)), running(unknown.clone(), None)],
+        models: vec![unknown, known()],
+        ..Scripted::default()
+    }
+}
+
+#[tokio::test]
+async fn models_are_listed_newest_first() {
+    assert_snapshot!(get(&loopback(services(two_models())), "/api/tags").await.shown());
+}
+
+#[tokio::test]
+async fn models_in_memory_are_listed_with_those_that_stay_first() {
+    assert_snapshot!(get(&loopback(services(two_models())), "/api/ps").await.shown());
+}
+
+#[tokio::test]
+async fn everything_about_a_model_is_shown() {
+    let router = loopback(services(two_models()));
+    let shown = post(&router, "/api/show", json!({"name": "smollm2:135m", "options": null})).await;
+    assert_snapshot!("show", shown.shown());
+    assert_snapshot!("modelfile", shown.json()["modelfile"].as_str().unwrap());
+
+    let request = json!({"model": "smollm2:135m", "verbose": true, "system": "Else."});
+    let verbose = post(&router, "/api/show", request).await.json();
+    assert_eq!(verbose["model_info"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 6);
+    assert_eq!(verbose["system"], "Else.");
+}
+
+#[tokio::test]
+async fn what_the_backend_does_not_know_of_the_file_is_told_where_it_is_known() {
+    let backend = Scripted { models: vec![known()], ..Scripted::default() };
+    let request = Request::post("/api/show")
+        .header("user-agent", "GitHubCopilotChat/0.30")
+        .body(Body::from(json!({"model": "smollm2:135m"}).to_string()));
+    let shown = send(&loopback(services(backend)), request.unwrap()).await.json();
+    assert_eq!(
+        shown["model_info"],
+        json!({
+            "general.architecture": "llama", "llama.context_length": 8_192, "general.parameter_count": 134_515_008,
+            "general.basename": "smollm2:135m",
+        })
+    );
+}
+
+#[tokio::test]
+async fn clients_find_what_they_look_for_first() {
+    let router = loopback(services(two_models()));
+    let root = get(&router, "/").await;
+    assert_eq!((root.status.as_u16(), root.body.as_str()), (200, "Ollama is running"));
+    assert_eq!(get(&router, "/api/version").await.json(), json!({"version": "0.24.0"}));
+    assert_eq!(get(&router, "/api/status").await.json(), json!({"cloud": {"disabled": true, "source": "config"}}));
+    for path in ["/", "/api/version", "/api/tags"] {
+        let answer = send(&router, Request::head(path).body(Body::empty()).unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, ""), "{path}");
+    }
+}
