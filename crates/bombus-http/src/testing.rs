@@ -18,8 +18,8 @@ use bombus_core::identity::NodeKey;
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
 use bombus_infer::fake::{FakeBackend, FakeConfig};
 use bombus_infer::{
-    Backend, BackendError, Backends, ByteStream, ChatStream, CreateRequest, Health, ModelLibrary, NamedBackend, Progress,
-    ProgressStream,
+    Backend, BackendError, Backends, ByteStream, ChatStream, CreateRequest, Health, ModelLibrary, NamedBackend,
+    Progress, ProgressStream,
 };
 use futures::StreamExt;
 use http_body_util::BodyExt;
@@ -229,7 +229,11 @@ pub(crate) fn model(name: &str, capabilities: &[ModelCapability]) -> ModelInfo {
 /// A scripted backend with the model `m`, which can do everything.
 pub(crate) fn scripted(events: Vec<Result<ChatEvent, BackendError>>) -> Scripted {
     use ModelCapability::{Completion, Embedding, Insert, Thinking, Tools, Vision};
-    Scripted { models: vec![model("m", &[Completion, Tools, Embedding, Vision, Thinking, Insert])], events, ..Scripted::default() }
+    Scripted {
+        models: vec![model("m", &[Completion, Tools, Embedding, Vision, Thinking, Insert])],
+        events,
+        ..Scripted::default()
+    }
 }
 
 /// A scripted backend that refuses everything.

@@ -40,7 +40,8 @@ mod keys {
         let key = services.keys.create("test").unwrap().secret;
         let router = build(HttpConfig::default(), services.clone(), OPEN);
         let bearer = format!("bearer {key}");
-        for path in ["/v1/models", "/", "/api/version", "/status", "/identity", "/metrics", "/openapi.json", "/nowhere"] {
+        for path in ["/v1/models", "/", "/api/version", "/status", "/identity", "/metrics", "/openapi.json", "/nowhere"]
+        {
             assert_eq!(get(&router, path).await.status, 401, "{path}");
             for header in [("authorization", bearer.as_str()), ("x-api-key", key.as_str())] {
                 assert_ne!(send(&router, request(path, &[header])).await.status, 401, "{path} {header:?}");
