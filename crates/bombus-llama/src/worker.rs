@@ -3,6 +3,7 @@
 //! It is a process of its own since every assertion of GGML ends the process. It lives as long as its stdin.
 
 mod embedder;
+mod endless;
 mod fit;
 mod generator;
 mod go_template;

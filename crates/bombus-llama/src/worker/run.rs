@@ -8,6 +8,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
 use super::RunError;
+use super::endless::EndlessGuard;
 use super::prompt::PromptReader;
 use super::sampler::TokenSampler;
 use super::schema::grammar_for;
@@ -36,6 +37,7 @@ pub(crate) struct Run {
     context_tokens: usize,
     /// Where the answer may go on when the context is full: how many tokens at the beginning stay then.
     shift_keep: Option<usize>,
+    endless: EndlessGuard,
     /// Turns that were left out of the prompt, until that is told.
     left_out: Option<usize>,
     returns_tokens: bool,
@@ -81,6 +83,9 @@ impl Run {
         let mut sampler = TokenSampler::new(model, &request.sampling, grammar.as_deref(), banned)?;
         sampler.accept_prompt(&prompt.tokens);
         sampler.hold_grammar(holds_grammar);
+        let wanted = request.max_tokens.map_or(usize::MAX, |max| max as usize);
+        let generated_max =
+            if request.overflow.shift { EndlessGuard::tokens_max(wanted, context_tokens) } else { wanted };
         let keep_tokens = prompts.keep_tokens(&request).min(context_tokens / 2);
         Ok(Self {
             id,
@@ -90,9 +95,10 @@ impl Run {
             prompt_tokens,
             cached_tokens: None,
             generated: 0,
-            generated_max: request.max_tokens.map_or(usize::MAX, |max| max as usize),
+            generated_max,
             context_tokens,
             shift_keep: request.overflow.shift.then_some(keep_tokens),
+            endless: EndlessGuard::default(),
             left_out: prompt.left_out,
             returns_tokens: request.return_tokens,
             decoder: Utf8Decoder::default(),
@@ -161,10 +167,12 @@ impl Run {
         self.tell_truncated(events);
         self.tokens.push(token);
         self.generated += 1;
+        // Without a moving context the answer ends with its context at the latest.
+        let is_stuck = self.shift_keep.is_some() && self.endless.is_stuck(bytes);
         let text = self.decoder.push(bytes);
         let (delta, stopped) = self.stops.push(&text, logprob);
         self.hand_on(delta, events);
-        if stopped { Some(FinishReason::Stop) } else { self.is_full().then_some(FinishReason::Length) }
+        if stopped { Some(FinishReason::Stop) } else { (is_stuck || self.is_full()).then_some(FinishReason::Length) }
     }
 
     /// Hands on what was held back, and the end.
