@@ -216,7 +216,7 @@ pub fn lack(capability: ModelCapability) -> &'static str {
         ModelCapability::Embedding => "does not make embedding vectors",
         ModelCapability::Vision => "does not see pictures",
         ModelCapability::Thinking => "does not support thinking",
-        ModelCapability::Insert => "does not fill in between two texts",
+        ModelCapability::Insert => "does not support insert",
     }
 }
 

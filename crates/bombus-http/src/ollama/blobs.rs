@@ -50,15 +50,19 @@ pub(crate) async fn create(
     let (_, sha256) = read(digest)?;
     let named = places::for_new(&app, None).await?;
     let library = places::library(named)?;
-    if places::wait(&app, places::ASK_TIME_MAX, library.has_blob(&sha256)).await? {
-        return Ok(StatusCode::OK);
-    }
+    let is_there = places::wait(&app, places::ASK_TIME_MAX, library.has_blob(&sha256)).await?;
     let bytes_max = app.config.limits.blob_bytes_max;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         return Err(too_large(bytes_max));
     }
     let trouble = Arc::new(OnceLock::new());
+    if is_there {
+        // A client that is still sending takes an early answer for a broken connection.
+        let mut rest = pieces(&app, body, trouble.clone());
+        while rest.next().await.is_some() {}
+        return trouble.get().cloned().map_or(Ok(StatusCode::OK), Err);
+    }
     let taken = library.put_blob(&sha256, pieces(&app, body, trouble.clone())).await;
     match taken {
         Ok(()) => Ok(StatusCode::CREATED),

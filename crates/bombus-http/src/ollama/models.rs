@@ -117,7 +117,8 @@ fn shown(info: &ModelInfo, details: ModelDetails, model_info: Map<String, Value>
         modelfile: modelfile::write(&info.name, &details),
         parameters: modelfile::parameters(&details.parameters),
         license: details.licenses.join("\n"),
-        template: details.template,
+        // What Ollama says of models without a template.
+        template: if details.template.is_empty() { "{{ .Prompt }}".to_owned() } else { details.template },
         system: details.system,
         details: Details { parent_model, ..Details::of(info) },
         messages: details
@@ -126,7 +127,7 @@ fn shown(info: &ModelInfo, details: ModelDetails, model_info: Map<String, Value>
             .map(|message| ShownMessage { role: message.role.as_str(), content: message.joined_text() })
             .collect(),
         model_info,
-        capabilities: info.capabilities.iter().map(|capability| capability_name(*capability).to_owned()).collect(),
+        capabilities: capability_names(&info.capabilities),
         modified_at: timestamp::of_unix(info.modified_unix_s),
     }
 }
@@ -153,6 +154,13 @@ fn model_info(info: &ModelInfo, details: &mut ModelDetails, verbose: bool) -> Ma
         keys.entry("general.parameter_count").or_insert_with(|| parameters.into());
     }
     keys
+}
+
+/// Names what a model can do. One that generates text is not called an embedding model, too: clients would ask it for vectors alone.
+fn capability_names(capabilities: &[ModelCapability]) -> Vec<String> {
+    let generates = capabilities.contains(&ModelCapability::Completion);
+    let told = capabilities.iter().filter(|capability| !generates || **capability != ModelCapability::Embedding);
+    told.map(|capability| capability_name(*capability).to_owned()).collect()
 }
 
 fn capability_name(capability: ModelCapability) -> &'static str {

@@ -1,5 +1,7 @@
 //! Making, naming, fetching and removing models.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -170,6 +172,22 @@ async fn a_file_is_taken_in_once_and_found_afterwards() {
         let answer = post(&router, odd, "x").await;
         assert_eq!((answer.status.as_u16(), answer.json()), (400, json!({"error": "invalid digest format"})), "{odd}");
     }
+}
+
+#[tokio::test]
+async fn a_file_that_is_there_is_read_to_its_end_before_the_answer() {
+    let (_, backend) = keeping(Vec::new());
+    let router = loopback(services(backend));
+    let path = format!("/api/blobs/sha256:{}", digest(b"weights"));
+    assert_eq!(post(&router, &path, "weights").await.status, 201);
+    let read = Arc::new(AtomicUsize::new(0));
+    let counted = read.clone();
+    let again = futures::stream::iter(["wei", "ghts"]).map(move |piece| {
+        counted.fetch_add(piece.len(), Ordering::Relaxed);
+        Ok::<_, std::io::Error>(piece)
+    });
+    assert_eq!(send(&router, Request::post(&path).body(Body::from_stream(again)).unwrap()).await.status, 200);
+    assert_eq!(read.load(Ordering::Relaxed), 7);
 }
 
 #[tokio::test]

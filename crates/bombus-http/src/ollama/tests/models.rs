@@ -56,6 +56,17 @@ fn two_models() -> Scripted {
 }
 
 #[tokio::test]
+async fn a_model_that_generates_text_is_no_embedding_model() {
+    use ModelCapability::{Completion, Embedding};
+    let models = vec![model("both", &[Completion, Embedding]), model("vectors", &[Embedding])];
+    let router = loopback(services(Scripted { models, ..Scripted::default() }));
+    for (name, told) in [("both", "completion"), ("vectors", "embedding")] {
+        let shown = post(&router, "/api/show", json!({ "model": name })).await.json();
+        assert_eq!((&shown["capabilities"], &shown["template"]), (&json!([told]), &json!("{{ .Prompt }}")));
+    }
+}
+
+#[tokio::test]
 async fn models_are_listed_newest_first() {
     assert_snapshot!(get(&loopback(services(two_models())), "/api/tags").await.shown());
 }
