@@ -103,8 +103,8 @@ pub(crate) async fn list(State(app): State<SharedApp>) -> Json<BackendsAnswer> {
 #[utoipa::path(get, operation_id = "route", path = "/route", tag = "native", params(RouteQuery),
     responses(
         (status = 200, description = "The judgement on every backend", body = RouteAnswer),
-        (status = 400, description = "No model is named and there is no default model, or a capability is unknown", body = crate::error::Problem),
-        (status = 404, description = "The name cannot be one of a model", body = crate::error::Problem),
+        (status = 400, description = "No model is named and there is no default model, or a capability is unknown", body = crate::error::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "The name cannot be one of a model", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]
 pub(crate) async fn route(
     State(app): State<SharedApp>,

@@ -99,6 +99,10 @@ impl PromptForm {
             let message = format!("'context' may hold up to {} tokens", translate::CONTEXT_TOKENS_MAX);
             return Err(ApiError::invalid_value("context", message));
         }
+        if let Some(token) = form.context.iter().find(|token| i32::try_from(**token).is_err()) {
+            let message = format!("'context' has the token {token}, which no vocabulary has");
+            return Err(ApiError::invalid_value("context", message));
+        }
         Ok(form)
     }
 

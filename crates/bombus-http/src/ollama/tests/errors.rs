@@ -63,6 +63,11 @@ async fn requests_at_fault_are_told_in_the_words_of_the_dialect() {
             "invalid format; expected \"json\" or a valid JSON Schema object",
         ),
         ("/api/generate", generate(json!({"think": true})), "model 'm' does not support thinking"),
+        (
+            "/api/generate",
+            generate(json!({"context": [1, 2_147_483_648_u32]})),
+            "'context' has the token 2147483648, which no vocabulary has",
+        ),
         ("/api/embed", json!({"model": "m", "input": [5]}), "invalid input type"),
         ("/api/embed", json!({"model": "m", "input": 5}), "invalid input type"),
     ] {
