@@ -137,7 +137,7 @@ def node_before_ollama(tmp_path_factory, real_ollama):
 def real_llama_server(tmp_path_factory, model_file):
     """A real llama-server with the small chat model."""
     or_skip(servers.llama_server_program)
-    arguments = ["--alias", "a-name-of-its-own", "--parallel", "4", "--ctx-size", "8192", "--kv-unified", "--threads", "2", "--predict", "256"]
+    arguments = ["--alias", "a-name-of-its-own", "--parallel", "4", "--ctx-size", "8192", "--kv-unified", "--threads", "2", "--predict", "128"]
     with servers.LlamaServer(tmp_path_factory.mktemp("llama-server"), model_file, *arguments) as server:
         yield server
 

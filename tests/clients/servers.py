@@ -20,6 +20,7 @@ from bombus_node import ROOT, clean_environment
 
 START_LIMIT_S = 120
 STOP_LIMIT_S = 30
+TALK_LIMIT_S = 300
 SCRIPTS = ROOT / "scripts"
 HERE = pathlib.Path(__file__).parent
 
@@ -230,7 +231,7 @@ def converse(api, home, arguments, lines):
         [str(ollama_program()), *arguments], stdin=terminal, stdout=terminal, stderr=terminal, env=environment, start_new_session=True
     )
     os.close(terminal)
-    shown, waiting, deadline = "", list(lines), time.monotonic() + START_LIMIT_S
+    shown, waiting, deadline = "", list(lines), time.monotonic() + TALK_LIMIT_S
     prompts = 0
     try:
         while time.monotonic() < deadline:
