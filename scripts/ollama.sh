@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real Ollama server and its command line, which the tests put behind nodes and in front of them. CPU only, x86-64 only.
 #
-#   scripts/ollama.sh build                          builds once (8 minutes on 2 cores), prints the folder; bin/ollama is the program
+#   scripts/ollama.sh build                          builds once (some minutes), prints the folder; bin/ollama is the program
 #   scripts/ollama.sh up STATE [MODEL.gguf [NAME]]   serves on a free port of 127.0.0.1 (or on OLLAMA_PORT), prints its URL;
 #                                                    a model given is created there as NAME (smollm2:135m)
 #   scripts/ollama.sh down STATE                     stops what `up` started with that folder

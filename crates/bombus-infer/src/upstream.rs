@@ -306,8 +306,8 @@ fn is_loopback(url: &Url) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Tells an error by what caused it, without the URL.
-fn explain(error: &reqwest::Error) -> String {
+/// Tells an error by what caused it, without the URL, which may hold a secret.
+pub(crate) fn explain(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return if error.is_connect() { "no connection in time" } else { "nothing came for too long" }.to_owned();
     }

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use super::super::store::{ModelStore, StoreError};
 use super::secret::Secret;
 use super::{PullConfig, PullError, PullProgress, PullStage, Report, check_space};
+use crate::upstream::explain;
 use partial::Partial;
 
 pub(super) use partial::partial_path;
@@ -274,18 +275,6 @@ fn starts_at(response: &Response, offset: u64) -> bool {
 
 fn backoff(config: &PullConfig, failures: u32) -> Duration {
     config.retry_after.saturating_mul(2_u32.saturating_pow(failures)).min(RETRY_AFTER_MAX)
-}
-
-/// Tells an error with all that caused it, without the URL, which may hold a signature.
-fn explain(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return if error.is_connect() { "no connection in time" } else { "nothing came for too long" }.to_owned();
-    }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }
 
 fn host_of(url: &str) -> &str {
