@@ -120,15 +120,17 @@ async fn files_are_looked_for_and_taken_in() {
 #[tokio::test]
 async fn an_upload_that_stalls_is_given_up_and_one_that_moves_is_not() {
     let upstream = server().await;
-    let client = patient(&upstream).timeout(IMPATIENCE).build().unwrap();
+    // The pieces together take longer than the limit, and each of them far less, however busy the machine is.
+    let limit = 4 * IMPATIENCE;
+    let client = patient(&upstream).timeout(limit).build().unwrap();
     let hash = "d".repeat(64);
     let line = format!("POST /api/blobs/sha256:{hash}");
     upstream.on(&line, Script::text(201, ""));
-    let slow = stream::iter(0..6).then(async |_| {
-        tokio::time::sleep(IMPATIENCE / 2).await;
+    let slow = stream::iter(0..10).then(move |_| async move {
+        tokio::time::sleep(limit / 8).await;
         Ok("x".into())
     });
     client.put_blob(&hash, slow.boxed()).await.unwrap();
     let stalled = client.put_blob(&hash, stream::pending().boxed()).await;
-    assert_eq!(stalled, Err(crate::OllamaError::TimedOut { after: IMPATIENCE }));
+    assert_eq!(stalled, Err(crate::OllamaError::TimedOut { after: limit }));
 }
