@@ -9,8 +9,10 @@ const ALLOWED_EDGES: &[(&str, &[&str])] = &[
     ("bombus-core", &[]),
     ("bombus-infer", &["bombus-core"]),
     ("bombus-llama", &["bombus-core", "bombus-infer"]),
-    ("bombus-http", &["bombus-core", "bombus-infer"]),
-    ("bombus", &["bombus-core", "bombus-infer", "bombus-llama", "bombus-http"]),
+    ("bombus-net", &["bombus-core"]),
+    ("bombus-swarm", &["bombus-core", "bombus-infer", "bombus-net"]),
+    ("bombus-http", &["bombus-core", "bombus-infer", "bombus-net", "bombus-swarm"]),
+    ("bombus", &["bombus-core", "bombus-infer", "bombus-llama", "bombus-net", "bombus-swarm", "bombus-http"]),
     ("bombus-testkit", &[]),
 ];
 
@@ -25,6 +27,9 @@ const ALLOWED_USERS: &[(&str, &[&str])] = &[
     ("utoipa-axum", &["bombus-http"]),
     ("llama-cpp-2", &["bombus-llama"]),
     ("llama-cpp-sys-2", &["bombus-llama"]),
+    ("libp2p", &["bombus-net"]),
+    ("libp2p-stream", &["bombus-net"]),
+    ("foca", &["bombus-core"]),
     ("minijinja", &["bombus-llama"]),
     ("anyhow", &["bombus"]),
     ("clap", &["bombus"]),
