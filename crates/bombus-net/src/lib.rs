@@ -1,1 +1,33 @@
 //! The mesh: peers, topics and streams over libp2p. It moves bytes, and has never heard of tasks or models.
+//!
+//! [`net`] makes the two halves: the [`NetService`] owns the libp2p swarm and runs as one task, and everybody else holds a
+//! [`NetHandle`]. When the swarm's key changes, the service builds the libp2p swarm anew inside itself: subscriptions and accepted
+//! protocols go on, open streams end with an error, and the listening ports stay.
+//!
+//! No type of libp2p stands in a public signature: peers are [`NodeId`](bombus_core::identity::NodeId)s, addresses are multiaddrs as
+//! text.
+
+mod config;
+mod events;
+mod failure;
+mod handle;
+pub mod membership;
+mod peer;
+mod ping;
+mod probe;
+mod report;
+mod service;
+mod shared;
+mod stream;
+mod topic;
+
+pub use config::{DEFAULT_PORT, ListenOn, NetConfig, NetIdentity, NetTiming};
+pub use events::{NetEvent, NetEvents};
+pub use failure::{DialFailure, NetError, OpenError, PingError, PublishError};
+pub use handle::NetHandle;
+pub use peer::{AddressSource, NetPeer, Path, PeerAddress};
+pub use probe::{ProbeVerdict, probe};
+pub use report::{DialReport, DropCounts, MdnsReport, NetReport, Reachability, RelayReport};
+pub use service::{NetService, net};
+pub use stream::{Incoming, NetStream};
+pub use topic::{Judge, Published, Subscription, Verdict};

@@ -1,0 +1,215 @@
+//! The handle through which everybody but the service uses the mesh.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use bombus_core::identity::NodeId;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::events::NetEvents;
+use crate::failure::{DialFailure, NetError, OpenError, PingError, PublishError};
+use crate::membership::SwarmId;
+use crate::peer::{NetPeer, Path};
+use crate::report::NetReport;
+use crate::shared::{Command, ProtocolEntry, Shared, TopicEntry, lock};
+use crate::stream::{INCOMING_MAX, Incoming, NetStream};
+use crate::topic::{Judge, Subscription, TopicQueue};
+
+/// How many topics may be subscribed to at once, and how many protocols accepted.
+const WISHES_MAX: usize = 128;
+/// How long a request waits for its place in the service's queue and for its answer.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
+/// The longest message, so that with its envelope it stays under the 1 MiB that peers take.
+pub(crate) const MESSAGE_MAX: usize = 1024 * 1024 - 1024;
+
+/// A cheap handle to the mesh.
+///
+/// Requests go to the service over a channel of 256. When it is full, they wait, each up to its own limit, and then fail as busy.
+#[derive(Clone)]
+pub struct NetHandle {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl NetHandle {
+    /// Returns this node's id.
+    #[must_use]
+    pub fn node_id(&self) -> &NodeId {
+        &self.shared.node_id
+    }
+
+    /// Returns the swarm that this node is in.
+    #[must_use]
+    pub fn swarm_id(&self) -> SwarmId {
+        self.shared.membership.current().borrow().swarm_id.clone()
+    }
+
+    /// Returns the multiaddrs that this node listens on, with `/p2p/` at their end, and follows their changes.
+    #[must_use]
+    pub fn listen_addrs(&self) -> watch::Receiver<Vec<String>> {
+        self.shared.listen.subscribe()
+    }
+
+    /// Publishes a message of at most 1 MiB (with an envelope of some 200 bytes) to a topic.
+    ///
+    /// That no peer takes part in the topic is no error; it is counted in the report.
+    ///
+    /// # Errors
+    ///
+    /// When it is too large, when the queues to all peers are full, or when the service did not take it within 5 s.
+    pub async fn publish(&self, topic: &str, data: Vec<u8>) -> Result<(), PublishError> {
+        if data.len() > MESSAGE_MAX {
+            return Err(PublishError::TooLarge { size: data.len(), max: MESSAGE_MAX });
+        }
+        let (reply, answer) = oneshot::channel();
+        let asked = self.ask(Command::Publish { topic: topic.to_owned(), data, reply }, answer);
+        match timeout(PUBLISH_LIMIT, asked).await {
+            Ok(Some(result)) => result,
+            Ok(None) => Err(PublishError::Stopped),
+            Err(_) => Err(PublishError::Busy),
+        }
+    }
+
+    /// Subscribes to a topic. Each message is put to `judge` before it is handed out and passed on.
+    ///
+    /// At most 128 topics may be subscribed to at once. The subscription survives a rebuild.
+    ///
+    /// # Errors
+    ///
+    /// When the name is no topic, or the topic has a subscription already, or there are too many.
+    pub async fn subscribe(&self, topic: &str, judge: Arc<dyn Judge>) -> Result<Subscription, NetError> {
+        if topic.is_empty() || topic.len() > 256 {
+            return Err(NetError::InvalidTopic(topic.len()));
+        }
+        let queue = Arc::new(TopicQueue::default());
+        {
+            let mut topics = lock(&self.shared.topics);
+            if self.shared.stopped.is_cancelled() {
+                return Err(NetError::Stopped);
+            }
+            if topics.contains_key(topic) {
+                return Err(NetError::AlreadySubscribed(topic.to_owned()));
+            }
+            if topics.len() >= WISHES_MAX {
+                return Err(NetError::TooMany(WISHES_MAX));
+            }
+            topics.insert(topic.to_owned(), TopicEntry { judge, queue: queue.clone() });
+        }
+        self.shared.wishes.notify_one();
+        let (shared, topic) = (self.shared.clone(), topic.to_owned());
+        let end = move || {
+            lock(&shared.topics).remove(&topic);
+            shared.wishes.notify_one();
+        };
+        Ok(Subscription { queue, on_drop: Some(Box::new(end)) })
+    }
+
+    /// Opens a stream to a peer, and dials it before if there is no connection.
+    ///
+    /// # Errors
+    ///
+    /// When the peer is not reached, does not speak the protocol, or all that takes longer than 10 s.
+    pub async fn open_stream(&self, peer: &NodeId, protocol: &str) -> Result<NetStream, OpenError> {
+        if !protocol.starts_with('/') || protocol.len() > 140 {
+            return Err(OpenError::InvalidProtocol(protocol.to_owned()));
+        }
+        let limit = self.shared.timing.open_limit;
+        match timeout(limit, self.shared.open(peer, protocol)).await {
+            Ok(result) => result,
+            Err(_) => Err(OpenError::Timeout { peer: peer.clone(), limit }),
+        }
+    }
+
+    /// Begins to accept streams of a protocol; it ends when the value is dropped.
+    ///
+    /// At most 128 protocols may be accepted at once.
+    ///
+    /// # Errors
+    ///
+    /// When the name is no protocol, or it is accepted already, or there are too many.
+    pub fn accept(&self, protocol: &str) -> Result<Incoming, NetError> {
+        if !protocol.starts_with('/') || protocol.len() > 140 {
+            return Err(NetError::InvalidProtocol(protocol.to_owned()));
+        }
+        let (sender, streams) = mpsc::channel(INCOMING_MAX);
+        let refused = Arc::new(AtomicU64::new(0));
+        {
+            let mut protocols = lock(&self.shared.protocols);
+            if self.shared.stopped.is_cancelled() {
+                return Err(NetError::Stopped);
+            }
+            if protocols.contains_key(protocol) {
+                return Err(NetError::AlreadyAccepted(protocol.to_owned()));
+            }
+            if protocols.len() >= WISHES_MAX {
+                return Err(NetError::TooMany(WISHES_MAX));
+            }
+            protocols.insert(protocol.to_owned(), ProtocolEntry { streams: sender, refused: refused.clone() });
+        }
+        self.shared.wishes.notify_one();
+        let (shared, protocol) = (self.shared.clone(), protocol.to_owned());
+        let end = move || {
+            lock(&shared.protocols).remove(&protocol);
+            shared.wishes.notify_one();
+        };
+        Ok(Incoming { streams, refused, on_drop: Some(Box::new(end)) })
+    }
+
+    /// Returns what is known of all peers, as of some tenths of a second ago; ordered by id.
+    #[must_use]
+    pub fn peers(&self) -> Vec<NetPeer> {
+        lock(&self.shared.peers).as_ref().clone()
+    }
+
+    /// Begins to read events; those before are not among them.
+    #[must_use]
+    pub fn events(&self) -> NetEvents {
+        NetEvents { receiver: self.shared.events.subscribe(), stopped: self.shared.stopped.clone() }
+    }
+
+    /// Dials an address and remembers it for the peer that it finds there. With `/p2p/` at its end, it must be that peer.
+    ///
+    /// # Errors
+    ///
+    /// Why it failed, as exactly as can be told; at the latest after twice [`crate::NetTiming::handshake_limit`].
+    pub async fn dial(&self, addr: &str) -> Result<NodeId, DialFailure> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.ask(Command::Dial { addr: addr.to_owned(), reply }, answer);
+        match timeout(self.shared.timing.handshake_limit * 2, asked).await {
+            Ok(Some(result)) => result,
+            Ok(None) => Err(DialFailure::Stopped),
+            Err(_) => Err(DialFailure::Timeout),
+        }
+    }
+
+    /// Sends 32 bytes to a peer and waits for them to come back (libp2p's ping); dials before if there is no connection.
+    ///
+    /// Returns the round trip, and how the peer is reached.
+    ///
+    /// # Errors
+    ///
+    /// When the peer is not reached, or its answer is wrong or late ([`crate::NetTiming::ping_limit`]).
+    pub async fn ping(&self, peer: &NodeId) -> Result<(Duration, Path), PingError> {
+        crate::ping::ping(self, peer, self.shared.timing.ping_limit).await
+    }
+
+    /// Closes all connections to a peer. It may come back, as may this node to it.
+    pub async fn disconnect(&self, peer: &NodeId) {
+        let (reply, answer) = oneshot::channel();
+        // Either it is done, or the service is gone and all connections with it.
+        self.ask(Command::Disconnect { peer: peer.clone(), reply }, answer).await;
+    }
+
+    /// Returns what the mesh has tried and seen.
+    #[must_use]
+    pub fn report(&self) -> NetReport {
+        lock(&self.shared.report).clone()
+    }
+
+    /// Sends a request and waits for its answer; `None` once the service is gone.
+    async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Option<T> {
+        self.shared.commands.send(command).await.ok()?;
+        answer.await.ok()
+    }
+}
