@@ -2,6 +2,7 @@
 
 mod answers;
 mod embed;
+mod frames;
 mod target;
 
 use axum::http::{HeaderName, HeaderValue};
@@ -11,6 +12,7 @@ use crate::app::App;
 
 pub(crate) use answers::{Answers, Truncation};
 pub(crate) use embed::embed;
+pub(crate) use frames::body_of;
 pub(crate) use target::{Target, name};
 
 /// Names what answered: node, model, backend and why that one.

@@ -223,6 +223,11 @@ pub(crate) trait Engine {
     /// Computes one piece of every run, or one batch of the request whose turn it is.
     fn round(&mut self);
 
+    /// Does one piece, of milliseconds, of what is better done while nothing waits. Returns whether there was any.
+    fn tidy(&mut self) -> bool {
+        false
+    }
+
     /// Takes the messages that are ready for the node.
     fn take_messages(&mut self) -> impl Iterator<Item = FromWorker>;
 }
@@ -230,17 +235,15 @@ pub(crate) trait Engine {
 fn compute(mut engine: impl Engine, inbox: &Receiver<Input>, outbox: &mut impl Write) -> io::Result<()> {
     send([FromWorker::Loaded], outbox)?;
     loop {
-        let input = if engine.has_work() {
-            match inbox.try_recv() {
-                Ok(input) => Some(input),
-                Err(TryRecvError::Empty) => None,
-                Err(TryRecvError::Disconnected) => return Ok(()),
-            }
-        } else {
-            match inbox.recv() {
+        let input = match inbox.try_recv() {
+            Ok(input) => Some(input),
+            Err(TryRecvError::Empty) if engine.has_work() => None,
+            Err(TryRecvError::Empty) if engine.tidy() => continue,
+            Err(TryRecvError::Empty) => match inbox.recv() {
                 Ok(input) => Some(input),
                 Err(_) => return Ok(()),
-            }
+            },
+            Err(TryRecvError::Disconnected) => return Ok(()),
         };
         match input {
             Some(Input::Message(message)) => engine.take(message),

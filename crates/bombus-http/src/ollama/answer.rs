@@ -1,7 +1,5 @@
 //! Answers as lines of JSON, or as one object.
 
-use std::convert::Infallible;
-
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -16,7 +14,7 @@ use super::response::{
 };
 use super::timestamp;
 use crate::error::ApiError;
-use crate::inference::{Answers, ROUTE_HEADER, Truncation};
+use crate::inference::{Answers, ROUTE_HEADER, Truncation, body_of};
 
 const LINES_TYPE: &str = "application/x-ndjson";
 const OBJECT_TYPE: &str = "application/json; charset=utf-8";
@@ -191,17 +189,17 @@ pub(super) async fn respond(mut answers: Answers, head: Head, stream: bool) -> R
         let lines = async_stream::stream! {
             while let Some((piece, end)) = next.take() {
                 if end.is_some() && !piece.is_empty() {
-                    yield Ok::<_, Infallible>(line(head.write(piece, None)));
-                    yield Ok(line(head.write(Piece::default(), end)));
+                    yield line(head.write(piece, None));
+                    yield line(head.write(Piece::default(), end));
                 } else if end.is_some() || !piece.is_empty() {
-                    yield Ok(line(head.write(piece, end)));
+                    yield line(head.write(piece, end));
                 }
                 next = match answers.next().await {
                     None => None,
                     Some(Ok((_, event))) => Some(reader.read(event)),
                     Some(Err(error)) => {
                         let told = serde_json::to_vec(&error.ollama_body()).expect("an error has a JSON form");
-                        yield Ok(line(told));
+                        yield line(told);
                         return;
                     }
                 };
@@ -210,7 +208,7 @@ pub(super) async fn respond(mut answers: Answers, head: Head, stream: bool) -> R
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         // Proxies of the nginx kind collect an answer before they hand it on, unless they are told.
         headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-        (LINES_TYPE, Body::from_stream(lines))
+        (LINES_TYPE, body_of(lines))
     } else {
         let (mut whole, mut end) = (Piece::default(), None);
         while let Some((piece, ended)) = next {

@@ -1,8 +1,5 @@
 //! Answers as server-sent events.
 
-use std::convert::Infallible;
-
-use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bombus_core::chat::{ChatEvent, Delta, FinishReason, ToolCallDelta};
@@ -11,7 +8,7 @@ use serde::Serialize;
 
 use super::response::{Timings, Usage};
 use crate::error::ApiError;
-use crate::inference::Answers;
+use crate::inference::{Answers, body_of};
 
 /// How one of the two kinds of generation writes its chunks. Each method appends whole events.
 pub(super) trait Chunks: Send + 'static {
@@ -73,7 +70,7 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
                 Ok(event) => event,
                 Err(error) => {
                     out.event(&error.openai_body());
-                    yield Ok::<_, Infallible>(out.take());
+                    yield out.take();
                     return;
                 }
             };
@@ -99,7 +96,7 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
                 out.done();
             }
             if !out.0.is_empty() {
-                yield Ok(out.take());
+                yield out.take();
             }
         }
     };
@@ -109,7 +106,7 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
         // Proxies of the nginx kind collect an answer before they hand it on, unless they are told.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    (headers, told, Body::from_stream(events)).into_response()
+    (headers, told, body_of(events)).into_response()
 }
 
 /// Names why an answer ended.

@@ -176,7 +176,7 @@ impl<'m> Generator<'m> {
     /// Puts the caches away that no run uses, where they can be put back.
     fn shelve_idle(&mut self) {
         for slot in 0..self.slots.len() {
-            if self.slots[slot].run.is_none() {
+            if self.is_idle(slot) {
                 self.shelve(slot);
             }
         }
@@ -189,8 +189,11 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// Puts a copy of a slot's cache away. Returns whether that was possible.
+    /// Puts a copy of a slot's cache away. Returns whether there is one then.
     fn copy_to_shelf(&mut self, slot: usize) -> bool {
+        if self.is_on_shelf(slot) {
+            return true;
+        }
         let flags = LlamaStateSeqFlags::empty();
         if let Some(exact) = self.slots[slot].shifted_from {
             self.cut_cache(slot, exact);
@@ -206,6 +209,32 @@ impl<'m> Generator<'m> {
         let bytes = state.byte_len();
         self.shelf.put(self.slots[slot].cached.clone(), state, bytes);
         true
+    }
+
+    /// Returns whether there is a copy of the slot's whole cache.
+    fn is_on_shelf(&self, slot: usize) -> bool {
+        let slot = &self.slots[slot];
+        slot.shifted_from.is_none() && self.shelf.longest_prefix(&slot.cached) == slot.cached.len()
+    }
+
+    /// Copies the longest unused cache that has no copy yet, and takes it out of its slot. The youngest cache also stays in its slot,
+    /// where its conversation finds it at once.
+    fn shelve_longest_unused(&mut self) -> bool {
+        let mut idle: Vec<usize> = (0..self.slots.len()).filter(|slot| self.is_idle(*slot)).collect();
+        idle.sort_by_key(|slot| self.slots[*slot].used_at);
+        let Some(youngest) = idle.pop() else { return false };
+        for slot in idle {
+            if self.copy_to_shelf(slot) {
+                self.clear_slot(slot);
+                return true;
+            }
+        }
+        !self.is_on_shelf(youngest) && self.copy_to_shelf(youngest)
+    }
+
+    /// Returns whether a slot has a cache and no run.
+    fn is_idle(&self, slot: usize) -> bool {
+        self.slots[slot].run.is_none() && !self.slots[slot].cached.is_empty()
     }
 
     /// Brings the cache back that holds most of `tokens`, into a slot that has less of them.
@@ -499,6 +528,10 @@ impl Engine for Generator<'_> {
                 self.fail(slot, error);
             }
         }
+    }
+
+    fn tidy(&mut self) -> bool {
+        self.shelve_longest_unused()
     }
 
     fn take_messages(&mut self) -> impl Iterator<Item = FromWorker> {
