@@ -1,8 +1,9 @@
 //! Who a node is.
 
 use std::fmt;
+use std::str::FromStr;
 
-use ed25519_dalek::{SigningKey, VerifyingKey};
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 /// A node's id: the libp2p peer id of its Ed25519 key, as base58btc text (`12D3Koo...`).
@@ -10,18 +11,49 @@ use serde::{Deserialize, Serialize};
 /// Source: the libp2p peer id specification. An Ed25519 public key in libp2p's protobuf form is 36 bytes, short enough for the
 /// `identity` multihash, so the id carries the key itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String", into = "String")]
 pub struct NodeId(String);
 
 /// Multihash header (`identity`, 36 bytes) and protobuf header (field 1: key type Ed25519; field 2: 32 bytes).
 const PEER_ID_PREFIX: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
 
+/// The longest text worth decoding: 38 bytes are 52 characters, and decoding takes time that grows with the square of the length.
+const TEXT_LENGTH_MAX: usize = 64;
+
 impl NodeId {
     /// Derives the id of a public key.
     #[must_use]
     pub fn of(key: &VerifyingKey) -> Self {
+        Self::encode(key.as_bytes())
+    }
+
+    /// Reads an id from its text.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with a text that is not the peer id of an Ed25519 key.
+    pub fn parse(text: &str) -> Result<Self, ParseNodeIdError> {
+        if text.len() > TEXT_LENGTH_MAX {
+            return Err(ParseNodeIdError::Length);
+        }
+        let bytes = bs58::decode(text).into_vec().map_err(|_| ParseNodeIdError::Base58)?;
+        let key = bytes.strip_prefix(&PEER_ID_PREFIX).ok_or(ParseNodeIdError::NotEd25519)?;
+        Self::from_public_key(key.try_into().map_err(|_| ParseNodeIdError::Length)?)
+    }
+
+    /// Makes the id of a public key of 32 bytes.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error where the bytes are no Ed25519 public key.
+    pub fn from_public_key(bytes: &[u8; 32]) -> Result<Self, ParseNodeIdError> {
+        VerifyingKey::from_bytes(bytes).map_err(|_| ParseNodeIdError::NoKey)?;
+        Ok(Self::encode(bytes))
+    }
+
+    fn encode(key: &[u8; 32]) -> Self {
         let mut bytes = PEER_ID_PREFIX.to_vec();
-        bytes.extend_from_slice(key.as_bytes());
+        bytes.extend_from_slice(key);
         Self(bs58::encode(bytes).into_string())
     }
 
@@ -30,6 +62,64 @@ impl NodeId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns the public key that the id carries, as 32 bytes.
+    #[must_use]
+    pub fn public_key(&self) -> [u8; 32] {
+        let bytes = bs58::decode(&self.0).into_vec().expect("an id is base58 text");
+        bytes[PEER_ID_PREFIX.len()..].try_into().expect("an id carries 32 bytes")
+    }
+
+    /// Returns the key that the node's signatures are checked with.
+    #[must_use]
+    pub fn verifying_key(&self) -> VerifyingKey {
+        VerifyingKey::from_bytes(&self.public_key()).expect("an id carries a public key")
+    }
+
+    /// Returns whether this node signed a message. Signatures that a small-order key could forge are refused.
+    #[must_use]
+    pub fn signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        self.verifying_key().verify_strict(message, &Signature::from_bytes(signature)).is_ok()
+    }
+}
+
+/// Why a text is no [`NodeId`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ParseNodeIdError {
+    /// It has characters that base58btc lacks.
+    #[error("a node id is base58 text such as 12D3KooW...")]
+    Base58,
+    /// It is the peer id of something other than an Ed25519 key.
+    #[error("this is not the peer id of an Ed25519 key (those begin with 12D3KooW)")]
+    NotEd25519,
+    /// It is too long or too short.
+    #[error("a node id has 52 characters")]
+    Length,
+    /// The bytes in it are no point of the curve.
+    #[error("this node id carries no valid public key")]
+    NoKey,
+}
+
+impl TryFrom<String> for NodeId {
+    type Error = ParseNodeIdError;
+
+    fn try_from(text: String) -> Result<Self, ParseNodeIdError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<NodeId> for String {
+    fn from(id: NodeId) -> Self {
+        id.0
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = ParseNodeIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseNodeIdError> {
+        Self::parse(text)
+    }
 }
 
 impl fmt::Display for NodeId {
@@ -37,6 +127,57 @@ impl fmt::Display for NodeId {
         f.write_str(&self.0)
     }
 }
+
+/// Names one run of a node's process: random, drawn anew at every start. Two of them alive under one [`NodeId`] mean that two
+/// machines have the same key.
+///
+/// Its text is 16 hexadecimal digits, since JSON's numbers do not hold 64 bits everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BootId(u64);
+
+impl BootId {
+    /// Takes 64 random bits.
+    #[must_use]
+    pub fn new(random: u64) -> Self {
+        Self(random)
+    }
+
+    /// Returns the 64 bits.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for BootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl From<BootId> for String {
+    fn from(boot: BootId) -> Self {
+        boot.to_string()
+    }
+}
+
+impl TryFrom<String> for BootId {
+    type Error = ParseBootIdError;
+
+    fn try_from(text: String) -> Result<Self, ParseBootIdError> {
+        let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !digits {
+            return Err(ParseBootIdError);
+        }
+        u64::from_str_radix(&text, 16).map(Self).map_err(|_| ParseBootIdError)
+    }
+}
+
+/// Says that a text is no [`BootId`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the id of a run of a node is 16 hexadecimal digits")]
+pub struct ParseBootIdError;
 
 /// A node's key pair, from which its [`NodeId`] follows.
 pub struct NodeKey(SigningKey);
@@ -58,6 +199,12 @@ impl NodeKey {
     #[must_use]
     pub fn node_id(&self) -> NodeId {
         NodeId::of(&self.0.verifying_key())
+    }
+
+    /// Signs a message (Ed25519, RFC 8032).
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.0.sign(message).to_bytes()
     }
 }
 
@@ -88,6 +235,57 @@ mod tests {
     fn debug_output_does_not_show_the_secret() {
         let key = NodeKey::from_secret(&[7; 32]);
         assert_eq!(format!("{key:?}"), format!("NodeKey({:?})", key.node_id()));
+    }
+
+    #[test]
+    fn an_id_is_read_back_from_its_text_and_carries_the_key() {
+        let key = NodeKey::from_secret(&[7; 32]);
+        let id = NodeId::parse(key.node_id().as_str()).unwrap();
+        assert_eq!(id, key.node_id());
+        assert_eq!(id.verifying_key(), key.0.verifying_key());
+        let json = serde_json::to_string(&id).unwrap();
+        assert_eq!(json, format!("\"{id}\""));
+        assert_eq!(serde_json::from_str::<NodeId>(&json).unwrap(), id);
+    }
+
+    #[test]
+    fn what_is_no_id_is_refused_with_the_reason() {
+        let text = NodeKey::from_secret(&[7; 32]).node_id().to_string();
+        let cases = [
+            (String::new(), ParseNodeIdError::NotEd25519),
+            ("pi-node-1".to_owned(), ParseNodeIdError::Base58),
+            ("QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG".to_owned(), ParseNodeIdError::NotEd25519),
+            (text[..51].to_owned(), ParseNodeIdError::NotEd25519),
+            (text.repeat(1_000), ParseNodeIdError::Length),
+            (NodeId::encode(&no_point()).0, ParseNodeIdError::NoKey),
+        ];
+        for (text, error) in cases {
+            assert_eq!(NodeId::parse(&text), Err(error), "{text}");
+            assert!(serde_json::from_value::<NodeId>(text.into()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_signature_is_good_for_its_message_and_signer_alone() {
+        let key = NodeKey::from_secret(&[7; 32]);
+        let signature = key.sign(b"leave");
+        assert!(key.node_id().signed(b"leave", &signature));
+        assert!(!key.node_id().signed(b"stay", &signature));
+        assert!(!NodeKey::from_secret(&[8; 32]).node_id().signed(b"leave", &signature));
+    }
+
+    #[test]
+    fn a_boot_id_keeps_all_its_bits_in_json() {
+        let boot = BootId::new(u64::MAX - 1);
+        let json = serde_json::to_string(&boot).unwrap();
+        assert_eq!(json, "\"fffffffffffffffe\"");
+        assert_eq!(serde_json::from_str::<BootId>(&json).unwrap(), boot);
+        assert!(serde_json::from_str::<BootId>("\"+ffffffffffffffe\"").is_err());
+    }
+
+    /// Returns 32 bytes that are no point of the curve: about half of all are none.
+    fn no_point() -> [u8; 32] {
+        (0..=u8::MAX).map(|byte| [byte; 32]).find(|bytes| VerifyingKey::from_bytes(bytes).is_err()).unwrap()
     }
 
     fn hex(text: &str) -> [u8; 32] {

@@ -6,5 +6,8 @@ pub mod breaker;
 pub mod capability;
 pub mod chat;
 pub mod identity;
+pub mod liveness;
 pub mod model;
 pub mod placement;
+mod random;
+pub mod topics;
