@@ -1,11 +1,13 @@
 """Our engine, through `bombus up`, against llama.cpp's own llama-server and llama-bench: same model file, same threads, interleaved.
 
-Both servers stay up for the whole run; in each round each of them gets every measurement, one server after the other, and the order
-turns around from round to round. The numbers are medians over the rounds. Prompts are random token ids, the same for all servers and
-never used twice, so that nothing is answered from a cache unless a row says so.
+Each round starts both servers anew, since one process may be some percent faster than the next for the whole of its life. Every
+measurement goes to one server right after the other, and who comes first turns around from round to round, since the speed of a virtual
+machine changes within seconds. The numbers are medians over the rounds, and so is the ratio: of the ratios of the pairs. Prompts are random token ids, the same for all servers and never used twice, so that
+nothing is answered from a cache unless a row says so.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -53,28 +55,36 @@ class Prompts:
         return [self.random.randrange(1000, 40000) for _ in range(tokens)]
 
 
-def measure(base, model, seed):
-    """Takes every measurement of one round from one server."""
-    prompts = Prompts(seed)
-    result = {}
+def measure_prompt(base, model, prompts):
     stream = streams.take_all(base, model, [prompts.next(PROMPT_TOKENS)], 1)[0]
     if stream.prompt_tokens != PROMPT_TOKENS:
         raise RuntimeError(f"{base} read {stream.prompt_tokens} tokens of a prompt of {PROMPT_TOKENS}")
-    result["prompt"] = PROMPT_TOKENS / stream.first_token_s
-    for count in (1, 4, 8):
+    return {"prompt": PROMPT_TOKENS / stream.first_token_s}
+
+
+def measure_generation(count):
+    def measure(base, model, prompts):
         taken = streams.take_all(base, model, [prompts.next(SHORT_PROMPT_TOKENS) for _ in range(count)], GENERATED_TOKENS)
         short = [stream.completion_tokens for stream in taken if stream.completion_tokens != GENERATED_TOKENS]
         if short:
             raise RuntimeError(f"{base} generated {short} tokens where {GENERATED_TOKENS} were asked for")
-        result[f"streams_{count}"] = streams.generation_rate(taken)
+        result = {f"streams_{count}": streams.generation_rate(taken)}
         if count == SLOTS:
             result["whole_8"] = streams.whole_s(taken)
+        return result
+
+    return measure
+
+
+def measure_first_token(base, model, prompts):
     prefix = prompts.next(SHARED_PREFIX_TOKENS)
     cold, warm = (
         streams.take_all(base, model, [prefix + prompts.next(SHORT_PROMPT_TOKENS)], 4)[0].first_token_s * 1000 for _ in range(2)
     )
-    result["first_token"], result["first_token_shared"] = cold, warm
-    return result
+    return {"first_token": cold, "first_token_shared": warm}
+
+
+MEASUREMENTS = [measure_prompt, *(measure_generation(count) for count in (1, 4, SLOTS)), measure_first_token]
 
 
 def llama_bench(binary, model_file, threads):
@@ -103,18 +113,17 @@ def reference_folder(flavour):
     return done.stdout.strip()
 
 
-def medians(rounds):
-    return {name: statistics.median(round[name] for round in rounds) for name in rounds[0]}
+def median(rounds, key):
+    return statistics.median(round[key] for round in rounds)
 
 
 def report(results, load_before, options):
-    ours = results["bombus"]
     head = ["", "bombus", *[name for name in results if name != "bombus"], "bombus / llama-server", "target"]
     rows = []
     for key, (label, unit, digits, more_is_better, target) in ROWS.items():
-        cells = [f"{result[key]:.{digits}f}" if key in result else "" for result in results.values()]
-        reference = results["llama-server"][key]
-        ratio = ours[key] / reference if more_is_better else reference / ours[key]
+        cells = [f"{median(rounds, key):.{digits}f}" if key in rounds[0] else "" for rounds in results.values()]
+        pairs = [(ours[key], reference[key]) for ours, reference in zip(results["bombus"], results["llama-server"])]
+        ratio = statistics.median(ours / reference if more_is_better else reference / ours for ours, reference in pairs)
         rows.append([f"{label} ({unit})", *cells, f"{ratio:.2f}", "" if target is None else f">= {target:.2f}"])
     machine.print_table(head, rows)
     print()
@@ -148,33 +157,37 @@ kv_tokens = {KV_TOKENS}
         link_models(cached_models(), data_dir)
         listed = json.loads(bombus(data_dir, "models", "list", "--json").stdout)
         model_file = next(model["path"] for model in listed if model["name"] == MODEL)
-        references = {}
-        try:
-            for flavour in flavours:
-                name = "llama-server" if flavour == "portable" else "llama-server, native"
-                references[name] = Reference(flavour, work / flavour, model_file, options.threads)
-            with Node(data_dir, config) as node:
-                run(options, node, references, model_file)
-        finally:
-            for reference in references.values():
-                reference.stop()
-
-
-def run(options, node, references, model_file):
-    servers = {"bombus": (node.api, MODEL)} | {name: (reference.api, "reference") for name, reference in references.items()}
-    for number, (base, model) in enumerate(servers.values()):
-        streams.take_all(base, model, [Prompts(-1 - number).next(SHORT_PROMPT_TOKENS)] * 2, 16)
-    load_before = machine.load()
-    rounds = {name: [] for name in [*servers, "llama-bench"]}
-    for number in range(options.rounds):
-        order = list(servers.items())
-        for name, (base, model) in order if number % 2 == 0 else reversed(order):
-            rounds[name].append(measure(base, model, number))
-        rounds["llama-bench"].append(llama_bench(references["llama-server"].binaries / "llama-bench", model_file, options.threads))
-        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+        load_before = machine.load()
+        rounds = {}
+        for number in range(options.rounds):
+            take_round(number, rounds, options, flavours, work, config, data_dir, model_file)
+            print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
     if options.raw:
         options.raw.write_text(json.dumps(rounds, indent=1))
-    report({name: medians(taken) for name, taken in rounds.items()}, load_before, options)
+    report(rounds, load_before, options)
+
+
+def take_round(number, rounds, options, flavours, work, config, data_dir, model_file):
+    """Starts all servers, takes every measurement from each, and stops them."""
+    with contextlib.ExitStack() as running:
+        references = {}
+        for flavour in flavours:
+            name = "llama-server" if flavour == "portable" else "llama-server, native"
+            references[name] = Reference(flavour, work / flavour, model_file, options.threads)
+            running.callback(references[name].stop)
+        node = running.enter_context(Node(data_dir, config))
+        servers = {"bombus": (node.api, MODEL)} | {name: (reference.api, "reference") for name, reference in references.items()}
+        for place, (base, model) in enumerate(servers.values()):
+            streams.take_all(base, model, [Prompts(-1 - place).next(SHORT_PROMPT_TOKENS)] * 2, 16)
+        order = list(servers.items()) if number % 2 == 0 else list(reversed(servers.items()))
+        prompts = {name: Prompts(number) for name in servers}
+        taken = {name: {} for name in servers}
+        for take in MEASUREMENTS:
+            for name, (base, model) in order:
+                taken[name] |= take(base, model, prompts[name])
+    taken["llama-bench"] = llama_bench(references["llama-server"].binaries / "llama-bench", model_file, options.threads)
+    for name, result in taken.items():
+        rounds.setdefault(name, []).append(result)
 
 
 if __name__ == "__main__":

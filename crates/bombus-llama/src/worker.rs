@@ -24,7 +24,8 @@ use std::io::{self, BufWriter, Write};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::time::Duration;
 
 use bombus_core::chat::ChatRequest;
 use llama_cpp_2::context::LlamaContext;
@@ -48,6 +49,9 @@ use crate::protocol::{
 
 /// Messages from the node that wait to be read. When it is full the node's pipe fills, and then the node waits.
 const INBOX_MESSAGES_MAX: usize = 1_024;
+
+/// A request that follows on another within this time is not held up by tidying.
+const TIDY_AFTER: Duration = Duration::from_millis(50);
 
 /// Runs an engine process: the main function behind `bombus engine-worker`.
 ///
@@ -238,10 +242,9 @@ fn compute(mut engine: impl Engine, inbox: &Receiver<Input>, outbox: &mut impl W
         let input = match inbox.try_recv() {
             Ok(input) => Some(input),
             Err(TryRecvError::Empty) if engine.has_work() => None,
-            Err(TryRecvError::Empty) if engine.tidy() => continue,
-            Err(TryRecvError::Empty) => match inbox.recv() {
-                Ok(input) => Some(input),
-                Err(_) => return Ok(()),
+            Err(TryRecvError::Empty) => match wait_and_tidy(&mut engine, inbox) {
+                Some(input) => Some(input),
+                None => return Ok(()),
             },
             Err(TryRecvError::Disconnected) => return Ok(()),
         };
@@ -255,6 +258,19 @@ fn compute(mut engine: impl Engine, inbox: &Receiver<Input>, outbox: &mut impl W
             None => engine.round(),
         }
         send(engine.take_messages(), outbox)?;
+    }
+}
+
+/// Waits for the next input. When it has been quiet for a while, the engine tidies up in the meantime. Returns `None` when there will be
+/// no more.
+fn wait_and_tidy(engine: &mut impl Engine, inbox: &Receiver<Input>) -> Option<Input> {
+    loop {
+        match inbox.recv_timeout(TIDY_AFTER) {
+            Ok(input) => return Some(input),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) if engine.tidy() => {}
+            Err(RecvTimeoutError::Timeout) => return inbox.recv().ok(),
+        }
     }
 }
 
