@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_appender::rolling::{RollingFileAppender, Rotation as AppenderRotation};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -12,12 +11,13 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use crate::config::{LogConfig, Rotation};
 
+mod batched;
+
+use batched::{BatchedGuard, batched};
+
 /// Writes out what is still buffered when it is dropped.
 #[must_use]
-pub(crate) struct Telemetry(#[expect(dead_code, reason = "held for their drop")] Vec<WorkerGuard>);
-
-/// Lines that wait for a slow disk or terminal; more are dropped, so that logging never holds up the node.
-const BUFFERED_LINES_MAX: usize = 16_384;
+pub(crate) struct Telemetry(#[expect(dead_code, reason = "held for their drop")] Vec<BatchedGuard>);
 
 /// Parses `[log] level`.
 ///
@@ -43,8 +43,7 @@ pub(crate) fn begin(config: &LogConfig, level: &str) -> Result<Telemetry> {
     let mut guards = Vec::new();
     let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
 
-    let (stderr, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES_MAX).finish(std::io::stderr());
+    let (stderr, guard) = batched(std::io::stderr()).context("the thread that writes logs cannot start")?;
     guards.push(guard);
     let on_stderr = if std::io::stderr().is_terminal() {
         tracing_subscriber::fmt::layer().with_writer(stderr).with_target(false).boxed()
@@ -56,8 +55,7 @@ pub(crate) fn begin(config: &LogConfig, level: &str) -> Result<Telemetry> {
         Some(_) => layers.push(on_stderr.with_filter(LevelFilter::WARN).boxed()),
     }
     if let Some(path) = &config.file {
-        let (file, guard) =
-            NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES_MAX).finish(log_file(config, path)?);
+        let (file, guard) = batched(log_file(config, path)?).context("the thread that writes logs cannot start")?;
         guards.push(guard);
         let in_file = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(file);
         layers.push(in_file.with_filter(filter()?).boxed());
