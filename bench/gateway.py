@@ -1,14 +1,16 @@
 """What a node adds before an upstream: against asking the upstream directly, and beside LiteLLM and sglang-router, in the same run.
 
 The upstream is a second node whose model is a script that answers at once, so that nearly all of the time is the gateway's. All servers
-stay up for the whole run. In each round each of them gets every measurement, one server after the other, and the order turns around from
-round to round.
+stay up for the whole run; those that are not being measured are stopped meanwhile (SIGSTOP). In each round each of them gets every
+measurement, one server after the other, and the order turns around from round to round.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import statistics
 import sys
 import tempfile
@@ -19,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests" / "clients"))
 import load
 import machine
 from bombus_node import Node
-from node import memory_mb
+from node import memory_mb, processes
 from servers import LiteLlm, Server, free_port
 
 TEXT = "one two three four five six seven eight"
@@ -160,6 +162,25 @@ def main():
                     server.stop()
 
 
+@contextlib.contextmanager
+def standing_still(servers):
+    """Stops servers that are not being measured, so that what they do at rest costs the others nothing."""
+    groups = [server.process.pid for server in servers]
+    for group in groups:
+        signal_all(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for group in groups:
+            signal_all(group, signal.SIGCONT)
+
+
+def signal_all(pid, number):
+    """Sends a signal to a process and to all that it started."""
+    for process in processes(pid):
+        os.kill(process, number)
+
+
 def run(servers, options):
     netlocs = {name: server.api.removeprefix("http://") for name, server in servers.items()}
     results = {name: Taken() for name in servers}
@@ -169,9 +190,10 @@ def run(servers, options):
     for number in range(options.rounds):
         order = list(netlocs.items())
         for name, netloc in order if number % 2 == 0 else reversed(order):
-            measure(netloc, results[name], options)
-            if number % 2 == 0:
-                measure_streams(netloc, results[name])
+            with standing_still(server for other, server in servers.items() if other not in ("direct", name)):
+                measure(netloc, results[name], options)
+                if number % 2 == 0:
+                    measure_streams(netloc, results[name])
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
     for name, server in servers.items():
         results[name].memory_mb = memory_mb(server.process.pid)
