@@ -15,8 +15,20 @@ from metrics import read
 HERE = pathlib.Path(__file__).parent
 LIMIT_S = 300
 ANSWERS_MIN = 2
-# No request to these is answered well: there is no registry to push to, and nothing that may be deleted or is a blob.
-NEVER_WELL = ["/api/blobs/{digest}", "/api/delete", "/api/push"]
+# No request to these is answered well: there is no registry to push to, and nothing that may be deleted or is a blob; the node is alone, and
+# what changes its membership needs a key.
+NEVER_WELL = [
+    "/api/blobs/{digest}",
+    "/api/delete",
+    "/api/push",
+    "/mesh/invite",
+    "/mesh/join",
+    "/mesh/kick",
+    "/mesh/leave",
+    "/mesh/owner",
+    "/mesh/ping/{peer}",
+    "/mesh/rekey",
+]
 PATHS = [
     "/",
     "/api/blobs/{digest}",
@@ -35,12 +47,23 @@ PATHS = [
     "/api/tags",
     "/api/version",
     "/backends",
+    "/events",
     "/health",
     "/identity",
+    "/mesh/invite",
+    "/mesh/join",
+    "/mesh/kick",
+    "/mesh/leave",
+    "/mesh/owner",
+    "/mesh/ping/{peer}",
+    "/mesh/rekey",
+    "/mesh/report",
     "/metrics",
     "/openapi.json",
+    "/peers",
     "/route",
     "/status",
+    "/swarm",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",

@@ -15,6 +15,8 @@ pub(crate) struct App {
     pub(crate) bound: SocketAddr,
     /// Memory for the bodies of requests.
     pub(crate) body_room: BodyRoom,
+    /// Cancelled when a shutdown begins: streams that would never end by themselves end.
+    pub(crate) stopping: CancellationToken,
     /// Cancelled when the grace time of a shutdown is over: running answers end with an error.
     pub(crate) cut: CancellationToken,
     /// `system_fingerprint` of every answer.
@@ -27,7 +29,8 @@ impl App {
     pub(crate) fn new(config: HttpConfig, services: Services, bound: SocketAddr, openapi: Bytes) -> Self {
         let fingerprint = format!("bombus-{}", services.node.version).into();
         let body_room = BodyRoom::new(config.limits.bodies_bytes_max);
-        Self { config, services, bound, body_room, cut: CancellationToken::new(), fingerprint, openapi }
+        let (stopping, cut) = (CancellationToken::new(), CancellationToken::new());
+        Self { config, services, bound, body_room, stopping, cut, fingerprint, openapi }
     }
 }
 

@@ -1,11 +1,11 @@
-//! The check of API keys on listeners beyond loopback.
+//! The check of API keys: on listeners beyond loopback for every route, and everywhere for those that change who is a member.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::app::SharedApp;
+use crate::app::{App, SharedApp};
 use crate::error::ApiError;
 
 /// The one route that needs no key, so that load balancers and peers can see whether the node lives.
@@ -15,19 +15,27 @@ pub(crate) async fn require_key(State(app): State<SharedApp>, request: Request, 
     if request.uri().path() == OPEN_ROUTE {
         return next.run(request).await;
     }
-    let Some(secret) = presented_key(request.headers()) else {
+    match check(&app, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Looks whether a request carries a key that is known.
+pub(crate) fn check(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(secret) = presented_key(headers) else {
         let message = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'";
-        return ApiError::unauthorized(message).into_response();
+        return Err(ApiError::unauthorized(message));
     };
     match app.services.keys.verify(secret) {
         Ok(Some(name)) => {
             tracing::debug!(key.name = name, "API key accepted");
-            next.run(request).await
+            Ok(())
         }
-        Ok(None) => ApiError::unauthorized("this API key is not known here, or was revoked").into_response(),
+        Ok(None) => Err(ApiError::unauthorized("this API key is not known here, or was revoked")),
         Err(error) => {
             tracing::error!(%error, "API keys cannot be checked");
-            ApiError::keys_unreadable(error).into_response()
+            Err(ApiError::keys_unreadable(error))
         }
     }
 }

@@ -78,6 +78,31 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
     }
 
+    /// A request that the state of the swarm stands against.
+    pub(crate) fn conflict(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, Some(code), message)
+    }
+
+    /// A node that nobody knows.
+    pub(crate) fn peer_not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("peer_not_found"), message)
+    }
+
+    /// A node that does not answer.
+    pub(crate) fn peer_unreachable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, Some("peer_unreachable"), message)
+    }
+
+    /// A mesh that is not there now.
+    pub(crate) fn mesh_unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("mesh_unavailable"), message)
+    }
+
+    /// A mesh that failed at what it was asked to do.
+    pub(crate) fn mesh_failed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("mesh_failed"), message)
+    }
+
     /// A request from where none is accepted.
     pub(crate) fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, Some(code), message)

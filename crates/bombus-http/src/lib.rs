@@ -11,6 +11,7 @@ mod config;
 mod error;
 mod inference;
 pub mod keys;
+pub mod mesh;
 mod metrics;
 mod native;
 mod observe;

@@ -1,8 +1,12 @@
 //! The native routes, in mycoSwarm's shapes.
 
 pub(crate) mod backends;
+pub(crate) mod events;
+pub(crate) mod mesh;
+pub(crate) mod peers;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
@@ -17,6 +21,7 @@ use utoipa::ToSchema;
 
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
+use crate::mesh::Mesh;
 
 /// Longest wait for a backend to say how it is.
 const HEALTH_TIME_MAX: Duration = Duration::from_secs(2);
@@ -30,6 +35,7 @@ pub(crate) struct HealthAnswer {
     /// Always `ok`: a node that is not does not answer.
     status: &'static str,
     uptime_seconds: f64,
+    /// Nodes of the swarm besides this one that are not gone.
     peer_count: usize,
     version: String,
 }
@@ -79,6 +85,7 @@ pub(crate) struct StatusAnswer {
     vram_total_mb: u64,
     vram_free_mb: u64,
     ollama_models: Vec<String>,
+    /// Nodes of the swarm besides this one that are not gone.
     peers: usize,
     tasks_pending: u64,
     /// Answers being generated.
@@ -106,7 +113,7 @@ pub(crate) async fn health(State(app): State<SharedApp>) -> Json<HealthAnswer> {
         hostname: node.name.clone(),
         status: "ok",
         uptime_seconds: uptime_seconds(&app),
-        peer_count: 0,
+        peer_count: peers::count(&app),
         version: node.version.clone(),
     })
 }
@@ -166,7 +173,7 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
         vram_total_mb: gpu.map_or(0, |gpu| gpu.vram_total_mb),
         vram_free_mb: gpu.map_or(0, |gpu| gpu.vram_free_mb),
         ollama_models: model_names(&app).await,
-        peers: 0,
+        peers: peers::count(&app),
         tasks_pending: 0,
         tasks_active: app.services.metrics.answers_running(),
         uptime_seconds: uptime_seconds(&app),
@@ -193,6 +200,11 @@ pub(crate) async fn metrics(State(app): State<SharedApp>) -> Result<Response, Ap
 }
 
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Returns the mesh, which every node has but those that tests put together.
+fn mesh_of(app: &App) -> Result<&Arc<dyn Mesh>, ApiError> {
+    app.services.mesh.as_ref().ok_or_else(|| ApiError::mesh_unavailable("this node has no mesh"))
+}
 
 /// Asks every backend how it is and returns what those that do not work say.
 async fn backend_troubles(app: &App) -> Vec<String> {
@@ -227,3 +239,6 @@ fn name_of(word: impl Serialize) -> String {
         _ => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

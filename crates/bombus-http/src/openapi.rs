@@ -63,6 +63,8 @@ const ANY: &[(u16, &str)] = &[
 ];
 const NEEDS_KEY: &[(u16, &str)] =
     &[(401, "No API key, or one that is not known; on loopback only where `api.require_key` is set")];
+const NEEDS_KEY_EVERYWHERE: &[(u16, &str)] =
+    &[(401, "No API key, or one that is not known; this route needs one on loopback too")];
 const HAS_BODY: &[(u16, &str)] = &[
     (
         400,
@@ -81,6 +83,13 @@ const HAS_BODY: &[(u16, &str)] = &[
     (504, "No token came in time"),
 ];
 
+/// The errors of a body that never reaches a backend.
+const HAS_NATIVE_BODY: &[(u16, &str)] = &[
+    (400, "The request is at fault: not JSON, a wrong type, a value out of range"),
+    (408, "The request's body did not arrive in time"),
+    (413, "The request's body is too large"),
+];
+
 /// Adds the errors that a request can meet on its way to any handler.
 pub(crate) fn complete(document: &mut Document) {
     for (path, item) in &mut document.paths.paths {
@@ -96,12 +105,19 @@ pub(crate) fn complete(document: &mut Document) {
                 add_errors(operation, NEEDS_KEY, schema, content_type);
                 operation.security = Some(keys());
             }
-            if operation.request_body.is_some() {
+            if dialect == Dialect::Native && operation.request_body.is_some() {
+                add_errors(operation, HAS_NATIVE_BODY, schema, content_type);
+            } else if operation.request_body.is_some() {
                 add_errors(operation, HAS_BODY, schema, content_type);
                 if dialect == Dialect::Ollama {
                     operation.responses.responses.remove("429");
                 }
             }
+        }
+        // These change who is a member, or tell a secret of it: they need a key on loopback too.
+        if let Some(operation) = item.post.as_mut().filter(|_| path.starts_with("/mesh/")) {
+            operation.security = Some(keys().split_off(1));
+            add_errors(operation, NEEDS_KEY_EVERYWHERE, schema, content_type);
         }
         // Answers to HEAD have no bodies.
         if let Some(operation) = &mut item.head {

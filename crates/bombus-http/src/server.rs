@@ -96,7 +96,7 @@ impl Server {
     pub async fn serve(self, stop: CancellationToken) {
         let limits = &self.app.config.limits;
         let slots = Arc::new(Semaphore::new(limits.connections_max));
-        let draining = CancellationToken::new();
+        let draining = self.app.stopping.clone();
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Instant;
 
 use bombus_core::capability::Hardware;
@@ -5,6 +6,7 @@ use bombus_core::identity::NodeId;
 use bombus_infer::Backends;
 use tokio::sync::watch;
 
+use crate::mesh::Mesh;
 use crate::{KeyStore, Metrics};
 
 /// What the HTTP surfaces stand on.
@@ -20,6 +22,8 @@ pub struct Services {
     pub metrics: Metrics,
     /// The model for requests that name none; without it they are refused.
     pub default_model: Option<String>,
+    /// The other nodes; without it this node is alone.
+    pub mesh: Option<Arc<dyn Mesh>>,
 }
 
 /// Facts about the node.

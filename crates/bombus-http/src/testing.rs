@@ -22,12 +22,17 @@ use bombus_infer::{
     Progress, ProgressStream,
 };
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 use tower::ServiceExt;
 
+use crate::mesh::{
+    FeedItem, Handed, Invitation, Membership, Mesh, MeshError, MeshReport, Moved, Named, Peer, PeerState, Pong, Rung,
+    Trouble, Unreached,
+};
 use crate::{HttpConfig, KeyStore, Metrics, NodeFacts, NodeSample, Services, router};
 
 /// A backend that plays back what a test gives it, and remembers what it was asked.
@@ -287,6 +292,163 @@ pub(crate) fn services_over(backends: Vec<NamedBackend>) -> Services {
         keys: KeyStore::open("/nonexistent/keys.json"),
         metrics: Metrics::new(),
         default_model: None,
+        mesh: Some(Arc::new(ScriptedMesh::default())),
+    }
+}
+
+/// A key that opens what needs one on loopback too, and the services that know it.
+pub(crate) fn with_session_key(services: Services) -> (Services, String) {
+    let (keys, key) = services.keys.clone().with_session_key().unwrap();
+    (Services { keys, ..services }, key)
+}
+
+/// A mesh of two peers that does what a test wants, and remembers what it was told.
+#[derive(Clone, Default)]
+pub(crate) struct ScriptedMesh {
+    pub(crate) peers: Vec<Peer>,
+    /// The feed of every reader; it stays open behind them.
+    pub(crate) feed: Vec<FeedItem>,
+    /// Where readers began.
+    pub(crate) read_after: Arc<Mutex<Vec<Option<u64>>>>,
+    /// Answers everything that can fail.
+    pub(crate) refusal: Option<MeshError>,
+    /// What was asked for, in words.
+    pub(crate) told: Arc<Mutex<Vec<String>>>,
+}
+
+impl ScriptedMesh {
+    fn answer<T>(&self, what: String, value: T) -> Result<T, MeshError> {
+        self.told.lock().unwrap().push(what);
+        self.refusal.clone().map_or(Ok(value), Err)
+    }
+}
+
+/// A peer of which only what is given is known.
+pub(crate) fn peer(node_id: &str, hostname: &str) -> Peer {
+    Peer {
+        node_id: node_id.into(),
+        hostname: hostname.into(),
+        ip: None,
+        port: None,
+        node_tier: None,
+        capabilities: Vec::new(),
+        gpu_name: None,
+        vram_total_mb: 0,
+        available_models: Vec::new(),
+        last_seen: 1_763_700_000.5,
+        version: None,
+        state: PeerState::Alive,
+        reason: "connected".into(),
+        since: None,
+        status: None,
+        path: None,
+        latency_ms: None,
+        running: None,
+        slots: None,
+        cpu_usage_percent: None,
+        gpu_tier: None,
+        backends: Vec::new(),
+        installed: Vec::new(),
+        clock_skew_ms: None,
+    }
+}
+
+#[async_trait]
+impl Mesh for ScriptedMesh {
+    async fn membership(&self) -> Membership {
+        Membership {
+            swarm_id: "abcdefghijklmnop".into(),
+            open: false,
+            generation: 2,
+            owner: true,
+            listen: vec!["/ip4/127.0.0.1/tcp/7891/p2p/12D3KooWSelf".into()],
+        }
+    }
+
+    fn own(&self) -> Peer {
+        Peer {
+            node_tier: Some("light".into()),
+            available_models: vec!["m:latest".into()],
+            cpu_usage_percent: Some(12.5),
+            running: Some(1),
+            slots: Some(8),
+            ..peer("12D3KooWSelf", "bee")
+        }
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        self.peers.clone()
+    }
+
+    fn events(&self, after: Option<u64>) -> BoxStream<'static, FeedItem> {
+        self.read_after.lock().unwrap().push(after);
+        let ends = self.feed.iter().any(|item| matches!(item, FeedItem::Lagged { .. }));
+        let items = futures::stream::iter(self.feed.clone());
+        if ends { items.boxed() } else { items.chain(futures::stream::pending()).boxed() }
+    }
+
+    async fn report(&self) -> MeshReport {
+        MeshReport {
+            node_id: "12D3KooWSelf".into(),
+            membership: self.membership().await,
+            connected: self.peers.len(),
+            rungs: vec![Rung { name: "mdns-v4".into(), enabled: true, tried: 3, seen: 2, problem: None, detail: None }],
+            failures: vec![Unreached {
+                address: "/ip4/192.0.2.9/tcp/7891".into(),
+                code: "nothing_listens".into(),
+                reason: "nothing listens at that port".into(),
+                ago_s: 2.5,
+            }],
+            strangers_refused: 1,
+            lowest_score: Some(0.5),
+            troubles: vec![Trouble { code: "clock".into(), text: "its clock is off".into() }],
+            net: serde_json::json!({ "learned": 3 }),
+            swarm: serde_json::json!({ "lost": 0 }),
+        }
+    }
+
+    async fn ping(&self, node_id: &str) -> Result<Pong, MeshError> {
+        let pong = Pong {
+            node_id: node_id.into(),
+            hostname: "hive".into(),
+            round_trip_ms: 0.75,
+            path: "direct".into(),
+            via: "/ip4/192.0.2.8/tcp/7891".into(),
+        };
+        self.answer(format!("ping {node_id}"), pong)
+    }
+
+    async fn invite(&self) -> Result<Invitation, MeshError> {
+        let invitation = Invitation {
+            ticket: "bombus1ticket".into(),
+            swarm_id: "abcdefghijklmnop".into(),
+            addresses: vec!["/ip4/192.0.2.7/tcp/7891".into()],
+        };
+        self.answer("invite".into(), invitation)
+    }
+
+    async fn join(&self, ticket: &str, switch: bool) -> Result<Moved, MeshError> {
+        let moved = Moved { swarm_id: "ponmlkjihgfedcba".into(), left: "abcdefghijklmnop".into() };
+        self.answer(format!("join {ticket} {switch}"), moved)
+    }
+
+    async fn leave(&self) -> Result<Moved, MeshError> {
+        let moved = Moved { swarm_id: "ponmlkjihgfedcba".into(), left: "abcdefghijklmnop".into() };
+        self.answer("leave".into(), moved)
+    }
+
+    async fn kick(&self, node_id: &str) -> Result<Handed, MeshError> {
+        let missed = vec![Named { node_id: "12D3KooWFar".into(), hostname: "far".into() }];
+        self.answer(format!("kick {node_id}"), Handed { generation: 3, reached: Vec::new(), missed })
+    }
+
+    async fn rekey(&self) -> Result<Handed, MeshError> {
+        let reached = vec![Named { node_id: "12D3KooWHive".into(), hostname: "hive".into() }];
+        self.answer("rekey".into(), Handed { generation: 3, reached, missed: Vec::new() })
+    }
+
+    async fn import_owner(&self, key: &str) -> Result<(), MeshError> {
+        self.answer(format!("import {key}"), ())
     }
 }
 
