@@ -11,7 +11,8 @@ use crate::model::{
     MODEL, chat, eventually, find, home_with_changed_model, home_with_model, own_weights, text_of, ticks, with,
 };
 
-fn rounds() -> usize {
+/// How often the tests of faults repeat their loops.
+pub(crate) fn rounds() -> usize {
     std::env::var("BOMBUS_FAULT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2)
 }
 

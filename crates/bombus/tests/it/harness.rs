@@ -101,6 +101,9 @@ impl Home {
             .env("BOMBUS_DATA_DIR", self.data_dir())
             // An Ollama of this machine is no part of any test.
             .env("BOMBUS_DISCOVER__OLLAMA", "false")
+            // Nor are other nodes, be they of this machine, of its network, or of another test.
+            .env("BOMBUS_P2P__LISTEN", "127.0.0.1:0")
+            .env("BOMBUS_P2P__MDNS", "false")
             .env("XDG_CONFIG_HOME", self.folder.path().join("config"))
             .env("HOME", self.folder.path());
         command

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
 mod harness;
+mod lab;
 mod model;
 mod terminal;
 
@@ -24,4 +25,5 @@ mod logs;
 mod models;
 mod route;
 mod signals;
+mod swarm;
 mod up;

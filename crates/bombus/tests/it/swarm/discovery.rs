@@ -1,0 +1,89 @@
+//! How nodes find each other on a network with real multicast, and without.
+
+use std::time::{Duration, Instant};
+
+use super::meeting::ROUNDS;
+use super::{Plan, State, Swarm};
+use crate::harness::LIMIT;
+use crate::lab::Lan;
+
+/// Waits until all see each other, and returns how long that took.
+async fn time_to_meet(swarm: &Swarm) -> Duration {
+    let began = Instant::now();
+    swarm.all_see_each_other().await;
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn three_nodes_on_a_network_see_each_other_within_a_second() {
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        let Some(lan) = Lan::of(3).await else { return };
+        let swarm = Plan::of(3).by_multicast().on(lan).undisturbed().start().await;
+        took.push(time_to_meet(&swarm).await);
+        let report = swarm.member(0).get("/mesh/report").await;
+        assert_eq!(report["net"]["mdns"]["peers"], 2, "{report}");
+        if took.last().is_some_and(|took| *took < Duration::from_secs(1)) {
+            return;
+        }
+    }
+    panic!("they saw each other after {took:?}");
+}
+
+#[tokio::test]
+async fn a_newcomer_on_a_network_is_seen_within_a_second() {
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        let Some(lan) = Lan::of(3).await else { return };
+        let mut swarm = Plan::of(3).by_multicast().on(lan).undisturbed().prepared().await;
+        for index in [0, 1] {
+            swarm.member_mut(index).start().await;
+        }
+        swarm.see_each_other(&[0, 1]).await;
+        swarm.member_mut(2).start().await;
+        took.push(time_to_meet(&swarm).await);
+        if took.last().is_some_and(|took| *took < Duration::from_secs(1)) {
+            return;
+        }
+    }
+    panic!("the newcomer was seen after {took:?}");
+}
+
+#[tokio::test]
+async fn where_multicast_is_blocked_a_seed_and_what_peers_tell_are_enough() {
+    let Some(lan) = Lan::of(4).await else { return };
+    lan.block_multicast().await;
+    let swarm = Plan::of(4).by_seed().multicast_too().on(lan).start().await;
+    // Nodes 1, 2 and 3 were told of node 0 only.
+    swarm.all_see_each_other().await;
+}
+
+#[tokio::test]
+async fn where_multicast_is_blocked_and_nobody_is_told_nobody_is_found() {
+    let Some(lan) = Lan::of(2).await else { return };
+    lan.block_multicast().await;
+    let swarm = Plan::of(2).by_multicast().on(lan).start().await;
+    let other = swarm.id(1).to_owned();
+    swarm.stays_out(0, &other, Duration::from_secs(3)).await;
+}
+
+#[tokio::test]
+async fn nodes_meet_over_a_network_that_loses_a_tenth_of_all_packets() {
+    let Some(lan) = Lan::of(3).await else { return };
+    lan.lose(10).await;
+    let swarm = Plan::of(3).by_multicast().on(lan).start().await;
+    swarm.all_see_each_other().await;
+}
+
+#[tokio::test]
+async fn a_node_that_changes_its_address_is_found_again() {
+    let Some(lan) = Lan::of(4).await else { return };
+    let elsewhere = lan.machine(3).clone();
+    let mut swarm = Plan::of(3).on(lan).start().await;
+    swarm.all_see_each_other().await;
+    swarm.stop(2).await;
+    swarm.wait_for_state(0, 2, &[State::Gone], LIMIT).await;
+    swarm.member_mut(2).move_to(elsewhere);
+    swarm.restart(2).await;
+    swarm.all_see_each_other().await;
+}

@@ -1,0 +1,172 @@
+//! What `bombus doctor` finds: each of its verdicts on the mesh, provoked.
+
+use serde_json::Value;
+
+use super::attacks::socket_address;
+use super::crowd::{dreaming, faketime};
+use super::{Member, Plan, State, Swarm};
+use crate::harness::{LIMIT, free_address};
+use crate::lab::{Lan, skip};
+use crate::model::eventually;
+
+/// Runs `bombus doctor` for an address or a ticket and returns its exit code and the codes of what it found. What is wrong has a remedy.
+async fn look(member: &Member, target: &str) -> (i32, Vec<String>) {
+    let finished = member.run(&["doctor", "--json", target]).await;
+    let report: Value =
+        serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{target}: {}", finished.stderr));
+    let mut codes = Vec::new();
+    for check in report["checks"].as_array().unwrap() {
+        assert_eq!(
+            check["remedy"].is_string(),
+            check["verdict"] != "ok",
+            "every finding comes with what to do: {check}"
+        );
+        codes.extend(check["code"].as_str().map(str::to_owned));
+    }
+    let code = finished.code.unwrap();
+    assert_eq!(report["ok"], code == 0, "{report}");
+    (code, codes)
+}
+
+async fn finds(member: &Member, target: &str, exit: i32, code: &str) {
+    let (found_exit, codes) = look(member, target).await;
+    assert!(codes.iter().any(|found| found == code), "{target}: {codes:?} lacks {code}");
+    assert_eq!(found_exit, exit, "{target}: {codes:?}");
+}
+
+/// A multiaddr of a socket's address.
+fn multiaddr(address: &str) -> String {
+    let (ip, port) = address.split_once(':').unwrap();
+    format!("/ip4/{ip}/tcp/{port}")
+}
+
+/// Waits until a node's own examination has a check with a word in what it found.
+async fn complains(member: &Member, word: &str) {
+    let told = async || {
+        let finished = member.run(&["doctor", "--json"]).await;
+        let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+        let checks = report["checks"].as_array().unwrap();
+        let bad = |check: &&Value| check["verdict"] != "ok" && check["remedy"].is_string();
+        checks.iter().filter(bad).any(|check| check.to_string().contains(word))
+    };
+    eventually(&format!("the examination speaks of {word}"), told).await;
+}
+
+#[tokio::test]
+async fn a_member_is_told_from_what_else_listens_somewhere() {
+    let swarm = Swarm::of(2).await;
+    let node = swarm.member(0);
+    let address = swarm.member(1).address();
+    finds(node, &address, 0, "fine").await;
+    finds(node, &socket_address(&address), 0, "fine").await;
+    finds(node, &swarm.member(1).invite().await, 0, "fine").await;
+
+    finds(node, &free_address(), 10, "nothing_listens").await;
+    let api = node.get("/health").await;
+    assert_eq!(api["status"], "ok");
+    let port = swarm.member(1).api_address();
+    finds(node, &port, 18, "not_a_node").await;
+    let place = multiaddr(&socket_address(&address));
+    finds(node, &format!("{place}/p2p/{}", swarm.id(0)), 17, "another_node").await;
+    finds(node, &swarm.member(0).address(), 12, "itself").await;
+    let (exit, codes) = look(node, "/ip4/192.0.2.7/udp/5").await;
+    assert!(exit != 0 && codes == ["invalid_address"], "{exit} {codes:?}");
+}
+
+#[tokio::test]
+async fn another_swarm_and_an_open_one_are_told_apart() {
+    let swarm = Plan::of(1).start().await;
+    let other = Plan::of(1).beside().start().await;
+    let open = Plan::of(1).open().beside().start().await;
+    finds(swarm.member(0), &other.member(0).address(), 11, "wrong_key").await;
+    finds(swarm.member(0), &open.member(0).address(), 11, "no_swarm_key").await;
+}
+
+#[tokio::test]
+async fn a_copied_identity_is_found_before_the_copy_starts_and_after() {
+    let mut swarm = Swarm::of(3).await;
+    swarm.stop(2).await;
+    let data = |index: usize| swarm.member(index).home().data_dir().join("identity.key");
+    std::fs::copy(data(1), data(2)).unwrap();
+    let address = swarm.member(1).address();
+    finds(swarm.member(2), &address, 12, "same_identity").await;
+    swarm.restart(2).await;
+    let mut told = 0;
+    for index in [1, 2] {
+        let report = swarm.member(index).get("/mesh/report").await;
+        told += usize::from(report["troubles"].to_string().contains("same_identity"));
+    }
+    if told == 0 {
+        complains(swarm.member(2), "identity").await;
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_older_than_the_key_and_a_member_left_behind_are_told_so() {
+    let mut swarm = Swarm::of(3).await;
+    let old = swarm.member(0).invite().await;
+    swarm.stop(2).await;
+    swarm.wait_for_state(0, 2, &[State::Gone], LIMIT).await;
+    swarm.member(0).done(&["rekey"]).await;
+    finds(swarm.member(0), &old, 16, "old_ticket").await;
+    let stranger = Plan::of(1).beside().prepared().await;
+    finds(stranger.member(0), &old, 11, "wrong_key").await;
+    // Who was not there when the key changed knows the address as that of a member.
+    finds(swarm.member(2), &swarm.member(0).address(), 16, "removed_or_missed_rekey").await;
+}
+
+#[tokio::test]
+async fn a_firewall_is_told_from_a_machine_that_is_off() {
+    let Some(lan) = Lan::of(4).await else { return };
+    lan.machine(2)
+        .rules("table inet wall {\n  chain incoming { type filter hook input priority 0; tcp dport 7891 drop; }\n}\n")
+        .await;
+    let walled = format!("{}:7891", Lan::address(2));
+    let mut swarm = Plan::of(2).on(lan).prepared().await;
+    // Alone it cannot know whether anything works at all.
+    finds(swarm.member(0), &walled, 14, "no_answer").await;
+    swarm.start_all().await;
+    swarm.all_see_each_other().await;
+    finds(swarm.member(0), &walled, 14, "firewall").await;
+    finds(swarm.member(0), &format!("{}:7891", Lan::address(3)), 10, "nothing_listens").await;
+}
+
+#[tokio::test]
+async fn a_machine_without_ipv6_and_one_without_a_way_are_told_so() {
+    let Some(lan) = Lan::of(1).await else { return };
+    let machine = lan.machine(0);
+    machine
+        .shell("for all in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 > $all; done; ip route del default")
+        .await;
+    let swarm = Plan::of(1).on(lan).prepared().await;
+    finds(swarm.member(0), "[fd00::7]:7891", 15, "only_ipv6").await;
+    let (exit, codes) = look(swarm.member(0), "198.51.100.7:7891").await;
+    assert!(exit != 0 && codes == ["unreachable"], "{exit} {codes:?}");
+    let (exit, codes) = look(swarm.member(0), "nobody.invalid:7891").await;
+    assert!(exit != 0 && codes == ["unknown_name"], "{exit} {codes:?}");
+}
+
+#[tokio::test]
+async fn blocked_multicast_is_told_where_others_are_reached_all_the_same() {
+    let Some(lan) = Lan::of(2).await else { return };
+    lan.block_multicast().await;
+    let swarm = Plan::of(2).by_seed().multicast_too().on(lan).start().await;
+    swarm.all_see_each_other().await;
+    complains(swarm.member(0), "multicast").await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_is_told_on_both_sides() {
+    let Some(library) = faketime() else {
+        return skip("libfaketime is missing (Debian: faketime); `make setup` installs it");
+    };
+    let mut swarm = Plan::of(3).prepared().await;
+    dreaming(swarm.member_mut(2), &library);
+    swarm.start_all().await;
+    swarm.all_see_each_other().await;
+    complains(swarm.member(2), "clock").await;
+    let address = swarm.member(2).address();
+    eventually("the others know", async || look(swarm.member(0), &address).await.1.iter().any(|code| code == "clock"))
+        .await;
+    finds(swarm.member(0), &address, 13, "clock").await;
+}

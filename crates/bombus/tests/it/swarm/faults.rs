@@ -1,0 +1,167 @@
+//! Nodes that die, freeze and lose their network, and how soon the others know. `BOMBUS_FAULT_ROUNDS` repeats each loop more often.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+
+use super::{Plan, State, Swarm};
+use crate::faults::rounds;
+use crate::harness::LIMIT;
+use crate::lab::Lan;
+
+/// The promises.
+const SUSPECT_WITHIN: Duration = Duration::from_secs(2);
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Ways to be no more, which must make no difference to the others.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Killed,
+    Frozen,
+    CableCut,
+}
+
+/// Four nodes on a network, all of which see each other; `None` where the system has no namespaces.
+async fn four() -> Option<Swarm> {
+    let lan = Lan::of(4).await?;
+    let swarm = Plan::of(4).on(lan).undisturbed().start().await;
+    swarm.all_see_each_other().await;
+    Some(swarm)
+}
+
+/// Takes node 3 away and returns the longest times until another node suspected it, and took it for gone.
+async fn take_away(swarm: &mut Swarm, way: Way) -> (Duration, Duration) {
+    let began = Instant::now();
+    match way {
+        Way::Killed => swarm.kill(3).await,
+        Way::Frozen => swarm.pause(3),
+        Way::CableCut => swarm.lan().unplug(3).await,
+    }
+    let swarm = &*swarm;
+    let watch = async |index| {
+        swarm.wait_for_state(index, 3, &[State::Suspect, State::Gone], LIMIT).await;
+        let suspected = began.elapsed();
+        swarm.wait_for_state(index, 3, &[State::Gone], LIMIT).await;
+        (suspected, began.elapsed())
+    };
+    let times = join_all([0, 1, 2].map(watch)).await;
+    let longest = |pick: fn(&(Duration, Duration)) -> Duration| times.iter().map(pick).max().unwrap();
+    (longest(|times| times.0), longest(|times| times.1))
+}
+
+async fn bring_back(swarm: &mut Swarm, way: Way) {
+    match way {
+        Way::Killed => swarm.restart(3).await,
+        Way::Frozen => swarm.resume(3),
+        Way::CableCut => swarm.lan().plug_in(3).await,
+    }
+    swarm.all_see_each_other().await;
+}
+
+async fn is_noticed(way: Way) {
+    let Some(mut swarm) = four().await else { return };
+    let mut late = Vec::new();
+    for _ in 0..rounds() {
+        let (suspected, gone) = take_away(&mut swarm, way).await;
+        if suspected > SUSPECT_WITHIN || gone > GONE_WITHIN {
+            late.push((suspected, gone));
+        }
+        bring_back(&mut swarm, way).await;
+    }
+    // A busy machine may be late once in a while.
+    let allowed = 1.max(rounds() / 10);
+    assert!(
+        late.len() <= allowed,
+        "{way:?}: suspected and gone too late in {} of {} rounds: {late:?}",
+        late.len(),
+        rounds()
+    );
+}
+
+#[tokio::test]
+async fn a_killed_node_is_suspect_within_2_s_and_gone_within_10_s() {
+    is_noticed(Way::Killed).await;
+}
+
+#[tokio::test]
+async fn a_frozen_node_is_suspect_within_2_s_and_gone_within_10_s() {
+    is_noticed(Way::Frozen).await;
+}
+
+#[tokio::test]
+async fn a_node_with_a_cut_cable_is_suspect_within_2_s_and_gone_within_10_s() {
+    is_noticed(Way::CableCut).await;
+}
+
+#[tokio::test]
+async fn a_node_that_freezes_for_a_moment_is_suspect_and_then_alive_again() {
+    let mut swarm = Swarm::of(3).await;
+    for _ in 0..rounds() {
+        let id = swarm.id(2).to_owned();
+        swarm.pause(2);
+        let mut events = swarm.member(0).events("?kind=peer:left").await;
+        swarm.wait_for_state(0, 2, &[State::Suspect], LIMIT).await;
+        swarm.resume(2);
+        swarm.wait_for_state(0, 2, &[State::Alive], LIMIT).await;
+        // It never left: the next to leave is another one, and then it.
+        swarm.stop(1).await;
+        let left = events.next().await.expect("somebody left");
+        assert!(!left.data.to_string().contains(&id), "a suspect that answers has not left: {left:?}");
+        swarm.restart(1).await;
+        swarm.all_see_each_other().await;
+    }
+}
+
+#[tokio::test]
+async fn two_halves_of_a_cut_network_know_it_and_come_together_again() {
+    let Some(swarm) = four().await else { return };
+    for _ in 0..rounds() {
+        for index in [0, 1] {
+            swarm.cut(index, &[2, 3]).await;
+        }
+        for (index, peer) in [(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (2, 1), (3, 0), (3, 1)] {
+            swarm.wait_for_state(index, peer, &[State::Gone], LIMIT).await;
+        }
+        swarm.see_each_other(&[0, 1]).await;
+        swarm.see_each_other(&[2, 3]).await;
+        swarm.heal().await;
+        swarm.all_see_each_other().await;
+    }
+}
+
+#[tokio::test]
+async fn two_nodes_that_cannot_reach_each_other_are_not_gone_for_those_who_reach_both() {
+    let Some(swarm) = four().await else { return };
+    swarm.cut(0, &[1]).await;
+    for (index, peer) in [(2, 0), (2, 1), (3, 0), (3, 1)] {
+        let id = swarm.id(peer).to_owned();
+        let began = Instant::now();
+        while began.elapsed() < GONE_WITHIN / 2 {
+            let peers = swarm.peers(index).await;
+            assert_ne!(super::state_of(&peers, &id), State::Gone, "node {index} lost {peer}, which it reaches");
+        }
+    }
+    swarm.heal().await;
+    swarm.all_see_each_other().await;
+}
+
+#[tokio::test]
+async fn a_swarm_survives_the_restart_of_every_node_in_turn() {
+    let mut swarm = Swarm::of(3).await;
+    for _ in 0..rounds() {
+        for index in 0..swarm.len() {
+            swarm.kill(index).await;
+            swarm.restart(index).await;
+            swarm.all_see_each_other().await;
+        }
+    }
+    // And of all at once: they find each other by what they have on disk.
+    for index in 0..swarm.len() {
+        swarm.kill(index).await;
+    }
+    for index in 0..swarm.len() {
+        swarm.restart(index).await;
+    }
+    swarm.all_see_each_other().await;
+    swarm.stop_all().await;
+}
