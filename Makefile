@@ -1,7 +1,7 @@
 # Every target works on a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-node soak clean
+.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-mesh bench-node fuzz soak clean
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -9,7 +9,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install what building and testing need (Debian and its relatives: with apt)
-	@scripts/setup.sh
+	@scripts/setup.sh --tests
 
 demo: ## build bombus, fetch a small model and let it answer
 	@scripts/demo.sh
@@ -23,7 +23,7 @@ check: ## what a change has to pass: format, lints, tests, docs, licences
 fmt: ## format the Rust code
 	cargo fmt --all
 
-bench: bench-node bench-engine bench-gateway ## run all benchmarks and print their tables
+bench: bench-node bench-mesh bench-engine bench-gateway ## run all benchmarks and print their tables
 
 bench-engine: ## our engine against llama.cpp's own server on the same model and threads
 	@bench/engine.sh
@@ -31,8 +31,14 @@ bench-engine: ## our engine against llama.cpp's own server on the same model and
 bench-gateway: ## what a node adds before an upstream, beside LiteLLM and sglang-router
 	@bench/gateway.sh
 
+bench-mesh: ## how soon nodes see each other, what an idle node costs, and how many bytes it sends
+	@bench/mesh.sh
+
 bench-node: ## start-up time and memory of a node without a model
 	@bench/node.sh
+
+fuzz: ## feed every decoder what nobody should send (FUZZ_SECONDS for each, 20 by default)
+	@scripts/fuzz.sh
 
 soak: ## the fault tests in many rounds (BOMBUS_FAULT_ROUNDS, 20 by default)
 	@scripts/soak.sh

@@ -4,7 +4,7 @@ set -uo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-scripts/setup.sh
+scripts/setup.sh --tests
 
 failed=()
 skipped=()

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian lacks for building and testing Bombus. Does nothing, quickly, where nothing is missing.
-#   scripts/setup.sh [PROGRAM...]     these too, each from the Debian package of its name
+#   scripts/setup.sh [--tests] [PROGRAM...]     these programs too, each from the Debian package of its name
+# With --tests also what some tests need, if it can be had: without it they are skipped.
 #
 # Each need is looked for by itself, not by its Debian package, so that a compiler or a Python from elsewhere counts too.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
+
+for_tests=false
+if [ "${1:-}" = --tests ]; then for_tests=true && shift; fi
 
 rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
@@ -51,6 +55,24 @@ have curl || want curl
 have python3 || want python3
 python3 -c 'import ensurepip, venv' 2> /dev/null || want python3-venv
 python3 -c 'import pip' 2> /dev/null || want python3-pip
+
+# Tests of the mesh make several machines of network namespaces, put routers between them, and set clocks wrong.
+wishes=()
+if [ "$for_tests" = true ] && [ "$(uname)" = Linux ]; then
+  have_for_root() { have "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+  have_for_root ip || wishes+=(iproute2)
+  have_for_root nft || wishes+=(nftables)
+  have unshare || wishes+=(util-linux)
+  compgen -G '/usr/lib/*/faketime/libfaketime.so.1' > /dev/null || wishes+=(faketime)
+fi
+if [ ${#wishes[@]} -gt 0 ]; then
+  if have apt-get && { [ "$(id -u)" -eq 0 ] || have sudo; }; then
+    packages+=("${wishes[@]}")
+  else
+    say "note: missing here: ${wishes[*]} (Debian's names). Tests that need them are skipped."
+  fi
+fi
+
 for program in "$@"; do have "$program" || want "$program"; done
 
 if [ ${#packages[@]} -gt 0 ]; then

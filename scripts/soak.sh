@@ -4,7 +4,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-scripts/setup.sh
+scripts/setup.sh --tests
 
 export BOMBUS_FAULT_ROUNDS=${BOMBUS_FAULT_ROUNDS:-20}
 say "soak: $BOMBUS_FAULT_ROUNDS rounds of every fault test"

@@ -26,7 +26,9 @@ def binary():
 def clean_environment(home):
     """Returns an environment in which nothing of the developer's own settings reaches the program."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("BOMBUS_", "OLLAMA_", "OPENAI_", "LITELLM_"))}
-    return env | {"XDG_CONFIG_HOME": str(home / "config"), "XDG_DATA_HOME": str(home / "data"), "NO_COLOR": "1"}
+    # Nodes under test meet no other nodes, of this machine or of its network.
+    alone = {"BOMBUS_P2P__LISTEN": "127.0.0.1:0", "BOMBUS_P2P__MDNS": "false"}
+    return env | alone | {"XDG_CONFIG_HOME": str(home / "config"), "XDG_DATA_HOME": str(home / "data"), "NO_COLOR": "1"}
 
 
 def bombus(data_dir, *arguments, **options):
