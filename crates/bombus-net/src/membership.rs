@@ -14,6 +14,7 @@
 //! known_peers.rs  addresses of peers met before (pure)
 //! folder.rs       the swarm's folder on disk;  store.rs: Membership, the rules with their folder
 //! wire.rs         frames of `/bombus/membership/1`;  exchange.rs: who is told what, and when the key is changed (pure)
+//! session.rs      one stream of the protocol, from either end;  links.rs: the mesh as the service needs it
 //! service.rs      MembershipService: store and exchange over streams;  handle.rs: MembershipHandle
 //! ```
 
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 use bombus_core::identity::NodeId;
 
+mod address;
 mod change;
 mod clock;
 mod error;
@@ -31,10 +33,13 @@ mod folder;
 mod handle;
 mod key;
 mod known_peers;
+mod links;
 mod one_line;
 mod owner;
+mod peer_key;
 mod rules;
 mod service;
+mod session;
 mod store;
 mod swarm_id;
 mod ticket;
@@ -48,10 +53,10 @@ pub use known_peers::{AddressOrigin, KnownAddress, KnownPeer};
 pub use one_line::ParseLineError;
 pub use owner::{OwnerId, OwnerKey};
 pub use rules::{Applied, IgnoredChanges};
-pub use service::{MembershipService, MembershipTiming};
+pub use service::{MembershipService, MembershipServiceError, MembershipTiming};
 pub use store::{Joined, Left, Membership, Standing};
 pub use swarm_id::{ParseSwarmIdError, SwarmId};
-pub use ticket::{ParseTicketError, Ticket};
+pub use ticket::Ticket;
 pub use wire::{FrameError, PROTOCOL, decode_frame};
 
 /// Whether the transport asks for a swarm key.

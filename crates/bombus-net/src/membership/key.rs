@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{Zeroize, Zeroizing};
 
 /// First line of a key file, which names its format.
 const HEADER: &str = "/key/swarm/psk/1.0.0/";
@@ -15,7 +15,7 @@ const ENCODING: &str = "/base16/";
 const HASH_DOMAIN: &[u8] = b"bombus/membership/key/1\0";
 
 /// The secret that the members of a swarm share: 32 bytes. It is wiped from memory when dropped, and `Debug` does not show it.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+#[derive(Clone)]
 pub struct SwarmKey([u8; 32]);
 
 impl SwarmKey {
@@ -54,6 +54,12 @@ impl SwarmKey {
     /// Returns the hash by which signed changes name the key.
     pub(super) fn hash(&self) -> KeyHash {
         KeyHash(Sha256::new().chain_update(HASH_DOMAIN).chain_update(self.0).finalize().into())
+    }
+}
+
+impl Drop for SwarmKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 

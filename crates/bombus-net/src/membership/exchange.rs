@@ -1,0 +1,224 @@
+//! Who is told what, and when a node goes over to a new key.
+//!
+//! Whoever gets a connection offers its changes to the peer, and whoever learns of a change offers it to all its peers, so that a change
+//! goes through the whole swarm. A new key cannot be used at once: it ends all connections, also those to peers that do not have it yet.
+//! So each node first hands it over to its own peers, and waits until they have handed it over to theirs (each waits for those that
+//! have it from itself, which is a tree). Then it tells whom it has it from which members were reached, and goes over. Each step has
+//! half the time of the one before, so that answers come back in time also where some member does not answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bombus_core::identity::NodeId;
+
+/// The time for a push where no key is handed over.
+const PUSH_LIMIT: Duration = Duration::from_secs(5);
+/// The least time for a hand-over.
+const HAND_OVER_MIN: Duration = Duration::from_millis(500);
+/// The most time that a peer may ask for.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+/// How long a node waits for those that it has the key from to hear whom it reached.
+const TELL_LIMIT: Duration = Duration::from_secs(1);
+
+/// Names a peer's stream over which a new key came and that waits to hear whom it reached.
+pub(super) type Token = u64;
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// There is a connection to a peer.
+    Connected(NodeId),
+    /// There is none any more.
+    Disconnected(NodeId),
+    /// The membership changed.
+    Changed { cause: Cause, new_key: bool, removed: Arc<BTreeSet<NodeId>> },
+    /// A push ended: the peer has everything, and reached others in turn; or it failed.
+    Pushed { peer: NodeId, heard: Option<Vec<NodeId>> },
+    /// Whoever a key came from has heard whom it reached.
+    Told { token: Token },
+    /// Time has passed.
+    Tick,
+}
+
+/// Why the membership changed.
+#[derive(Debug)]
+pub(super) enum Cause {
+    /// By the owner, on this node.
+    Owner { limit: Duration },
+    /// By the owner, while this node did not run: peers have yet to connect.
+    OwnerBefore { limit: Duration, expected: BTreeSet<NodeId> },
+    /// By a peer, which wants to hear soon whom it reached.
+    Peer { from: NodeId, token: Token, within: Duration },
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Offer everything to a peer. It all has to be done within some time.
+    Push { peer: NodeId, within: Duration },
+    /// Say whom the key reached.
+    Tell { token: Token, reached: Vec<NodeId> },
+    /// Go over to the new key.
+    GoOver { reached: BTreeSet<NodeId> },
+    /// Say [`Input::Tick`] at this time.
+    WakeAt(Duration),
+}
+
+/// The state of one node.
+#[derive(Debug, Default)]
+pub(super) struct Exchange {
+    connected: BTreeSet<NodeId>,
+    removed: Arc<BTreeSet<NodeId>>,
+    /// Pushes under way, and whether something was added since they began.
+    pushing: BTreeMap<NodeId, bool>,
+    hand_over: Option<HandOver>,
+}
+
+/// A new key on its way to the members.
+#[derive(Debug)]
+struct HandOver {
+    ends: Duration,
+    waiting: BTreeSet<NodeId>,
+    /// Members without a connection for which it is worth waiting.
+    expected: BTreeSet<NodeId>,
+    reached: BTreeSet<NodeId>,
+    tokens: BTreeSet<Token>,
+    /// The tokens are being told, and until when that may take.
+    telling_ends: Option<Duration>,
+}
+
+impl Exchange {
+    /// Takes an input at a time (since any fixed moment) and says what is to be done.
+    pub(super) fn on(&mut self, now: Duration, input: Input) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        match input {
+            Input::Connected(peer) => self.on_connected(now, peer, &mut outputs),
+            Input::Disconnected(peer) => drop(self.connected.remove(&peer)),
+            Input::Changed { cause, new_key, removed } => {
+                self.removed = removed;
+                self.on_changed(now, cause, new_key, &mut outputs);
+            }
+            Input::Pushed { peer, heard } => self.on_pushed(now, peer, heard, &mut outputs),
+            Input::Told { token } => {
+                if let Some(hand_over) = &mut self.hand_over {
+                    hand_over.tokens.remove(&token);
+                }
+            }
+            Input::Tick => {}
+        }
+        self.advance(now, &mut outputs);
+        outputs
+    }
+
+    pub(super) fn connected(&self) -> &BTreeSet<NodeId> {
+        &self.connected
+    }
+
+    /// Says whether a key is being handed over.
+    pub(super) fn is_handing_over(&self) -> bool {
+        self.hand_over.is_some()
+    }
+
+    /// Forgets a hand-over, since the node goes to another swarm, and returns whom it reached.
+    pub(super) fn abandon(&mut self, removed: Arc<BTreeSet<NodeId>>) -> BTreeSet<NodeId> {
+        self.removed = removed;
+        self.hand_over.take().map(|hand_over| hand_over.reached).unwrap_or_default()
+    }
+
+    fn on_connected(&mut self, now: Duration, peer: NodeId, outputs: &mut Vec<Output>) {
+        self.connected.insert(peer.clone());
+        if self.removed.contains(&peer) {
+            return;
+        }
+        if let Some(hand_over) = &mut self.hand_over {
+            hand_over.waiting.insert(peer.clone());
+        }
+        self.push(now, peer, outputs);
+    }
+
+    fn on_changed(&mut self, now: Duration, cause: Cause, new_key: bool, outputs: &mut Vec<Output>) {
+        let (from, token, limit, expected) = match cause {
+            Cause::Owner { limit } => (None, None, limit, BTreeSet::new()),
+            Cause::OwnerBefore { limit, expected } => (None, None, limit, expected),
+            Cause::Peer { from, token, within } => (Some(from), Some(token), within, BTreeSet::new()),
+        };
+        let peers: BTreeSet<_> = self.connected.difference(&self.removed).cloned().collect();
+        let others = peers.iter().filter(|peer| Some(*peer) != from.as_ref());
+        if new_key {
+            // Whoever gave an older key that is still on its way hears of this one instead.
+            let mut tokens = self.hand_over.take().map(|older| older.tokens).unwrap_or_default();
+            tokens.extend(token);
+            let limit = if from.is_some() { limit.clamp(HAND_OVER_MIN, HAND_OVER_MAX) } else { limit };
+            let expected = expected.difference(&self.removed).cloned().collect();
+            let waiting = others.clone().cloned().collect();
+            let (ends, reached, telling_ends) = (now + limit, BTreeSet::new(), None);
+            self.hand_over = Some(HandOver { ends, waiting, expected, reached, tokens, telling_ends });
+        } else if let Some(hand_over) = &mut self.hand_over {
+            hand_over.waiting.extend(others.clone().cloned());
+        }
+        for peer in others.cloned().collect::<Vec<_>>() {
+            self.push(now, peer, outputs);
+        }
+    }
+
+    fn on_pushed(&mut self, now: Duration, peer: NodeId, heard: Option<Vec<NodeId>>, outputs: &mut Vec<Output>) {
+        let again = self.pushing.remove(&peer).unwrap_or(false);
+        if again && self.connected.contains(&peer) && !self.removed.contains(&peer) {
+            self.push(now, peer, outputs);
+            return;
+        }
+        if let Some(hand_over) = &mut self.hand_over {
+            hand_over.waiting.remove(&peer);
+            if let Some(others) = heard {
+                hand_over.reached.extend(others.into_iter().filter(|other| !self.removed.contains(other)));
+                hand_over.reached.insert(peer);
+            }
+        }
+    }
+
+    fn push(&mut self, now: Duration, peer: NodeId, outputs: &mut Vec<Output>) {
+        if let Some(again) = self.pushing.get_mut(&peer) {
+            *again = true;
+            return;
+        }
+        self.pushing.insert(peer.clone(), false);
+        let within = match &self.hand_over {
+            // The rest is for the way back.
+            Some(hand_over) => (hand_over.ends.saturating_sub(now) * 4 / 5).max(HAND_OVER_MIN),
+            None => PUSH_LIMIT,
+        };
+        outputs.push(Output::Push { peer, within });
+    }
+
+    fn advance(&mut self, now: Duration, outputs: &mut Vec<Output>) {
+        let Some(hand_over) = &mut self.hand_over else { return };
+        if hand_over.telling_ends.is_none() && hand_over.is_done(now) {
+            hand_over.telling_ends = Some(now + TELL_LIMIT);
+            let reached = || hand_over.reached.iter().cloned().collect();
+            outputs.extend(hand_over.tokens.iter().map(|token| Output::Tell { token: *token, reached: reached() }));
+        }
+        match hand_over.telling_ends {
+            Some(ends) if hand_over.tokens.is_empty() || now >= ends => {
+                outputs.extend(self.hand_over.take().map(|done| Output::GoOver { reached: done.reached }));
+            }
+            Some(ends) => outputs.push(Output::WakeAt(ends)),
+            None => outputs.push(Output::WakeAt(hand_over.ends)),
+        }
+    }
+}
+
+impl HandOver {
+    fn is_done(&self, now: Duration) -> bool {
+        let all_told = self.waiting.is_empty() && self.expected.is_subset(&self.reached);
+        all_told || now >= self.ends
+    }
+}
+
+/// Returns how long a peer gets that is told of a new key.
+pub(super) fn share_of(within: Duration) -> Duration {
+    within / 2
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! The mesh as the membership's service needs it.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use bombus_core::identity::NodeId;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::wire::PROTOCOL;
+use crate::{AddressSource, Incoming, NetError, NetEvent, NetEvents, NetHandle, NetStream};
+
+/// What happens in the mesh.
+#[derive(Debug)]
+pub(super) enum LinkEvent<S> {
+    /// There is a connection to a peer.
+    Connected(NodeId),
+    /// There is none any more.
+    Disconnected(NodeId),
+    /// Exactly these peers are connected: some events were lost.
+    AllConnected(BTreeSet<NodeId>),
+    /// A peer opened a stream.
+    Incoming(NodeId, S),
+}
+
+/// An address at which a peer was seen, or that somebody told.
+#[derive(Debug)]
+pub(super) struct SeenAddress {
+    pub(super) peer: NodeId,
+    pub(super) addr: String,
+    /// When it last worked, in seconds since 1970.
+    pub(super) last_ok_s: Option<u64>,
+}
+
+/// Connections and streams. The mesh has them, and tests without sockets do.
+pub(super) trait Links: Send + 'static {
+    /// A stream.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Returns this node.
+    fn own(&self) -> NodeId;
+
+    /// Opens a stream to a peer.
+    fn open(&self, peer: NodeId) -> impl Future<Output = io::Result<Self::Stream>> + Send + 'static;
+
+    /// Returns addresses that are worth to be remembered.
+    fn seen(&self) -> Vec<SeenAddress>;
+
+    /// Waits for what happens next; `None` once the mesh has stopped. Safe to cancel.
+    fn next(&mut self) -> impl Future<Output = Option<LinkEvent<Self::Stream>>> + Send;
+}
+
+/// The real mesh.
+pub(super) struct NetLinks {
+    net: NetHandle,
+    events: NetEvents,
+    incoming: Incoming,
+    /// The peers that are connected have yet to be told, since no events tell of them.
+    begun: bool,
+}
+
+impl NetLinks {
+    pub(super) fn new(net: NetHandle) -> Result<Self, NetError> {
+        let (events, incoming) = (net.events(), net.accept(PROTOCOL)?);
+        Ok(Self { net, events, incoming, begun: false })
+    }
+
+    fn all_connected(&self) -> LinkEvent<NetStream> {
+        let peers = self.net.peers().into_iter().filter(|peer| peer.connected.is_some());
+        LinkEvent::AllConnected(peers.map(|peer| peer.node_id).collect())
+    }
+}
+
+impl Links for NetLinks {
+    type Stream = NetStream;
+
+    fn own(&self) -> NodeId {
+        self.net.node_id().clone()
+    }
+
+    fn open(&self, peer: NodeId) -> impl Future<Output = io::Result<NetStream>> + Send + 'static {
+        let net = self.net.clone();
+        async move { net.open_stream(&peer, PROTOCOL).await.map_err(io::Error::other) }
+    }
+
+    fn seen(&self) -> Vec<SeenAddress> {
+        let mut seen = Vec::new();
+        for peer in self.net.peers() {
+            // Where a peer came from says nothing of where it listens.
+            let worth = peer.addresses.into_iter().filter(|address| address.source != AddressSource::Incoming);
+            let trusted = peer.connected.is_some();
+            for address in worth.filter(|address| trusted || address.last_ok_ms.is_some()) {
+                let last_ok_s = address.last_ok_ms.map(|ms| ms / 1_000);
+                seen.push(SeenAddress { peer: peer.node_id.clone(), addr: address.addr, last_ok_s });
+            }
+        }
+        seen
+    }
+
+    async fn next(&mut self) -> Option<LinkEvent<NetStream>> {
+        if !self.begun {
+            self.begun = true;
+            return Some(self.all_connected());
+        }
+        loop {
+            tokio::select! {
+                event = self.events.next() => match event? {
+                    NetEvent::PeerConnected { peer, .. } => return Some(LinkEvent::Connected(peer)),
+                    NetEvent::PeerDisconnected { peer, .. } => return Some(LinkEvent::Disconnected(peer)),
+                    NetEvent::Lagged(_) | NetEvent::Rebuilt { .. } => return Some(self.all_connected()),
+                    _ => {}
+                },
+                incoming = self.incoming.next() => {
+                    let (peer, stream) = incoming?;
+                    return Some(LinkEvent::Incoming(peer, stream));
+                }
+            }
+        }
+    }
+}
