@@ -1,11 +1,12 @@
 //! The handle through which everybody but the service uses the mesh.
 
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bombus_core::identity::NodeId;
-use tokio::sync::{mpsc, oneshot, watch};
+use libp2p::StreamProtocol;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use crate::events::NetEvents;
@@ -13,12 +14,14 @@ use crate::failure::{DialFailure, NetError, OpenError, PingError, PublishError};
 use crate::membership::SwarmId;
 use crate::peer::{NetPeer, Path};
 use crate::report::NetReport;
-use crate::shared::{Command, ProtocolEntry, Shared, TopicEntry, lock};
-use crate::stream::{INCOMING_MAX, Incoming, NetStream};
+use crate::shared::{Command, Shared, TopicEntry, lock};
+use crate::stream::{Incoming, NetStream, NotAccepted};
 use crate::topic::{Judge, Subscription, TopicQueue};
 
 /// How many topics may be subscribed to at once, and how many protocols accepted.
 const WISHES_MAX: usize = 128;
+/// The longest name of a protocol, in bytes: the negotiation of protocols takes no longer one.
+const PROTOCOL_BYTES_MAX: usize = 140;
 /// How long a request waits for its place in the service's queue and for its answer.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 /// The longest message, so that with its envelope it stays under the 1 MiB that peers take.
@@ -30,6 +33,12 @@ pub(crate) const MESSAGE_MAX: usize = 1024 * 1024 - 1024;
 #[derive(Clone)]
 pub struct NetHandle {
     pub(crate) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for NetHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetHandle").field("node_id", &self.shared.node_id).finish_non_exhaustive()
+    }
 }
 
 impl NetHandle {
@@ -63,7 +72,7 @@ impl NetHandle {
             return Err(PublishError::TooLarge { size: data.len(), max: MESSAGE_MAX });
         }
         let (reply, answer) = oneshot::channel();
-        let asked = self.ask(Command::Publish { topic: topic.to_owned(), data, reply }, answer);
+        let asked = self.shared.ask(Command::Publish { topic: topic.to_owned(), data, reply }, answer);
         match timeout(PUBLISH_LIMIT, asked).await {
             Ok(Some(result)) => result,
             Ok(None) => Err(PublishError::Stopped),
@@ -94,10 +103,10 @@ impl NetHandle {
             if topics.len() >= WISHES_MAX {
                 return Err(NetError::TooMany(WISHES_MAX));
             }
-            topics.insert(topic.to_owned(), TopicEntry { judge, queue: queue.clone() });
+            topics.insert(topic.to_owned(), TopicEntry { judge, queue: Arc::clone(&queue) });
         }
         self.shared.wishes.notify_one();
-        let (shared, topic) = (self.shared.clone(), topic.to_owned());
+        let (shared, topic) = (Arc::clone(&self.shared), topic.to_owned());
         let end = move || {
             lock(&shared.topics).remove(&topic);
             shared.wishes.notify_one();
@@ -111,7 +120,7 @@ impl NetHandle {
     ///
     /// When the peer is not reached, does not speak the protocol, or all that takes longer than 10 s.
     pub async fn open_stream(&self, peer: &NodeId, protocol: &str) -> Result<NetStream, OpenError> {
-        if !protocol.starts_with('/') || protocol.len() > 140 {
+        if protocol.len() > PROTOCOL_BYTES_MAX {
             return Err(OpenError::InvalidProtocol(protocol.to_owned()));
         }
         let limit = self.shared.timing.open_limit;
@@ -129,31 +138,21 @@ impl NetHandle {
     ///
     /// When the name is no protocol, or it is accepted already, or there are too many.
     pub fn accept(&self, protocol: &str) -> Result<Incoming, NetError> {
-        if !protocol.starts_with('/') || protocol.len() > 140 {
-            return Err(NetError::InvalidProtocol(protocol.to_owned()));
+        let invalid = || NetError::InvalidProtocol(protocol.to_owned());
+        let name = StreamProtocol::try_from_owned(protocol.to_owned()).map_err(|_| invalid())?;
+        if protocol.len() > PROTOCOL_BYTES_MAX {
+            return Err(invalid());
         }
-        let (sender, streams) = mpsc::channel(INCOMING_MAX);
-        let refused = Arc::new(AtomicU64::new(0));
-        {
-            let mut protocols = lock(&self.shared.protocols);
-            if self.shared.stopped.is_cancelled() {
-                return Err(NetError::Stopped);
-            }
-            if protocols.contains_key(protocol) {
-                return Err(NetError::AlreadyAccepted(protocol.to_owned()));
-            }
-            if protocols.len() >= WISHES_MAX {
-                return Err(NetError::TooMany(WISHES_MAX));
-            }
-            protocols.insert(protocol.to_owned(), ProtocolEntry { streams: sender, refused: refused.clone() });
+        if self.shared.stopped.is_cancelled() {
+            return Err(NetError::Stopped);
         }
-        self.shared.wishes.notify_one();
-        let (shared, protocol) = (self.shared.clone(), protocol.to_owned());
-        let end = move || {
-            lock(&shared.protocols).remove(&protocol);
-            shared.wishes.notify_one();
-        };
-        Ok(Incoming { streams, refused, on_drop: Some(Box::new(end)) })
+        let queue = self.shared.protocols.add(name, WISHES_MAX).map_err(|why| match why {
+            NotAccepted::Already => NetError::AlreadyAccepted(protocol.to_owned()),
+            NotAccepted::TooMany => NetError::TooMany(WISHES_MAX),
+        })?;
+        let (shared, protocol) = (Arc::clone(&self.shared), protocol.to_owned());
+        let end = move || shared.protocols.remove(&protocol);
+        Ok(Incoming { queue, on_drop: Some(Box::new(end)) })
     }
 
     /// Returns what is known of all peers, as of some tenths of a second ago; ordered by id.
@@ -172,11 +171,15 @@ impl NetHandle {
     ///
     /// # Errors
     ///
-    /// Why it failed, as exactly as can be told; at the latest after twice [`crate::NetTiming::handshake_limit`].
+    /// Why it failed, as exactly as can be told; at the latest after four times [`crate::NetTiming::handshake_limit`].
     pub async fn dial(&self, addr: &str) -> Result<NodeId, DialFailure> {
         let (reply, answer) = oneshot::channel();
-        let asked = self.ask(Command::Dial { addr: addr.to_owned(), reply }, answer);
-        match timeout(self.shared.timing.handshake_limit * 2, asked).await {
+        let asked = self.shared.ask(Command::Dial { addr: addr.to_owned(), reply }, answer);
+        let limit = self.shared.timing.handshake_limit;
+        match timeout(limit * 3, asked).await {
+            Ok(Some(Err(DialFailure::Handshake { why }))) => {
+                Err(crate::probe::look(addr, limit).await.unwrap_or(DialFailure::Handshake { why }))
+            }
             Ok(Some(result)) => result,
             Ok(None) => Err(DialFailure::Stopped),
             Err(_) => Err(DialFailure::Timeout),
@@ -198,18 +201,12 @@ impl NetHandle {
     pub async fn disconnect(&self, peer: &NodeId) {
         let (reply, answer) = oneshot::channel();
         // Either it is done, or the service is gone and all connections with it.
-        self.ask(Command::Disconnect { peer: peer.clone(), reply }, answer).await;
+        self.shared.ask(Command::Disconnect { peer: peer.clone(), reply }, answer).await;
     }
 
     /// Returns what the mesh has tried and seen.
     #[must_use]
     pub fn report(&self) -> NetReport {
-        lock(&self.shared.report).clone()
-    }
-
-    /// Sends a request and waits for its answer; `None` once the service is gone.
-    async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Option<T> {
-        self.shared.commands.send(command).await.ok()?;
-        answer.await.ok()
+        lock(&self.shared.report).as_ref().clone()
     }
 }

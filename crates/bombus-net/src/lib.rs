@@ -7,19 +7,28 @@
 //! No type of libp2p stands in a public signature: peers are [`NodeId`](bombus_core::identity::NodeId)s, addresses are multiaddrs as
 //! text.
 
+mod address;
+mod behaviour;
 mod config;
+mod conflict;
+mod dialer;
 mod events;
 mod failure;
 mod handle;
+mod id;
 pub mod membership;
+mod node;
 mod peer;
 mod ping;
+mod ports;
 mod probe;
 mod report;
+mod reservations;
 mod service;
 mod shared;
 mod stream;
 mod topic;
+mod transport;
 
 pub use config::{DEFAULT_PORT, ListenOn, NetConfig, NetIdentity, NetTiming};
 pub use events::{NetEvent, NetEvents};
@@ -31,3 +40,6 @@ pub use report::{DialReport, DropCounts, MdnsReport, NetReport, Reachability, Re
 pub use service::{NetService, net};
 pub use stream::{Incoming, NetStream};
 pub use topic::{Judge, Published, Subscription, Verdict};
+
+#[cfg(test)]
+mod tests;

@@ -1,19 +1,31 @@
-//! The service: it owns the libp2p swarm, and builds it anew when the swarm's key changes.
+//! The service: it runs a node, and builds its swarm anew when the swarm's key changes.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use libp2p::Multiaddr;
+use libp2p::identity::Keypair;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{NetConfig, NetIdentity};
-use crate::events::EVENTS_MAX;
-use crate::failure::NetError;
+use crate::conflict::Conflicts;
+use crate::dialer::{Dialer, Settings};
+use crate::events::{EVENTS_MAX, NetEvent};
+use crate::failure::{DialFailure, NetError};
 use crate::handle::NetHandle;
-use crate::membership::MembershipHandle;
+use crate::membership::{MembershipHandle, Privacy};
+use crate::node::{Counts, Ended, Memory, Node};
 use crate::report::NetReport;
 use crate::shared::{COMMANDS_MAX, Command, Shared};
+use crate::stream::Protocols;
+use crate::{address, id, ports};
+
+/// Before a swarm that could not be built anew is tried again.
+const REBUILD_PAUSE: Duration = Duration::from_secs(2);
 
 /// Makes the mesh: a handle for everybody, and the service that has to run for it.
 ///
@@ -29,22 +41,29 @@ pub fn net(config: NetConfig, identity: NetIdentity, membership: MembershipHandl
         events: broadcast::channel(EVENTS_MAX).0,
         listen: watch::channel(Vec::new()).0,
         topics: Mutex::new(HashMap::new()),
-        protocols: Mutex::new(HashMap::new()),
+        protocols: Arc::new(Protocols::default()),
         wishes: Notify::new(),
-        peers: Mutex::new(Arc::new(Vec::new())),
-        report: Mutex::new(NetReport::default()),
+        control: Mutex::new(None),
+        peers: Mutex::default(),
+        report: Mutex::new(Arc::new(NetReport::default())),
         published_to_nobody: AtomicU64::new(0),
         stopped: CancellationToken::new(),
     });
-    (NetHandle { shared: shared.clone() }, NetService { config, identity, shared, requests })
+    (NetHandle { shared: Arc::clone(&shared) }, NetService { config: Arc::new(config), identity, shared, requests })
 }
 
 /// Owns the libp2p swarm and runs as one task.
 pub struct NetService {
-    config: NetConfig,
+    config: Arc<NetConfig>,
     identity: NetIdentity,
     shared: Arc<Shared>,
     requests: mpsc::Receiver<Command>,
+}
+
+impl fmt::Debug for NetService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetService").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl NetService {
@@ -54,16 +73,101 @@ impl NetService {
     ///
     /// At the start, when a setting is no address or a chosen port is taken. Later failures are told as events and tried again.
     pub async fn run(self, stop: CancellationToken) -> Result<(), NetError> {
-        let Self { config, identity, shared, mut requests } = self;
-        tracing::debug!(node.name = identity.name, listen = ?config.listen, "the mesh starts");
+        let shared = Arc::clone(&self.shared);
+        // However this ends, nobody waits for it any longer.
+        let _end = EndOnDrop(shared);
+        self.run_swarms(stop).await
+    }
+
+    async fn run_swarms(mut self, stop: CancellationToken) -> Result<(), NetError> {
+        let key = keypair(&self.identity)?;
+        let mut memory = self.remember()?;
+        let mut is_first = true;
         loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                request = requests.recv() => if request.is_none() { break },
+            let state = self.shared.membership.state();
+            warn_if_open(&state.privacy);
+            let generation = state.generation.0;
+            let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
+            let mut node = match Node::start(shared, config, &key, &self.identity.version, state, memory) {
+                Ok(node) => node,
+                Err((error, _)) if is_first => return Err(error),
+                Err((error, kept)) => {
+                    tracing::error!(%error, "the swarm could not be built anew; that is tried again");
+                    memory = *kept;
+                    match stop.run_until_cancelled(tokio::time::sleep(REBUILD_PAUSE)).await {
+                        Some(()) => continue,
+                        None => return Ok(()),
+                    }
+                }
+            };
+            if !is_first {
+                // Without readers nobody hears it.
+                let _ = self.shared.events.send(NetEvent::Rebuilt { generation });
             }
+            is_first = false;
+            let ended = node.run(&mut self.requests, &stop).await;
+            memory = node.end(ended == Ended::Stopped).await;
+            if ended == Ended::Stopped {
+                return Ok(());
+            }
+            tracing::info!("the swarm's key changed; connections are made anew");
         }
-        shared.stopped.cancel();
-        Ok(())
+    }
+
+    /// Reads the configuration into what outlives a swarm.
+    fn remember(&self) -> Result<Memory, NetError> {
+        let target = |text: &String| {
+            address::parse_target(text).map_err(|failure| NetError::InvalidAddress {
+                text: text.clone(),
+                why: match failure {
+                    DialFailure::InvalidAddress { why } => why,
+                    other => other.to_string(),
+                },
+            })
+        };
+        let mut seeds = Vec::new();
+        for text in &self.config.seeds {
+            let target = target(text)?;
+            seeds.push((target.addr, target.peer.as_ref().and_then(id::node_id)));
+        }
+        let external = self.config.external.iter().map(|text| Ok(target(text)?.addr));
+        let external = external.collect::<Result<Vec<Multiaddr>, NetError>>()?;
+        let timing = &self.config.timing;
+        let settings = Settings {
+            mesh_max: self.config.mesh_max,
+            redial_min: timing.redial_min,
+            redial_max: timing.redial_max,
+            foreign_key_pause: timing.foreign_key_pause,
+            peer_expiry: timing.peer_expiry,
+            redundant_grace: timing.redundant_grace,
+        };
+        let me = self.shared.node_id.clone();
+        // A node's own address among the seeds is no mistake: all nodes may have the same list.
+        seeds.retain(|(_, peer)| peer.as_ref() != Some(&me));
+        Ok(Memory {
+            dialer: Dialer::new(Instant::now(), me, settings, seeds, rand::random()),
+            conflicts: Conflicts::default(),
+            counts: Counts::default(),
+            listen: ports::resolve(&self.config.listen)?,
+            external,
+        })
+    }
+}
+
+fn keypair(identity: &NetIdentity) -> Result<Keypair, NetError> {
+    Keypair::ed25519_from_bytes(identity.key.secret()).map_err(|error| NetError::Build(error.to_string()))
+}
+
+fn warn_if_open(privacy: &Privacy) {
+    if *privacy == Privacy::Open {
+        tracing::warn!("this swarm has no key: everybody who reaches the port for peers can take part in it");
+    }
+}
+
+struct EndOnDrop(Arc<Shared>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }

@@ -1,0 +1,509 @@
+//! The node: one task that owns the libp2p swarm for as long as its key holds.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bombus_core::identity::NodeId;
+use futures::StreamExt;
+use libp2p::core::transport::ListenerId;
+use libp2p::identity::Keypair;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, kad, relay};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::behaviour::streams::StreamControl;
+use crate::behaviour::{self, Behaviour, BehaviourEvent, MdnsFailures};
+use crate::config::NetConfig;
+use crate::conflict::Conflicts;
+use crate::dialer::{Dialer, Input, Output};
+use crate::events::NetEvent;
+use crate::failure::{DialFailure, NetError};
+use crate::membership::MembershipState;
+use crate::report::{DialReport, Reachability};
+use crate::reservations::{self, Reservations};
+use crate::shared::{Command, Shared, lock};
+use crate::{address, id, transport};
+
+mod connections;
+mod discovery;
+mod listening;
+mod picture;
+mod relaying;
+mod requests;
+mod topics;
+
+/// How often the dialer looks at what is due.
+const TICK: Duration = Duration::from_millis(100);
+/// How long connections may take to close in an orderly way at the end.
+const GOODBYE: Duration = Duration::from_millis(500);
+/// How long the tasks of the old swarm may take to end.
+const TASKS_END: Duration = Duration::from_secs(2);
+
+/// Why a node's run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// The key or the swarm changed.
+    Rebuild,
+}
+
+/// What outlives a libp2p swarm.
+pub(crate) struct Memory {
+    pub(crate) dialer: Dialer,
+    pub(crate) conflicts: Conflicts,
+    pub(crate) counts: Counts,
+    /// Where to listen, with the ports that were found at the start.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Under which address others reach this node, as configured.
+    pub(crate) external: Vec<Multiaddr>,
+}
+
+/// What the report counts.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) failures: VecDeque<DialReport>,
+    pub(crate) listen_failures: BTreeMap<String, String>,
+    pub(crate) identity_conflicts: BTreeSet<String>,
+    pub(crate) mdns_answers: u64,
+    pub(crate) mdns_peers: BTreeSet<NodeId>,
+    pub(crate) mdns_last: Option<Instant>,
+    pub(crate) refused_strangers: u64,
+    pub(crate) refused_removed: u64,
+    pub(crate) messages_lost: u64,
+    pub(crate) rejected: u64,
+    pub(crate) ignored: u64,
+    pub(crate) punched: u64,
+    pub(crate) punch_failures: u64,
+    pub(crate) relay_failure: Option<String>,
+}
+
+/// What a dial was for.
+enum Attempt {
+    Peer(NodeId),
+    Seed(Multiaddr),
+    Manual { addr: Multiaddr, reply: oneshot::Sender<Result<NodeId, DialFailure>> },
+}
+
+/// What a peer says about itself.
+#[derive(Default)]
+struct Introduction {
+    agent: String,
+    protocols: Vec<String>,
+}
+
+/// The node.
+pub(crate) struct Node {
+    shared: Arc<Shared>,
+    config: Arc<NetConfig>,
+    state: MembershipState,
+    local: PeerId,
+    swarm: Swarm<Behaviour>,
+    memory: Memory,
+    mdns_failures: MdnsFailures,
+    attempts: HashMap<ConnectionId, Attempt>,
+    /// Who waits for a connection to a peer.
+    waiting: BTreeMap<NodeId, Vec<oneshot::Sender<Result<(), DialFailure>>>>,
+    introductions: BTreeMap<NodeId, Introduction>,
+    subscribed: HashSet<String>,
+    listeners: HashMap<ListenerId, SocketAddr>,
+    relisten: Vec<(Instant, SocketAddr)>,
+    circuits: HashMap<ListenerId, NodeId>,
+    circuits_served: usize,
+    reservations: Reservations,
+    reachability: Reachability,
+    inbound_seen: bool,
+    first_outbound: Option<Instant>,
+    lookup_at: Option<Instant>,
+    lookups: HashMap<kad::QueryId, NodeId>,
+    looked_up: BTreeSet<NodeId>,
+    last_second: Option<Instant>,
+    is_changed: bool,
+    rebuilt: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The libp2p swarm, with what belongs to it.
+struct Parts {
+    local: PeerId,
+    swarm: Swarm<Behaviour>,
+    control: StreamControl,
+    mdns_failures: MdnsFailures,
+    rebuilt: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Parts {
+    fn build(
+        shared: &Shared,
+        config: &NetConfig,
+        key: &Keypair,
+        version: &str,
+        state: &MembershipState,
+    ) -> Result<Self, NetError> {
+        let local = key.public().to_peer_id();
+        let rebuilt = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let (relay_transport, relay_client) = relay::client::new(local);
+        let transport = transport::with_relay(key, &state.privacy, relay_transport, config.timing.handshake_limit)?;
+        let protocols = Arc::clone(&shared.protocols);
+        let (behaviour, mdns_failures) =
+            behaviour::build(key, version, config, protocols, relay_client, rebuilt.clone())?;
+        let executor = {
+            let (tasks, rebuilt) = (tasks.clone(), rebuilt.clone());
+            // A connection's task that panics ends that connection alone; all end with the swarm.
+            move |task| {
+                let rebuilt = rebuilt.clone();
+                tasks.spawn(async move {
+                    rebuilt.run_until_cancelled_owned(task).await;
+                });
+            }
+        };
+        let settings = libp2p::swarm::Config::with_executor(executor)
+            .with_idle_connection_timeout(config.timing.idle_limit)
+            .with_dial_concurrency_factor(8.try_into().expect("it is not zero"))
+            .with_notify_handler_buffer_size(behaviour::CONNECTION_EVENTS);
+        let swarm = Swarm::new(transport, behaviour, local, settings);
+        let control = swarm.behaviour().streams.control();
+        Ok(Self { local, swarm, control, mdns_failures, rebuilt, tasks })
+    }
+}
+
+impl Node {
+    /// Builds the libp2p swarm and listens. Where that fails, what it was to remember comes back.
+    pub(crate) fn start(
+        shared: Arc<Shared>,
+        config: Arc<NetConfig>,
+        key: &Keypair,
+        version: &str,
+        state: MembershipState,
+        memory: Memory,
+    ) -> Result<Self, (NetError, Box<Memory>)> {
+        let parts = Parts::build(&shared, &config, key, version, &state);
+        let parts = match parts {
+            Ok(parts) => parts,
+            Err(error) => return Err((error, Box::new(memory))),
+        };
+        let Parts { local, swarm, control, mdns_failures, rebuilt, tasks } = parts;
+        let mut node = Self {
+            shared,
+            config,
+            state,
+            local,
+            swarm,
+            memory,
+            mdns_failures,
+            attempts: HashMap::new(),
+            waiting: BTreeMap::new(),
+            introductions: BTreeMap::new(),
+            subscribed: HashSet::new(),
+            listeners: HashMap::new(),
+            relisten: Vec::new(),
+            circuits: HashMap::new(),
+            circuits_served: 0,
+            reservations: Reservations::default(),
+            reachability: Reachability::Unknown,
+            inbound_seen: false,
+            first_outbound: None,
+            lookup_at: None,
+            lookups: HashMap::new(),
+            looked_up: BTreeSet::new(),
+            last_second: None,
+            is_changed: true,
+            rebuilt,
+            tasks,
+        };
+        if let Err(error) = node.listen() {
+            return Err((error, Box::new(node.memory)));
+        }
+        for addr in node.memory.external.clone() {
+            node.swarm.add_external_address(addr);
+        }
+        node.block_removed();
+        node.recall();
+        node.subscribe_wanted();
+        *lock(&node.shared.control) = Some(control);
+        node.publish_picture();
+        Ok(node)
+    }
+
+    /// Runs until it is told to stop, or until the membership needs another transport.
+    pub(crate) async fn run(&mut self, requests: &mut mpsc::Receiver<Command>, stop: &CancellationToken) -> Ended {
+        let mut membership = self.shared.membership.current();
+        membership.mark_changed();
+        let shared = Arc::clone(&self.shared);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ended::Stopped,
+                Ok(()) = membership.changed() => {
+                    let state = membership.borrow_and_update().clone();
+                    if self.on_membership(state) {
+                        return Ended::Rebuild;
+                    }
+                }
+                () = shared.wishes.notified() => self.subscribe_wanted(),
+                Some(request) = requests.recv() => self.on_request(request),
+                event = self.swarm.select_next_some() => self.on_swarm_event(event),
+                _ = ticks.tick() => self.on_tick(),
+            }
+        }
+    }
+
+    /// Ends the swarm; with `goodbye`, its connections are closed in an orderly way before.
+    pub(crate) async fn end(mut self, goodbye: bool) -> Memory {
+        *lock(&self.shared.control) = None;
+        for reply in std::mem::take(&mut self.waiting).into_values().flatten() {
+            // Who asked may have given up.
+            let _ = reply.send(Err(DialFailure::Busy));
+        }
+        if goodbye {
+            self.say_goodbye().await;
+        }
+        let outputs = self.memory.dialer.restart(Instant::now());
+        for output in outputs {
+            if let Output::Tell(event) = output {
+                // Without readers nobody hears it.
+                let _ = self.shared.events.send(event);
+            }
+        }
+        let Self { swarm, memory, rebuilt, tasks, .. } = self;
+        rebuilt.cancel();
+        drop(swarm);
+        tasks.close();
+        // What is left then holds no listening socket; it ends by itself.
+        if timeout(TASKS_END, tasks.wait()).await.is_err() {
+            tracing::debug!(tasks = tasks.len(), "tasks of connections did not end in time");
+        }
+        memory
+    }
+
+    async fn say_goodbye(&mut self) {
+        let connected: Vec<_> = self.swarm.connected_peers().copied().collect();
+        for peer in connected {
+            // It may have gone in between.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let swarm = &mut self.swarm;
+        let closed = async {
+            while swarm.connected_peers().next().is_some() {
+                swarm.select_next_some().await;
+            }
+        };
+        // A peer that takes longer sees the connection end all the same.
+        let _ = timeout(GOODBYE, closed).await;
+    }
+
+    /// Takes a new membership; says whether it needs another transport.
+    fn on_membership(&mut self, state: MembershipState) -> bool {
+        if self.state.needs_new_transport(&state) {
+            return true;
+        }
+        self.state = state;
+        self.block_removed();
+        self.recall();
+        false
+    }
+
+    /// Blocks the peers that were taken out of the swarm, and nobody else.
+    fn block_removed(&mut self) {
+        let removed: BTreeMap<PeerId, NodeId> =
+            self.state.removed.iter().filter_map(|node| Some((id::peer_id(node)?, node.clone()))).collect();
+        let blocked = self.swarm.behaviour().removed.blocked_peers().clone();
+        for peer in blocked.iter().filter(|peer| !removed.contains_key(peer)) {
+            self.swarm.behaviour_mut().removed.unblock_peer(*peer);
+        }
+        for (peer, node) in removed.into_iter().filter(|(peer, _)| !blocked.contains(peer)) {
+            self.swarm.behaviour_mut().removed.block_peer(peer);
+            if !self.memory.dialer.is_connected(&node) {
+                self.feed(Input::Forget { peer: node });
+            }
+        }
+    }
+
+    /// Tells the dialer the addresses that are known from tickets and earlier runs.
+    fn recall(&mut self) {
+        for known in self.shared.membership.known_addresses() {
+            let Ok(target) = address::parse_target(&known.addr) else {
+                continue;
+            };
+            match known.peer.or_else(|| target.peer.as_ref().and_then(id::node_id)) {
+                Some(peer) => self.learn(peer.clone(), target.addr, crate::AddressSource::Ticket, Some(peer)),
+                None => self.memory.dialer.add_seed(Instant::now(), target.addr),
+            }
+        }
+    }
+
+    fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
+            SwarmEvent::ConnectionEstablished {
+                peer_id, connection_id, endpoint, concurrent_dial_errors, ..
+            } => self.on_connected(peer_id, connection_id, &endpoint, concurrent_dial_errors.unwrap_or_default()),
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                self.on_closed(&peer_id, connection_id, cause.as_ref());
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                self.on_dial_failed(connection_id, peer_id, error);
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                self.on_incoming_failed(&send_back_addr, error);
+            }
+            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => self.publish_listen_addrs(),
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } => self.on_listener_closed(listener_id, reason),
+            SwarmEvent::ListenerError { error, .. } => {
+                tracing::warn!(%error, "a connection could not be accepted");
+            }
+            SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => self.is_changed = true,
+            _ => {}
+        }
+    }
+
+    fn on_behaviour_event(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Identify(event) => self.on_identify(event),
+            BehaviourEvent::Ping(event) => self.on_ping(&event),
+            BehaviourEvent::MdnsV4(event) | BehaviourEvent::MdnsV6(event) => self.on_mdns(event),
+            BehaviourEvent::Kademlia(event) => self.on_kademlia(event),
+            BehaviourEvent::Gossip(event) => self.on_gossip(event),
+            BehaviourEvent::RelayServer(event) => self.on_relay_server(&event),
+            BehaviourEvent::RelayClient(event) => self.on_relay_client(&event),
+            BehaviourEvent::HolePunching(event) => self.on_hole_punching(&event),
+            BehaviourEvent::AutonatClient(event) => self.on_autonat(&event),
+            BehaviourEvent::AutonatServer(_) => {}
+            BehaviourEvent::Limits(never)
+            | BehaviourEvent::Memory(never)
+            | BehaviourEvent::Removed(never)
+            | BehaviourEvent::Streams(never) => match never {},
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let now = Instant::now();
+        self.feed(Input::Tick);
+        for addr in self.memory.conflicts.due(now) {
+            self.tell_conflict(addr);
+        }
+        self.look_up_if_due(now);
+        if self.last_second.is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1)) {
+            self.last_second = Some(now);
+            self.is_changed = true;
+            self.relisten_if_due(now);
+            self.review_reservations(now);
+        }
+        if std::mem::take(&mut self.is_changed) {
+            self.publish_picture();
+        }
+    }
+
+    /// Tells the dialer what happened, and does what it says.
+    fn feed(&mut self, input: Input) {
+        let now = Instant::now();
+        let mut outputs: VecDeque<_> = self.memory.dialer.on(now, input).into();
+        while let Some(output) = outputs.pop_front() {
+            match output {
+                Output::Dial { peer, addrs } => {
+                    for input in self.dial(&peer, addrs) {
+                        outputs.extend(self.memory.dialer.on(now, input));
+                    }
+                }
+                Output::DialSeed { addr } => {
+                    if let Some(input) = self.dial_seed(addr) {
+                        outputs.extend(self.memory.dialer.on(now, input));
+                    }
+                }
+                Output::Close { peer, connection, unless_busy } => self.close(&peer, connection, unless_busy),
+                Output::Prefer { peer, connection } => {
+                    if let Some(peer) = id::peer_id(&peer) {
+                        self.swarm.behaviour_mut().streams.prefer(&peer, connection);
+                    }
+                }
+                Output::Keep { peer, connection, keep } => {
+                    if let Some(peer) = id::peer_id(&peer) {
+                        self.swarm.behaviour_mut().streams.keep(peer, connection, keep);
+                    }
+                }
+                Output::NotReached { peer, why } => self.on_not_reached(&peer, &why),
+                Output::Tell(event) => self.tell(event),
+            }
+        }
+    }
+
+    /// Dials a peer; returns what to tell the dialer where that fails at once.
+    fn dial(&mut self, peer: &NodeId, addrs: Vec<Multiaddr>) -> Vec<Input> {
+        let Some(peer_id) = id::peer_id(peer) else {
+            let why = DialFailure::InvalidAddress { why: "it is no peer id".to_owned() };
+            return vec![Input::DialEnded { peer: peer.clone(), why }];
+        };
+        let options = DialOpts::peer_id(peer_id).addresses(addrs).condition(PeerCondition::Always).build();
+        let connection = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.attempts.insert(connection, Attempt::Peer(peer.clone()));
+                Vec::new()
+            }
+            Err(error) => {
+                let (failures, why) = connections::explain(error);
+                let failed = failures.into_iter().map(|(addr, why)| Input::Failed { peer: peer.clone(), addr, why });
+                failed.chain([Input::DialEnded { peer: peer.clone(), why }]).collect()
+            }
+        }
+    }
+
+    fn dial_seed(&mut self, addr: Multiaddr) -> Option<Input> {
+        let options: DialOpts = addr.clone().into();
+        let connection = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.attempts.insert(connection, Attempt::Seed(addr));
+                None
+            }
+            Err(error) => Some(Input::SeedFailed { addr, why: connections::explain(error).1 }),
+        }
+    }
+
+    fn close(&mut self, peer: &NodeId, connection: ConnectionId, unless_busy: bool) {
+        let Some(peer) = id::peer_id(peer) else {
+            return;
+        };
+        if !(unless_busy && self.swarm.behaviour().streams.is_busy(&peer, connection)) {
+            self.swarm.close_connection(connection);
+        }
+    }
+
+    fn tell(&mut self, event: NetEvent) {
+        // Who hears of a change finds it in the picture.
+        match &event {
+            NetEvent::PeerConnected { .. } | NetEvent::PeerDisconnected { .. } | NetEvent::PathChanged { .. } => {
+                self.publish_picture();
+            }
+            NetEvent::DialFailed { addr, peer, why } => self.remember_failure(addr, peer.as_ref(), why),
+            _ => self.is_changed = true,
+        }
+        // Without readers nobody hears it.
+        let _ = self.shared.events.send(event);
+    }
+
+    fn tell_conflict(&mut self, addr: String) {
+        tracing::error!(peer.addr = addr, "another process has this node's identity: one of the two must get its own");
+        if self.memory.counts.identity_conflicts.len() < 16 {
+            self.memory.counts.identity_conflicts.insert(addr.clone());
+        }
+        self.tell(NetEvent::IdentityConflict { addr });
+    }
+
+    /// Tells the plan of reservations what happened, and does what it says.
+    fn feed_reservations(&mut self, input: reservations::Input) {
+        for output in self.reservations.on(Instant::now(), input) {
+            self.on_reservation(output);
+        }
+    }
+}

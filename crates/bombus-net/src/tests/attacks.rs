@@ -1,0 +1,162 @@
+use futures::StreamExt;
+use libp2p::Multiaddr;
+use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity};
+use libp2p::swarm::SwarmEvent;
+
+use super::raw::{OursEvent, RawEvent, beside, join, keypair, peer, peer_id, with_gossip};
+use super::*;
+use crate::stream::{INCOMING_MAX, INCOMING_PER_PEER_MAX};
+
+#[tokio::test]
+async fn messages_without_a_true_signature_are_not_delivered() {
+    let node = Running::start(1, open()).await;
+    let mut heard_there = node.net.subscribe("t", accept_all()).await.unwrap();
+    let mut events = node.net.events();
+    // It says that node 3 publishes, and signs nothing.
+    let mut forger = peer(66, MessageAuthenticity::Author(peer_id(3)));
+    join(&mut forger, &node, "t").await;
+    forger.behaviour_mut().gossip.publish(IdentTopic::new("t"), b"forged".to_vec()).unwrap();
+    beside(&mut forger, subscribed(&mut events, &id(66))).await;
+
+    let mut honest = peer(2, MessageAuthenticity::Signed(keypair(2)));
+    beside(&mut forger, join(&mut honest, &node, "t")).await;
+    honest.behaviour_mut().gossip.publish(IdentTopic::new("t"), b"true".to_vec()).unwrap();
+    let both = beside(&mut honest, timeout(LIMIT, heard_there.next()));
+    let message = beside(&mut forger, both).await.unwrap().unwrap();
+    assert_eq!((message.signer, message.data.as_slice()), (id(2), b"true".as_slice()));
+}
+
+#[tokio::test]
+async fn messages_that_are_too_large_are_not_delivered() {
+    let node = Running::start(1, open()).await;
+    let mut heard_there = node.net.subscribe("t", accept_all()).await.unwrap();
+    let mut large = peer(66, MessageAuthenticity::Signed(keypair(66)));
+    join(&mut large, &node, "t").await;
+    large.behaviour_mut().gossip.publish(IdentTopic::new("t"), vec![1; 2 * 1024 * 1024]).unwrap();
+    let mut honest = peer(2, MessageAuthenticity::Signed(keypair(2)));
+    beside(&mut large, join(&mut honest, &node, "t")).await;
+    honest.behaviour_mut().gossip.publish(IdentTopic::new("t"), vec![2; 512 * 1024]).unwrap();
+    let both = beside(&mut honest, timeout(LIMIT, heard_there.next()));
+    let message = beside(&mut large, both).await.unwrap().unwrap();
+    assert_eq!((message.signer, message.data.len()), (id(2), 512 * 1024));
+}
+
+#[tokio::test]
+async fn ten_thousand_subscriptions_do_no_harm() {
+    let (node, other) = (Running::start(1, open()).await, Running::start(2, open()).await);
+    let _there = node.net.subscribe("t", accept_all()).await.unwrap();
+    let mut heard_there = other.net.subscribe("t", accept_all()).await.unwrap();
+    let mut events = node.net.events();
+    let mut greedy = peer(66, MessageAuthenticity::Signed(keypair(66)));
+    for number in 0..10_000 {
+        greedy.behaviour_mut().gossip.subscribe(&IdentTopic::new(format!("topic-{number}"))).unwrap();
+    }
+    greedy.dial(node.addr().parse::<Multiaddr>().unwrap()).unwrap();
+    beside(&mut greedy, connected(&mut events, &id(66))).await;
+    let talked = async {
+        node.net.dial(&other.addr()).await.unwrap();
+        subscribed(&mut events, &id(2)).await;
+        node.net.publish("t", b"still here".to_vec()).await.unwrap();
+        timeout(LIMIT, heard_there.next()).await.unwrap().unwrap()
+    };
+    assert_eq!(beside(&mut greedy, talked).await.data, b"still here");
+}
+
+#[tokio::test]
+async fn of_a_peers_subscriptions_a_bounded_number_is_remembered() {
+    let topic = IdentTopic::new("t");
+    let mut ours = with_gossip(1, crate::behaviour::gossip(&keypair(1), &config().timing).unwrap());
+    ours.behaviour_mut().gossip.subscribe(&topic).unwrap();
+    ours.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
+    let addr = timeout(LIMIT, async {
+        loop {
+            if let SwarmEvent::NewListenAddr { address, .. } = ours.select_next_some().await {
+                return address;
+            }
+        }
+    });
+    let mut greedy = peer(66, MessageAuthenticity::Signed(keypair(66)));
+    greedy.dial(addr.await.unwrap()).unwrap();
+    let mut is_told = false;
+    let heard = async {
+        loop {
+            tokio::select! {
+                event = ours.select_next_some() => {
+                    if let SwarmEvent::Behaviour(OursEvent::Gossip(gossipsub::Event::Message { .. })) = event {
+                        return;
+                    }
+                }
+                event = greedy.select_next_some() => {
+                    if matches!(event, SwarmEvent::Behaviour(RawEvent::Gossip(gossipsub::Event::Subscribed { .. }))) && !is_told {
+                        is_told = true;
+                        for number in 0..1000 {
+                            greedy.behaviour_mut().gossip.subscribe(&IdentTopic::new(number.to_string())).unwrap();
+                        }
+                        greedy.behaviour_mut().gossip.publish(topic.clone(), b"all told".to_vec()).unwrap();
+                    }
+                }
+            }
+        }
+    };
+    timeout(LIMIT, heard).await.expect("the message comes after the subscriptions");
+    let remembered: usize = ours.behaviour().gossip.all_peers().map(|(_, topics)| topics.len()).sum();
+    assert!((1..=256).contains(&remembered), "{remembered}");
+}
+
+#[tokio::test]
+async fn a_flood_of_streams_is_reset_and_others_still_get_through() {
+    let (node, flooder, other) =
+        (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await, Running::start(3, closed(7)).await);
+    let mut incoming = node.net.accept("/test/slow/1").unwrap();
+    flooder.net.dial(&node.addr()).await.unwrap();
+    other.net.dial(&node.addr()).await.unwrap();
+    let mut open = Vec::new();
+    for _ in 0..INCOMING_MAX {
+        open.push(flooder.net.open_stream(&id(1), "/test/slow/1").await.unwrap());
+        // What is written makes the negotiation complete on the other side.
+        let stream = open.last_mut().unwrap();
+        let _ = stream.write_all(b"x").await;
+        let _ = stream.flush().await;
+    }
+    let refused = INCOMING_MAX - INCOMING_PER_PEER_MAX;
+    node.report_with(|report| report.dropped.streams == refused as u64).await;
+    let mut stream = other.net.open_stream(&id(1), "/test/slow/1").await.unwrap();
+    stream.write_all(b"y").await.unwrap();
+    stream.flush().await.unwrap();
+    let found = timeout(LIMIT, async {
+        loop {
+            let (peer, _) = incoming.next().await.unwrap();
+            if peer == id(3) {
+                return;
+            }
+        }
+    });
+    found.await.expect("the other's stream waits among them");
+}
+
+#[tokio::test]
+async fn an_address_that_is_not_the_peers_own_is_dropped_and_harms_nobody() {
+    let node = Running::start(1, open()).await;
+    let victim = Running::start(2, open()).await;
+    let mut events = node.net.events();
+    node.net.dial(&victim.addr()).await.unwrap();
+    connected(&mut events, &id(2)).await;
+    // It says that it listens where the victim does.
+    let mut liar = peer(66, MessageAuthenticity::Signed(keypair(66)));
+    let victims = victim.addr().rsplit_once("/p2p/").unwrap().0.to_owned();
+    liar.add_external_address(victims.parse().unwrap());
+    liar.dial(node.addr().parse::<Multiaddr>().unwrap()).unwrap();
+    let learned = |event: &NetEvent| matches!(event, NetEvent::Discovered { peer, .. } if *peer == id(66)).then_some(());
+    beside(&mut liar, heard(&mut events, learned)).await;
+    drop(liar);
+    let failed = |event: &NetEvent| match event {
+        NetEvent::DialFailed { peer: Some(peer), why, .. } if *peer == id(66) => Some(why.clone()),
+        _ => None,
+    };
+    let why = heard(&mut events, failed).await;
+    assert_eq!(why, crate::DialFailure::WrongPeer { found: id(2) });
+    let peers = node.net.peers();
+    let of = |number: u8| peers.iter().find(|peer| peer.node_id == id(number));
+    assert!(of(2).unwrap().connected.is_some(), "the victim stays connected");
+    assert!(of(66).is_none_or(|peer| peer.addresses.iter().all(|address| address.addr != victims)));
+}

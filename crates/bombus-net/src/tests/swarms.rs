@@ -1,0 +1,106 @@
+use std::io::ErrorKind;
+
+use super::*;
+
+fn rebuilt(event: &NetEvent) -> Option<u64> {
+    match event {
+        NetEvent::Rebuilt { generation } => Some(*generation),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_keeps_ports_subscriptions_and_protocols_and_ends_streams() {
+    let (one, other) = (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await);
+    let addr = other.addr();
+    other.echo("/test/echo/1");
+    let mut heard_there = other.net.subscribe("t", accept_all()).await.unwrap();
+    let _own = one.net.subscribe("t", accept_all()).await.unwrap();
+    let (mut events, mut others_events) = (one.net.events(), other.net.events());
+    one.net.dial(&addr).await.unwrap();
+    one.hear_echo(&id(2), "/test/echo/1").await;
+    let mut stream = one.net.open_stream(&id(2), "/test/echo/1").await.unwrap();
+    connected(&mut events, &id(2)).await;
+
+    for node in [&one, &other] {
+        node.membership.send_modify(|state| {
+            *state = MembershipState { generation: Generation(1), ..closed(8) };
+        });
+    }
+    disconnected(&mut events, &id(2)).await;
+    assert_eq!(heard(&mut events, rebuilt).await, 1);
+    assert_eq!(heard(&mut others_events, rebuilt).await, 1);
+    let error = timeout(LIMIT, stream.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionAborted, "{error}");
+
+    connected(&mut events, &id(2)).await;
+    let mut addrs = other.net.listen_addrs();
+    timeout(LIMIT, addrs.wait_for(|addrs| addrs.contains(&addr))).await.expect("the port stays").unwrap();
+    one.hear_echo(&id(2), "/test/echo/1").await;
+    subscribed(&mut events, &id(2)).await;
+    one.net.publish("t", b"after".to_vec()).await.unwrap();
+    assert_eq!(timeout(LIMIT, heard_there.next()).await.unwrap().unwrap().data, b"after");
+}
+
+#[tokio::test]
+async fn who_keeps_the_old_key_is_out() {
+    let (one, other) = (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await);
+    let mut events = one.net.events();
+    one.net.dial(&other.addr()).await.unwrap();
+    connected(&mut events, &id(2)).await;
+    one.membership.send_modify(|state| *state = MembershipState { generation: Generation(1), ..closed(8) });
+    assert_eq!(heard(&mut events, rebuilt).await, 1);
+    let why = heard(&mut events, |event| match event {
+        NetEvent::DialFailed { why, .. } => Some(why.clone()),
+        _ => None,
+    });
+    assert_eq!(why.await, crate::DialFailure::AnotherSwarmKey);
+    assert_eq!(one.net.report().connected, 0);
+}
+
+#[tokio::test]
+async fn a_peer_that_restarts_at_its_address_is_found_again() {
+    let one = Running::start(1, closed(7)).await;
+    let other = Running::start(2, closed(7)).await;
+    let port = other.port();
+    let mut events = one.net.events();
+    one.net.dial(&other.addr()).await.unwrap();
+    connected(&mut events, &id(2)).await;
+    other.stop().await;
+    disconnected(&mut events, &id(2)).await;
+    let again = NetConfig { listen: vec![ListenOn::fixed(HERE, port)], ..config() };
+    let other = Running::with(2, closed(7), again).await;
+    connected(&mut events, &id(2)).await;
+    other.echo("/test/echo/1");
+    one.hear_echo(&id(2), "/test/echo/1").await;
+}
+
+#[tokio::test]
+async fn a_seed_that_comes_later_is_found() {
+    let first = Running::start(1, closed(7)).await;
+    let (addr, port) = (first.addr(), first.port());
+    first.stop().await;
+    let other = Running::with(2, closed(7), NetConfig { seeds: vec![addr.clone()], ..config() }).await;
+    let mut events = other.net.events();
+    other.report_with(|report| report.seeds.iter().any(|seed| seed.tried > 0)).await;
+    let again = NetConfig { listen: vec![ListenOn::fixed(HERE, port)], ..config() };
+    let _first = Running::with(1, closed(7), again).await;
+    connected(&mut events, &id(1)).await;
+    let report = other.report_with(|report| report.seeds[0].failure.is_none()).await;
+    assert_eq!(report.seeds[0].peer, Some(id(1)));
+}
+
+#[tokio::test]
+async fn two_nodes_that_dial_each_other_end_with_one_connection() {
+    let (one, other) = (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await);
+    other.echo("/test/echo/1");
+    let (addr, others_addr) = (one.addr(), other.addr());
+    let (dialled, dialled_back) = tokio::join!(one.net.dial(&others_addr), other.net.dial(&addr));
+    dialled.unwrap();
+    dialled_back.unwrap();
+    let mut events = one.net.events();
+    let other = id(2);
+    let quiet = timeout(Duration::from_secs(3), disconnected(&mut events, &other));
+    assert!(quiet.await.is_err(), "closing one of the two does not lose the peer");
+    one.hear_echo(&id(2), "/test/echo/1").await;
+}
