@@ -1,1 +1,49 @@
 //! The swarm: who is there, what each can do, and the work that travels between them.
+//!
+//! [`swarm`] makes the two halves: the [`SwarmService`] runs as one task beside the mesh, and everybody else holds a [`SwarmHandle`].
+//!
+//! ```text
+//! view.rs        the view of the network (pure): peers, what they say of themselves, who lives
+//! events.rs      the log of what happens: numbers that only grow, readers that resume
+//! topics.rs      the seven topics: judged, counted, shown to the view, handed out
+//! hello.rs       the first word between two nodes, over a stream: known at once, not when the topics have found their ways
+//! presence.rs    what this node tells, and when;  facts.rs: what it says of itself
+//! liveness.rs    the failure detector's datagrams over streams: links.rs sends, readers.rs receives
+//! help.rs        requests for help, and answers to them
+//! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
+//! ```
+
+mod clock;
+mod config;
+mod counts;
+mod error;
+mod events;
+mod facts;
+mod handle;
+mod hello;
+mod help;
+mod limiter;
+mod liveness;
+mod presence;
+mod report;
+mod service;
+mod shared;
+mod supervised;
+#[cfg(test)]
+mod tests;
+mod topics;
+mod view;
+mod wire;
+
+pub use clock::WallClock;
+pub use config::SwarmConfig;
+pub use counts::MessageCounts;
+pub use error::TellError;
+pub use events::{EVENTS_MAX, EventItem, EventStream, SwarmEvent};
+pub use facts::OwnFacts;
+pub use handle::{SwarmHandle, Watched};
+pub use liveness::LivenessReport;
+pub use report::{HelloReport, PeerReport, SwarmReport};
+pub use service::{SwarmService, swarm};
+pub use topics::{Heard, MessageStream};
+pub use view::{Change, Link, Moment, PeerPath, PeerView, View, ViewInput, ViewLimits, word_of};

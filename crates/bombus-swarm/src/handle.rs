@@ -1,0 +1,193 @@
+//! The handle through which everybody but the service uses the swarm.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bombus_core::identity::NodeId;
+use bombus_core::topics::{TaskHelpRequest, TaskHelpResponse, Timestamp, Topic, TopicMessage};
+use tokio::sync::watch;
+
+use crate::counts::read;
+use crate::error::TellError;
+use crate::events::EventStream;
+use crate::help;
+use crate::liveness::LivenessReport;
+use crate::report::{HelloReport, PeerReport, SwarmReport};
+use crate::shared::Shared;
+use crate::topics::MessageStream;
+use crate::view::PeerView;
+
+/// A cheap handle to the swarm.
+#[derive(Clone)]
+pub struct SwarmHandle {
+    shared: Arc<Shared>,
+}
+
+impl SwarmHandle {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Returns this node's id.
+    #[must_use]
+    pub fn node_id(&self) -> &NodeId {
+        self.shared.net.node_id()
+    }
+
+    /// Returns the id of the swarm that this node is in.
+    #[must_use]
+    pub fn swarm_id(&self) -> String {
+        self.shared.net.swarm_id().to_string()
+    }
+
+    /// Returns what is known of all peers, ordered by id. Those that are gone are among them for ten minutes more.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerView> {
+        self.shared.look_at_links();
+        self.shared.view().peers()
+    }
+
+    /// Returns what is known of one peer.
+    #[must_use]
+    pub fn peer(&self, node_id: &NodeId) -> Option<PeerView> {
+        self.shared.look_at_links();
+        self.shared.view().peer(node_id)
+    }
+
+    /// Returns this node as its peers see it, without a way to it.
+    #[must_use]
+    pub fn own(&self) -> PeerView {
+        let shared = &self.shared;
+        let now_unix_s = shared.clocks.unix_ms() / 1_000;
+        let told = shared.facts.borrow().capabilities(self.node_id(), shared.boot, shared.clocks.wall());
+        PeerView::own(self.node_id(), &told, shared.started_unix_s, now_unix_s)
+    }
+
+    /// Counts the nodes that are there, this one included.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.shared.view().nodes()
+    }
+
+    /// Tells when something that [`SwarmHandle::peers`] shows has changed, other than when a peer was last seen: the number grows.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.revision()
+    }
+
+    /// Reads the log of events: behind the event with the number `after`, or without one from now on.
+    #[must_use]
+    pub fn events(&self, after: Option<u64>) -> EventStream {
+        self.shared.events.subscribe(after)
+    }
+
+    /// Returns the accepted messages of a topic from now on; those of this node itself are not among them.
+    #[must_use]
+    pub fn messages(&self, topic: Topic) -> MessageStream {
+        MessageStream::new(self.shared.messages(topic).subscribe())
+    }
+
+    /// Returns a time for a message: that of the clock, but later than that of the message before, so that none is taken for a recording of
+    /// another.
+    #[must_use]
+    pub fn stamp(&self) -> Timestamp {
+        self.shared.stamp()
+    }
+
+    /// Publishes a message on its topic. That nobody hears it is no error.
+    ///
+    /// # Errors
+    ///
+    /// When it names another sender than this node, when a field is too large, or when the mesh does not take it.
+    pub async fn publish(&self, message: TopicMessage) -> Result<(), TellError> {
+        self.shared.publish(&message).await
+    }
+
+    /// Asks all nodes for help with a task, and collects answers until all that should answer have done so, or up to `limit`. Who asks and
+    /// when is filled in.
+    ///
+    /// Returns at most one answer of each peer (1,024 in all): those that can help first, the soonest first.
+    ///
+    /// # Errors
+    ///
+    /// When the request is not published.
+    pub async fn ask_help(
+        &self,
+        request: TaskHelpRequest,
+        limit: Duration,
+    ) -> Result<Vec<TaskHelpResponse>, TellError> {
+        help::ask(&self.shared, request, limit).await
+    }
+
+    /// Watches a peer closely as long as the returned value lives: the failure detector probes it directly all the time.
+    #[must_use]
+    pub fn watch(&self, peer: &NodeId) -> Watched {
+        self.shared.watched.send_modify(|watched| *watched.entry(peer.clone()).or_default() += 1);
+        Watched { shared: Arc::clone(&self.shared), peer: peer.clone() }
+    }
+
+    /// Returns what became of messages, for the doctor.
+    #[must_use]
+    pub fn report(&self) -> SwarmReport {
+        let shared = &self.shared;
+        let (counted, others) = shared.counts.snapshot();
+        let view = shared.view();
+        let peers = counted.into_iter().map(|(node_id, messages)| {
+            let known = view.peer(&node_id);
+            PeerReport {
+                name: known.as_ref().map(|peer| peer.name.clone()),
+                clock_skew_ms: known.and_then(|peer| peer.clock_skew_ms),
+                node_id,
+                messages,
+            }
+        });
+        let hello = &shared.counts.hello;
+        SwarmReport {
+            peers: peers.collect(),
+            others,
+            refused_peers: view.refused(),
+            hello: HelloReport {
+                exchanged: read(&hello.exchanged),
+                failed: read(&hello.failed),
+                refused: read(&hello.refused),
+            },
+            liveness: LivenessReport::of(shared),
+            help_answered: read(&shared.counts.help_answered),
+            publish_failures: read(&shared.counts.publish_failures),
+            lost: read(&shared.counts.lost),
+            same_identity: shared.same_identity.get().cloned(),
+        }
+    }
+}
+
+impl fmt::Debug for SwarmHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SwarmHandle").field("node_id", self.node_id()).finish_non_exhaustive()
+    }
+}
+
+/// A peer that is watched closely as long as this value lives.
+pub struct Watched {
+    shared: Arc<Shared>,
+    peer: NodeId,
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watched").field(&self.peer).finish()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.shared.watched.send_modify(|watched| {
+            if let Some(count) = watched.get_mut(&self.peer) {
+                *count -= 1;
+                if *count == 0 {
+                    watched.remove(&self.peer);
+                }
+            }
+        });
+    }
+}
