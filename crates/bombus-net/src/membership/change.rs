@@ -287,7 +287,8 @@ mod tests {
 
     #[test]
     fn the_longest_change_fits_into_a_frame() {
-        let removed = (0..REMOVED_MAX).map(|i| NodeKey::from_secret(&std::array::from_fn(|j| (i >> (8 * (j % 2))) as u8)));
+        let removed =
+            (0..REMOVED_MAX).map(|i| NodeKey::from_secret(&std::array::from_fn(|j| (i >> (8 * (j % 2))) as u8)));
         let removed = removed.map(|key| key.node_id()).collect();
         let change = SignedChange::sign(&owner(), Generation(1), &SwarmKey::from_bytes([3; 32]), removed);
         assert_eq!(change.removed().len(), REMOVED_MAX);

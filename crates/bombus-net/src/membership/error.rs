@@ -61,7 +61,9 @@ impl MembershipError {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The node has data of another swarm.
-    #[error("this node belongs to the swarm {current} already, and the ticket is for {ticket}: to switch, add --switch; the old swarm's data stays on disk")]
+    #[error(
+        "this node belongs to the swarm {current} already, and the ticket is for {ticket}: to switch, add --switch; the old swarm's data stays on disk"
+    )]
     OtherSwarm {
         /// The swarm that it belongs to.
         current: SwarmId,
@@ -83,7 +85,9 @@ pub enum JoinError {
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {
     /// The owner key lies elsewhere.
-    #[error("this needs the swarm's owner key, which this machine does not have: run it on the machine where the swarm began, or take the key over from there (bombus owner export, bombus owner import)")]
+    #[error(
+        "this needs the swarm's owner key, which this machine does not have: run it on the machine where the swarm began, or take the key over from there (bombus owner export, bombus owner import)"
+    )]
     NotOwner,
     /// The key is that of another swarm.
     #[error("this is the owner key of the swarm {found}, and this node belongs to {current}")]
@@ -100,7 +104,9 @@ pub enum OwnerError {
     #[error("a node cannot remove itself: use bombus leave")]
     Oneself,
     /// The list of removed peers is full.
-    #[error("the swarm has {0} removed peers, and no more fit into its list: begin a new swarm (bombus leave, then bombus invite)")]
+    #[error(
+        "the swarm has {0} removed peers, and no more fit into its list: begin a new swarm (bombus leave, then bombus invite)"
+    )]
     TooManyRemoved(usize),
     /// The node runs without a key.
     #[error("a swarm without a key (--open) has no owner, and nobody can be kept out of it")]
@@ -114,7 +120,9 @@ pub enum OwnerError {
 #[derive(Debug, thiserror::Error)]
 pub enum InviteError {
     /// The node runs without a key.
-    #[error("a swarm without a key needs no ticket: start the other node with --open --seed and one of this node's addresses")]
+    #[error(
+        "a swarm without a key needs no ticket: start the other node with --open --seed and one of this node's addresses"
+    )]
     Open,
     /// An address is none.
     #[error("{address:?} is no address of a node: {reason}")]

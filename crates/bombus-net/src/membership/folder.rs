@@ -43,8 +43,8 @@ pub(super) struct Marks {
     pub(super) joined_s: u64,
     /// The swarm is more than a fresh one that nobody has heard of.
     pub(super) used: bool,
-    /// The owner changed the key on this machine and the members were not told yet.
-    pub(super) hand_over_due: bool,
+    /// The owner changed the key on this machine, and the members, who were not told yet, have that of this generation.
+    pub(super) hand_over_from: Option<Generation>,
 }
 
 /// `membership.json`.
@@ -60,8 +60,8 @@ struct Record {
     joined_s: u64,
     #[serde(default)]
     used: bool,
-    #[serde(default)]
-    hand_over_due: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hand_over_from: Option<Generation>,
 }
 
 /// The key that no change brought.
@@ -147,7 +147,7 @@ impl Folder {
             changes: rules.changes().cloned().collect(),
             joined_s: marks.joined_s,
             used: marks.used,
-            hand_over_due: marks.hand_over_due,
+            hand_over_from: marks.hand_over_from,
         };
         let mut json = serde_json::to_vec_pretty(&record).expect("plain data can be written as JSON");
         json.push(b'\n');
@@ -223,7 +223,9 @@ impl Folder {
             let id = self.path.file_name().unwrap_or_default().to_string_lossy();
             MembershipError::damaged(
                 path,
-                format!("{reason}; put the file back from a copy, or move the folder {id} and the file current beside it away, and join again with a new ticket"),
+                format!(
+                    "{reason}; put the file back from a copy, or move the folder {id} and the file current beside it away, and join again with a new ticket"
+                ),
             )
         };
         let bytes = read(path)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
@@ -309,7 +311,7 @@ fn rules_of(record: Record, path: &Path) -> Result<(Rules, Marks), MembershipErr
             return Err(damaged("one of its changes is not signed by the owner"));
         }
     }
-    let marks = Marks { joined_s: record.joined_s, used: record.used, hand_over_due: record.hand_over_due };
+    let marks = Marks { joined_s: record.joined_s, used: record.used, hand_over_from: record.hand_over_from };
     Ok((rules, marks))
 }
 
@@ -384,4 +386,3 @@ fn read_text(path: &Path) -> Result<Option<zeroize::Zeroizing<String>>, Membersh
         Err(_) => Err(MembershipError::damaged(path, "it is no text: put the file back from a copy")),
     }
 }
-

@@ -43,7 +43,9 @@ pub enum ParseLineError {
         found: &'static str,
     },
     /// A later version of Bombus wrote it.
-    #[error("this {wanted} has version {found}, and this version of bombus reads version {known}: update bombus on this machine")]
+    #[error(
+        "this {wanted} has version {found}, and this version of bombus reads version {known}: update bombus on this machine"
+    )]
     Newer {
         /// What was asked for.
         wanted: &'static str,

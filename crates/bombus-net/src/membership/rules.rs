@@ -56,11 +56,7 @@ struct Rank {
 
 impl Rank {
     fn of(change: &SignedChange) -> Self {
-        Self {
-            generation: change.generation(),
-            key_hash: Reverse(change.key_hash()),
-            hash: Reverse(change.hash()),
-        }
+        Self { generation: change.generation(), key_hash: Reverse(change.key_hash()), hash: Reverse(change.hash()) }
     }
 
     fn same_key(self, other: Self) -> bool {

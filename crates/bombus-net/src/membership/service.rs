@@ -74,8 +74,8 @@ impl Membership {
     /// When what is needed for that cannot be read.
     pub fn serve(self, timing: MembershipTiming) -> Result<(MembershipHandle, MembershipService), MembershipError> {
         let mut begin = self.state();
-        if let Some(previous) = self.previous_key()? {
-            begin.privacy = Privacy::Closed(previous);
+        if let Some((generation, key)) = self.previous()? {
+            (begin.generation, begin.privacy) = (generation, Privacy::Closed(key));
         }
         let (state, current) = watch::channel(begin);
         let (requests, commands) = mpsc::channel(COMMANDS_WAITING_MAX);

@@ -87,7 +87,9 @@ async fn hand<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> io::Result<bool> {
     let changes = parcel.changes.iter().map(SignedChange::hash).collect();
     frames.send(&Frame::Offer { swarm_id: parcel.swarm_id.to_string(), changes }).await?;
-    let Some(Frame::Want { changes: wanted }) = frames.next().await? else { return Err(unexpected("no answer to the offer")) };
+    let Some(Frame::Want { changes: wanted }) = frames.next().await? else {
+        return Err(unexpected("no answer to the offer"));
+    };
     let mut new_key = false;
     for change in parcel.changes.iter().filter(|change| wanted.contains(&change.hash())) {
         let key = (change.key_hash() == parcel.key.hash()).then(|| parcel.key.clone());
@@ -176,11 +178,7 @@ async fn answer_all<S: AsyncRead + AsyncWrite + Unpin>(
     Err(unexpected("too many changes"))
 }
 
-async fn ask<T>(
-    service: &mpsc::Sender<Request>,
-    request: Request,
-    answer: oneshot::Receiver<T>,
-) -> io::Result<T> {
+async fn ask<T>(service: &mpsc::Sender<Request>, request: Request, answer: oneshot::Receiver<T>) -> io::Result<T> {
     let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the membership service is gone");
     service.send(request).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())

@@ -12,8 +12,8 @@ use super::folder::{self, Content, Folder, Marks};
 use super::known_peers::KnownPeers;
 use super::rules::Rules;
 use super::{
-    AddressOrigin, Applied, Generation, IgnoredChanges, InviteError, JoinError, KnownAddress, KnownPeer, MembershipError,
-    MembershipState, OwnerError, OwnerKey, Privacy, SignedChange, SwarmId, SwarmKey, Ticket,
+    AddressOrigin, Applied, Generation, IgnoredChanges, InviteError, JoinError, KnownAddress, KnownPeer,
+    MembershipError, MembershipState, OwnerError, OwnerKey, Privacy, SignedChange, SwarmId, SwarmKey, Ticket,
 };
 
 /// Which swarm a node belongs to, as it stands on disk. Nothing is ever deleted: whoever joins or leaves keeps the old swarm's folder.
@@ -139,7 +139,7 @@ impl Membership {
     fn begin(swarms: PathBuf) -> Result<Self, MembershipError> {
         let (key, owner) = (SwarmKey::generate()?, OwnerKey::generate()?);
         let rules = Rules::new(owner.id(), Generation(0), key.hash());
-        let marks = Marks { joined_s: unix_seconds(), used: false, hand_over_due: false };
+        let marks = Marks { joined_s: unix_seconds(), used: false, hand_over_from: None };
         let content = Content { rules, marks, key, owner: Some(owner) };
         let folder = Folder::create(&swarms, &content)?;
         folder::write_current(&swarms, content.rules.swarm_id())?;
@@ -209,7 +209,7 @@ impl Membership {
         let last_contact_s = self.read_known().last_contact_s();
         let marks = match &self.home {
             Home::Closed(closed) => closed.content.marks,
-            Home::Open(_) => Marks { joined_s: 0, used: false, hand_over_due: false },
+            Home::Open(_) => Marks { joined_s: 0, used: false, hand_over_from: None },
         };
         Standing {
             swarm_id: self.swarm_id(),
@@ -220,7 +220,7 @@ impl Membership {
             joined_s: marks.joined_s,
             last_contact_s,
             used: marks.used,
-            hand_over_due: marks.hand_over_due,
+            hand_over_due: marks.hand_over_from.is_some(),
         }
     }
 
@@ -329,8 +329,9 @@ impl Membership {
         let key = SwarmKey::generate().map_err(MembershipError::from)?;
         let full = OwnerError::TooManyRemoved(rules.removed().len());
         let change = rules.next(owner, &key, remove).ok_or(full)?;
+        let from = closed.content.marks.hand_over_from.unwrap_or(rules.generation());
         closed.folder.keep_previous_key(&closed.content.key)?;
-        let marks = Marks { used: true, hand_over_due: true, ..closed.content.marks };
+        let marks = Marks { used: true, hand_over_from: Some(from), ..closed.content.marks };
         closed.take(&change, Some(&key), marks)?;
         Ok(change)
     }
@@ -402,19 +403,18 @@ impl Membership {
         }
     }
 
-    /// Returns the key that the members still use where the key was changed on this machine and they were not told yet.
-    pub(super) fn previous_key(&self) -> Result<Option<SwarmKey>, MembershipError> {
-        match &self.home {
-            Home::Closed(closed) if closed.content.marks.hand_over_due => closed.folder.previous_key(),
-            _ => Ok(None),
-        }
+    /// Returns what the members still use where the key was changed on this machine and they were not told yet.
+    pub(super) fn previous(&self) -> Result<Option<(Generation, SwarmKey)>, MembershipError> {
+        let Home::Closed(closed) = &self.home else { return Ok(None) };
+        let Some(from) = closed.content.marks.hand_over_from else { return Ok(None) };
+        Ok(closed.folder.previous_key()?.map(|key| (from, key)))
     }
 
     /// Remembers that the members were told of the new key.
     pub(super) fn handed_over(&mut self) -> Result<(), MembershipError> {
         let Home::Closed(closed) = &mut self.home else { return Ok(()) };
-        if closed.content.marks.hand_over_due {
-            closed.mark(Marks { hand_over_due: false, ..closed.content.marks })?;
+        if closed.content.marks.hand_over_from.is_some() {
+            closed.mark(Marks { hand_over_from: None, ..closed.content.marks })?;
         }
         closed.folder.drop_previous_key()
     }
@@ -460,7 +460,7 @@ impl Closed {
         }
         let content = Content {
             rules: Rules::new(*ticket.owner(), ticket.generation(), ticket.key().hash()),
-            marks: Marks { joined_s: unix_seconds(), used: true, hand_over_due: false },
+            marks: Marks { joined_s: unix_seconds(), used: true, hand_over_from: None },
             key: ticket.key().clone(),
             owner: None,
         };
@@ -476,7 +476,7 @@ impl Closed {
             Some(true) => {
                 let mut rules = self.content.rules.clone();
                 rules.rebase(ticket.generation(), ticket.key().hash());
-                let marks = Marks { joined_s: unix_seconds(), used: true, hand_over_due: false };
+                let marks = Marks { joined_s: unix_seconds(), used: true, hand_over_from: None };
                 self.folder.write_rekeyed(&rules, marks, ticket.key())?;
                 self.folder.drop_previous_key()?;
                 self.content.key = ticket.key().clone();

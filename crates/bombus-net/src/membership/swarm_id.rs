@@ -94,7 +94,16 @@ mod tests {
 
     #[test]
     fn only_what_can_be_a_folder_is_an_id() {
-        for text in ["", "..", "open/..", "OPEN", "abcdefghijklmno", "abcdefghijklmnopq", "abcdefghijklmno1", "ABCDEFGHIJKLMNOP"] {
+        for text in [
+            "",
+            "..",
+            "open/..",
+            "OPEN",
+            "abcdefghijklmno",
+            "abcdefghijklmnopq",
+            "abcdefghijklmno1",
+            "ABCDEFGHIJKLMNOP",
+        ] {
             assert_eq!(text.parse::<SwarmId>(), Err(ParseSwarmIdError), "{text}");
         }
         assert_eq!("open".parse(), Ok(SwarmId::open()));

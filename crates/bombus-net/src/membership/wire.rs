@@ -38,13 +38,29 @@ pub(super) type ChangeHash = [u8; 32];
 /// One frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {
-    Offer { swarm_id: String, changes: Vec<ChangeHash> },
-    Want { changes: Vec<ChangeHash> },
-    Change { change: Box<SignedChange>, key: Option<SwarmKey>, within_ms: u32 },
-    Ack { change: ChangeHash, stored: bool },
-    Passed { reached: Vec<NodeId> },
+    Offer {
+        swarm_id: String,
+        changes: Vec<ChangeHash>,
+    },
+    Want {
+        changes: Vec<ChangeHash>,
+    },
+    Change {
+        change: Box<SignedChange>,
+        key: Option<SwarmKey>,
+        within_ms: u32,
+    },
+    Ack {
+        change: ChangeHash,
+        stored: bool,
+    },
+    Passed {
+        reached: Vec<NodeId>,
+    },
     /// Of a kind that a later version may have.
-    Unknown { kind: u32 },
+    Unknown {
+        kind: u32,
+    },
 }
 
 /// Says why bytes are no frame.
@@ -193,7 +209,8 @@ pub(super) struct Frames<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     pub(super) fn new(stream: S) -> Self {
-        let codec = LengthDelimitedCodec::builder().length_field_length(4).max_frame_length(FRAME_BYTES_MAX).new_codec();
+        let codec =
+            LengthDelimitedCodec::builder().length_field_length(4).max_frame_length(FRAME_BYTES_MAX).new_codec();
         Self { framed: Framed::new(stream, codec) }
     }
 
@@ -245,7 +262,12 @@ mod tests {
             Frame::Change { change: change.clone(), key: Some(key), within_ms: 5_000 },
             Frame::Change { change, key: None, within_ms: 0 },
             Frame::Ack { change: [1; 32], stored: true },
-            Frame::Passed { reached: peer_key::to_sorted([&node(1), &node(2)]).iter().map(|k| peer_key::from_bytes(k).unwrap()).collect() },
+            Frame::Passed {
+                reached: peer_key::to_sorted([&node(1), &node(2)])
+                    .iter()
+                    .map(|k| peer_key::from_bytes(k).unwrap())
+                    .collect(),
+            },
         ]
     }
 

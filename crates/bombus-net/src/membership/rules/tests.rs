@@ -127,7 +127,8 @@ fn a_ticket_is_weighed_like_a_change() {
 #[test]
 fn the_list_of_removed_peers_has_an_end() {
     let mut rules = fresh();
-    let many = (0..REMOVED_MAX).map(|i| NodeKey::from_secret(&std::array::from_fn(|j| (i >> (8 * (j % 2))) as u8)).node_id());
+    let many =
+        (0..REMOVED_MAX).map(|i| NodeKey::from_secret(&std::array::from_fn(|j| (i >> (8 * (j % 2))) as u8)).node_id());
     let full = SignedChange::sign(&owner(), Generation(1), &key(5), many.collect());
     apply(&mut rules, &(full, key(5)));
     assert!(rules.next(&owner(), &key(6), Some(&node(200))).is_none());

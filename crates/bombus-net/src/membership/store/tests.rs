@@ -206,16 +206,17 @@ fn the_key_that_members_still_use_is_kept_until_they_were_told() {
     let dir = dir();
     let mut a = open(&dir);
     let first = key(&a);
-    assert_eq!(a.previous_key().unwrap(), None);
+    assert_eq!(a.previous().unwrap(), None);
     a.rekey().unwrap();
     a.kick(&node(1), &node(2)).unwrap();
     let mut a = open(&dir);
     assert!(a.standing().hand_over_due);
-    assert_eq!(a.previous_key().unwrap(), Some(first), "not the one between, which nobody ever had");
+    let kept = Some((Generation(0), first));
+    assert_eq!(a.previous().unwrap(), kept, "not the one between, which nobody ever had");
     a.handed_over().unwrap();
     let a = open(&dir);
     assert!(!a.standing().hand_over_due);
-    assert_eq!(a.previous_key().unwrap(), None);
+    assert_eq!(a.previous().unwrap(), None);
     assert!(!folder(&dir).join("swarm.key.previous").exists());
 }
 
