@@ -178,3 +178,6 @@ impl TopicMessage {
         Ok(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
-//! Doubles and builders for tests: GGUF files, servers that speak the protocols models are fetched by, and servers that run models.
+//! Doubles and builders for tests: GGUF files, servers that speak the protocols models are fetched by, servers that run models, and a
+//! network without sockets.
 //!
 //! A development dependency only. The servers listen on a free port of 127.0.0.1 and end when they are dropped.
 
@@ -7,6 +8,7 @@ pub mod hugging_face;
 pub mod origin;
 pub mod python_index;
 pub mod registry;
+pub mod simulator;
 pub mod upstream;
 
 use sha2::{Digest, Sha256};

@@ -14,6 +14,7 @@ const EXCERPT_MAX: usize = 64;
 
 /// What to do with a message.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "it is made and taken apart at once, and most messages are accepted")]
 pub enum Judgement {
     /// Pass it on and act on it.
     Accept(TopicMessage),
@@ -92,7 +93,8 @@ pub enum RejectReason {
 pub fn judge(topic: Topic, signer: &NodeId, bytes: &[u8], now: Timestamp, seen: &mut ReplayGuard) -> Judgement {
     let message = match read(topic, bytes) {
         Ok(message) => message,
-        Err(judgement) => return judgement,
+        Err(Refusal::Ignore(reason)) => return Judgement::Ignore { reason, message: None },
+        Err(Refusal::Reject(reason)) => return Judgement::Reject(reason),
     };
     if let Some(claimed) = message.sender()
         && claimed != signer.as_str()
@@ -108,31 +110,47 @@ pub fn judge(topic: Topic, signer: &NodeId, bytes: &[u8], now: Timestamp, seen: 
     }
 }
 
+/// Why a message is not even looked at further.
+enum Refusal {
+    Ignore(IgnoreReason),
+    Reject(RejectReason),
+}
+
+impl From<RejectReason> for Refusal {
+    fn from(reason: RejectReason) -> Self {
+        Self::Reject(reason)
+    }
+}
+
+impl From<BoundsError> for Refusal {
+    fn from(error: BoundsError) -> Self {
+        Self::Reject(error.into())
+    }
+}
+
 /// Reads a message without regard to who sent it and when.
-fn read(topic: Topic, bytes: &[u8]) -> Result<TopicMessage, Judgement> {
-    let reject = |reason: RejectReason| Judgement::Reject(reason);
-    let ignore = |reason| Judgement::Ignore { reason, message: None };
-    bounds::check_size(bytes).map_err(|error| reject(error.into()))?;
+fn read(topic: Topic, bytes: &[u8]) -> Result<TopicMessage, Refusal> {
+    bounds::check_size(bytes)?;
     let Ok(Value::Object(object)) = serde_json::from_slice(bytes) else {
-        return Err(reject(RejectReason::NotJson));
+        return Err(RejectReason::NotJson.into());
     };
     let Some(Value::String(name)) = object.get("type") else {
-        return Err(reject(RejectReason::NoType));
+        return Err(RejectReason::NoType.into());
     };
     // Both before the fields: what a later version means by a message, today's rules cannot tell.
     let Some(found) = Topic::of_message_type(name) else {
-        return Err(ignore(IgnoreReason::UnknownType(excerpt(name))));
+        return Err(Refusal::Ignore(IgnoreReason::UnknownType(excerpt(name))));
     };
     if let Some(schema) = object.get("schema").and_then(Value::as_u64)
         && schema > SCHEMA
     {
-        return Err(ignore(IgnoreReason::NewerSchema(schema)));
+        return Err(Refusal::Ignore(IgnoreReason::NewerSchema(schema)));
     }
     if found != topic {
-        return Err(reject(RejectReason::WrongTopic { topic, found }));
+        return Err(RejectReason::WrongTopic { topic, found }.into());
     }
-    let message = body(topic, Value::Object(object)).map_err(reject)?;
-    bounds::check(&message).map_err(|error| reject(error.into()))?;
+    let message = body(topic, Value::Object(object))?;
+    bounds::check(&message)?;
     Ok(message)
 }
 

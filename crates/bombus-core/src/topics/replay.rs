@@ -105,6 +105,12 @@ impl ReplayGuard {
         (skew_ms.abs() > CLOCK_SKEW_MS_MAX).then_some(IgnoreReason::ClockSkew { skew_ms })
     }
 
+    /// Returns how many messages are remembered.
+    #[cfg(test)]
+    pub(super) fn messages_held(&self) -> usize {
+        self.peers.values().flat_map(|peer| &peer.channels).map(|channel| channel.seen.len()).sum()
+    }
+
     fn make_room(&mut self) {
         if self.peers.len() < PEERS_MAX {
             return;

@@ -1,0 +1,137 @@
+//! Many things go wrong: once they are over, all see the same.
+
+use std::collections::BTreeSet;
+
+use bombus_core::liveness::PeerState;
+use bombus_testkit::simulator::{Network, for_each_seed};
+
+use crate::peer::{Swarm, detectors, settled, told_of};
+
+/// Asserts that each node that runs counts exactly the others that run as alive.
+fn assert_converged(swarm: &Swarm) {
+    let there: BTreeSet<usize> = swarm.nodes().map(|(index, _)| index).collect();
+    for (index, node) in swarm.nodes() {
+        let alive = node.alive();
+        let missing: Vec<_> = there.iter().filter(|other| **other != index && !alive.contains(other)).collect();
+        let ghosts: Vec<_> = alive.iter().filter(|other| !there.contains(other)).collect();
+        assert!(
+            missing.is_empty() && ghosts.is_empty(),
+            "at {} ms, node {index} of {} misses {missing:?} and sees ghosts {ghosts:?}",
+            swarm.now_ms(),
+            there.len()
+        );
+    }
+}
+
+/// Links each node with those before it, and with so many random others.
+fn connect_some(swarm: &mut Swarm, nodes: usize, degree: usize) {
+    for node in 1..nodes {
+        swarm.connect(node, node - 1);
+        for _ in 0..degree / 2 {
+            let other = swarm.random().index(nodes);
+            swarm.connect(node, other);
+        }
+    }
+}
+
+/// Lets random things happen for a while: crashes, pauses, restarts, partitions.
+fn trouble(swarm: &mut Swarm, nodes: usize, rounds: usize) {
+    for _ in 0..rounds {
+        let node = swarm.random().index(nodes);
+        match swarm.random().index(7) {
+            0 => swarm.kill(node),
+            1 => swarm.pause(node),
+            2 => swarm.resume(node),
+            3 | 4 => swarm.restart(node),
+            5 => {
+                let part: Vec<usize> = (0..nodes).filter(|_| swarm.random().chance(0.4)).collect();
+                swarm.partition(&[&[], &part]);
+            }
+            _ => swarm.heal(),
+        }
+        let wait_ms = swarm.random().within(&(0..=5_000));
+        swarm.run_for(wait_ms);
+    }
+    swarm.heal();
+    for node in 0..nodes {
+        swarm.resume(node);
+    }
+}
+
+#[test]
+fn a_hundred_nodes_in_a_rough_network_with_partitions_and_churn_see_the_same_in_the_end() {
+    for_each_seed(0..6, |seed| {
+        let network = Network { broken_after_ms: Some(15_000), ..Network::rough(0.05, 300) };
+        let mut swarm = detectors(seed, network, 100);
+        if seed % 2 == 0 {
+            swarm.connect_all();
+        } else {
+            connect_some(&mut swarm, 100, 32);
+        }
+        swarm.run_for(15_000);
+        trouble(&mut swarm, 100, 25);
+        swarm.set_network(Network::rough(0.01, 50));
+        swarm.run_for(60_000);
+        assert_converged(&swarm);
+    });
+}
+
+#[test]
+fn small_swarms_see_the_same_after_whatever_happens() {
+    for_each_seed(0..120, |seed| {
+        let nodes = 2 + (seed % 12) as usize;
+        let broken_after_ms = [None, Some(8_000), Some(60_000)][(seed % 3) as usize];
+        let network = Network { broken_after_ms, ordered: seed % 2 == 0, ..Network::rough(0.05, 200) };
+        let mut swarm = detectors(seed, network, nodes);
+        swarm.connect_all();
+        swarm.run_for(5_000);
+        trouble(&mut swarm, nodes, 30);
+        swarm.set_network(Network::rough(0.01, 50));
+        swarm.run_for(60_000);
+        assert_converged(&swarm);
+    });
+}
+
+#[test]
+fn the_halves_of_a_cut_network_lose_each_other_and_nobody_of_their_own_and_find_back() {
+    for_each_seed(0..24, |seed| {
+        let nodes = [4, 10, 20, 60][(seed % 4) as usize];
+        let broken_after_ms = (seed % 2 == 0).then_some(12_000);
+        let network = Network { delay_ms: 1..=20, broken_after_ms, ..Network::lan() };
+        let mut swarm = settled(seed, network, nodes);
+        let (left, right): (Vec<usize>, Vec<usize>) = (0..nodes).partition(|node| node % 2 == 0);
+        swarm.partition(&[&left, &right]);
+        swarm.run_for(2_500);
+        for (index, node) in swarm.nodes() {
+            let (own, other) = if index % 2 == 0 { (&left, &right) } else { (&right, &left) };
+            assert!(other.iter().all(|peer| node.state(*peer) == Some(PeerState::Suspect)), "{index} of {nodes}");
+            assert!(own.iter().all(|peer| *peer == index || node.state(*peer) == Some(PeerState::Alive)));
+        }
+        swarm.run_for(7_500);
+        for (index, node) in swarm.nodes() {
+            let own = if index % 2 == 0 { &left } else { &right };
+            assert_eq!(node.alive(), own.iter().copied().filter(|peer| *peer != index).collect());
+        }
+        swarm.run_for(20_000);
+        swarm.take_observed();
+        swarm.heal();
+        swarm.run_for(15_000);
+        assert_converged(&swarm);
+        assert_eq!(told_of(&swarm.take_observed(), PeerState::Gone), Vec::<String>::new(), "healing buries nobody");
+    });
+}
+
+#[test]
+fn a_swarm_that_starts_all_at_once_is_complete_within_seconds() {
+    for nodes in [2, 10, 30, 100] {
+        let mut swarm = detectors(nodes as u64, Network::lan(), nodes);
+        swarm.connect_all();
+        swarm.run_until(1_000);
+        assert_converged(&swarm);
+    }
+    // With a third of all links, the rest is told.
+    let mut swarm = detectors(7, Network::lan(), 100);
+    connect_some(&mut swarm, 100, 32);
+    swarm.run_until(30_000);
+    assert_converged(&swarm);
+}
