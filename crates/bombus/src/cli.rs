@@ -21,11 +21,19 @@ mod chat;
 mod config;
 mod detect;
 mod doctor;
+mod events;
 mod keys;
+mod membership;
+mod mesh;
 mod models;
 mod output;
+mod peers;
+mod ping;
+mod reach;
 mod route;
 mod screen;
+mod service;
+mod swarm;
 mod up;
 
 /// What can be built in, and whether it is.
@@ -50,7 +58,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong flags or configuration, 3 model, key or file not found, 4 nothing answers now (trying again may \
-help), 130 ended by Ctrl-C.";
+help), 10 to 18 why a node is not reached (bombus doctor --help), 130 ended by Ctrl-C.";
 
 /// One binary that turns the machines you have into one AI.
 #[derive(Debug, Parser)]
@@ -99,6 +107,30 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Look at this machine: what it is, what it can run, what runs on it already
     Detect(detect::DetectArgs),
+    /// Show the other nodes: how each is, what it can do, which models it has
+    Peers(peers::PeersArgs),
+    /// Show the swarm at a glance: nodes, tiers, models, load
+    Swarm(swarm::SwarmArgs),
+    /// Measure the round trip to another node, and say which way it takes
+    Ping(ping::PingArgs),
+    /// Show what happened in the swarm, and what happens
+    Events(events::EventsArgs),
+    /// Print a ticket with which another machine joins
+    Invite(membership::InviteArgs),
+    /// Join the swarm of a ticket
+    Join(membership::JoinArgs),
+    /// Leave the swarm; this node begins one of its own
+    Leave(membership::LeaveArgs),
+    /// Remove a member from the swarm, and change the swarm's key; needs the owner key
+    Kick(membership::KickArgs),
+    /// Change the swarm's key; needs the owner key
+    Rekey(membership::RekeyArgs),
+    /// Copy the owner key to a safe place, or to another machine
+    #[command(subcommand)]
+    Owner(membership::OwnerCommand),
+    /// Have systemd run the node
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -135,6 +167,17 @@ fn run(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Route(args) => route::run(global, &args),
         Command::Bench(args) => bench::run(global, &args),
         Command::Detect(args) => detect::run(global, &args),
+        Command::Peers(args) => peers::run(global, &args),
+        Command::Swarm(args) => swarm::run(global, &args),
+        Command::Ping(args) => ping::run(global, &args),
+        Command::Events(args) => events::run(global, &args),
+        Command::Invite(args) => membership::invite(global, &args),
+        Command::Join(args) => membership::join(global, &args),
+        Command::Leave(args) => membership::leave(global, &args),
+        Command::Kick(args) => membership::kick(global, &args),
+        Command::Rekey(args) => membership::rekey(global, &args),
+        Command::Owner(command) => membership::owner(global, &command),
+        Command::Service(command) => service::run(global, &command),
         Command::Config(command) => config::run(global, &command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -167,7 +210,7 @@ impl Global {
     }
 
     /// Returns the configuration file that was asked for, and by what.
-    fn config_file(&self) -> (Option<PathBuf>, &'static str) {
+    pub(crate) fn config_file(&self) -> (Option<PathBuf>, &'static str) {
         chosen_path(self.config.as_ref(), "flag --config", "BOMBUS_CONFIG", "environment BOMBUS_CONFIG")
     }
 

@@ -13,10 +13,12 @@ mod error;
 mod layers;
 mod load;
 mod node_config;
+mod p2p;
 
 pub(crate) use backends::{BackendConfig, BackendKind, EmbeddedConfig};
 pub(crate) use error::ConfigError;
 pub(crate) use load::{Entry, Settings, Sources};
+pub(crate) use p2p::P2pConfig;
 
 /// The whole configuration of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) default_model: ModelName,
     /// The HTTP API.
     pub(crate) api: HttpConfig,
+    /// The other nodes.
+    pub(crate) p2p: P2pConfig,
     /// Logging.
     pub(crate) log: LogConfig,
     /// What is used without having been configured.
@@ -43,6 +47,7 @@ impl Default for Config {
             name: sysinfo::System::host_name().unwrap_or_else(|_| "node".to_owned()),
             default_model: ModelName::parse(DEFAULT_MODEL).expect("the catalogue's names are model names"),
             api: HttpConfig::default(),
+            p2p: P2pConfig::default(),
             log: LogConfig::default(),
             discover: DiscoverConfig::default(),
             backends: BackendConfig::defaults(DiscoverConfig::default()),

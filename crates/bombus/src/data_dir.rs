@@ -8,6 +8,7 @@
 //! DIR/session.key    API key of this run of the node for commands on this directory, 0600; goes with node.json
 //! DIR/keys.json      hashes of the API keys, 0600
 //! DIR/chat_history   what was asked in `bombus chat`, 0600
+//! DIR/swarms/        the swarms that the node belongs to and belonged to, with their keys, 0600 (`bombus_net::membership`)
 //! DIR/models/        the model store
 //! ```
 
@@ -25,10 +26,13 @@ mod lock;
 mod node_file;
 
 pub(crate) use lock::NodeLock;
-pub(crate) use node_file::{NodeRecord, reachable};
+pub(crate) use node_file::{Announcement, NodeRecord, reachable};
 
 /// Version of the layout that this program reads and writes.
 pub(crate) const FORMAT: u32 = 1;
+
+/// The secrets in the folder of a swarm.
+const SWARM_SECRETS: [&str; 4] = ["swarm.key", "swarm.key.next", "swarm.key.previous", "owner.key"];
 
 /// How often a lock that is held is tried again.
 const LOCK_RETRIES: u32 = 4;
@@ -121,8 +125,12 @@ impl DataDir {
     }
 
     /// Returns the files that only their owner may read, those included that are not there.
-    pub(crate) fn secrets(&self) -> [PathBuf; 4] {
-        [self.identity(), self.keys(), self.root.join(node_file::SESSION_KEY_FILE), self.chat_history()]
+    pub(crate) fn secrets(&self) -> Vec<PathBuf> {
+        let mut secrets =
+            vec![self.identity(), self.keys(), self.root.join(node_file::SESSION_KEY_FILE), self.chat_history()];
+        let swarms = fs::read_dir(self.root.join("swarms")).into_iter().flatten().flatten();
+        secrets.extend(swarms.flat_map(|swarm| SWARM_SECRETS.map(|name| swarm.path().join(name))));
+        secrets
     }
 
     /// Claims the directory for a node until the lock is dropped or the process ends, however it ends.
@@ -153,11 +161,7 @@ impl DataDir {
     }
 
     /// Tells other commands where the node answers and by which API key they may come, until the returned guard is dropped.
-    pub(crate) fn announce(
-        &self,
-        record: &NodeRecord,
-        session_key: &str,
-    ) -> Result<node_file::Announcement, DataDirError> {
+    pub(crate) fn announce(&self, record: &NodeRecord, session_key: &str) -> Result<Announcement, DataDirError> {
         record.announce(&self.root, session_key)
     }
 

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use bombus_http::HttpError;
 use bombus_infer::BackendError;
+use bombus_net::NetError;
+use bombus_net::membership::MembershipError;
 
 use crate::config::ConfigError;
 use crate::data_dir::DataDirError;
@@ -21,6 +23,24 @@ pub(crate) enum Exit {
     NotFound = 3,
     /// The node, the backend or a remote service does not answer now; trying again may help.
     Unavailable = 4,
+    /// The machine answers, and nothing listens at the port.
+    NothingListens = 10,
+    /// A node of another swarm is there.
+    AnotherSwarm = 11,
+    /// This node's identity is there.
+    SameIdentity = 12,
+    /// A clock is too far off.
+    ClockOff = 13,
+    /// Nothing comes back: a firewall, or a machine that is off.
+    Filtered = 14,
+    /// Only IPv6 leads there, and this machine has none.
+    OnlyIpv6 = 15,
+    /// This node was removed from the swarm, or missed a change of its key.
+    Outdated = 16,
+    /// Another node than the expected one is there.
+    AnotherNode = 17,
+    /// No node is there, but something else.
+    NotANode = 18,
     /// Ended by Ctrl-C.
     Interrupted = 130,
 }
@@ -79,6 +99,7 @@ impl Failure {
             (401 | 403, _) => failure(Exit::Failure).hint(
                 "the node does not take the key in its data directory: it may have been started again just now; ask again",
             ),
+            (404, Some("peer_not_found")) => failure(Exit::NotFound).hint("bombus peers shows who is there"),
             (404, _) => failure(Exit::NotFound),
             (400..=428, _) => failure(Exit::Usage),
             (_, Some("model_unusable" | "out_of_memory")) => failure(Exit::Failure),
@@ -104,6 +125,27 @@ impl Failure {
                 failure(Exit::Failure, "stop that node, or give this one a directory of its own: --data-dir DIR")
             }
         }
+    }
+
+    fn of_net(error: &NetError) -> Self {
+        let failure = Self::new(Exit::Failure, error.to_string());
+        match error {
+            NetError::PortTaken { .. } | NetError::Listen { .. } => {
+                failure.hint("bombus up --p2p ADDR:PORT listens elsewhere, with port 0 on a free port; bombus doctor says who is there")
+            }
+            NetError::InvalidAddress { .. } => Self::new(Exit::Usage, error.to_string()),
+            _ => failure,
+        }
+    }
+
+    /// Translates why the swarm's data cannot be used or changed.
+    pub(crate) fn of_membership(error: &MembershipError) -> Self {
+        let exit = match error {
+            MembershipError::Newer { .. } => Exit::Usage,
+            MembershipError::Stopped => Exit::Unavailable,
+            MembershipError::Io { .. } | MembershipError::Damaged { .. } | MembershipError::Random(_) => Exit::Failure,
+        };
+        Self::new(exit, chain(error))
     }
 
     fn of_http(error: &HttpError) -> Self {
@@ -132,7 +174,9 @@ impl Failure {
                 .or_else(|| cause.downcast_ref::<Refusal>().map(Self::of_refusal))
                 .or_else(|| cause.downcast_ref::<ConfigError>().map(Self::of_config))
                 .or_else(|| cause.downcast_ref::<DataDirError>().map(Self::of_data_dir))
-                .or_else(|| cause.downcast_ref::<HttpError>().map(Self::of_http));
+                .or_else(|| cause.downcast_ref::<HttpError>().map(Self::of_http))
+                .or_else(|| cause.downcast_ref::<NetError>().map(Self::of_net))
+                .or_else(|| cause.downcast_ref::<MembershipError>().map(Self::of_membership));
             if let Some(known) = known {
                 return known;
             }

@@ -38,6 +38,28 @@ pub(crate) fn close_to_others(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, permissions)
 }
 
+/// Says whether a file is there that may be run.
+pub(crate) fn is_program(path: &Path) -> bool {
+    let Ok(metadata) = std::fs::metadata(path) else { return false };
+    #[cfg(unix)]
+    let may_run = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o111 != 0;
+    #[cfg(not(unix))]
+    let may_run = true;
+    metadata.is_file() && may_run
+}
+
+/// Says whether this process has the rights of the machine's administrator; where that has no meaning, no.
+pub(crate) fn is_root() -> bool {
+    #[cfg(unix)]
+    {
+        rustix::process::geteuid().is_root()
+    }
+    #[cfg(not(unix))]
+    {
+        false
+    }
+}
+
 /// Says whether a process with this id exists. Where that cannot be found out the answer is yes.
 pub(crate) fn process_exists(pid: u32) -> bool {
     #[cfg(unix)]

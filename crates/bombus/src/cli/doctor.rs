@@ -7,20 +7,34 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
+use super::membership::secret;
+use super::peers::printable;
+use super::reach::Target;
 use super::{Global, output};
 use crate::config::{Config, Settings};
+use crate::failure::Exit;
 
 mod backends;
 mod engine;
+mod mesh;
 mod models;
 mod network;
 mod storage;
+mod target;
 
 pub(super) use storage::nearest_existing;
 
+const EXIT_CODES: &str = "\
+Exit codes with an address or a ticket: 0 a node answers, 10 nothing listens, 11 another swarm's node, 12 this node's own identity, 13 a \
+clock is off, 14 no answer (firewall, or off), 15 only IPv6, 16 removed or an old key, 17 another node, 18 no node.";
+
 /// Arguments of `bombus doctor`.
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct DoctorArgs {
+    /// Say why another node cannot be reached: its address, or a ticket; - reads a ticket from a pipe
+    #[arg(value_name = "ADDRESS|TICKET")]
+    target: Option<String>,
     /// As one JSON object
     #[arg(long)]
     json: bool,
@@ -50,12 +64,15 @@ pub(super) struct Check {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) remedy: Option<String>,
+    /// A word for programs, where the finding has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) code: Option<&'static str>,
 }
 
 impl Check {
     /// All is well.
     pub(super) fn ok(name: impl Into<Cow<'static, str>>, found: impl Into<String>) -> Self {
-        Self { name: name.into(), verdict: Verdict::Ok, found: found.into(), remedy: None }
+        Self { name: name.into(), verdict: Verdict::Ok, found: found.into(), remedy: None, code: None }
     }
 
     /// It works, but.
@@ -64,7 +81,7 @@ impl Check {
         found: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self { name: name.into(), verdict: Verdict::Warn, found: found.into(), remedy: Some(remedy.into()) }
+        Self { name: name.into(), verdict: Verdict::Warn, found: found.into(), remedy: Some(remedy.into()), code: None }
     }
 
     /// It does not work.
@@ -73,7 +90,7 @@ impl Check {
         found: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self { name: name.into(), verdict: Verdict::Fail, found: found.into(), remedy: Some(remedy.into()) }
+        Self { name: name.into(), verdict: Verdict::Fail, found: found.into(), remedy: Some(remedy.into()), code: None }
     }
 }
 
@@ -87,16 +104,25 @@ struct Report {
 pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<ExitCode> {
     let (config_check, config) = configuration(global);
     let data_dir = global.data_dir_path()?.0;
-    let mut checks = vec![config_check];
-    checks.extend(super::block_on(examine(&config, &data_dir))?);
-    let ok = checks.iter().all(|check| check.verdict != Verdict::Fail);
-    let report = Report { ok, checks };
+    let (checks, exit) = match &args.target {
+        Some(target) => {
+            let target = Target::parse(&secret(target)?)?;
+            super::block_on(target::examine(&config, &data_dir, &target))?
+        }
+        None => {
+            let mut checks = vec![config_check];
+            checks.extend(super::block_on(examine(&config, &data_dir))?);
+            let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
+            (checks, failed.then_some(Exit::Failure))
+        }
+    };
+    let report = Report { ok: exit.is_none(), checks };
     if args.json {
         output::print_json(&report)?;
     } else {
-        output::print(&as_text(&report))?;
+        output::print(&as_text(&report, output::width()))?;
     }
-    Ok(if ok { ExitCode::SUCCESS } else { crate::failure::Exit::Failure.into() })
+    Ok(exit.map_or(ExitCode::SUCCESS, ExitCode::from))
 }
 
 /// A configuration that cannot be read is a finding; the other checks go on with the defaults.
@@ -122,6 +148,7 @@ async fn examine(config: &Config, root: &std::path::Path) -> Result<Vec<Check>> 
     checks.push(node.check());
     checks.push(network::port(config, &node).await?);
     checks.push(network::exposure(config, data_dir.as_ref()));
+    checks.extend(mesh::checks(config, data_dir.as_ref(), &node).await);
     checks.push(engine::processor(config));
     checks.extend(backends::reachable(config).await);
     checks.extend(models::stored(data_dir.as_ref()));
@@ -133,7 +160,7 @@ async fn examine(config: &Config, root: &std::path::Path) -> Result<Vec<Check>> 
     Ok(checks)
 }
 
-fn as_text(report: &Report) -> String {
+fn as_text(report: &Report, width: usize) -> String {
     let mut text = String::new();
     for check in &report.checks {
         let verdict = match check.verdict {
@@ -141,9 +168,10 @@ fn as_text(report: &Report) -> String {
             Verdict::Warn => "warn",
             Verdict::Fail => "FAIL",
         };
-        text.push_str(&format!("{verdict}  {}: {}\n", check.name, check.found));
+        let found = printable(&format!("{}: {}", check.name, check.found));
+        text.push_str(&output::wrapped(&format!("{verdict}  "), &found, width));
         if let Some(remedy) = &check.remedy {
-            text.push_str(&format!("      -> {remedy}\n"));
+            text.push_str(&output::wrapped("      -> ", &printable(remedy), width));
         }
     }
     text

@@ -41,6 +41,39 @@ pub(super) fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = 
     rows.iter().map(line).collect()
 }
 
+/// Columns that a text may have: those of the terminal, between 60 and 120. In a pipe lines are not broken, so that they can be searched.
+pub(super) fn width() -> usize {
+    let terminal = console::Term::stdout();
+    if !terminal.is_term() {
+        return usize::MAX;
+    }
+    terminal.size_checked().map_or(80, |(_, columns)| usize::from(columns).clamp(60, 120))
+}
+
+/// Writes words after a beginning, in lines of at most so many columns; further lines are indented by the beginning's width. A word
+/// that is longer than a line stays whole, so that it can be copied.
+pub(super) fn wrapped(beginning: &str, words: &str, width: usize) -> String {
+    let indent = beginning.chars().count();
+    let mut text = beginning.to_owned();
+    let mut column = indent;
+    for (index, word) in words.split_whitespace().enumerate() {
+        let length = word.chars().count();
+        if index > 0 && column + 1 + length > width {
+            text.push('\n');
+            text.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if index > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += length;
+    }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
+
 /// Writes a size as people read it.
 pub(super) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
@@ -61,6 +94,13 @@ mod tests {
         let rows = [["a".to_owned(), "1".to_owned()], ["long".to_owned(), "22".to_owned()]];
         assert_eq!(table(["X", "YY"], rows.into_iter()), "X     YY\na     1\nlong  22\n");
         assert_eq!(table(["X"], std::iter::empty()), "");
+    }
+
+    #[test]
+    fn words_are_wrapped_behind_their_beginning() {
+        assert_eq!(wrapped("a: ", "one two three", 10), "a: one two\n   three\n");
+        assert_eq!(wrapped("a: ", "a-very-long-word b", 10), "a: a-very-long-word\n   b\n");
+        assert_eq!(wrapped("a: ", "", 10), "a:\n");
     }
 
     #[test]

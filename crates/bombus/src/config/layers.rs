@@ -72,9 +72,14 @@ pub(super) fn environment(variables: &[(String, String)], known: &Dict) -> (Vec<
     (layers, notices)
 }
 
-/// Makes a layer of a value that was given by a command-line flag.
-pub(super) fn flag(flag: &str, key: &str, text: &str) -> Layer {
-    Layer { origin: format!("flag {flag}"), values: nest(key, Value::from(text)) }
+/// Makes a layer of a value that was given by a command-line flag. Of several values for a list each stands on a line of its own.
+pub(super) fn flag(flag: &str, key: &str, text: &str, known: &Dict) -> Layer {
+    let value = match leaf(known, key) {
+        Some(Value::Array(..)) => Value::from(text.lines().collect::<Vec<_>>()),
+        Some(Value::Bool(..)) => parse(text, &Value::from(true)),
+        _ => Value::from(text),
+    };
+    Layer { origin: format!("flag {flag}"), values: nest(key, value) }
 }
 
 /// Finds the first key of a file that means nothing.
@@ -133,9 +138,11 @@ fn leaf<'a>(known: &'a Dict, key: &str) -> Option<&'a Value> {
 fn parse(text: &str, default: &Value) -> Value {
     match default {
         Value::String(..) | Value::Empty(..) => Value::from(text),
-        Value::Array(..) if !text.trim_start().starts_with('[') => {
-            Value::from(text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect::<Vec<_>>())
-        }
+        Value::Array(..) => match text.parse() {
+            Ok(list @ Value::Array(..)) => list,
+            // An address such as [::]:7891 begins with a bracket too.
+            _ => Value::from(text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect::<Vec<_>>()),
+        },
         _ => text.parse().unwrap_or_else(|never| match never {}),
     }
 }

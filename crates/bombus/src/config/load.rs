@@ -94,7 +94,7 @@ fn layers_of(sources: &Sources, known: &Dict, notices: &mut Vec<String>) -> Resu
     let (environment, remarks) = layers::environment(&sources.environment, known);
     all.extend(environment);
     notices.extend(remarks);
-    all.extend(sources.flags.iter().map(|(flag, key, value)| layers::flag(flag, key, value)));
+    all.extend(sources.flags.iter().map(|(flag, key, value)| layers::flag(flag, key, value, known)));
     Ok(all)
 }
 

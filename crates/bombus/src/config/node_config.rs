@@ -5,7 +5,9 @@ use figment::value::{Dict, Value};
 use super::ConfigError;
 
 /// Fields that belong to parts that Bombus does not have yet.
-const LATER: [&str; 4] = ["orbitDbDirectory", "bootstrapPeers", "listenAddresses", "maxConcurrentTasks"];
+const LATER: [&str; 2] = ["orbitDbDirectory", "maxConcurrentTasks"];
+/// Fields of the mesh, with the settings that they become.
+const MESH: [(&str, &str); 2] = [("listenAddresses", "listen"), ("bootstrapPeers", "seeds")];
 
 /// Replaces `NodeConfig` fields by the settings that they mean, and takes out those that mean nothing yet. Returns the names of the
 /// latter.
@@ -20,6 +22,13 @@ pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Vec<&'static 
         && let Value::Dict(_, log) = values.entry("log".to_owned()).or_insert_with(|| Value::from(Dict::new()))
     {
         log.entry("level".to_owned()).or_insert(level);
+    }
+    for (field, setting) in MESH {
+        if let Some(value) = values.remove(field)
+            && let Value::Dict(_, p2p) = values.entry("p2p".to_owned()).or_insert_with(|| Value::from(Dict::new()))
+        {
+            p2p.entry(setting.to_owned()).or_insert(value);
+        }
     }
     if let Some(models) = values.remove("models") {
         let Value::Array(_, models) = models else {

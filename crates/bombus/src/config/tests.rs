@@ -148,6 +148,13 @@ fn errors_name_the_key_the_place_and_the_remedy() {
             vec!["`backends.0.aliases.a b`", "not a model name"],
         ),
         ("[[backends]]\nkind = 'fake'\nname = 'a;b'\n", vec!["`backends.0.name`", "is no name"]),
+        ("[p2p]\nlisten = 'everywhere'\n", vec!["`p2p.listen`", "c.toml", "expected a list"]),
+        ("[p2p]\nlisten = ['everywhere']\n", vec!["`p2p.listen`", "c.toml", "\"everywhere\"", "0.0.0.0:7891"]),
+        ("[p2p]\nlisten = ['/ip4/0.0.0.0/tcp/0/ws']\n", vec!["`p2p.listen`", "/ip4/0.0.0.0/tcp/7891"]),
+        ("[p2p]\nseeds = ['192.0.2.7:7891']\n", vec!["`p2p.seeds`", "\"192.0.2.7:7891\"", "/ip4/192.0.2.7/tcp/7891"]),
+        ("[p2p]\nexternal = ['hive.example']\n", vec!["`p2p.external`", "/dns4/hive.example/tcp/7891"]),
+        ("[p2p]\nmdns = 'no'\n", vec!["`p2p.mdns`", "expected true or false"]),
+        ("[p2p]\nsedes = []\n", vec!["unknown key `p2p.sedes`", "did you mean `p2p.seeds`?"]),
         ("[discover]\nollma = true\n", vec!["unknown key `discover.ollma`", "did you mean `discover.ollama`?"]),
         ("[[backends]]\nmodels = []\n", vec!["`backends.0`", "`kind` is missing"]),
         ("[backends]\nkind = 'fake'\n", vec!["`backends`", "[[backends]]"]),
@@ -243,18 +250,48 @@ fn a_json_file_with_the_names_of_node_config_is_understood() {
         .file(
             "config.json",
             r#"{"nodeId": "worker-1", "ollamaHost": "localhost", "ollamaPort": 11434, "orbitDbDirectory": "./db",
-                "bootstrapPeers": [], "listenAddresses": ["/ip4/0.0.0.0/tcp/0"], "models": ["tinyllama"],
+                "bootstrapPeers": ["/dns4/hive.example/tcp/7891"], "listenAddresses": ["/ip4/0.0.0.0/tcp/0"],
+                "models": ["tinyllama"],
                 "maxConcurrentTasks": 2, "logLevel": "warn"}"#,
         )
         .load();
     assert_eq!((settings.config.name.as_str(), settings.config.log.level.as_str()), ("worker-1", "warn"));
     assert_eq!(settings.config.default_model.as_str(), "tinyllama:latest");
     let [notice] = settings.notices.as_slice() else { panic!("{:?}", settings.notices) };
-    assert!(notice.contains("orbitDbDirectory, bootstrapPeers") && notice.contains("maxConcurrentTasks"), "{notice}");
+    assert!(notice.contains("orbitDbDirectory, maxConcurrentTasks belong"), "{notice}");
+    assert_eq!(settings.config.p2p.listen, ["0.0.0.0:0".parse().unwrap()]);
+    assert_eq!(settings.config.p2p.seeds, ["/dns4/hive.example/tcp/7891"]);
     let Some(BackendKind::Ollama(ollama)) = settings.config.backends.last().map(|backend| &backend.kind) else {
         panic!("{:?}", settings.config.backends)
     };
     assert_eq!(ollama.url, "http://localhost:11434");
+}
+
+#[test]
+fn the_mesh_listens_on_both_families_unless_it_is_told_otherwise() {
+    let config = setup().load().config.p2p;
+    let both = ["0.0.0.0:7891".parse().unwrap(), "[::]:7891".parse().unwrap()];
+    assert_eq!(config.listen, both);
+    assert!(config.seeds.is_empty() && config.external.is_empty() && config.mdns && config.relay && !config.open);
+}
+
+#[test]
+fn the_mesh_is_configured_by_file_environment_and_flags() {
+    let all = setup()
+        .file("c.toml", "[p2p]\nlisten = ['127.0.0.1:1', '/ip6/::1/tcp/2']\nrelay = false\nmdns = true\n")
+        .env("BOMBUS_P2P__EXTERNAL", "/ip4/192.0.2.7/tcp/1, /dns4/hive.example/tcp/2")
+        .env("BOMBUS_P2P__MDNS", "false")
+        .flag("--seed", "p2p.seeds", "/ip4/192.0.2.8/tcp/7891\n/ip4/192.0.2.9/tcp/7891")
+        .flag("--open", "p2p.open", "true");
+    let settings = all.load();
+    let config = &settings.config.p2p;
+    assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
+    assert_eq!(config.external, ["/ip4/192.0.2.7/tcp/1", "/dns4/hive.example/tcp/2"]);
+    assert_eq!(config.seeds, ["/ip4/192.0.2.8/tcp/7891", "/ip4/192.0.2.9/tcp/7891"]);
+    assert!(config.open && !config.mdns && !config.relay);
+    assert_eq!(settings.origin("p2p.mdns"), "environment BOMBUS_P2P__MDNS");
+    assert_eq!(settings.origin("p2p.seeds"), "flag --seed");
+    assert!(settings.is_set("p2p.listen"));
 }
 
 #[test]

@@ -30,6 +30,9 @@ pub(crate) struct NodeRecord {
     /// The model that answers where none is named.
     #[serde(default)]
     pub(crate) default_model: Option<ModelName>,
+    /// Multiaddrs at which other nodes reach it, with its id at their ends; those of this machine alone are among them.
+    #[serde(default)]
+    pub(crate) p2p: Vec<String>,
 }
 
 /// Keeps `node.json` and the session key in place; dropping it removes them.
@@ -46,6 +49,7 @@ impl NodeRecord {
             name: config.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             default_model: Some(config.default_model.clone()),
+            p2p: Vec::new(),
         }
     }
 
@@ -66,12 +70,23 @@ impl NodeRecord {
 
     pub(super) fn announce(&self, root: &Path, session_key: &str) -> Result<Announcement, DataDirError> {
         let (path, key_path) = (root.join(FILE), root.join(SESSION_KEY_FILE));
-        let mut text = serde_json::to_string_pretty(self).expect("texts and a number are JSON");
-        text.push('\n');
         // Whoever finds the node finds its key.
         write_atomically(&key_path, session_key.as_bytes())?;
-        write_atomically(&path, text.as_bytes())?;
+        self.write(&path)?;
         Ok(Announcement([path, key_path]))
+    }
+
+    fn write(&self, path: &Path) -> Result<(), DataDirError> {
+        let mut text = serde_json::to_string_pretty(self).expect("texts and a number are JSON");
+        text.push('\n');
+        write_atomically(path, text.as_bytes())
+    }
+}
+
+impl Announcement {
+    /// Tells of the node what is so now.
+    pub(crate) fn update(&self, record: &NodeRecord) -> Result<(), DataDirError> {
+        record.write(&self.0[0])
     }
 }
 
@@ -123,9 +138,13 @@ mod tests {
             name: "test".into(),
             version: "0".into(),
             default_model: None,
+            p2p: Vec::new(),
         };
         let announcement = record.announce(root.path(), "secret").unwrap();
-        assert_eq!(NodeRecord::read(root.path()).unwrap(), Some(record));
+        assert_eq!(NodeRecord::read(root.path()).unwrap(), Some(record.clone()));
+        let moved = NodeRecord { p2p: vec!["/ip4/127.0.0.1/tcp/1".into()], ..record };
+        announcement.update(&moved).unwrap();
+        assert_eq!(NodeRecord::read(root.path()).unwrap(), Some(moved));
         assert_eq!(read_session_key(root.path()).as_deref(), Some("secret"));
         drop(announcement);
         assert_eq!(read_session_key(root.path()), None);

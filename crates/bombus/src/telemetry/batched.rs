@@ -80,7 +80,8 @@ fn write_out(shared: &Shared, mut out: impl Write) {
         // There is no other place to tell that logs cannot be written.
         let _ = out.write_all(&bytes);
         if dropped_lines > 0 {
-            let _ = writeln!(out, "{dropped_lines} log lines were dropped: they came faster than they could be written");
+            let _ =
+                writeln!(out, "{dropped_lines} log lines were dropped: they came faster than they could be written");
         }
         let _ = out.flush();
         if closed {

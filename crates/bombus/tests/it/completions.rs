@@ -6,9 +6,10 @@ async fn every_shell_gets_completions_with_all_commands() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = home.run(&["completions", shell]).await;
         assert_eq!(script.code, Some(0));
-        for command in
-            ["up", "ask", "chat", "models", "backends", "route", "bench", "detect", "keys", "doctor", "config"]
-        {
+        for command in [
+            "up", "ask", "chat", "models", "backends", "route", "bench", "detect", "peers", "swarm", "ping", "events",
+            "invite", "join", "leave", "kick", "rekey", "owner", "service", "keys", "doctor", "config",
+        ] {
             assert!(script.stdout.contains(command), "{shell} lacks {command}");
         }
         assert!(!script.stdout.contains("engine-worker"), "{shell} shows the engine's own command");

@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 
 use super::Check;
 use crate::config::Config;
-use crate::data_dir::{DataDir, reachable};
+use crate::data_dir::{DataDir, NodeRecord, reachable};
 use crate::running::{self, RunningNode};
 
 /// What is known of the node of this data directory.
@@ -24,6 +24,14 @@ pub(super) async fn node(data_dir: Option<&DataDir>) -> Result<NodeFinding> {
 }
 
 impl NodeFinding {
+    /// Returns the node that answers.
+    pub(super) fn answering(&self) -> Option<&NodeRecord> {
+        match &self.node {
+            RunningNode::Answers(record) => Some(record),
+            _ => None,
+        }
+    }
+
     /// Whether what `node.json` says is so.
     pub(super) fn check(&self) -> Check {
         const NAME: &str = "node";

@@ -1,0 +1,318 @@
+//! Whether other nodes are found: each way to find them, what was tried and what was seen.
+
+use bombus_net::membership::{Membership, Privacy};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+
+use super::Check;
+use super::network::NodeFinding;
+use crate::cli::output::date;
+use crate::cli::reach::{self, Around, Finding};
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::node_client::NodeClient;
+
+/// Most addresses that are looked at where no node runs.
+const LOOKS_MAX: usize = 8;
+
+/// What the running node tells.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Report {
+    pub(super) node_id: String,
+    pub(super) swarm_id: String,
+    pub(super) open: bool,
+    pub(super) listen: Vec<String>,
+    pub(super) connected: usize,
+    pub(super) rungs: Vec<Rung>,
+    pub(super) failures: Vec<Unreached>,
+    pub(super) strangers_refused: u64,
+    pub(super) troubles: Vec<Trouble>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Rung {
+    pub(super) name: String,
+    enabled: bool,
+    tried: u64,
+    seen: u64,
+    problem: Option<String>,
+    detail: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Unreached {
+    address: String,
+    reason: String,
+    ago_s: f64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Trouble {
+    pub(super) code: String,
+    pub(super) text: String,
+}
+
+/// Looks at everything by which nodes find each other.
+pub(super) async fn checks(config: &Config, data_dir: Option<&DataDir>, node: &NodeFinding) -> Vec<Check> {
+    if let (Some(data_dir), Some(record)) = (data_dir, node.answering()) {
+        let asked = async { NodeClient::new(record.clone(), data_dir)?.get::<Report>("/mesh/report").await };
+        return match asked.await {
+            Ok(report) => of_report(&report),
+            Err(error) => {
+                let found = crate::failure::message_of(&error);
+                vec![Check::fail("mesh", found, "look at the node's logs, and start it again")]
+            }
+        };
+    }
+    let mut checks = vec![ports(config).await];
+    match data_dir.map(|data_dir| Membership::existing(data_dir.root())).transpose() {
+        Ok(membership) => {
+            let membership = membership.flatten();
+            checks.push(standing(config, membership.as_ref()));
+            checks.extend(known(config, data_dir, membership.as_ref()).await);
+        }
+        Err(error) => checks.push(Check::fail("mesh", error.to_string(), "bombus up says the same; restore the file")),
+    }
+    checks
+}
+
+fn of_report(report: &Report) -> Vec<Check> {
+    let others = match report.connected {
+        0 => "no other node is connected".to_owned(),
+        1 => "1 other node is connected".to_owned(),
+        count => format!("{count} other nodes are connected"),
+    };
+    let mut checks = vec![match report.open {
+        true => Check::warn(
+            "mesh",
+            format!("it runs without a swarm key (--open): whoever reaches it may take part; {others}"),
+            "for tests and closed networks alone; else start it without --open",
+        ),
+        false => Check::ok("mesh", format!("swarm {}; {others}", report.swarm_id)),
+    }];
+    checks.extend(report.rungs.iter().map(Rung::check));
+    if report.connected == 0 && !report.failures.is_empty() {
+        let lines = report.failures.iter().take(5).map(Unreached::text).collect::<Vec<_>>().join("; ");
+        checks.push(Check::warn("unreached", lines, "bombus doctor ADDRESS says for each what to do"));
+    }
+    if report.strangers_refused > 0 {
+        let found = format!("{} connections with another swarm's key, or none, were refused", report.strangers_refused);
+        checks.push(Check::ok("strangers", found));
+    }
+    checks.extend(report.troubles.iter().map(Trouble::check));
+    checks
+}
+
+impl Rung {
+    fn check(&self) -> Check {
+        let name = self.title();
+        let detail = self.detail.as_ref().map(|detail| format!("; {detail}")).unwrap_or_default();
+        if !self.enabled {
+            return Check::ok(name, format!("not used{detail}"));
+        }
+        let found = match (self.tried, self.seen) {
+            (0, 0) => format!("nothing yet{detail}"),
+            (0, seen) => format!("{seen} seen{detail}"),
+            (tried, seen) => format!("{tried} tried, {seen} seen{detail}"),
+        };
+        match &self.problem {
+            None => Check::ok(name, found),
+            Some(problem) => Check::warn(name, format!("{problem}; {found}"), self.remedy()),
+        }
+    }
+
+    fn title(&self) -> String {
+        match self.name.as_str() {
+            "mdns-v4" => "mDNS over IPv4".to_owned(),
+            "mdns-v6" => "mDNS over IPv6".to_owned(),
+            "seeds" => "seeds".to_owned(),
+            "learned" => "learned addresses".to_owned(),
+            "tickets" => "addresses of tickets".to_owned(),
+            "relay" => "relays".to_owned(),
+            "listen" => "port for nodes".to_owned(),
+            other => other.to_owned(),
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self.name.as_str() {
+            "mdns-v4" | "mdns-v6" => {
+                "let UDP port 5353 (multicast) in, or where the network has none, give an address: bombus up --seed"
+            }
+            "seeds" => "bombus doctor ADDRESS says for each what to do",
+            "relay" => "a member that others reach directly can relay: it needs [p2p] relay = true and an open port",
+            "listen" => "choose another address: bombus up --p2p ADDR:PORT",
+            _ => "bombus doctor ADDRESS says what to do",
+        }
+    }
+}
+
+impl Unreached {
+    fn text(&self) -> String {
+        format!("{}: {} ({:.0} s ago)", self.address, self.reason, self.ago_s)
+    }
+}
+
+impl Trouble {
+    fn check(&self) -> Check {
+        let (name, remedy) = match self.code.as_str() {
+            "same_identity" => (
+                "identity",
+                "a data directory was copied: on one of the machines stop the node, delete identity.key there, and start it again",
+            ),
+            "clock" => (
+                "clock",
+                "set the clocks by NTP (timedatectl set-ntp true); messages of clocks that are off are ignored",
+            ),
+            "removed" | "missed_rekey" => {
+                ("membership", "ask for a new ticket (bombus invite), and join again: bombus join TICKET")
+            }
+            "mdns_blocked" => ("multicast", "let UDP port 5353 (multicast) in, or give an address: bombus up --seed"),
+            _ => ("trouble", "look at the node's logs"),
+        };
+        Check::fail(name, self.text.clone(), remedy)
+    }
+}
+
+/// Whether the ports for other nodes can be had.
+async fn ports(config: &Config) -> Check {
+    const NAME: &str = "port for nodes";
+    let mut taken = Vec::new();
+    for address in &config.p2p.listen {
+        match TcpListener::bind(address).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => taken.push(format!("{address} is in use")),
+            // A machine without IPv6 cannot listen on it, and need not.
+            Err(_) if address.is_ipv6() && config.p2p.listen.len() > 1 => {}
+            Err(error) => taken.push(format!("{address} cannot be listened on: {error}")),
+        }
+    }
+    if config.p2p.listen.is_empty() {
+        return Check::warn(NAME, "no address is configured, so that no node can reach this one", "set p2p.listen");
+    }
+    if taken.is_empty() {
+        let addresses: Vec<String> = config.p2p.listen.iter().map(ToString::to_string).collect();
+        return Check::ok(NAME, format!("{} free", addresses.join(" and ")));
+    }
+    Check::warn(
+        NAME,
+        taken.join("; "),
+        "a port that nobody chose is replaced by a free one; --p2p ADDR:PORT chooses another",
+    )
+}
+
+/// To which swarm the data directory belongs.
+fn standing(config: &Config, membership: Option<&Membership>) -> Check {
+    const NAME: &str = "mesh";
+    if config.p2p.open {
+        return Check::warn(
+            NAME,
+            "p2p.open is set: whoever reaches the node may take part",
+            "for tests and closed networks alone; else leave it away",
+        );
+    }
+    let Some(membership) = membership else {
+        return Check::ok(NAME, "no swarm yet; bombus up begins one, bombus join TICKET joins one");
+    };
+    let standing = membership.standing();
+    let contact = match standing.last_contact_s {
+        Some(seconds) => format!("last connected to a member on {}", date(seconds)),
+        None => "no other member was met yet".to_owned(),
+    };
+    Check::ok(NAME, format!("swarm {}, {contact}; no node runs, so nothing is tried", standing.swarm_id))
+}
+
+/// Looks at seeds and at members met before, where no node does.
+async fn known(config: &Config, data_dir: Option<&DataDir>, membership: Option<&Membership>) -> Vec<Check> {
+    let known = membership.map(Membership::known_addresses).unwrap_or_default();
+    let worked: Vec<String> =
+        known.iter().filter(|known| known.last_ok_s.is_some()).map(|known| known.addr.clone()).collect();
+    let mut addresses = config.p2p.seeds.clone();
+    for known in known {
+        if addresses.len() < LOOKS_MAX && !addresses.iter().any(|address| reach::same_place(address, &known.addr)) {
+            addresses.push(known.addr);
+        }
+    }
+    let (Some(data_dir), Some(membership)) = (data_dir, membership) else { return Vec::new() };
+    let Ok(key) = data_dir.node_key() else { return Vec::new() };
+    let privacy = if config.p2p.open { Privacy::Open } else { membership.privacy() };
+    let around = Around { worked, ..Around::default() };
+    reach::look_at_all(&addresses, &privacy, &key, &around).await.iter().map(Finding::check).collect()
+}
+
+impl Finding {
+    /// Writes the finding as a check by the name of its address. What leads nowhere is a warning: others may do.
+    pub(super) fn check(&self) -> Check {
+        let name = self.address.clone();
+        let check = match &self.remedy {
+            None => Check::ok(name, self.found.clone()),
+            Some(remedy) => Check::warn(name, self.found.clone(), remedy.clone()),
+        };
+        Check { code: Some(self.code), ..check }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+
+    fn rung(name: &str) -> Rung {
+        Rung { name: name.into(), enabled: true, tried: 3, seen: 2, ..Rung::default() }
+    }
+
+    #[test]
+    fn each_way_to_find_nodes_says_what_was_tried_and_seen() {
+        let report = Report {
+            swarm_id: "abc".into(),
+            connected: 1,
+            rungs: vec![
+                rung("mdns-v4"),
+                Rung { problem: Some("nothing answers".into()), seen: 0, ..rung("seeds") },
+                Rung { enabled: false, ..rung("relay") },
+            ],
+            strangers_refused: 2,
+            ..Report::default()
+        };
+        let checks = of_report(&report);
+        let found: Vec<(&str, Verdict, &str)> =
+            checks.iter().map(|check| (check.name.as_ref(), check.verdict, check.found.as_str())).collect();
+        assert_eq!(
+            found,
+            [
+                ("mesh", Verdict::Ok, "swarm abc; 1 other node is connected"),
+                ("mDNS over IPv4", Verdict::Ok, "3 tried, 2 seen"),
+                ("seeds", Verdict::Warn, "nothing answers; 3 tried, 0 seen"),
+                ("relays", Verdict::Ok, "not used"),
+                ("strangers", Verdict::Ok, "2 connections with another swarm's key, or none, were refused"),
+            ]
+        );
+    }
+
+    #[test]
+    fn every_trouble_is_a_failure_with_a_remedy() {
+        for code in ["same_identity", "clock", "removed", "missed_rekey", "mdns_blocked", "later"] {
+            let check = Trouble { code: code.into(), text: "so it is".into() }.check();
+            assert_eq!((check.verdict, check.remedy.is_some()), (Verdict::Fail, true), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_lonely_node_says_what_it_could_not_reach() {
+        let failure = Unreached { address: "/ip4/192.0.2.7/tcp/1".into(), reason: "no answer".into(), ago_s: 3.2 };
+        let report = Report { failures: vec![failure], ..Report::default() };
+        let check = of_report(&report).into_iter().find(|check| check.name == "unreached").unwrap();
+        assert_eq!(check.found, "/ip4/192.0.2.7/tcp/1: no answer (3 s ago)");
+    }
+
+    #[test]
+    fn an_open_node_is_remarked_upon() {
+        let check = of_report(&Report { open: true, ..Report::default() }).remove(0);
+        assert_eq!(check.verdict, Verdict::Warn);
+        assert!(check.found.contains("--open"), "{}", check.found);
+    }
+}

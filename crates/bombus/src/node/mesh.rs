@@ -1,0 +1,226 @@
+//! The node's part of the swarm: the mesh, the membership and the swarm's own service, started in this order and stopped in reverse.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Error, Result};
+use bombus_core::identity::NodeKey;
+use bombus_http::{NodeSample, Sample, SampleKind, mesh};
+use bombus_infer::Backends;
+use bombus_net::membership::{Membership, MembershipService, MembershipTiming};
+use bombus_net::{ListenOn, NetConfig, NetHandle, NetIdentity, NetService};
+use bombus_swarm::{OwnFacts, SwarmConfig, SwarmHandle, SwarmService};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::facts::{FactsSource, slots};
+use super::supervised::{Essential, Supervised};
+use crate::config::{P2pConfig, Settings};
+use crate::data_dir::DataDir;
+
+mod report;
+mod surface;
+
+use surface::Surface;
+
+/// Longest wait for the addresses that are listened on, before the node says where it is.
+const LISTEN_LIMIT: Duration = Duration::from_secs(2);
+/// How long each part may take to end: to say goodbye, to write down what is known, to close connections.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// The parts, ready to be started.
+pub(super) struct Mesh {
+    net: NetHandle,
+    surface: Arc<Surface>,
+    swarm: SwarmHandle,
+    facts: FactsSource,
+    listens_here: bool,
+    services: (NetService, MembershipService, SwarmService),
+}
+
+/// The running parts.
+pub(super) struct RunningMesh {
+    net: NetHandle,
+    facts: watch::Sender<OwnFacts>,
+    /// Whether an address of this machine itself will be listened on.
+    listens_here: bool,
+    telling: Supervised,
+    net_task: Essential,
+    membership_task: Essential,
+    swarm_task: Essential,
+}
+
+impl Mesh {
+    /// Reads whom the node belongs to, and makes the parts. Nothing runs yet.
+    pub(super) fn open(
+        settings: &Settings,
+        data_dir: &DataDir,
+        key: NodeKey,
+        backends: &Backends,
+        sample: watch::Receiver<NodeSample>,
+    ) -> Result<Self> {
+        let config = &settings.config;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let membership = match config.p2p.open {
+            true => Membership::open_without_key(data_dir.root())?,
+            false => Membership::open(data_dir.root())?,
+        };
+        let (membership, membership_service) = membership.serve(MembershipTiming::default())?;
+        let identity = NetIdentity { key, name: config.name.clone(), version: version.clone() };
+        let (net, net_service) =
+            bombus_net::net(net_config(&config.p2p, settings.is_set("p2p.listen")), identity, membership.clone());
+        let own = OwnFacts { name: config.name.clone(), version, ..OwnFacts::default() };
+        let (facts, told) = watch::channel(own);
+        let (swarm, swarm_service) = bombus_swarm::swarm(SwarmConfig::default(), net.clone(), told);
+        Ok(Self {
+            surface: Arc::new(Surface::new(net.clone(), membership, swarm.clone(), config.p2p.external.clone())),
+            facts: FactsSource { backends: backends.clone(), slots: slots(&config.backends), sample, facts },
+            listens_here: config
+                .p2p
+                .listen
+                .iter()
+                .any(|address| address.ip().is_unspecified() || address.ip().is_loopback()),
+            services: (net_service, membership_service, swarm_service),
+            net,
+            swarm,
+        })
+    }
+
+    /// Returns what the HTTP API needs of it.
+    pub(super) fn surface(&self) -> Arc<dyn mesh::Mesh> {
+        self.surface.clone()
+    }
+
+    /// Returns what the mesh has to say to `/metrics`.
+    pub(super) fn samples(&self) -> impl Fn() -> Vec<Sample> + Send + Sync + 'static {
+        let swarm = self.swarm.clone();
+        move || {
+            let peers = swarm.peers();
+            let count = |wanted: mesh::PeerState| {
+                peers.iter().filter(|peer| surface::state_of(peer.state) == wanted).count() as f64
+            };
+            let states = [
+                ("alive", mesh::PeerState::Alive),
+                ("suspect", mesh::PeerState::Suspect),
+                ("gone", mesh::PeerState::Gone),
+            ];
+            let sample = |(word, state): (&'static str, mesh::PeerState)| Sample {
+                name: "peers",
+                kind: SampleKind::Gauge,
+                help: "Other nodes of the swarm, by how alive they are",
+                labels: vec![("state", word.to_owned())],
+                value: count(state),
+            };
+            states.map(sample).into()
+        }
+    }
+
+    /// Starts the parts. `api_port` is where this node's API is.
+    pub(super) fn start(self, api_port: u16) -> RunningMesh {
+        let (net_service, membership_service, swarm_service) = self.services;
+        let net = self.net.clone();
+        let facts = self.facts.facts.clone();
+        facts.send_modify(|facts| facts.api_port = api_port);
+        RunningMesh {
+            telling: Supervised::start("facts about this node", self.facts.keep()),
+            net_task: Essential::start("mesh", |stop| async move { Ok(net_service.run(stop).await?) }),
+            membership_task: Essential::start("membership of the swarm", |stop| async move {
+                Ok(membership_service.run(net, stop).await?)
+            }),
+            swarm_task: Essential::start("swarm", |stop| async move {
+                swarm_service.run(stop).await;
+                Ok(())
+            }),
+            net: self.net,
+            facts,
+            listens_here: self.listens_here,
+        }
+    }
+}
+
+/// Translates the configuration. A port that nobody chose may be another one if it is taken.
+fn net_config(config: &P2pConfig, chosen: bool) -> NetConfig {
+    let listen = config.listen.iter().map(|address| ListenOn {
+        ip: address.ip(),
+        port: address.port(),
+        port_is_fixed: chosen && address.port() != 0,
+    });
+    NetConfig {
+        listen: listen.collect(),
+        seeds: config.seeds.clone(),
+        mdns: config.mdns,
+        external: config.external.clone(),
+        relay: config.relay,
+        ..NetConfig::default()
+    }
+}
+
+impl RunningMesh {
+    /// Waits until it is listened for other nodes, for a moment; they are not waited for.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be, for example since the port is taken.
+    pub(super) async fn listening(&mut self) -> Result<()> {
+        if !self.listens_here {
+            // The address may be one that this machine gets later, for example of a VPN.
+            return Ok(());
+        }
+        let mut addresses = self.net.listen_addrs();
+        let on_this_machine = |addresses: &Vec<String>| {
+            addresses.iter().any(|address| address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1/"))
+        };
+        tokio::select! {
+            biased;
+            error = self.ended() => Err(error),
+            listened = timeout(LISTEN_LIMIT, addresses.wait_for(on_this_machine)) => {
+                if listened.is_err() {
+                    tracing::warn!(limit_s = LISTEN_LIMIT.as_secs(), "other nodes are not listened for yet");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns where other nodes reach this one, and what becomes of it.
+    pub(super) fn listen_addrs(&self) -> watch::Receiver<Vec<String>> {
+        self.net.listen_addrs()
+    }
+
+    /// Waits until a part ends though nobody stopped it, and says why. Safe to cancel.
+    pub(super) async fn ended(&mut self) -> Error {
+        tokio::select! {
+            error = self.net_task.ended() => error,
+            error = self.membership_task.ended() => error,
+            error = self.swarm_task.ended() => error,
+        }
+    }
+
+    /// Tells the others that this node takes nothing new.
+    pub(super) fn drain(&self) {
+        self.facts.send_modify(|facts| facts.draining = true);
+    }
+
+    /// Says goodbye, and ends the parts.
+    pub(super) async fn stop(self) {
+        self.telling.stop().await;
+        self.swarm_task.stop(STOP_LIMIT).await;
+        self.membership_task.stop(STOP_LIMIT).await;
+        self.net_task.stop(STOP_LIMIT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_port_that_somebody_chose_is_fixed() {
+        let config = P2pConfig { listen: vec!["0.0.0.0:7891".parse().unwrap()], mdns: false, ..P2pConfig::default() };
+        assert!(!net_config(&config, false).listen[0].port_is_fixed);
+        let chosen = net_config(&config, true);
+        assert!(chosen.listen[0].port_is_fixed && !chosen.mdns && chosen.relay);
+        let free = P2pConfig { listen: vec!["0.0.0.0:0".parse().unwrap()], ..config };
+        assert!(!net_config(&free, true).listen[0].port_is_fixed);
+    }
+}

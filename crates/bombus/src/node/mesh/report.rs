@@ -1,0 +1,281 @@
+//! What was tried to find other nodes, in the words of the API.
+
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bombus_http::mesh::{Membership, MeshReport, Rung, Trouble, Unreached};
+use bombus_net::membership::MembershipHandle;
+use bombus_net::{DialFailure, DialReport, MdnsReport, NetHandle, NetPeer, NetReport, Path, Reachability, RelayReport};
+use bombus_swarm::{PeerView, SwarmHandle};
+
+/// Most failures that are told.
+const FAILURES_MAX: usize = 16;
+
+/// Puts together what the parts know.
+pub(super) fn of(
+    membership: Membership,
+    net: &NetHandle,
+    members: &MembershipHandle,
+    swarm: &SwarmHandle,
+) -> MeshReport {
+    let (report, swarm_report, peers) = (net.report(), swarm.report(), net.peers());
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    let worked: Vec<String> = members
+        .known_addresses()
+        .into_iter()
+        .filter(|known| known.last_ok_s.is_some())
+        .map(|known| known.addr)
+        .collect();
+    let mut troubles = Vec::new();
+    let same = swarm_report.same_identity.clone().or_else(|| same_identity(&report));
+    troubles.extend(same.map(|text| trouble("same_identity", text)));
+    troubles.extend(missed_rekey(&report, &worked).map(|text| trouble("missed_rekey", text)));
+    troubles.extend(mdns_blocked(&report, &peers).map(|text| trouble("mdns_blocked", text)));
+    troubles.extend(clocks(&swarm.peers()).map(|text| trouble("clock", text)));
+    MeshReport {
+        node_id: net.node_id().to_string(),
+        membership,
+        connected: report.connected,
+        rungs: rungs(&report),
+        failures: failures(&report.failures, now_ms),
+        strangers_refused: report.refused_strangers + report.refused_removed,
+        lowest_score: peers.iter().map(|peer| peer.score).min_by(f64::total_cmp),
+        troubles,
+        net: serde_json::to_value(&report).unwrap_or_default(),
+        swarm: serde_json::to_value(&swarm_report).unwrap_or_default(),
+    }
+}
+
+fn trouble(code: &str, text: String) -> Trouble {
+    Trouble { code: code.to_owned(), text }
+}
+
+/// Lists the ways to find nodes, most direct first.
+fn rungs(report: &NetReport) -> Vec<Rung> {
+    let plain = |name: &str, seen: usize| Rung {
+        name: name.to_owned(),
+        enabled: true,
+        tried: 0,
+        seen: seen as u64,
+        problem: None,
+        detail: None,
+    };
+    let listen_problems = report.listen_failures.iter().map(|(address, why)| format!("{address}: {why}"));
+    let (v4, v6) = mdns(&report.mdns);
+    vec![
+        Rung { problem: joined(listen_problems), ..plain("listen", report.listen.len()) },
+        v4,
+        v6,
+        seeds(&report.seeds),
+        plain("learned", report.learned),
+        plain("tickets", report.tickets),
+        relay(&report.relay, report.reachability),
+    ]
+}
+
+fn mdns(report: &MdnsReport) -> (Rung, Rung) {
+    let rung = |name: &str, failure: &Option<String>, others_work: bool| Rung {
+        name: name.to_owned(),
+        enabled: report.enabled,
+        tried: 0,
+        seen: report.peers as u64,
+        // A machine without the one family does with the other.
+        problem: failure.as_ref().filter(|_| !others_work).map(|why| format!("it does not run: {why}")),
+        detail: match failure {
+            Some(why) if others_work => Some(format!("it does not run: {why}")),
+            Some(_) => None,
+            None => joined(report.interfaces.iter().cloned()).map(|list| format!("on {list}")),
+        },
+    };
+    let (v4, v6) = (&report.ipv4_failure, &report.ipv6_failure);
+    (rung("mdns-v4", v4, v6.is_none()), rung("mdns-v6", v6, v4.is_none()))
+}
+
+fn seeds(seeds: &[DialReport]) -> Rung {
+    let failed = seeds.iter().filter_map(|seed| Some(format!("{}: {}", seed.addr, seed.failure.as_ref()?)));
+    Rung {
+        name: "seeds".to_owned(),
+        enabled: !seeds.is_empty(),
+        tried: seeds.iter().map(|seed| seed.tried).sum(),
+        seen: seeds.iter().filter(|seed| seed.last_ok_ms.is_some() && seed.failure.is_none()).count() as u64,
+        problem: joined(failed),
+        detail: seeds.is_empty().then(|| "none are configured".to_owned()),
+    }
+}
+
+fn relay(relay: &RelayReport, reachability: Reachability) -> Rung {
+    let mut details = vec![match reachability {
+        Reachability::Unknown => "whether others reach this node directly is not known yet".to_owned(),
+        Reachability::Public => "others reach this node directly".to_owned(),
+        Reachability::Private => "others do not reach this node directly".to_owned(),
+    }];
+    if relay.serving {
+        details.push(format!("it carries {} connections of others", relay.circuits));
+    }
+    if relay.punched + relay.punch_failures > 0 {
+        let tries = relay.punched + relay.punch_failures;
+        details.push(format!("{} of {tries} relayed connections became direct", relay.punched));
+    }
+    let without = reachability == Reachability::Private && relay.reservations.is_empty();
+    let why = relay.last_failure.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    Rung {
+        name: "relay".to_owned(),
+        enabled: true,
+        tried: relay.offered.len() as u64,
+        seen: relay.reservations.len() as u64,
+        problem: without.then(|| format!("no member relays for this node{why}")),
+        detail: Some(details.join(", ")),
+    }
+}
+
+fn failures(failures: &[DialReport], now_ms: u64) -> Vec<Unreached> {
+    let of = |dial: &DialReport| {
+        let failure = dial.failure.as_ref()?;
+        let code = serde_json::to_value(failure).ok()?["failure"].as_str()?.to_owned();
+        let ago_ms = now_ms.saturating_sub(dial.last_failure_ms.unwrap_or(now_ms));
+        Some(Unreached {
+            address: dial.addr.clone(),
+            code,
+            reason: failure.to_string(),
+            ago_s: ago_ms as f64 / 1_000.0,
+        })
+    };
+    failures.iter().filter_map(of).take(FAILURES_MAX).collect()
+}
+
+fn same_identity(report: &NetReport) -> Option<String> {
+    let places = joined(report.identity_conflicts.iter().cloned())?;
+    Some(format!("another process has this node's identity; it was met at {places}"))
+}
+
+/// Tells a node whose swarm went on without it from one that meets strangers.
+fn missed_rekey(report: &NetReport, worked: &[String]) -> Option<String> {
+    if report.connected > 0 {
+        return None;
+    }
+    let place = |address: &str| address.split("/p2p/").next().unwrap_or_default().to_owned();
+    let changed = report.failures.iter().filter(|dial| dial.failure == Some(DialFailure::AnotherSwarmKey));
+    let changed = changed.filter(|dial| worked.iter().any(|address| place(address) == place(&dial.addr)));
+    let places = joined(changed.map(|dial| dial.addr.clone()))?;
+    Some(format!(
+        "members that answered before now have another key ({places}): this node was removed, or missed a change of the key"
+    ))
+}
+
+/// Tells that multicast does not get through, from peers on the same network that were found in another way.
+fn mdns_blocked(report: &NetReport, peers: &[NetPeer]) -> Option<String> {
+    let mdns = &report.mdns;
+    let silent = mdns.enabled && mdns.answers == 0 && (mdns.ipv4_failure.is_none() || mdns.ipv6_failure.is_none());
+    let near = peers.iter().filter(|peer| match &peer.connected {
+        Some(Path::Direct { addr }) => {
+            ip_of(addr).is_some_and(|ip| mdns.interfaces.iter().any(|own| same_network(own, ip)))
+        }
+        _ => false,
+    });
+    let count = near.count();
+    (silent && count > 0).then(|| {
+        format!("no answer by mDNS, though {count} connected nodes are on the same network: multicast is blocked there")
+    })
+}
+
+fn ip_of(address: &str) -> Option<IpAddr> {
+    address.split('/').nth(2)?.parse().ok()
+}
+
+/// Guesses by the usual sizes of networks; loopback is none.
+fn same_network(own: &str, other: IpAddr) -> bool {
+    let own = own.parse().ok().or_else(|| ip_of(own));
+    match (own, other) {
+        (Some(IpAddr::V4(own)), IpAddr::V4(other)) => {
+            !other.is_loopback() && own != other && own.octets()[..3] == other.octets()[..3]
+        }
+        (Some(IpAddr::V6(own)), IpAddr::V6(other)) => {
+            !other.is_loopback() && own != other && own.segments()[..4] == other.segments()[..4]
+        }
+        _ => false,
+    }
+}
+
+fn clocks(peers: &[PeerView]) -> Option<String> {
+    let off = peers.iter().filter_map(|peer| {
+        let skew_ms = peer.clock_skew_ms?;
+        let direction = if skew_ms < 0 { "behind" } else { "ahead of" };
+        Some(format!("that of {} is {} s {direction} this one", peer.name, skew_ms.unsigned_abs() / 1_000))
+    });
+    Some(format!("clocks are off, so that messages are ignored: {}", joined(off)?))
+}
+
+fn joined(texts: impl Iterator<Item = String>) -> Option<String> {
+    let all = texts.collect::<Vec<_>>().join(", ");
+    (!all.is_empty()).then_some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dial(addr: &str, failure: Option<DialFailure>) -> DialReport {
+        DialReport { addr: addr.into(), peer: None, tried: 2, last_ok_ms: None, last_failure_ms: Some(1_000), failure }
+    }
+
+    #[test]
+    fn the_ladder_is_told_rung_by_rung() {
+        let report = NetReport {
+            seeds: vec![dial("/ip4/192.0.2.7/tcp/1", Some(DialFailure::Timeout))],
+            mdns: MdnsReport {
+                enabled: true,
+                peers: 2,
+                ipv6_failure: Some("no IPv6".into()),
+                interfaces: vec!["192.0.2.1".into()],
+                ..MdnsReport::default()
+            },
+            learned: 3,
+            ..NetReport::default()
+        };
+        let rungs = rungs(&report);
+        let names: Vec<&str> = rungs.iter().map(|rung| rung.name.as_str()).collect();
+        assert_eq!(names, ["listen", "mdns-v4", "mdns-v6", "seeds", "learned", "tickets", "relay"]);
+        assert_eq!((rungs[1].seen, rungs[1].detail.as_deref()), (2, Some("on 192.0.2.1")));
+        assert_eq!(rungs[2].problem, None, "IPv4 does");
+        assert_eq!(rungs[2].detail.as_deref(), Some("it does not run: no IPv6"));
+        assert_eq!(rungs[3].tried, 2);
+        assert!(rungs[3].problem.as_ref().unwrap().starts_with("/ip4/192.0.2.7/tcp/1: no answer"), "{:?}", rungs[3]);
+        assert_eq!(rungs[4].seen, 3);
+    }
+
+    #[test]
+    fn failures_have_a_word_and_an_age() {
+        let told = failures(&[dial("/ip4/192.0.2.7/tcp/1", Some(DialFailure::NothingListens))], 3_500);
+        assert_eq!((told[0].code.as_str(), told[0].ago_s), ("nothing_listens", 2.5));
+    }
+
+    #[test]
+    fn a_swarm_that_went_on_is_told_from_strangers() {
+        let failure = Some(DialFailure::AnotherSwarmKey);
+        let report = NetReport { failures: vec![dial("/ip4/192.0.2.7/tcp/1/p2p/x", failure)], ..NetReport::default() };
+        assert!(missed_rekey(&report, &["/ip4/192.0.2.7/tcp/1".into()]).is_some());
+        assert_eq!(missed_rekey(&report, &["/ip4/192.0.2.8/tcp/1".into()]), None);
+        let connected = NetReport { connected: 1, ..report };
+        assert_eq!(missed_rekey(&connected, &["/ip4/192.0.2.7/tcp/1".into()]), None);
+    }
+
+    #[test]
+    fn networks_are_told_apart() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(same_network("192.0.2.1", ip("192.0.2.7")));
+        assert!(same_network("/ip4/192.0.2.1", ip("192.0.2.7")));
+        assert!(!same_network("192.0.2.1", ip("198.51.100.7")));
+        assert!(!same_network("127.0.0.1", ip("127.0.0.2")));
+        assert!(same_network("2001:db8::1", ip("2001:db8::7")));
+    }
+
+    #[test]
+    fn a_node_that_nobody_reaches_wants_a_relay() {
+        let rung = relay(
+            &RelayReport { last_failure: Some("refused".into()), ..RelayReport::default() },
+            Reachability::Private,
+        );
+        assert_eq!(rung.problem.as_deref(), Some("no member relays for this node (refused)"));
+        assert_eq!(relay(&RelayReport::default(), Reachability::Public).problem, None);
+    }
+}
