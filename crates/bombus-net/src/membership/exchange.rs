@@ -116,7 +116,8 @@ impl Exchange {
     }
 
     /// Says whether a key is being handed over.
-    pub(super) fn is_handing_over(&self) -> bool {
+    #[cfg(test)]
+    fn is_handing_over(&self) -> bool {
         self.hand_over.is_some()
     }
 

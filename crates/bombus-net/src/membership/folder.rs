@@ -131,7 +131,7 @@ impl Folder {
     pub(super) fn read(&self, complete: bool) -> Result<Content, MembershipError> {
         let path = self.path.join(RECORD);
         let record = self.read_record(&path)?;
-        let (rules, marks) = rules_of(record, &path)?;
+        let (rules, marks) = rules_of(&record, &path)?;
         let key = self.read_key(&rules, complete)?;
         let owner = self.read_owner(rules.owner())?;
         Ok(Content { rules, marks, key, owner })
@@ -292,7 +292,7 @@ impl Folder {
     }
 }
 
-fn rules_of(record: Record, path: &Path) -> Result<(Rules, Marks), MembershipError> {
+fn rules_of(record: &Record, path: &Path) -> Result<(Rules, Marks), MembershipError> {
     let damaged = |reason: &str| MembershipError::damaged(path, format!("{reason}: put the file back from a copy"));
     let mut owner = [0; 32];
     hex::decode_to_slice(&record.owner, &mut owner).map_err(|_| damaged("its owner is no public key"))?;

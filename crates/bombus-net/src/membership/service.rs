@@ -566,4 +566,6 @@ impl<L: Links> Actor<L> {
 #[cfg(test)]
 mod hub;
 #[cfg(test)]
+mod sockets;
+#[cfg(test)]
 mod tests;

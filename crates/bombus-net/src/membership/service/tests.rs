@@ -209,7 +209,8 @@ async fn after_a_change_while_it_was_off_a_lonely_node_goes_over_in_the_end() {
     let hub = Hub::new();
     let [a, b, c] = three(&hub).await;
     let dir = a.stop(&hub).await;
-    (b.stop(&hub).await, c.stop(&hub).await);
+    b.stop(&hub).await;
+    c.stop(&hub).await;
     let change = open(dir.path()).rekey().unwrap();
     let a = Node::start_on(&hub, 1, dir);
     let begun = Instant::now();
@@ -372,7 +373,7 @@ async fn only_the_owner_kicks_and_nobody_kicks_oneself() {
     assert!(matches!(b.handle.kick(c.id.clone()).await, Err(OwnerError::NotOwner)));
     assert!(matches!(a.handle.kick(a.id.clone()).await, Err(OwnerError::Oneself)));
     b.handle.import_owner(a.handle.export_owner().await.unwrap()).await.unwrap();
-    assert_eq!(b.handle.kick(c.id.clone()).await.unwrap().reached, [a.id.clone()]);
+    assert_eq!(b.handle.kick(c.id.clone()).await.unwrap().reached, vec![a.id.clone()]);
     assert!(a.handle.is_removed(&c.id));
 }
 

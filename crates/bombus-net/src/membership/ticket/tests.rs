@@ -90,7 +90,7 @@ fn a_later_version_is_told() {
 #[test]
 fn a_ticket_that_is_cut_off_says_how_much_is_missing() {
     let line = usual().to_string();
-    for kept in ["bombus1".len()..line.len()].into_iter().flatten() {
+    for kept in "bombus1".len()..line.len() {
         let ParseLineError::CutOff { missing, .. } = error(&line[..kept]) else { panic!("{kept} characters") };
         assert!(kept < "bombus1".len() + 10 || missing == line.len() - kept, "{missing} at {kept}");
     }
