@@ -182,15 +182,19 @@ impl Watcher {
 
     fn on_received(&mut self, received: FromPeer) {
         match received {
-            FromPeer::Up(peer) => {
-                if self.connected.contains(&peer) && self.taking_part.insert(peer.clone()) {
-                    self.tell(LivenessInput::Connected(peer));
-                }
-            }
+            FromPeer::Up(peer) => self.on_taking_part(peer),
             FromPeer::Datagram { from, bytes } => {
+                self.on_taking_part(from.clone());
                 self.shared.apply(ViewInput::Heard { peer: from.clone() });
                 self.tell(LivenessInput::Datagram { from, bytes });
             }
+        }
+    }
+
+    /// Tells the detector of a connection as soon as something shows that the peer takes part.
+    fn on_taking_part(&mut self, peer: NodeId) {
+        if self.connected.contains(&peer) && self.taking_part.insert(peer.clone()) {
+            self.tell(LivenessInput::Connected(peer));
         }
     }
 

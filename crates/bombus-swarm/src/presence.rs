@@ -42,7 +42,6 @@ pub(crate) async fn tell_all(shared: &Arc<Shared>, stop: &CancellationToken) -> 
                 outputs.clear();
             }
             Ok(()) = revision.changed() => {
-                revision.mark_unchanged();
                 let nodes = shared.view().nodes();
                 outputs = teller.on_nodes(shared.clocks.ms(), nodes);
             }

@@ -8,12 +8,13 @@ use bombus_core::capability::{Hardware, NodeTier};
 use bombus_core::liveness::{DetectorConfig, PeerState};
 use bombus_core::topics::cadence::CadenceConfig;
 use bombus_core::topics::{PresencePing, TaskClaim, TaskHelpRequest, Timestamp, Topic, TopicMessage};
+use futures::FutureExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use self::harness::{LIMIT, Mesh, Node, event, member_of, node_id, until_it_shows};
-use crate::{MessageCounts, SwarmConfig, SwarmHandle, WallClock, hello, liveness};
+use crate::{EventItem, MessageCounts, SwarmConfig, SwarmHandle, WallClock, hello, liveness};
 
 /// A detector that is ten times as fast.
 fn hasty() -> SwarmConfig {
@@ -214,9 +215,10 @@ async fn a_node_whose_clock_is_an_hour_off_is_seen_with_that() {
     let late = WallClock::from_tokio(Timestamp::from_unix_ms(now_ms - 3_600_000));
     let b = Node::start_with(2, &[&a.mesh], SwarmConfig { clock: late, ..SwarmConfig::default() }).await;
     let seen = a.sees(&b.id(), |peer| peer.complete && peer.clock_skew_ms.is_some()).await;
-    assert_eq!((seen.name.as_str(), seen.clock_skew_ms.unwrap() / 60_000), ("node-2", -59));
+    let minutes = |skew_ms: Option<i64>| (skew_ms.unwrap() as f64 / 60_000.0).round();
+    assert_eq!((seen.name.as_str(), minutes(seen.clock_skew_ms)), ("node-2", -60.0));
     let seen = b.sees(&a.id(), |peer| peer.complete && peer.clock_skew_ms.is_some()).await;
-    assert_eq!((seen.name.as_str(), seen.clock_skew_ms.unwrap() / 60_000), ("node-1", 60));
+    assert_eq!((seen.name.as_str(), minutes(seen.clock_skew_ms)), ("node-1", 60.0));
 }
 
 #[tokio::test]
@@ -238,6 +240,27 @@ async fn what_is_no_frame_ends_its_stream_alone() {
     until_it_shows(|| async {}, || counts_of(&a.swarm, 3).rejected.contains_key("sender_not_signer")).await;
     assert_eq!(a.swarm.peer(&b.id()).unwrap().name, "node-2");
     assert_eq!(a.swarm.peer(&b.id()).unwrap().state, PeerState::Alive);
+}
+
+#[tokio::test]
+async fn a_flood_of_datagrams_is_held_up_and_harms_nobody_else() {
+    let a = Node::start(1, &[]).await;
+    let mut events = a.swarm.events(None);
+    let b = Node::start(2, &[&a.mesh]).await;
+    let stranger = Mesh::start(3, &[&a.mesh]).await;
+    a.sees_whole(&b.id()).await;
+    let mut stream = timeout(LIMIT, stranger.net.open_stream(&a.id(), liveness::PROTOCOL)).await.unwrap().unwrap();
+    for _ in 0..400 {
+        crate::wire::write_datagram(&mut stream, &[7; 20]).await.unwrap();
+    }
+    until_it_shows(|| async {}, || a.swarm.report().liveness.held_up > 0).await;
+    assert_eq!(a.swarm.report().liveness.dropped, 0, "who sends too much waits, and so nothing is lost");
+    b.facts.send_modify(|facts| facts.models.push("new-model".to_owned()));
+    a.sees(&b.id(), |peer| peer.models.contains(&"new-model".to_owned())).await;
+    while let Some(Some(EventItem::Event(event))) = events.next().now_or_never() {
+        let about_b = event.data["node_id"] == b.id().as_str();
+        assert!(!about_b || !["peer:suspect", "peer:left"].contains(&event.kind), "{event:?}");
+    }
 }
 
 #[tokio::test]

@@ -199,10 +199,10 @@ impl View {
         let mut changes = Vec::new();
         match input {
             ViewInput::Connected { peer, path } => {
-                self.with(now, peer, Entry::Connected, &mut changes, |row| row.connected(now, path))
+                self.with(now, &peer, Entry::Connected, &mut changes, |row| row.connected(now, path));
             }
             ViewInput::Disconnected { peer } => {
-                self.with(now, peer, Entry::Known, &mut changes, |row| row.disconnected(now))
+                self.with(now, &peer, Entry::Known, &mut changes, |row| row.disconnected(now));
             }
             ViewInput::Links(links) => self.on_links(now, links, &mut changes),
             ViewInput::Heard { peer } => {
@@ -213,18 +213,18 @@ impl View {
             ViewInput::Message { peer, message, skew_ms } => {
                 let return_after_ms = self.limits.return_after_ms;
                 let take = |row: &mut Row| row.message(now, *message, skew_ms, return_after_ms);
-                self.with(now, peer, Entry::Heard, &mut changes, take);
+                self.with(now, &peer, Entry::Heard, &mut changes, take);
             }
             ViewInput::Hello { peer, message, skew_ms } => {
-                self.with(now, peer, Entry::Connected, &mut changes, |row| row.hello(now, *message, skew_ms));
+                self.with(now, &peer, Entry::Connected, &mut changes, |row| row.hello(now, *message, skew_ms));
             }
             ViewInput::Judged { peer, state, reason } => {
                 let entry = if state == PeerState::Alive { Entry::Heard } else { Entry::Known };
-                self.with(now, peer, entry, &mut changes, |row| row.judged(now, state, reason));
+                self.with(now, &peer, entry, &mut changes, |row| row.judged(now, state, reason));
             }
             ViewInput::Unjudged => self.rows.values_mut().for_each(Row::unjudged),
             ViewInput::Skewed { peer, skew_ms } => {
-                self.with(now, peer, Entry::Known, &mut changes, |row| row.skewed(skew_ms))
+                self.with(now, &peer, Entry::Known, &mut changes, |row| row.skewed(skew_ms));
             }
             ViewInput::SwarmChanged => self.forget_all(&mut changes),
             ViewInput::Tick { silent_after_ms } => self.on_tick(now, silent_after_ms, &mut changes),
@@ -272,17 +272,17 @@ impl View {
     fn with(
         &mut self,
         now: Moment,
-        peer: NodeId,
+        peer: &NodeId,
         entry: Entry,
         changes: &mut Vec<Change>,
         take: impl FnOnce(&mut Row) -> Shown,
     ) {
-        if peer == self.own || (!self.rows.contains_key(&peer) && !self.make(now, &peer, entry, changes)) {
+        if *peer == self.own || (!self.rows.contains_key(peer) && !self.make(now, peer, entry, changes)) {
             return;
         }
-        if let Some(row) = self.rows.get_mut(&peer) {
+        if let Some(row) = self.rows.get_mut(peer) {
             self.revision += u64::from(take(row) == Shown::Changed);
-            row.tell(now, &self.limits, &peer, changes);
+            row.tell(now, &self.limits, peer, changes);
         }
     }
 
@@ -323,10 +323,10 @@ impl View {
             .map(|(peer, _)| peer.clone())
             .collect();
         for peer in lost {
-            self.with(now, peer, Entry::Known, changes, |row| row.disconnected(now));
+            self.with(now, &peer, Entry::Known, changes, |row| row.disconnected(now));
         }
         for (peer, link) in linked {
-            self.with(now, peer, Entry::Connected, changes, |row| row.link(now, link.path, link.latency_ms));
+            self.with(now, &peer, Entry::Connected, changes, |row| row.link(now, link.path, link.latency_ms));
         }
     }
 

@@ -240,7 +240,9 @@ impl<O: Opener> Writer<O> {
             return;
         }
         match queued {
-            Queued::Open => drop(self.stand().await),
+            Queued::Open => {
+                self.stand().await;
+            }
             Queued::Datagram { at, .. } if at.elapsed() > self.limits.age => LinkCounts::add(&self.counts.dropped, 1),
             Queued::Datagram { bytes, .. } => {
                 // The stream may have ended with a connection that another one has replaced.

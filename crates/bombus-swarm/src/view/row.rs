@@ -211,7 +211,7 @@ impl Row {
         let in_state_ms = now.ms.saturating_sub(self.since.ms);
         let entered = if self.state == PeerState::Suspect && in_state_ms >= suspect_for_ms {
             self.enter(now, PeerState::Gone, "disconnected")
-        } else if now.ms.saturating_sub(self.heard.ms) >= silent_after_ms {
+        } else if now.ms.saturating_sub(self.heard.ms.max(self.path_changed_ms.unwrap_or(0))) >= silent_after_ms {
             self.enter(now, PeerState::Gone, "silent")
         } else {
             false
@@ -336,7 +336,7 @@ impl Row {
         let texts = |list: fn(&Capabilities) -> &Vec<String>| Field::Texts(told.map(list).cloned().unwrap_or_default());
         Face {
             state: self.state,
-            boot: self.boot.clone(),
+            boot: self.boot,
             name: self.name.clone(),
             fields: [
                 ("version", Field::Text(self.version.clone())),
@@ -345,7 +345,7 @@ impl Row {
                 ("models", texts(|told| &told.models)),
                 ("installed", texts(|told| &told.installed)),
                 ("path", Field::Text(self.path.as_ref().map(|path| path.as_str().to_owned()))),
-                ("clock_skew_ms", Field::Number(self.skew_ms.map(|skew_ms| skew_ms / 60_000))),
+                ("clock_skew_ms", Field::Number(self.skew_ms.map(i64::signum))),
             ],
         }
     }
