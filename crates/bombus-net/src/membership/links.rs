@@ -1,6 +1,5 @@
 //! The mesh as the membership's service needs it.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use bombus_core::identity::NodeId;
@@ -16,8 +15,8 @@ pub(super) enum LinkEvent<S> {
     Connected(NodeId),
     /// There is none any more.
     Disconnected(NodeId),
-    /// Exactly these peers are connected: some events were lost.
-    AllConnected(BTreeSet<NodeId>),
+    /// There is no connection any more to anybody.
+    NoneConnected,
     /// A peer opened a stream.
     Incoming(NodeId, S),
 }
@@ -49,24 +48,24 @@ pub(super) trait Links: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Option<LinkEvent<Self::Stream>>> + Send;
 }
 
+fn connected(net: &NetHandle) -> Vec<NodeId> {
+    net.peers().into_iter().filter(|peer| peer.connected.is_some()).map(|peer| peer.node_id).collect()
+}
+
 /// The real mesh.
 pub(super) struct NetLinks {
     net: NetHandle,
     events: NetEvents,
     incoming: Incoming,
-    /// The peers that are connected have yet to be told, since no events tell of them.
-    begun: bool,
+    /// Peers that are connected and of which no event tells.
+    untold: Vec<NodeId>,
 }
 
 impl NetLinks {
     pub(super) fn new(net: NetHandle) -> Result<Self, NetError> {
         let (events, incoming) = (net.events(), net.accept(PROTOCOL)?);
-        Ok(Self { net, events, incoming, begun: false })
-    }
-
-    fn all_connected(&self) -> LinkEvent<NetStream> {
-        let peers = self.net.peers().into_iter().filter(|peer| peer.connected.is_some());
-        LinkEvent::AllConnected(peers.map(|peer| peer.node_id).collect())
+        let untold = connected(&net);
+        Ok(Self { net, events, incoming, untold })
     }
 }
 
@@ -97,16 +96,17 @@ impl Links for NetLinks {
     }
 
     async fn next(&mut self) -> Option<LinkEvent<NetStream>> {
-        if !self.begun {
-            self.begun = true;
-            return Some(self.all_connected());
-        }
         loop {
+            if let Some(peer) = self.untold.pop() {
+                return Some(LinkEvent::Connected(peer));
+            }
             tokio::select! {
                 event = self.events.next() => match event? {
                     NetEvent::PeerConnected { peer, .. } => return Some(LinkEvent::Connected(peer)),
                     NetEvent::PeerDisconnected { peer, .. } => return Some(LinkEvent::Disconnected(peer)),
-                    NetEvent::Lagged(_) | NetEvent::Rebuilt { .. } => return Some(self.all_connected()),
+                    NetEvent::Rebuilt { .. } => return Some(LinkEvent::NoneConnected),
+                    // Who is told of twice is only asked twice, and who is gone cannot be asked.
+                    NetEvent::Lagged(_) => self.untold = connected(&self.net),
                     _ => {}
                 },
                 incoming = self.incoming.next() => {

@@ -385,7 +385,7 @@ impl<L: Links> Actor<L> {
         match event {
             LinkEvent::Connected(peer) => self.on_connected(peer).await,
             LinkEvent::Disconnected(peer) => self.input(Input::Disconnected(peer)).await,
-            LinkEvent::AllConnected(peers) => self.on_all_connected(peers).await,
+            LinkEvent::NoneConnected => self.on_none_connected().await,
             LinkEvent::Incoming(peer, stream) => {
                 self.answer(peer, stream);
                 Ok(())
@@ -401,14 +401,9 @@ impl<L: Links> Actor<L> {
         self.input(Input::Connected(peer)).await
     }
 
-    async fn on_all_connected(&mut self, peers: BTreeSet<NodeId>) -> Result<(), MembershipError> {
-        let gone: Vec<_> = self.exchange.connected().difference(&peers).cloned().collect();
-        for peer in gone {
+    async fn on_none_connected(&mut self) -> Result<(), MembershipError> {
+        for peer in self.exchange.connected().clone() {
             self.input(Input::Disconnected(peer)).await?;
-        }
-        let new: Vec<_> = peers.difference(self.exchange.connected()).cloned().collect();
-        for peer in new {
-            self.on_connected(peer).await?;
         }
         Ok(())
     }

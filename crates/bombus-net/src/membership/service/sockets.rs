@@ -61,7 +61,7 @@ impl Real {
 
     /// Waits until there is a connection to another node, or none, under a generation of the key.
     async fn until(&self, other: &Self, generation: u64, connected: bool) {
-        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        let mut ticks = interval(Duration::from_millis(50));
         let wanted = async {
             loop {
                 ticks.tick().await;
