@@ -80,11 +80,13 @@ impl EventLog {
         self.0.news.send_replace(());
     }
 
-    /// Begins to read behind the event with the number `after`; without one, with what happens from now on.
+    /// Begins to read behind the event with the number `after`, with 0 at the oldest that is kept; without one, with what happens from
+    /// now on.
     pub(crate) fn subscribe(&self, after: Option<u64>) -> EventStream {
         let news = self.0.news.subscribe();
         let ring = self.0.ring();
         let next = match after {
+            Some(0) => ring.oldest(),
             // A number that was never given here is from an earlier run under a clock that was ahead: all that is kept is new.
             Some(after) if after >= ring.next_id => ring.oldest(),
             // Numbers from before this run's first one are of an earlier run, of which nothing is kept.

@@ -18,6 +18,9 @@ use crate::shared::Shared;
 use crate::topics::MessageStream;
 use crate::view::PeerView;
 
+/// Most peers that are watched closely.
+const WATCHED_MAX: usize = 1_024;
+
 /// A cheap handle to the swarm.
 #[derive(Clone)]
 pub struct SwarmHandle {
@@ -120,11 +123,18 @@ impl SwarmHandle {
         help::ask(&self.shared, request, limit).await
     }
 
-    /// Watches a peer closely as long as the returned value lives: the failure detector probes it directly all the time.
+    /// Watches a peer closely as long as the returned value lives: the failure detector probes it directly all the time. At most 1,024 peers
+    /// are watched so; those beyond are probed as all others are.
     #[must_use]
     pub fn watch(&self, peer: &NodeId) -> Watched {
-        self.shared.watched.send_modify(|watched| *watched.entry(peer.clone()).or_default() += 1);
-        Watched { shared: Arc::clone(&self.shared), peer: peer.clone() }
+        let mut counts = false;
+        self.shared.watched.send_modify(|watched| {
+            counts = watched.len() < WATCHED_MAX || watched.contains_key(peer);
+            if counts {
+                *watched.entry(peer.clone()).or_default() += 1;
+            }
+        });
+        Watched { shared: Arc::clone(&self.shared), peer: peer.clone(), counts }
     }
 
     /// Returns what became of messages, for the doctor.
@@ -171,6 +181,8 @@ impl fmt::Debug for SwarmHandle {
 pub struct Watched {
     shared: Arc<Shared>,
     peer: NodeId,
+    /// Whether there was room for it.
+    counts: bool,
 }
 
 impl fmt::Debug for Watched {
@@ -181,6 +193,9 @@ impl fmt::Debug for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
+        if !self.counts {
+            return;
+        }
         self.shared.watched.send_modify(|watched| {
             if let Some(count) = watched.get_mut(&self.peer) {
                 *count -= 1;

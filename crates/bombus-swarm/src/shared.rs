@@ -80,6 +80,7 @@ impl Shared {
             let mut view = self.view();
             for change in view.on(now, input) {
                 // Under the view's lock, so that events stand in the order of the changes.
+                log(&change);
                 let (kind, data) = told_of(&change, &view);
                 self.events.push(kind, self.clocks.wall(), data);
             }
@@ -177,6 +178,19 @@ impl Shared {
         if self.same_identity.set(advice).is_ok() {
             tracing::error!(seen, "another process has this node's identity; stop one of them");
         }
+    }
+}
+
+fn log(change: &Change) {
+    match change {
+        Change::Joined { peer, name } => tracing::info!(peer.id = %peer, peer.name = name, "a peer joined"),
+        Change::Left { peer, name, reason } => {
+            tracing::info!(peer.id = %peer, peer.name = name, reason, "a peer left");
+        }
+        Change::Suspected { peer, name, reason } => {
+            tracing::info!(peer.id = %peer, peer.name = name, reason, "a peer may be gone");
+        }
+        Change::Updated { .. } => {}
     }
 }
 

@@ -264,6 +264,24 @@ async fn a_flood_of_datagrams_is_held_up_and_harms_nobody_else() {
 }
 
 #[tokio::test]
+async fn who_says_its_first_word_again_and_again_is_refused() {
+    let a = Node::start(1, &[]).await;
+    let stranger = Mesh::start(3, &[&a.mesh]).await;
+    let again = || async {
+        let mut stream = stranger.net.open_stream(&a.id(), hello::PROTOCOL).await.unwrap();
+        let told = json!({ "type": "capabilities", "node_id": node_id(3), "timestamp": a.swarm.stamp() });
+        // It may be refused before it is written.
+        drop(crate::wire::write_hello(&mut stream, told.to_string().as_bytes()).await);
+        drop(timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await.unwrap());
+    };
+    a.sees(&node_id(3), |peer| peer.path.is_some()).await;
+    let words = futures::future::join_all((0..8).map(|_| again()));
+    timeout(LIMIT, words).await.unwrap();
+    let report = a.swarm.report().hello;
+    assert!(report.refused >= 2 && report.exchanged >= 5, "{report:?}");
+}
+
+#[tokio::test]
 async fn a_node_that_goes_to_another_swarm_leaves_its_peers_behind() {
     let b = Node::start(2, &[]).await;
     let c = Node::start(3, &[]).await;
