@@ -12,7 +12,7 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    StreamProtocol, allow_block_list, autonat, connection_limits, dcutr, gossipsub, identify, kad, mdns,
+    PeerId, StreamProtocol, allow_block_list, autonat, connection_limits, dcutr, gossipsub, identify, kad, mdns,
     memory_connection_limits, ping, relay,
 };
 use tokio_util::sync::CancellationToken;
@@ -195,7 +195,7 @@ fn subscription_filter() -> MaxCountSubscriptionFilter<AllowAllSubscriptionFilte
 /// Where the names differ, what peers offer each other never matches what they have, and everything is sent again.
 /// Source: <https://github.com/libp2p/specs/blob/master/pubsub/README.md#message-identification>.
 pub(crate) fn message_id(message: &Message) -> MessageId {
-    let mut id = message.source.map(|peer| peer.to_bytes()).unwrap_or_default();
+    let mut id = message.source.map(PeerId::to_bytes).unwrap_or_default();
     id.extend_from_slice(&message.sequence_number.unwrap_or_default().to_be_bytes());
     MessageId::from(id)
 }

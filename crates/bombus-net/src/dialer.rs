@@ -223,13 +223,15 @@ impl Dialer {
     /// Takes in what happened, and says what is to be done.
     pub(crate) fn on(&mut self, now: Instant, input: Input) -> Vec<Output> {
         match input {
-            Input::Learned { peer, addr, source, teller } => self.learned(now, peer, addr, source, teller),
-            Input::Connected { peer, connection, path, addr } => self.connected(now, peer, connection, path, addr),
+            Input::Learned { peer, addr, source, teller } => self.learned(now, peer, &addr, source, teller),
+            Input::Connected { peer, connection, path, addr } => {
+                self.connected(now, &peer, connection, path, addr.as_ref())
+            }
             Input::Closed { peer, connection, why } => self.closed(now, &peer, connection, why),
-            Input::Failed { peer, addr, why } => self.failed(now, &peer, &addr, why),
+            Input::Failed { peer, addr, why } => self.failed(now, &peer, &addr, &why),
             Input::DialEnded { peer, why } => self.dial_ended(now, &peer, why),
             Input::SeedFailed { addr, why } => self.seed_failed(now, &addr, why),
-            Input::SeedReached { addr, peer } => self.seed_reached(now, &addr, peer),
+            Input::SeedReached { addr, peer } => self.seed_reached(now, &addr, &peer),
             Input::RoundTrip { peer, connection, time } => self.round_trip(now, &peer, connection, time),
             Input::Want { peer } => self.want(now, peer),
             Input::Forget { peer } => {
@@ -244,17 +246,17 @@ impl Dialer {
         &mut self,
         now: Instant,
         peer: NodeId,
-        addr: Multiaddr,
+        addr: &Multiaddr,
         source: AddressSource,
         teller: Option<NodeId>,
     ) -> Vec<Output> {
-        if peer == self.me || !address::is_dialable(&addr) {
+        if peer == self.me || !address::is_dialable(addr) {
             return Vec::new();
         }
         // What a peer tells of itself is bounded by the room that its own addresses have.
         let hearsay = (source == AddressSource::Peer && teller.as_ref() != Some(&peer)).then_some(Hearsay(teller));
-        let source = if address::is_relayed(&addr) { AddressSource::Relay } else { source };
-        let knows = self.peers.get(&peer).is_some_and(|known| known.addresses.contains(&addr));
+        let source = if address::is_relayed(addr) { AddressSource::Relay } else { source };
+        let knows = self.peers.get(&peer).is_some_and(|known| known.addresses.contains(addr));
         if let (false, Some(hearsay)) = (knows, &hearsay) {
             let told: usize = self.peers.values().map(|peer| peer.addresses.told_by(hearsay)).sum();
             if told >= hearsay.max() {
@@ -268,7 +270,7 @@ impl Dialer {
         }
         let is_smaller = self.me < peer;
         let known = self.peers.entry(peer.clone()).or_insert_with(|| Peer::new(now, is_smaller));
-        if !known.addresses.learn(now, &addr, source, hearsay) {
+        if !known.addresses.learn(now, addr, source, hearsay) {
             self.addresses_dropped += u64::from(!knows);
             return Vec::new();
         }
@@ -289,15 +291,15 @@ impl Dialer {
     fn connected(
         &mut self,
         now: Instant,
-        id: NodeId,
+        id: &NodeId,
         connection: ConnectionId,
         path: Path,
-        addr: Option<Multiaddr>,
+        addr: Option<&Multiaddr>,
     ) -> Vec<Output> {
-        let is_smaller = self.me < id;
+        let is_smaller = self.me < *id;
         let dialled_by_smaller = addr.is_some() == is_smaller;
         let peer = self.peers.entry(id.clone()).or_insert_with(|| Peer::new(now, is_smaller));
-        if let Some(addr) = &addr {
+        if let Some(addr) = addr {
             let (addr, _) = address::split_peer(addr.clone());
             let is_relayed = address::is_relayed(&addr);
             let source = if is_relayed { AddressSource::Relay } else { AddressSource::Peer };
@@ -312,7 +314,7 @@ impl Dialer {
         let is_first = peer.links.is_empty();
         peer.links.add(Link { connection, path: path.clone(), dialled_by_smaller, since: now, round_trip: None });
         let mut outputs = Vec::new();
-        for seed in self.seeds.iter_mut().filter(|seed| seed.peer.as_ref() == Some(&id)) {
+        for seed in self.seeds.iter_mut().filter(|seed| seed.peer.as_ref() == Some(id)) {
             seed.last_ok = Some(now);
             seed.pauses.failures = 0;
         }
@@ -320,7 +322,7 @@ impl Dialer {
             outputs.push(Output::Prefer { peer: id.clone(), connection });
             outputs.push(Output::Tell(NetEvent::PeerConnected { peer: id.clone(), path }));
         } else {
-            outputs.extend(self.choose(&id));
+            outputs.extend(self.choose(id));
         }
         outputs.extend(self.keep());
         outputs
@@ -357,7 +359,7 @@ impl Dialer {
         self.settings.redial_min.mul_f64(share)
     }
 
-    fn failed(&mut self, now: Instant, id: &NodeId, addr: &Multiaddr, why: DialFailure) -> Vec<Output> {
+    fn failed(&mut self, now: Instant, id: &NodeId, addr: &Multiaddr, why: &DialFailure) -> Vec<Output> {
         let (addr, _) = address::split_peer(addr.clone());
         let mut outputs = vec![Output::Tell(NetEvent::DialFailed {
             addr: addr.to_string(),
@@ -374,11 +376,11 @@ impl Dialer {
         }
         let source = self.peers.get(id).and_then(|peer| peer.addresses.source(&addr));
         if let Some(peer) = self.peers.get_mut(id) {
-            peer.addresses.failed(now, &addr, &why, self.settings.foreign_key_pause);
+            peer.addresses.failed(now, &addr, why, self.settings.foreign_key_pause);
         }
         // Who is there has proved who it is.
-        if let (DialFailure::WrongPeer { found }, Some(source)) = (&why, source) {
-            outputs.extend(self.learned(now, found.clone(), addr, source, Some(found.clone())));
+        if let (DialFailure::WrongPeer { found }, Some(source)) = (why, source) {
+            outputs.extend(self.learned(now, found.clone(), &addr, source, Some(found.clone())));
         }
         outputs
     }
@@ -438,7 +440,7 @@ impl Dialer {
         vec![Output::Tell(NetEvent::DialFailed { addr: addr.to_string(), peer: None, why })]
     }
 
-    fn seed_reached(&mut self, now: Instant, addr: &Multiaddr, peer: NodeId) -> Vec<Output> {
+    fn seed_reached(&mut self, now: Instant, addr: &Multiaddr, peer: &NodeId) -> Vec<Output> {
         let (addr, _) = address::split_peer(addr.clone());
         for seed in self.seeds.iter_mut().filter(|seed| seed.addr == addr) {
             seed.is_dialled = false;
@@ -447,8 +449,8 @@ impl Dialer {
             seed.tried += 1;
             seed.pauses.failures = 0;
         }
-        let mut outputs = self.learned(now, peer.clone(), addr.clone(), AddressSource::Seed, Some(peer.clone()));
-        if let Some(known) = self.peers.get_mut(&peer) {
+        let mut outputs = self.learned(now, peer.clone(), &addr, AddressSource::Seed, Some(peer.clone()));
+        if let Some(known) = self.peers.get_mut(peer) {
             known.addresses.worked(now, &addr);
         }
         outputs.retain(|output| matches!(output, Output::Tell(_)));
@@ -531,7 +533,7 @@ impl Dialer {
             }
         }
         for (peer, addr) in known {
-            outputs.extend(self.learned(now, peer.clone(), addr, AddressSource::Seed, Some(peer)));
+            outputs.extend(self.learned(now, peer.clone(), &addr, AddressSource::Seed, Some(peer)));
         }
         outputs
     }
@@ -584,7 +586,8 @@ impl Dialer {
             }
             let is_relayed = matches!(best.path, Path::Relayed { .. });
             let is_far = best.round_trip.is_some_and(|time| time > NEAR);
-            if !is_relayed && !(is_far && self.me < *id) {
+            let is_worth_it = is_relayed || is_far && self.me < *id;
+            if !is_worth_it {
                 continue;
             }
             peer.better_at = now + if is_relayed { DIRECT_EVERY } else { BETTER_EVERY };
@@ -627,8 +630,7 @@ impl Dialer {
 
     /// Prefers the best connection of a peer, if that changed.
     fn choose(&mut self, id: &NodeId) -> Vec<Output> {
-        let Some((connection, path, path_changed)) = self.peers.get_mut(id).and_then(|peer| peer.links.choose())
-        else {
+        let Some((connection, path, path_changed)) = self.peers.get_mut(id).and_then(|peer| peer.links.choose()) else {
             return Vec::new();
         };
         let mut outputs = vec![Output::Prefer { peer: id.clone(), connection }];

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::behaviour::streams::StreamControl;
 use crate::behaviour::{self, Behaviour, BehaviourEvent, MdnsFailures};
 use crate::config::NetConfig;
-use crate::conflict::Conflicts;
+use crate::conflict::{Conflicts, End};
 use crate::dialer::{Dialer, Input, Output};
 use crate::events::NetEvent;
 use crate::failure::{DialFailure, NetError};
@@ -28,7 +28,8 @@ use crate::membership::MembershipState;
 use crate::report::{DialReport, Reachability};
 use crate::reservations::{self, Reservations};
 use crate::shared::{Command, Shared, lock};
-use crate::{address, id, transport};
+use crate::transport::{self, MetSelf};
+use crate::{address, id};
 
 mod connections;
 mod discovery;
@@ -107,6 +108,7 @@ pub(crate) struct Node {
     swarm: Swarm<Behaviour>,
     memory: Memory,
     mdns_failures: MdnsFailures,
+    met_self: MetSelf,
     attempts: HashMap<ConnectionId, Attempt>,
     /// Who waits for a connection to a peer.
     waiting: BTreeMap<NodeId, Vec<oneshot::Sender<Result<(), DialFailure>>>>,
@@ -135,6 +137,7 @@ struct Parts {
     swarm: Swarm<Behaviour>,
     control: StreamControl,
     mdns_failures: MdnsFailures,
+    met_self: MetSelf,
     rebuilt: CancellationToken,
     tasks: TaskTracker,
 }
@@ -151,7 +154,9 @@ impl Parts {
         let rebuilt = CancellationToken::new();
         let tasks = TaskTracker::new();
         let (relay_transport, relay_client) = relay::client::new(local);
-        let transport = transport::with_relay(key, &state.privacy, relay_transport, config.timing.handshake_limit)?;
+        let met_self = MetSelf::default();
+        let limit = config.timing.handshake_limit;
+        let transport = transport::with_relay(key, &state.privacy, relay_transport, &met_self, limit)?;
         let protocols = Arc::clone(&shared.protocols);
         let (behaviour, mdns_failures) =
             behaviour::build(key, version, config, protocols, relay_client, rebuilt.clone())?;
@@ -171,7 +176,7 @@ impl Parts {
             .with_notify_handler_buffer_size(behaviour::CONNECTION_EVENTS);
         let swarm = Swarm::new(transport, behaviour, local, settings);
         let control = swarm.behaviour().streams.control();
-        Ok(Self { local, swarm, control, mdns_failures, rebuilt, tasks })
+        Ok(Self { local, swarm, control, mdns_failures, met_self, rebuilt, tasks })
     }
 }
 
@@ -190,7 +195,7 @@ impl Node {
             Ok(parts) => parts,
             Err(error) => return Err((error, Box::new(memory))),
         };
-        let Parts { local, swarm, control, mdns_failures, rebuilt, tasks } = parts;
+        let Parts { local, swarm, control, mdns_failures, met_self, rebuilt, tasks } = parts;
         let mut node = Self {
             shared,
             config,
@@ -199,6 +204,7 @@ impl Node {
             swarm,
             memory,
             mdns_failures,
+            met_self,
             attempts: HashMap::new(),
             waiting: BTreeMap::new(),
             introductions: BTreeMap::new(),
@@ -345,9 +351,9 @@ impl Node {
     fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
-            SwarmEvent::ConnectionEstablished {
-                peer_id, connection_id, endpoint, concurrent_dial_errors, ..
-            } => self.on_connected(peer_id, connection_id, &endpoint, concurrent_dial_errors.unwrap_or_default()),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, concurrent_dial_errors, .. } => {
+                self.on_connected(peer_id, connection_id, &endpoint, concurrent_dial_errors.unwrap_or_default());
+            }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
                 self.on_closed(&peer_id, connection_id, cause.as_ref());
             }
@@ -389,6 +395,9 @@ impl Node {
     fn on_tick(&mut self) {
         let now = Instant::now();
         self.feed(Input::Tick);
+        for _ in 0..self.met_self.take() {
+            self.memory.conflicts.seen(now, End::Accepted, "an incoming connection".to_owned());
+        }
         for addr in self.memory.conflicts.due(now) {
             self.tell_conflict(addr);
         }

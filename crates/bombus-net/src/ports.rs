@@ -27,13 +27,18 @@ pub(crate) fn resolve(listen: &[ListenOn]) -> Result<Vec<SocketAddr>, NetError> 
             }
             Err(error) => error,
         };
-        if error.kind() == io::ErrorKind::AddrInUse && !wanted.port_is_fixed {
-            if let Ok(port) = try_bind(SocketAddr::new(wanted.ip, 0)) {
-                tracing::info!(p2p.port = wanted.port, p2p.free_port = port, "the port for peers is taken; a free one is used");
-                replaced.insert(wanted.port, port);
-                found.push(SocketAddr::new(wanted.ip, port));
-                continue;
-            }
+        if error.kind() == io::ErrorKind::AddrInUse
+            && !wanted.port_is_fixed
+            && let Ok(port) = try_bind(SocketAddr::new(wanted.ip, 0))
+        {
+            tracing::info!(
+                p2p.port = wanted.port,
+                p2p.free_port = port,
+                "the port for peers is taken; a free one is used"
+            );
+            replaced.insert(wanted.port, port);
+            found.push(SocketAddr::new(wanted.ip, port));
+            continue;
         }
         if error.kind() == io::ErrorKind::AddrInUse {
             return Err(NetError::PortTaken { addr: addr.to_string() });

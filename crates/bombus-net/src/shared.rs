@@ -92,9 +92,8 @@ impl Shared {
         let invalid = || OpenError::InvalidProtocol(protocol.to_owned());
         let name = StreamProtocol::try_from_owned(protocol.to_owned()).map_err(|_| invalid())?;
         let not_reached = |why| OpenError::NotReached { peer: peer.clone(), why };
-        let peer_id = id::peer_id(peer).ok_or_else(|| {
-            not_reached(DialFailure::InvalidAddress { why: "it is no peer id".to_owned() })
-        })?;
+        let peer_id = id::peer_id(peer)
+            .ok_or_else(|| not_reached(DialFailure::InvalidAddress { why: "it is no peer id".to_owned() }))?;
         let mut last = "the connection was closed".to_owned();
         for _ in 0..TRIES {
             let control = lock(&self.control).clone();

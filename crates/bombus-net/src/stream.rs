@@ -68,7 +68,10 @@ impl NetStream {
 }
 
 fn ended_with_its_swarm() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the node left its swarm, or its swarm was built anew; open the stream again")
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the node left its swarm, or its swarm was built anew; open the stream again",
+    )
 }
 
 impl fmt::Debug for NetStream {

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::membership::{Generation, MembershipHandle, MembershipState, Privacy, SwarmId, SwarmKey};
 use crate::{
-    ListenOn, NetConfig, NetError, NetEvent, NetEvents, NetHandle, NetIdentity, NetReport, NetTiming, Verdict, net,
+    ListenOn, NetConfig, NetError, NetEvent, NetEvents, NetHandle, NetIdentity, NetPeer, NetReport, NetTiming, Verdict,
+    net,
 };
 
 mod attacks;
@@ -115,17 +116,26 @@ impl Running {
 
     /// Waits until the node's report is as wanted.
     async fn report_with(&self, wanted: impl Fn(&NetReport) -> bool) -> NetReport {
+        self.shown(NetHandle::report, wanted).await
+    }
+
+    /// Waits until the peers that the node knows are as wanted.
+    async fn peers_with(&self, wanted: impl Fn(&Vec<NetPeer>) -> bool) -> Vec<NetPeer> {
+        self.shown(NetHandle::peers, wanted).await
+    }
+
+    async fn shown<T: std::fmt::Debug>(&self, show: impl Fn(&NetHandle) -> T, wanted: impl Fn(&T) -> bool) -> T {
         let mut ticks = tokio::time::interval(Duration::from_millis(50));
-        let seen = async {
+        let shown = async {
             loop {
                 ticks.tick().await;
-                let report = self.net.report();
-                if wanted(&report) {
-                    return report;
+                let shown = show(&self.net);
+                if wanted(&shown) {
+                    return shown;
                 }
             }
         };
-        timeout(LIMIT, seen).await.unwrap_or_else(|_| panic!("the report stays {:?}", self.net.report()))
+        timeout(LIMIT, shown).await.unwrap_or_else(|_| panic!("it stays {:?}", show(&self.net)))
     }
 
     /// Accepts a protocol and sends back what comes, stream by stream.

@@ -111,7 +111,8 @@ impl TopicQueue {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             waiting.bytes += message.data.len();
             waiting.messages.push_back(message);
-            while waiting.messages.len() > QUEUE_MAX || (waiting.bytes > QUEUE_BYTES_MAX && waiting.messages.len() > 1) {
+            while waiting.messages.len() > QUEUE_MAX || (waiting.bytes > QUEUE_BYTES_MAX && waiting.messages.len() > 1)
+            {
                 if let Some(oldest) = waiting.messages.pop_front() {
                     waiting.bytes -= oldest.data.len();
                     lost += 1;

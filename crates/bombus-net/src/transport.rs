@@ -4,9 +4,11 @@
 //! network's cipher have to be the greeting that every libp2p node opens with ([`guard`]).
 
 use std::fmt;
+use std::future::ready;
 use std::io;
 use std::time::Duration;
 
+use either::Either as Step;
 use futures::future::Either;
 use futures::{AsyncRead, AsyncWrite, TryFutureExt};
 use libp2p::core::muxing::StreamMuxerBox;
@@ -23,9 +25,12 @@ use crate::membership::Privacy;
 
 mod broken;
 mod guard;
+mod met_self;
 
 pub(crate) use broken::Broken;
 use guard::{Greeted, Recorded, Socket};
+pub(crate) use met_self::MetSelf;
+use met_self::Watched;
 
 /// How many streams a connection may have at once, in both directions together.
 const STREAMS_MAX: usize = 1024;
@@ -38,34 +43,31 @@ pub(crate) fn with_relay(
     key: &Keypair,
     privacy: &Privacy,
     relay: relay::client::Transport,
+    met: &MetSelf,
     limit: Duration,
 ) -> Result<Boxed<Upgraded>, NetError> {
-    let direct = secured(tcp_with_names(limit), key, privacy, limit)?;
+    let direct = secured(tcp_with_names(limit), key, privacy, met, limit)?;
     // The connection to the relay may have to be made first.
     let relayed = TransportTimeout::with_outgoing_timeout(relay, limit * 2).map_err(|error| match error {
         TransportTimeoutError::Timeout | TransportTimeoutError::TimerError(_) => Broken::ConnectTimeout,
         TransportTimeoutError::Other(error) => Broken::Relay(chain(&error)),
     });
-    let relayed = secured(relayed, key, privacy, limit)?;
+    let relayed = secured(relayed, key, privacy, met, limit)?;
     let either = OrTransport::new(relayed, direct).map(|output, _| match output {
         Either::Left(upgraded) | Either::Right(upgraded) => upgraded,
     });
-    Ok(either.map_err(either::Either::into_inner).boxed())
+    Ok(either.map_err(Step::into_inner).boxed())
 }
 
 /// Builds the transport that a probe uses.
 pub(crate) fn direct(key: &Keypair, privacy: &Privacy, limit: Duration) -> Result<Boxed<Upgraded>, NetError> {
-    Ok(secured(tcp_with_names(limit), key, privacy, limit)?)
+    secured(tcp_with_names(limit), key, privacy, &MetSelf::default(), limit)
 }
 
 fn tcp_with_names(
     limit: Duration,
-) -> impl Transport<
-    Output = tcp::tokio::TcpStream,
-    Error = Broken,
-    Dial: Send + 'static,
-    ListenerUpgrade: Send + 'static,
-> + Send
+) -> impl Transport<Output = tcp::tokio::TcpStream, Error = Broken, Dial: Send + 'static, ListenerUpgrade: Send + 'static>
++ Send
 + Unpin
 + 'static {
     let sockets = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
@@ -74,20 +76,36 @@ fn tcp_with_names(
         tracing::debug!(%error, "the system's resolver configuration cannot be read; names in addresses may fail");
         dns::tokio::Transport::custom(sockets(), dns::ResolverConfig::default(), dns::ResolverOpts::default())
     });
-    TransportTimeout::with_outgoing_timeout(named, limit).map_err(|error| match error {
+    let sockets = TransportTimeout::with_outgoing_timeout(named, limit).map_err(|error| match error {
         TransportTimeoutError::Timeout | TransportTimeoutError::TimerError(_) => Broken::ConnectTimeout,
         TransportTimeoutError::Other(error) => Broken::of_tcp(error),
-    })
+    });
+    sockets.and_then(|socket, _| ready(not_its_own_end(socket))).map_err(Step::into_inner)
+}
+
+/// Dialled from the port that it listens on, an address of this node connects a socket to itself.
+fn not_its_own_end(socket: tcp::tokio::TcpStream) -> Result<tcp::tokio::TcpStream, Broken> {
+    match (socket.0.local_addr(), socket.0.peer_addr()) {
+        (Ok(local), Ok(remote)) if local == remote => Err(Broken::ItsOwnEnd),
+        _ => Ok(socket),
+    }
 }
 
 /// Puts the swarm key, Noise and Yamux on top of a transport.
-fn secured<T, S>(sockets: T, key: &Keypair, privacy: &Privacy, limit: Duration) -> Result<Boxed<Upgraded>, NetError>
+fn secured<T, S>(
+    sockets: T,
+    key: &Keypair,
+    privacy: &Privacy,
+    met: &MetSelf,
+    limit: Duration,
+) -> Result<Boxed<Upgraded>, NetError>
 where
     T: Transport<Output = S, Error = Broken, Dial: Send + 'static, ListenerUpgrade: Send + 'static>,
     T: Send + Unpin + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let noise = noise::Config::new(key).map_err(|error| NetError::Build(error.to_string()))?;
+    let noise = Watched::new(noise, key.public().to_peer_id(), met.clone());
     let mut yamux = yamux::Config::default();
     yamux.set_max_num_streams(STREAMS_MAX);
     let shared_key = match privacy {
@@ -96,7 +114,7 @@ where
     };
     let guarded = sockets
         .and_then(move |socket, _| private(socket, shared_key, limit))
-        .map_err(either::Either::into_inner)
+        .map_err(Step::into_inner)
         .upgrade(Version::V1Lazy)
         .authenticate(noise)
         .multiplex(yamux);
@@ -105,7 +123,9 @@ where
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .map_err(|error| match error {
             TransportTimeoutError::Timeout | TransportTimeoutError::TimerError(_) => Broken::HandshakeTimeout,
-            TransportTimeoutError::Other(error) => Broken::of_upgrade(&error),
+            TransportTimeoutError::Other(Step::Left(Step::Left(broken))) => broken,
+            TransportTimeoutError::Other(Step::Left(Step::Right(error))) => Broken::of_upgrade(&error),
+            TransportTimeoutError::Other(Step::Right(error)) => Broken::of_upgrade(&error),
         });
     Ok(bounded.boxed())
 }
@@ -123,7 +143,7 @@ where
     let handshake = PnetConfig::new(key).handshake(recorded).map_err(|error| error.to_string());
     match tokio::time::timeout(limit, handshake).await {
         Ok(Ok(_)) if nonce.is_text() => Err(Broken::NotPrivate),
-        Ok(Ok(socket)) => Ok(Greeted::new(Socket::Private(socket), limit, true)),
+        Ok(Ok(socket)) => Ok(Greeted::new(Socket::Private(Box::new(socket)), limit, true)),
         // It closed the connection instead, or said something else.
         Ok(Err(why)) if nonce.is_random() => Err(Broken::Handshake(why)),
         Ok(Err(_)) => Err(Broken::NotPrivate),
@@ -152,10 +172,13 @@ pub(crate) fn find<'a, T: std::error::Error + 'static>(error: &'a (dyn std::erro
         if let Some(found) = error.downcast_ref::<T>() {
             return Some(found);
         }
-        next = match error.downcast_ref::<io::Error>() {
-            // The source of an `io::Error` is its payload's source, not the payload.
-            Some(io) => io.get_ref().map(|payload| payload as &(dyn std::error::Error + 'static)),
-            None => error.source(),
+        // The source of an `io::Error` is its payload's source, not the payload, and Noise hides the `io::Error` likewise.
+        next = if let Some(io) = error.downcast_ref::<io::Error>() {
+            io.get_ref().map(|payload| payload as &(dyn std::error::Error + 'static))
+        } else if let Some(noise::Error::Io(io)) = error.downcast_ref::<noise::Error>() {
+            Some(io)
+        } else {
+            error.source()
         };
     }
     None

@@ -162,11 +162,11 @@ impl Addresses {
         address.failures = address.failures.saturating_add(1);
         match why {
             // Somebody else is there for certain.
-            DialFailure::WrongPeer { .. } | DialFailure::SameIdentity | DialFailure::InvalidAddress { .. } => {
-                if !matches!(address.source, AddressSource::Seed | AddressSource::Manual) {
-                    self.0.swap_remove(at);
-                    return;
-                }
+            DialFailure::WrongPeer { .. } | DialFailure::SameIdentity | DialFailure::InvalidAddress { .. }
+                if !matches!(address.source, AddressSource::Seed | AddressSource::Manual) =>
+            {
+                self.0.swap_remove(at);
+                return;
             }
             DialFailure::AnotherSwarmKey if address.failures >= FOREIGN_KEY_TRIES => {
                 address.not_before = now + foreign_key_pause;
@@ -180,6 +180,7 @@ impl Addresses {
     pub(super) fn forgive(&mut self, now: Instant) {
         for address in &mut self.0 {
             address.not_before = now;
+            address.learned = now;
             address.failures = address.failures.min(FOREIGN_KEY_TRIES - 1);
         }
     }

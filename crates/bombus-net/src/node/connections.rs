@@ -114,9 +114,6 @@ impl Node {
 
     pub(super) fn on_incoming_failed(&mut self, from: &Multiaddr, error: ListenError) {
         match error {
-            ListenError::LocalPeerId { .. } => {
-                self.memory.conflicts.seen(Instant::now(), End::Accepted, from.to_string());
-            }
             ListenError::Denied { cause } => {
                 if cause.downcast_ref::<allow_block_list::Blocked>().is_some() {
                     self.memory.counts.refused_removed += 1;
@@ -130,7 +127,8 @@ impl Node {
                 let why = transport::explain(from, &error);
                 tracing::debug!(peer.addr = %from, %why, "an incoming connection did not get through the handshake");
             }
-            ListenError::Aborted | ListenError::WrongPeerId { .. } => {}
+            // The transport has noticed the own identity already.
+            ListenError::LocalPeerId { .. } | ListenError::Aborted | ListenError::WrongPeerId { .. } => {}
         }
         self.is_changed = true;
     }

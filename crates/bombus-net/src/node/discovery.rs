@@ -145,8 +145,9 @@ impl Node {
     }
 
     pub(super) fn on_kademlia(&mut self, event: kad::Event) {
-        let kad::Event::OutboundQueryProgressed { id: query, result: QueryResult::GetClosestPeers(result), step, .. } =
-            event
+        let kad::Event::OutboundQueryProgressed {
+            id: query, result: QueryResult::GetClosestPeers(result), step, ..
+        } = event
         else {
             return;
         };

@@ -23,6 +23,9 @@ pub(crate) enum Broken {
         /// The system's words.
         why: String,
     },
+    /// The socket is connected to itself.
+    #[error("it is this node itself")]
+    ItsOwnEnd,
     /// The name cannot be resolved.
     #[error("the name cannot be resolved: {0}")]
     Name(String),
@@ -36,7 +39,7 @@ pub(crate) enum Broken {
     #[error("another swarm key")]
     ForeignKey,
     /// It does not greet as libp2p nodes do.
-    #[error("no libp2p there")]
+    #[error("it does not greet as a libp2p node")]
     NotLibp2p,
     /// The handshakes took too long.
     #[error("the handshake took too long")]
@@ -64,9 +67,6 @@ impl Broken {
 
     /// Reads what the upgrade to an authenticated, multiplexed connection says.
     pub(super) fn of_upgrade(error: &(dyn Error + 'static)) -> Self {
-        if let Some(broken) = find::<Self>(error) {
-            return broken.again();
-        }
         if find::<ForeignKey>(error).is_some() {
             return Self::ForeignKey;
         }
@@ -74,21 +74,6 @@ impl Broken {
             return Self::NotLibp2p;
         }
         Self::Handshake(chain(error))
-    }
-
-    /// An error cannot be cloned in general; these can be said again.
-    fn again(&self) -> Self {
-        match self {
-            Self::ConnectTimeout => Self::ConnectTimeout,
-            Self::Connect { kind, why } => Self::Connect { kind: *kind, why: why.clone() },
-            Self::Name(why) => Self::Name(why.clone()),
-            Self::Relay(why) => Self::Relay(why.clone()),
-            Self::NotPrivate => Self::NotPrivate,
-            Self::ForeignKey => Self::ForeignKey,
-            Self::NotLibp2p => Self::NotLibp2p,
-            Self::HandshakeTimeout => Self::HandshakeTimeout,
-            Self::Handshake(why) => Self::Handshake(why.clone()),
-        }
     }
 
     /// Says it in the words of the mesh.
@@ -104,10 +89,10 @@ impl Broken {
             Self::Connect { why, .. } => DialFailure::Unreachable { why: why.clone() },
             Self::Name(why) => DialFailure::UnknownName { why: why.clone() },
             Self::Relay(_) => DialFailure::Unreachable { why: self.to_string() },
-            // Whether it is an open node or none at all takes another look.
-            Self::NotPrivate => DialFailure::Handshake { why: self.to_string() },
+            Self::ItsOwnEnd => DialFailure::SameIdentity,
+            // Whether it is an open node, a closed one, or none at all takes another look.
+            Self::NotPrivate | Self::NotLibp2p => DialFailure::Handshake { why: self.to_string() },
             Self::ForeignKey => DialFailure::AnotherSwarmKey,
-            Self::NotLibp2p => DialFailure::NotLibp2p,
             Self::HandshakeTimeout => DialFailure::Handshake { why: "it took too long".to_owned() },
             Self::Handshake(why) => DialFailure::Handshake { why: why.clone() },
         }

@@ -103,7 +103,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Recorded<S> {
 /// A socket with or without a swarm key.
 pub(super) enum Socket<S> {
     Open(S),
-    Private(PnetOutput<Recorded<S>>),
+    Private(Box<PnetOutput<Recorded<S>>>),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
