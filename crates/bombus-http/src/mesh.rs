@@ -306,7 +306,8 @@ pub trait Mesh: Send + Sync + 'static {
     /// Lists the other nodes, those that are gone for a while included.
     fn peers(&self) -> Vec<Peer>;
 
-    /// Returns the events after the one with this id, or those from now on, without end. What is kept already is ready at once.
+    /// Returns the events after the one with this id, all that is kept after 0, or those from now on, without end. What is kept already
+    /// is ready at once.
     fn events(&self, after: Option<u64>) -> BoxStream<'static, FeedItem>;
 
     /// Tells what was tried to find others.

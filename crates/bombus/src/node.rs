@@ -138,5 +138,5 @@ async fn follow(announcement: &Announcement, mut record: NodeRecord, mut listens
             tracing::warn!(%error, "where this node listens for others could not be written down");
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -37,9 +37,19 @@ pub(crate) fn parse_level(text: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(text).map_err(|_| unknown())
 }
 
+/// Adds to a lone level what libraries say at it though it is no news: that a node is alone, for example.
+fn without_chatter(level: &str) -> String {
+    let quieter = match level.parse::<LevelFilter>() {
+        Ok(LevelFilter::INFO) => ",libp2p_swarm=warn,libp2p_kad=error",
+        Ok(LevelFilter::WARN) => ",libp2p_kad=error",
+        _ => "",
+    };
+    format!("{level}{quieter}")
+}
+
 /// Begins logging for the rest of the process.
 pub(crate) fn begin(config: &LogConfig, level: &str) -> Result<Telemetry> {
-    let filter = || parse_level(level).map_err(anyhow::Error::msg);
+    let filter = || parse_level(&without_chatter(level)).map_err(anyhow::Error::msg);
     let mut guards = Vec::new();
     let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
 
@@ -83,6 +93,19 @@ fn log_file(config: &LogConfig, path: &std::path::Path) -> Result<RollingFileApp
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directives_are_left_as_they_are_written() {
+        for (level, wanted) in [
+            ("info", "info,libp2p_swarm=warn,libp2p_kad=error"),
+            ("debug", "debug"),
+            ("error", "error"),
+            ("info,libp2p_kad=debug", "info,libp2p_kad=debug"),
+        ] {
+            assert_eq!(without_chatter(level), wanted);
+            assert!(parse_level(&without_chatter(level)).is_ok(), "{level}");
+        }
+    }
 
     #[test]
     fn a_word_that_is_no_level_is_refused() {

@@ -33,8 +33,8 @@ pub(crate) struct EventsQuery {
     /// Kinds of events, with commas between, for example `peer:joined,peer:left`; `peer` stands for all that begin with `peer:`.
     /// Without it all come.
     kind: Option<String>,
-    /// The id of the last event that is known already; the header `Last-Event-ID` wins over it. Without either, events come from now
-    /// on.
+    /// The id of the last event that is known already, or 0 for all that is kept; the header `Last-Event-ID` wins over it. Without either,
+    /// events come from now on.
     after: Option<u64>,
     /// Whether the stream goes on after the events that there are already. Without following, all that is kept comes.
     #[serde(default = "yes")]

@@ -39,12 +39,24 @@ pub(super) struct Finding {
 pub(super) struct Around {
     /// Addresses that a member answered at before.
     pub(super) worked: Vec<String>,
+    /// Members that this node was connected to before.
+    pub(super) members: Vec<String>,
+    /// Whether a ticket is for the swarm that this node belongs to.
+    pub(super) own_swarm: bool,
     /// Where this node itself listens.
     pub(super) own: Vec<String>,
     /// Whether other nodes can be reached now.
     pub(super) others_answer: bool,
     /// Whether the looks go by a ticket for another swarm or another key than this node has.
     pub(super) by_ticket: bool,
+}
+
+impl Around {
+    /// Says whether a member of this node's swarm was at an address, as far as is known.
+    fn was_member(&self, address: &str) -> bool {
+        let names = |member: &String| address.strip_suffix(member.as_str()).is_some_and(|rest| rest.ends_with("/p2p/"));
+        self.own_swarm || self.worked.iter().any(|worked| same_place(worked, address)) || self.members.iter().any(names)
+    }
 }
 
 /// Makes a key for looks while the node's own is in use, or is not there.
@@ -122,10 +134,10 @@ pub(super) fn judge(address: &str, verdict: &ProbeVerdict, around: &Around) -> F
             "nothing comes back: the machine is off, the address is wrong, or a firewall drops what is sent there".into(),
             format!("ping the machine; where that works, let TCP port {port} in there (ufw allow {port}/tcp)"),
         ),
-        ProbeVerdict::AnotherSwarmKey if around.worked.iter().any(|worked| same_place(worked, address)) => wrong(
+        ProbeVerdict::AnotherSwarmKey if around.was_member(address) => wrong(
             Exit::Outdated,
             "removed_or_missed_rekey",
-            "a member of this swarm was there before, and now has another key: this node was removed, or missed a change of the key"
+            "a member of this swarm is there, or was, and has another key now: this node was removed, or missed a change of the key"
                 .into(),
             "ask for a new ticket there (bombus invite), and join again: bombus join TICKET".into(),
         ),
@@ -312,7 +324,7 @@ mod tests {
             worked: vec![ADDRESS.into()],
             own: vec![format!("{ADDRESS}/p2p/12D3KooW")],
             others_answer: true,
-            by_ticket: false,
+            ..Around::default()
         };
         for (verdict, alone, besides) in [
             (ProbeVerdict::Timeout, "no_answer", "firewall"),
@@ -322,6 +334,15 @@ mod tests {
             assert_eq!(judged(&verdict, &Around::default()).code, alone);
             assert_eq!(judged(&verdict, &around).code, besides);
         }
+    }
+
+    #[test]
+    fn a_member_with_another_key_is_told_from_strangers() {
+        let code = |address: &str, around: &Around| judge(address, &ProbeVerdict::AnotherSwarmKey, around).code;
+        let around = Around { members: vec!["12D3KooWHive".into()], ..Around::default() };
+        assert_eq!(code("/ip4/192.0.2.7/tcp/1/p2p/12D3KooWHive", &around), "removed_or_missed_rekey");
+        assert_eq!(code("/ip4/192.0.2.7/tcp/1/p2p/12D3KooWOther", &around), "wrong_key");
+        assert_eq!(code(ADDRESS, &Around { own_swarm: true, ..Around::default() }), "removed_or_missed_rekey");
     }
 
     #[test]

@@ -72,7 +72,11 @@ impl Overview {
             self.tiers.iter().map(|(tier, count)| format!("{count} {}", printable(tier))).collect();
         lines.push(("tiers", tiers.join(", ")));
         let busy = self.cpu_usage_percent.map(|percent| format!(", processors {percent:.0}% busy")).unwrap_or_default();
-        lines.push(("load", format!("{} of {} answers at a time{busy}", self.running, self.slots)));
+        let running = match self.slots {
+            0 => format!("{} answers are being generated", self.running),
+            slots => format!("{} of {slots} answers at a time", self.running),
+        };
+        lines.push(("load", format!("{running}{busy}")));
         for (index, model) in self.models.iter().enumerate() {
             let place = printable(&format!("{} on {}", model.name, model.nodes.join(", ")));
             lines.push((if index == 0 { "models" } else { "" }, place));

@@ -96,7 +96,6 @@ pub(super) fn nearest<'a>(word: &str, least: f64, known: impl Iterator<Item = &'
     known
         .map(|candidate| (strsim::jaro_winkler(&word.to_lowercase(), candidate), candidate))
         .filter(|(likeness, _)| *likeness >= least)
-        // Of two that are equally like it, the first.
-        .min_by(|a, b| b.0.total_cmp(&a.0))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }

@@ -104,7 +104,10 @@ fn check_table(
             (None, _) => {
                 let sections = known.keys().map(|key| format!("{prefix}{key}"));
                 let candidates: Vec<String> = sections.chain(all_known.iter().cloned()).collect();
-                let suggestion = nearest(&path, LIKE_AT_ALL, candidates.iter().map(String::as_str)).map(str::to_owned);
+                // One that only lacks its section; of two such the first.
+                let without_section = all_known.iter().find(|known| known.rsplit('.').next() == Some(path.as_str()));
+                let alike = || nearest(&path, LIKE_AT_ALL, candidates.iter().map(String::as_str));
+                let suggestion = without_section.map(String::as_str).or_else(alike).map(str::to_owned);
                 return Err(ConfigError::UnknownKey { key: path, origin: origin.to_owned(), suggestion });
             }
         }

@@ -78,7 +78,7 @@ impl Essential {
         match tokio::time::timeout(limit, &mut task).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => {
-                tracing::warn!(task = name, error = format!("{error:#}"), "a task ended with an error")
+                tracing::warn!(task = name, error = format!("{error:#}"), "a task ended with an error");
             }
             Ok(Err(error)) => tracing::error!(task = name, %error, "a task failed while it ended"),
             Err(_) => {

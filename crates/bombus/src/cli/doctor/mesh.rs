@@ -115,6 +115,7 @@ impl Rung {
             return Check::ok(name, format!("not used{detail}"));
         }
         let found = match (self.tried, self.seen) {
+            (_, count) if self.name == "listen" => format!("listens at {count} addresses{detail}"),
             (0, 0) => format!("nothing yet{detail}"),
             (0, seen) => format!("{seen} seen{detail}"),
             (tried, seen) => format!("{tried} tried, {seen} seen{detail}"),

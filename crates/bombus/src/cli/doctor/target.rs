@@ -40,7 +40,7 @@ pub(super) async fn examine(config: &Config, root: &Path, target: &Target) -> Re
         }
     };
     let mut exit = checks.iter().any(|check| check.verdict == Verdict::Fail).then_some(Exit::Outdated);
-    let around = known.around(matches!(target, Target::Ticket(_)));
+    let around = known.around(target);
     let mut findings = reach::look_at_all(&addresses, &privacy, &key, &around).await;
     for finding in &mut findings {
         known.refine(finding, &around);
@@ -124,13 +124,22 @@ impl Known {
         }
     }
 
-    fn around(&self, by_ticket: bool) -> Around {
-        let addresses = self.membership.as_ref().map(Membership::known_addresses).unwrap_or_default();
+    fn around(&self, target: &Target) -> Around {
+        let membership = self.membership.as_ref();
+        let addresses = membership.map(Membership::known_addresses).unwrap_or_default();
+        let peers = membership.map(Membership::known_peers).unwrap_or_default();
+        let swarm = membership.map(Membership::swarm_id);
         Around {
+            members: peers
+                .into_iter()
+                .filter(|peer| peer.last_seen_s.is_some())
+                .map(|peer| peer.node_id.to_string())
+                .collect(),
+            own_swarm: matches!(target, Target::Ticket(ticket) if Some(ticket.swarm_id()) == swarm),
             worked: addresses.into_iter().filter(|known| known.last_ok_s.is_some()).map(|known| known.addr).collect(),
             own: self.report.as_ref().map(|report| report.listen.clone()).unwrap_or_default(),
             others_answer: self.report.as_ref().is_some_and(|report| report.connected > 0),
-            by_ticket,
+            by_ticket: matches!(target, Target::Ticket(_)),
         }
     }
 

@@ -19,6 +19,8 @@ use crate::node_client::NodeClient;
 
 /// Longest wait for the first member to be connected.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// Longest wait for the name of one that is connected.
+const NAME_LIMIT: Duration = Duration::from_secs(1);
 /// Time between two looks for one.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -65,12 +67,17 @@ pub(in crate::cli) fn join(global: &Global, args: &JoinArgs) -> Result<ExitCode>
 /// Has the running node join, and waits until it is connected to a member.
 async fn by_node(node: &NodeClient, text: &str, ticket: &Ticket, switch: bool) -> Result<Outcome> {
     let moved: Moved = node.post("/mesh/join", &json!({ "ticket": text, "switch": switch })).await?;
-    let deadline = Instant::now() + CONNECT_LIMIT;
+    let mut deadline = Instant::now() + CONNECT_LIMIT;
     let members = loop {
         let peers: Vec<Peer> = node.get("/peers").await?;
-        let connected: Vec<Member> = peers.into_iter().filter_map(Member::connected).collect();
-        if !connected.is_empty() || Instant::now() >= deadline {
-            break connected;
+        let connected: Vec<Peer> = peers.into_iter().filter(is_connected).collect();
+        // One that has told its version has told its name.
+        let named = connected.iter().any(|peer| peer.version.is_some());
+        if named || Instant::now() >= deadline {
+            break connected.into_iter().map(Member::of).collect::<Vec<_>>();
+        }
+        if !connected.is_empty() {
+            deadline = deadline.min(Instant::now() + NAME_LIMIT);
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     };
@@ -111,10 +118,13 @@ async fn failed_looks(ticket: &Ticket, key: &NodeKey) -> Vec<Finding> {
     findings
 }
 
+fn is_connected(peer: &Peer) -> bool {
+    peer.state == "alive" && peer.path.is_some()
+}
+
 impl Member {
-    fn connected(peer: Peer) -> Option<Self> {
-        let is_there = peer.state == "alive" && peer.path.is_some();
-        is_there.then_some(Self { node_id: peer.node_id, hostname: Some(peer.hostname), path: peer.path })
+    fn of(peer: Peer) -> Self {
+        Self { node_id: peer.node_id, hostname: Some(peer.hostname), path: peer.path }
     }
 
     fn text(&self) -> String {

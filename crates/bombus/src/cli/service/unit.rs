@@ -153,7 +153,7 @@ impl Unit {
         let data_dir = self.data_dir.to_string_lossy();
         match self.scope {
             Scope::User => vec![format!("ReadWritePaths={}", quoted_path(&data_dir))],
-            Scope::System if self.data_dir == PathBuf::from(SYSTEM_DATA_DIR) => vec![
+            Scope::System if self.data_dir.as_os_str() == SYSTEM_DATA_DIR => vec![
                 "DynamicUser=yes".to_owned(),
                 "StateDirectory=bombus".to_owned(),
                 "StateDirectoryMode=0700".to_owned(),

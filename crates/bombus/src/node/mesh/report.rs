@@ -109,7 +109,7 @@ fn relay(relay: &RelayReport, reachability: Reachability) -> Rung {
         Reachability::Public => "others reach this node directly".to_owned(),
         Reachability::Private => "others do not reach this node directly".to_owned(),
     }];
-    if relay.serving {
+    if relay.circuits > 0 {
         details.push(format!("it carries {} connections of others", relay.circuits));
     }
     if relay.punched + relay.punch_failures > 0 {

@@ -64,7 +64,7 @@ impl Surface {
         let _ = timeout(FORGET_LIMIT, forgotten).await;
     }
 
-    fn handed(&self, handed: membership::Handed) -> Handed {
+    fn handed(&self, handed: &membership::Handed) -> Handed {
         Handed {
             generation: handed.generation.0,
             reached: handed.reached.iter().map(|node_id| self.named(node_id)).collect(),
@@ -108,6 +108,8 @@ impl Mesh for Surface {
     }
 
     fn events(&self, after: Option<u64>) -> BoxStream<'static, FeedItem> {
+        // No event has the number 0: all that is kept is asked for. The log takes a number that it never gave for that.
+        let after = if after == Some(0) { Some(u64::MAX) } else { after };
         let mut events = self.swarm.events(after);
         async_stream::stream! {
             while let Some(item) = events.next().await {
@@ -178,12 +180,12 @@ impl Mesh for Surface {
     async fn kick(&self, node_id: &str) -> Result<Handed, MeshError> {
         let peer = node_id_of(node_id)?;
         let handed = self.membership.kick(peer).await.map_err(of_owner)?;
-        Ok(self.handed(handed))
+        Ok(self.handed(&handed))
     }
 
     async fn rekey(&self) -> Result<Handed, MeshError> {
         let handed = self.membership.rekey().await.map_err(of_owner)?;
-        Ok(self.handed(handed))
+        Ok(self.handed(&handed))
     }
 
     async fn import_owner(&self, key: &str) -> Result<(), MeshError> {
