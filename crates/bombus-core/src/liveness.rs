@@ -295,7 +295,8 @@ impl Detector {
     }
 
     fn leave(&mut self) -> Vec<LivenessOutput> {
-        let peers: Vec<Key> = self.members.iter().filter(|(_, member)| member.is_connected()).map(|(key, _)| *key).collect();
+        let peers: Vec<Key> =
+            self.members.iter().filter(|(_, member)| member.is_connected()).map(|(key, _)| *key).collect();
         for key in peers {
             self.send(key, Kind::Leave);
         }

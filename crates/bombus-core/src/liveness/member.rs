@@ -152,7 +152,9 @@ impl Member {
         match (self.standing, self.path) {
             (Standing::Alive, Path::Connected) => (PeerState::Alive, "it is connected"),
             (Standing::Alive, Path::Lost) => (PeerState::Suspect, "its connection was lost"),
-            (Standing::Alive, Path::Unreachable) => (PeerState::Alive, "it is unreachable from here, but others reach it"),
+            (Standing::Alive, Path::Unreachable) => {
+                (PeerState::Alive, "it is unreachable from here, but others reach it")
+            }
             (Standing::Alive, Path::Elsewhere) => (PeerState::Alive, "others reach it"),
             (Standing::Suspect, _) => (PeerState::Suspect, self.reason),
             (Standing::Gone | Standing::Left, _) => (PeerState::Gone, self.reason),

@@ -250,7 +250,9 @@ impl Detector {
         let now_ms = self.now_ms;
         let rival = match &mut self.rival {
             Some(rival) if rival.boot == record.boot => rival,
-            rival => rival.insert(Rival { boot: record.boot, answered: u32::MAX, contradictions: 0, reported_ms: None }),
+            rival => {
+                rival.insert(Rival { boot: record.boot, answered: u32::MAX, contradictions: 0, reported_ms: None })
+            }
         };
         if record.incarnation > rival.answered {
             rival.contradictions += 1;
@@ -303,7 +305,10 @@ impl Detector {
         let Some(member) = self.members.get_mut(&subject) else {
             return;
         };
-        member.check = None;
+        if member.check.take().is_some() {
+            // Its silence counts anew. Else each voice would bring the next question at once, to several.
+            member.expected_ms = now_ms;
+        }
         member.vouched_ms = Some(now_ms);
         if member.path == Path::Lost {
             member.path = Path::Unreachable;
@@ -365,7 +370,9 @@ impl Detector {
         let sum = records.fold(0, |sum: u64, record| {
             let [key, ..] = record.key.as_chunks::<8>().0 else { return sum };
             let stand = u64::from(record.incarnation) << 8 | record.standing as u64;
-            sum.wrapping_add(random::mix(u64::from_le_bytes(*key) ^ random::mix(record.boot.bits() ^ random::mix(stand))))
+            sum.wrapping_add(random::mix(
+                u64::from_le_bytes(*key) ^ random::mix(record.boot.bits() ^ random::mix(stand)),
+            ))
         });
         (sum >> 32) as u32
     }

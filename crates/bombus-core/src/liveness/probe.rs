@@ -2,8 +2,8 @@
 
 use std::ops::Bound;
 
-use super::wire::Key;
 use super::member::Check;
+use super::wire::Key;
 use super::{Detector, Kind, Member, Path, Standing};
 
 /// One round in so many also pings a random peer.

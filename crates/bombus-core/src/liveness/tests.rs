@@ -88,8 +88,7 @@ fn bytes_that_cannot_be_read_show_that_their_sender_lives() {
 fn strangers_are_neither_answered_nor_believed() {
     let mut detector = detector();
     detector.on(0, LivenessInput::Connected(id(1)));
-    let gone =
-        Record { key: id(1).public_key(), boot: BootId::new(5), incarnation: 9, standing: Standing::Left };
+    let gone = Record { key: id(1).public_key(), boot: BootId::new(5), incarnation: 9, standing: Standing::Left };
     let outputs = detector.on(5, from(2, datagram(Kind::Ping, 3, vec![gone])));
     assert_eq!((sent(&outputs), states(&outputs)), (Vec::new(), Vec::new()));
     assert_eq!(detector.state(&id(2)), None);
@@ -106,7 +105,9 @@ fn what_is_said_about_this_node_is_contradicted_to_all() {
     let outputs = detector.on(5, from(2, datagram(Kind::News, 3, vec![accusation])));
     let contradicted: BTreeSet<NodeId> = sent(&outputs)
         .into_iter()
-        .filter(|(_, datagram)| datagram.news.iter().any(|record| record.incarnation == 5 && record.key == accusation.key))
+        .filter(|(_, datagram)| {
+            datagram.news.iter().any(|record| record.incarnation == 5 && record.key == accusation.key)
+        })
         .map(|(to, _)| to)
         .collect();
     assert_eq!(contradicted, (1..=3).map(id).collect());

@@ -199,9 +199,10 @@ mod tests {
     fn records() -> impl Strategy<Value = Vec<Record>> {
         let standing =
             prop_oneof![Just(Standing::Alive), Just(Standing::Suspect), Just(Standing::Gone), Just(Standing::Left)];
-        let record = (any::<[u8; 32]>(), any::<u64>(), any::<u32>(), standing).prop_map(
-            |(key, boot, incarnation, standing)| Record { key, boot: BootId::new(boot), incarnation, standing },
-        );
+        let record =
+            (any::<[u8; 32]>(), any::<u64>(), any::<u32>(), standing).prop_map(|(key, boot, incarnation, standing)| {
+                Record { key, boot: BootId::new(boot), incarnation, standing }
+            });
         prop::collection::vec(record, 0..=RECORDS_MAX)
     }
 

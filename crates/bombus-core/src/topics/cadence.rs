@@ -74,7 +74,13 @@ impl Cadence {
     /// Begins, alone in the swarm. The same seed gives the same jitter.
     #[must_use]
     pub fn new(config: CadenceConfig, seed: u64) -> Self {
-        Self { config, random: Random::new(seed), nodes: 1, presence: Schedule::default(), capabilities: Schedule::default() }
+        Self {
+            config,
+            random: Random::new(seed),
+            nodes: 1,
+            presence: Schedule::default(),
+            capabilities: Schedule::default(),
+        }
     }
 
     /// Takes an input at the time `now_ms` of a clock that never goes back.

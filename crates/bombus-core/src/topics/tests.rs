@@ -161,9 +161,8 @@ fn every_field_has_a_bound_and_so_has_the_whole() {
     }
     let mut padded = presence(NOON_MS).to_string();
     padded.push_str(&" ".repeat(MESSAGE_BYTES_MAX - padded.len()));
-    let judge_text = |text: &str| {
-        judge(Topic::PresencePing, &node(1), text.as_bytes(), at(NOON_MS), &mut ReplayGuard::new())
-    };
+    let judge_text =
+        |text: &str| judge(Topic::PresencePing, &node(1), text.as_bytes(), at(NOON_MS), &mut ReplayGuard::new());
     assert!(matches!(judge_text(&padded), Judgement::Accept(_)));
     padded.push(' ');
     let whole = judge_text(&padded);

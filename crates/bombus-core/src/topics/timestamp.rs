@@ -187,11 +187,7 @@ mod tests {
 
     #[test]
     fn zones_and_fractions_of_other_programs_are_read() {
-        for text in [
-            "2025-07-12T03:23:45+02:00",
-            "2025-07-11T20:23:45-05:00",
-            "2025-07-12t01:23:45.000000000z",
-        ] {
+        for text in ["2025-07-12T03:23:45+02:00", "2025-07-11T20:23:45-05:00", "2025-07-12t01:23:45.000000000z"] {
             assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), "2025-07-12T01:23:45Z", "{text}");
         }
         assert_eq!("2025-07-12T01:23:45.5Z".parse::<Timestamp>().unwrap().to_string(), "2025-07-12T01:23:45.500Z");

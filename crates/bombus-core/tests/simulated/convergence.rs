@@ -60,7 +60,7 @@ fn trouble(swarm: &mut Swarm, nodes: usize, rounds: usize) {
 
 #[test]
 fn a_hundred_nodes_in_a_rough_network_with_partitions_and_churn_see_the_same_in_the_end() {
-    for_each_seed(0..6, |seed| {
+    for_each_seed(0..8, |seed| {
         let network = Network { broken_after_ms: Some(15_000), ..Network::rough(0.05, 300) };
         let mut swarm = detectors(seed, network, 100);
         if seed % 2 == 0 {
@@ -78,7 +78,7 @@ fn a_hundred_nodes_in_a_rough_network_with_partitions_and_churn_see_the_same_in_
 
 #[test]
 fn small_swarms_see_the_same_after_whatever_happens() {
-    for_each_seed(0..120, |seed| {
+    for_each_seed(0..300, |seed| {
         let nodes = 2 + (seed % 12) as usize;
         let broken_after_ms = [None, Some(8_000), Some(60_000)][(seed % 3) as usize];
         let network = Network { broken_after_ms, ordered: seed % 2 == 0, ..Network::rough(0.05, 200) };

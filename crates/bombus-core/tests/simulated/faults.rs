@@ -79,7 +79,7 @@ fn a_lost_node_is_suspect_within_two_seconds_and_gone_within_ten_however_it_was_
 
 #[test]
 fn in_a_rough_network_a_lost_node_is_still_gone_within_ten_seconds_and_nobody_else_is() {
-    for_each_seed(0..180, |seed| {
+    for_each_seed(0..360, |seed| {
         let (nodes, fault) = (size(seed).min(32), FAULTS[(seed % 3) as usize]);
         let mut swarm = settled(seed, Network::rough(0.05, 300), nodes);
         let (victim, since_ms) = (swarm.random().index(nodes), swarm.now_ms());
@@ -259,13 +259,34 @@ fn a_peer_that_others_reach_is_alive_though_the_connection_to_it_is_lost() {
                     _ => None,
                 })
                 .collect();
-            assert!(told[0].0 <= 20 && told[0].1 == PeerState::Suspect, "a lost connection is suspect at once: {told:?}");
+            assert!(
+                told[0].0 <= 20 && told[0].1 == PeerState::Suspect,
+                "a lost connection is suspect at once: {told:?}"
+            );
             assert!(told[1].0 <= 1_000 && told[1].1 == PeerState::Alive, "{told:?}");
             assert!(told[1].2.contains("unreachable from here"), "{told:?}");
             assert_eq!(told.len(), 2, "and so it stays: {told:?}");
         }
         let others: Vec<_> = observed.iter().filter(|seen| seen.node > 1).collect();
         assert!(others.is_empty(), "others see nothing of it: {others:?}");
+    });
+}
+
+#[test]
+fn a_connection_that_swallows_everything_costs_no_storm() {
+    for_each_seed(0..30, |seed| {
+        let nodes = size(seed * 3).clamp(3, 32);
+        let mut swarm = settled(seed, plain(), nodes);
+        let sent = |swarm: &Swarm| (0..nodes).map(|node| swarm.traffic(node).messages).sum::<u64>();
+        let before = sent(&swarm);
+        // Half of all are silent to the first, though others hear them.
+        for node in 1..=nodes / 2 {
+            swarm.swallow(0, node);
+        }
+        swarm.run_for(60_000);
+        assert_eq!(told_of(&swarm.take_observed(), PeerState::Gone), Vec::<String>::new());
+        let each = (sent(&swarm) - before) / nodes as u64;
+        assert!(each <= 1_500, "{nodes} nodes: {each} messages of each in a minute");
     });
 }
 

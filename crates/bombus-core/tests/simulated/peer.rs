@@ -30,10 +30,18 @@ pub(crate) enum Order {
 /// What a node tells the test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Seen {
-    State { peer: usize, state: PeerState, reason: &'static str },
-    SameIdentity { peer: NodeId },
+    State {
+        peer: usize,
+        state: PeerState,
+        reason: &'static str,
+    },
+    SameIdentity {
+        peer: NodeId,
+    },
     /// A message on a topic has come for the first time.
-    Told { author: usize },
+    Told {
+        author: usize,
+    },
 }
 
 pub(crate) type Swarm = Simulation<Peer>;

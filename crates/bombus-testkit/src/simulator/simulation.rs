@@ -68,24 +68,54 @@ struct Node<M: Machine> {
     paused: bool,
     /// What came while it was paused.
     inbox: VecDeque<Happening<M>>,
+    /// When it wants to be woken.
     wake_ms: Option<u64>,
+    /// When that is looked at next.
+    armed_ms: Option<u64>,
     /// The peers that it takes itself to be linked with, and by which link.
     links: BTreeMap<usize, u64>,
     traffic: Traffic,
 }
 
 enum Happening<M: Machine> {
-    Start { node: usize },
-    Wake { node: usize },
-    Message { from: usize, to: usize, link: u64, message: M::Message },
-    LinkUp { node: usize, peer: usize, link: u64, run: u32 },
-    LinkDown { node: usize, peer: usize, link: u64 },
+    Start {
+        node: usize,
+    },
+    Wake {
+        node: usize,
+    },
+    Message {
+        from: usize,
+        to: usize,
+        link: u64,
+        message: M::Message,
+    },
+    LinkUp {
+        node: usize,
+        peer: usize,
+        link: u64,
+        run: u32,
+    },
+    LinkDown {
+        node: usize,
+        peer: usize,
+        link: u64,
+    },
     /// A dial arrives.
-    Dialled { from: usize, to: usize },
+    Dialled {
+        from: usize,
+        to: usize,
+    },
     /// It is time to see whether the pair can be linked.
-    Relink { a: usize, b: usize },
+    Relink {
+        a: usize,
+        b: usize,
+    },
     /// It is time to see whether there is still no way through between the two.
-    Break { a: usize, b: usize },
+    Break {
+        a: usize,
+        b: usize,
+    },
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -135,6 +165,7 @@ impl<M: Machine> Simulation<M> {
             paused: false,
             inbox: VecDeque::new(),
             wake_ms: None,
+            armed_ms: None,
             links: BTreeMap::new(),
             traffic: Traffic::default(),
         });
@@ -201,6 +232,7 @@ impl<M: Machine> Simulation<M> {
         node.paused = false;
         node.inbox.clear();
         node.wake_ms = None;
+        node.armed_ms = None;
         let links = std::mem::take(&mut node.links);
         for (peer, link) in links {
             if self.reach(index, peer) {
@@ -265,6 +297,11 @@ impl<M: Machine> Simulation<M> {
     pub fn block(&mut self, a: usize, b: usize) {
         self.blocked.insert(pair(a, b));
         self.break_link(a, b);
+    }
+
+    /// Lets nothing through between two nodes, whose link stands all the same.
+    pub fn swallow(&mut self, a: usize, b: usize) {
+        self.blocked.insert(pair(a, b));
     }
 
     /// Closes the link of two nodes, which is made again soon where it is wanted.
@@ -386,9 +423,14 @@ impl<M: Machine> Simulation<M> {
         match happening {
             Happening::Start { node } => self.give(node, Event::Start),
             Happening::Wake { node } => {
-                if self.nodes[node].wake_ms.is_some_and(|wake_ms| wake_ms <= self.now_ms) {
-                    self.nodes[node].wake_ms = None;
-                    self.give(node, Event::Wake);
+                self.nodes[node].armed_ms = None;
+                match self.nodes[node].wake_ms {
+                    Some(wake_ms) if wake_ms <= self.now_ms => {
+                        self.nodes[node].wake_ms = None;
+                        self.give(node, Event::Wake);
+                    }
+                    Some(wake_ms) => self.arm(node, wake_ms),
+                    None => {}
                 }
             }
             Happening::Message { from, to, link, message } => {
@@ -472,10 +514,19 @@ impl<M: Machine> Simulation<M> {
                 Effect::Dial(to) => self.after_delay(Happening::Dialled { from: index, to }),
                 Effect::WakeAt(at_ms) => {
                     self.nodes[index].wake_ms = Some(at_ms);
-                    self.at(at_ms, Happening::Wake { node: index });
+                    self.arm(index, at_ms);
                 }
                 Effect::Observe(what) => self.observed.push(Observed { at_ms: now_ms, node: index, what }),
             }
+        }
+    }
+
+    /// Sees to it that a node's wish to be woken is looked at by this time.
+    fn arm(&mut self, index: usize, at_ms: u64) {
+        let node = &mut self.nodes[index];
+        if node.armed_ms.is_none_or(|armed_ms| armed_ms > at_ms) {
+            node.armed_ms = Some(at_ms);
+            self.at(at_ms, Happening::Wake { node: index });
         }
     }
 

@@ -38,8 +38,7 @@ impl Machine for Counter {
 }
 
 fn counters(seed: u64, network: Network, nodes: usize) -> Simulation<Counter> {
-    let mut simulation =
-        Simulation::new(seed, network, nodes, |_| Counter { peers: BTreeSet::new(), count: 0 });
+    let mut simulation = Simulation::new(seed, network, nodes, |_| Counter { peers: BTreeSet::new(), count: 0 });
     simulation.connect_all();
     simulation
 }
@@ -67,10 +66,8 @@ fn messages_are_lost_as_often_as_asked_for_and_overtake_each_other_unless_links_
         let network = Network { ordered, ..Network::rough(0.25, 300) };
         let mut simulation = counters(3, network, 2);
         simulation.run_until(200_000);
-        let heard: Vec<u64> = heard(&mut simulation, 0)
-            .iter()
-            .filter_map(|text| text.strip_prefix("1:")?.parse().ok())
-            .collect();
+        let heard: Vec<u64> =
+            heard(&mut simulation, 0).iter().filter_map(|text| text.strip_prefix("1:")?.parse().ok()).collect();
         assert!((1_400..=1_600).contains(&heard.len()), "{}", heard.len());
         assert_eq!(heard.is_sorted(), ordered);
         let traffic = simulation.traffic(0);
@@ -81,7 +78,7 @@ fn messages_are_lost_as_often_as_asked_for_and_overtake_each_other_unless_links_
 #[test]
 fn a_killed_process_is_noticed_and_a_paused_or_cut_one_is_not() {
     let mut simulation = counters(5, Network::lan(), 3);
-    simulation.run_until(1_000);
+    simulation.run_until(1_050);
     heard(&mut simulation, 0);
     simulation.pause(1);
     simulation.cut(2);
@@ -97,7 +94,7 @@ fn a_killed_process_is_noticed_and_a_paused_or_cut_one_is_not() {
 #[test]
 fn a_paused_node_gets_on_resuming_what_came_meanwhile() {
     let mut simulation = counters(5, Network::lan(), 2);
-    simulation.run_until(1_000);
+    simulation.run_until(1_050);
     heard(&mut simulation, 0);
     simulation.pause(0);
     simulation.run_for(1_000);
@@ -110,7 +107,7 @@ fn a_paused_node_gets_on_resuming_what_came_meanwhile() {
 #[test]
 fn a_restarted_process_is_a_new_machine_and_is_linked_anew() {
     let mut simulation = counters(5, Network::lan(), 2);
-    simulation.run_until(1_000);
+    simulation.run_until(1_050);
     heard(&mut simulation, 0);
     simulation.restart(1);
     simulation.run_for(250);
@@ -122,7 +119,7 @@ fn a_restarted_process_is_a_new_machine_and_is_linked_anew() {
 fn links_through_which_nothing_gets_break_in_time_and_are_made_again() {
     let network = Network { broken_after_ms: Some(2_000), ..Network::lan() };
     let mut simulation = counters(5, network, 3);
-    simulation.run_until(1_000);
+    simulation.run_until(1_050);
     simulation.partition(&[&[0], &[1, 2]]);
     simulation.run_for(1_900);
     assert!(!heard(&mut simulation, 0).contains(&"-1".to_owned()));
@@ -138,7 +135,7 @@ fn links_through_which_nothing_gets_break_in_time_and_are_made_again() {
 #[test]
 fn a_blocked_pair_has_no_link_while_others_have() {
     let mut simulation = counters(5, Network::lan(), 3);
-    simulation.run_until(1_000);
+    simulation.run_until(1_050);
     heard(&mut simulation, 0);
     simulation.block(0, 1);
     simulation.run_for(5_000);
