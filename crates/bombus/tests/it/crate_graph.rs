@@ -29,7 +29,6 @@ const ALLOWED_USERS: &[(&str, &[&str])] = &[
     ("llama-cpp-sys-2", &["bombus-llama"]),
     ("libp2p", &["bombus-net"]),
     ("libp2p-stream", &["bombus-net"]),
-    ("foca", &["bombus-core"]),
     ("minijinja", &["bombus-llama"]),
     ("anyhow", &["bombus"]),
     ("clap", &["bombus"]),
