@@ -102,7 +102,7 @@ pub enum LivenessOutput {
 ///   cut cable is rarely about one peer.
 /// - **Gone.** 6.5 s after it became suspect, each node counts it as gone by its own clock. Nobody is gone on hearsay alone: who is
 ///   said to be gone is first suspect, and has 2.5 s to contradict.
-/// - **A lost connection** makes a peer suspect here at once; the others are told only if nobody vouches for it within 700 ms.
+/// - **A lost connection** makes a peer suspect here at once; the others are told only if nobody vouches for it within 350 to 1,050 ms.
 /// - **Goodbye** is told to all, and counts at once.
 /// - **Restart.** A run of a process has a random boot id. A peer that speaks with a new one is told what is said about its earlier run,
 ///   and contradicts like a suspect. No clocks are compared. Where an earlier run goes on speaking, two processes have one identity.

@@ -9,7 +9,8 @@ pub struct DetectorConfig {
     pub doubt_ms: u64,
     /// How long it then has before it is suspect.
     pub verify_ms: u64,
-    /// How long a peer whose connection was lost has before others are told that it is suspect.
+    /// How long a peer whose connection was lost has before others are told that it is suspect: half to one and a half times this,
+    /// since all who lost it would tell at once.
     pub lost_verify_ms: u64,
     /// How long a suspect has before it is gone.
     pub suspect_ms: u64,
