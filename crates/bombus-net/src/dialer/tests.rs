@@ -308,6 +308,8 @@ fn peers_that_were_not_seen_for_long_expire() {
     assert_eq!(bench.dialer.peers().len(), 1);
     bench.fail(&great, addr(1), DialFailure::Timeout);
     bench.after(3600 * SECOND);
+    bench.fail(&great, addr(1), DialFailure::Timeout);
+    bench.after(SECOND);
     assert!(bench.dialer.peers().is_empty());
 }
 
