@@ -24,6 +24,8 @@ use crate::mesh::{FeedItem, Happening};
 
 /// Time between two signs of life in a stream without events.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// The sign of life: a comment.
+const ALIVE: &[u8] = b": alive\n\n";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// What `GET /events` asks for.
@@ -46,9 +48,9 @@ fn yes() -> bool {
     true
 }
 
-/// Streams what happens in the swarm as server-sent events. Every 15 s a comment shows that the stream lives. The event `lagged` says
-/// that events are missing: at the beginning, that they are no longer kept, and the stream goes on with those that are; later, that the
-/// reader was too slow, and the stream ends.
+/// Streams what happens in the swarm as server-sent events. At once and every 15 s a comment shows that the stream lives. The event
+/// `lagged` says that events are missing: at the beginning, that they are no longer kept, and the stream goes on with those that are;
+/// later, that the reader was too slow, and the stream ends.
 #[utoipa::path(get, operation_id = "events", path = "/events", tag = "native", params(EventsQuery),
     responses(
         (status = 200, description = "Events with `id`, `event` (the kind) and `data`", body = Happening, content_type = "text/event-stream"),
@@ -66,6 +68,10 @@ pub(crate) async fn stream(
     let mut feed = mesh.events(after);
     let stopping = app.stopping.clone();
     let events = async_stream::stream! {
+        if query.follow {
+            // The head of the answer leaves with the first bytes of its body, and clients wait for it.
+            yield Ok(Bytes::from_static(ALIVE));
+        }
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         loop {
             let step = if query.follow {
@@ -83,7 +89,7 @@ pub(crate) async fn stream(
             match step {
                 Step::Event(happening) if kinds.take(&happening.kind) => yield Ok::<_, Infallible>(frame(&happening)),
                 Step::Event(_) => {}
-                Step::Heartbeat => yield Ok(Bytes::from_static(b": alive\n\n")),
+                Step::Heartbeat => yield Ok(Bytes::from_static(ALIVE)),
                 Step::Lagged(missed) => yield Ok(lagged(missed)),
                 Step::End => return,
             }
