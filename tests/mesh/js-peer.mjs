@@ -75,6 +75,17 @@ export class JsPeer {
     await this.node.services.pubsub.publish(full, new TextEncoder().encode(JSON.stringify(message)));
   }
 
+  /** Publishes until another peer hears it: what is said before the node between them has both in its topics is not passed on. */
+  async meets(listener) {
+    for (let number = 0; number < 50; number += 1) {
+      const word = `${this.id} begins, ${number}`;
+      await this.publish("task_claim", sample("task_claim", this.id, word));
+      const heard = await listener.hears("task_claim", (said) => said.task_id === word, 1000).catch(() => undefined);
+      if (heard) return;
+    }
+    throw new Error("nothing is passed on");
+  }
+
   /** Waits for a message of a topic that fits, and returns it with its sender. */
   async hears(topic, fits, limitMs = LIMIT_MS) {
     const full = this.full(topic);

@@ -28,6 +28,7 @@ const trio = (...more) => async (keep) => {
     await peer.dial(node.address);
     peers.push(peer);
   }
+  await peers[0].meets(peers[1]);
   return { node, id, key, one: peers[0], other: peers[1] };
 };
 
@@ -90,8 +91,8 @@ test("two nodes and a js peer are one swarm: messages cross from node to node", 
     }
     return peers;
   }, async ([one, other]) => {
-    await one.publish("task_claim", sample("task_claim", one.id, "across"));
-    await other.hears("task_claim", (said) => said.task_id === "across");
+    await one.meets(other);
+    await other.meets(one);
   }));
 
 for (const [what, key] of [["no key", undefined], ["another swarm's key", `/key/swarm/psk/1.0.0/\n/base16/\n${randomBytes(32).toString("hex")}\n`]]) {
@@ -135,5 +136,5 @@ test("what a js peer says in another's name, twice or out of time is not passed 
     await one.publish("task_claim", sample("task_claim", one.id, "the end"));
     await other.hears("task_claim", (message) => message.task_id === "the end");
     const heard = other.heard.filter((one) => one.topic.endsWith("/task_claim")).map((one) => JSON.parse(one.text).task_id);
-    assert.deepEqual(heard, ["said once", "the end"]);
+    assert.deepEqual(heard.filter((word) => !word.includes("begins")), ["said once", "the end"]);
   }));

@@ -42,10 +42,8 @@ impl Ring {
         let attacker = RawPeer::member(node).await;
         let honest = RawPeer::member(node).await;
         let mut listener = RawPeer::member(node).await;
-        // From here on all of them are in the node's topics.
-        for (peer, word) in [(&attacker, "first of one"), (&honest, "first of other")] {
-            peer.publish("presence_ping", &peer.message("presence_ping", word)).await;
-            listener.hears("presence_ping", word).await;
+        for peer in [&attacker, &honest] {
+            peer.meets(&mut listener).await;
         }
         Self { swarm, attacker, honest, listener }
     }

@@ -31,6 +31,9 @@ pub(crate) const TOPICS: [&str; 7] = [
     "task_help_response",
 ];
 
+/// How often a node looks after its topics.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
 /// How long a dial may take: nodes give up on a handshake after 5 s.
 const DIAL_LIMIT: Duration = Duration::from_secs(15);
 
@@ -149,6 +152,19 @@ impl RawPeer {
         };
         within(&format!("{word} on {topic}"), heard).await;
         others
+    }
+
+    /// Publishes until another peer hears it: what is said before the node between them has both in its topics, which takes it up to a
+    /// heartbeat, is not passed on.
+    pub(crate) async fn meets(&self, listener: &mut Self) {
+        for number in 0..50 {
+            let word = format!("{} begins, {number}", self.id());
+            self.publish("task_claim", &self.message("task_claim", &word)).await;
+            if tokio::time::timeout(HEARTBEAT, listener.hears("task_claim", &word)).await.is_ok() {
+                return;
+            }
+        }
+        panic!("nothing is passed on to {}", listener.id());
     }
 
     fn full(&self, topic: &str) -> String {
