@@ -29,7 +29,7 @@ pub(super) fn of(
     let mut troubles = Vec::new();
     let same = swarm_report.same_identity.clone().or_else(|| same_identity(&report));
     troubles.extend(same.map(|text| trouble("same_identity", text)));
-    troubles.extend(missed_rekey(&report, &worked).map(|text| trouble("missed_rekey", text)));
+    troubles.extend(missed_rekey(&report, &worked, &peers).map(|text| trouble("missed_rekey", text)));
     troubles.extend(mdns_blocked(&report, &peers).map(|text| trouble("mdns_blocked", text)));
     troubles.extend(clocks(&swarm.peers()).map(|text| trouble("clock", text)));
     MeshReport {
@@ -148,13 +148,16 @@ fn same_identity(report: &NetReport) -> Option<String> {
     Some(format!("another process has this node's identity; it was met at {places}"))
 }
 
-/// Tells a node whose swarm went on without it from one that meets strangers.
-fn missed_rekey(report: &NetReport, worked: &[String]) -> Option<String> {
-    if report.connected > 0 {
-        return None;
-    }
+/// Tells a node whose swarm went on without it from one that meets strangers: members that are not connected now have another key. Others
+/// may be connected still, who missed the change too, or were removed.
+fn missed_rekey(report: &NetReport, worked: &[String], peers: &[NetPeer]) -> Option<String> {
     let place = |address: &str| address.split("/p2p/").next().unwrap_or_default().to_owned();
+    let is_connected = |dial: &DialReport| {
+        let known = peers.iter().find(|peer| dial.peer.as_ref() == Some(&peer.node_id));
+        known.is_some_and(|peer| peer.connected.is_some())
+    };
     let changed = report.failures.iter().filter(|dial| dial.failure == Some(DialFailure::AnotherSwarmKey));
+    let changed = changed.filter(|dial| !is_connected(dial));
     let changed = changed.filter(|dial| worked.iter().any(|address| place(address) == place(&dial.addr)));
     let places = joined(changed.map(|dial| dial.addr.clone()))?;
     Some(format!(
@@ -253,10 +256,8 @@ mod tests {
     fn a_swarm_that_went_on_is_told_from_strangers() {
         let failure = Some(DialFailure::AnotherSwarmKey);
         let report = NetReport { failures: vec![dial("/ip4/192.0.2.7/tcp/1/p2p/x", failure)], ..NetReport::default() };
-        assert!(missed_rekey(&report, &["/ip4/192.0.2.7/tcp/1".into()]).is_some());
-        assert_eq!(missed_rekey(&report, &["/ip4/192.0.2.8/tcp/1".into()]), None);
-        let connected = NetReport { connected: 1, ..report };
-        assert_eq!(missed_rekey(&connected, &["/ip4/192.0.2.7/tcp/1".into()]), None);
+        assert!(missed_rekey(&report, &["/ip4/192.0.2.7/tcp/1".into()], &[]).is_some());
+        assert_eq!(missed_rekey(&report, &["/ip4/192.0.2.8/tcp/1".into()], &[]), None);
     }
 
     #[test]
