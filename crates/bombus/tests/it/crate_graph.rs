@@ -28,7 +28,6 @@ const ALLOWED_USERS: &[(&str, &[&str])] = &[
     ("llama-cpp-2", &["bombus-llama"]),
     ("llama-cpp-sys-2", &["bombus-llama"]),
     ("libp2p", &["bombus-net"]),
-    ("libp2p-stream", &["bombus-net"]),
     ("minijinja", &["bombus-llama"]),
     ("anyhow", &["bombus"]),
     ("clap", &["bombus"]),
