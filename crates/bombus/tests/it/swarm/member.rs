@@ -7,6 +7,7 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::harness::{Finished, Home, Process, Signal, client, fake, finish, free_address, take_environment, within};
 use crate::lab::Machine;
+use crate::model::eventually;
 
 /// Where nodes listen for each other on a machine of their own.
 const PORT: u16 = 7891;
@@ -166,6 +167,14 @@ impl Member {
         self.record = self.home.node_json().expect("a node that serves has written node.json");
         assert_eq!(self.record["pid"], process.pid());
         self.process = Some(process);
+        if self.machine.is_some() {
+            // An interface's address may become known a moment after the node serves.
+            let listen = async || self.get("/swarm").await["listen"].clone();
+            let wide = |address: &Value| address.as_str().is_some_and(|address| !address.contains("/127.0.0.1/"));
+            let told = async || listen().await.as_array().is_some_and(|addresses| addresses.iter().any(wide));
+            eventually("an address that other machines reach", told).await;
+            self.record["p2p"] = listen().await;
+        }
     }
 
     pub(super) fn signal(&self, signal: Signal) {
