@@ -7,11 +7,11 @@ use anyhow::{Error, Result};
 use bombus_core::identity::NodeKey;
 use bombus_http::{NodeSample, Sample, SampleKind, mesh};
 use bombus_infer::Backends;
-use bombus_net::membership::{Membership, MembershipService, MembershipTiming};
+use bombus_net::membership::{Membership, MembershipHandle, MembershipService, MembershipTiming};
 use bombus_net::{ListenOn, NetConfig, NetHandle, NetIdentity, NetService};
 use bombus_swarm::{OwnFacts, SwarmConfig, SwarmHandle, SwarmService};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::facts::{FactsSource, slots};
 use super::supervised::{Essential, Supervised};
@@ -25,12 +25,15 @@ use surface::Surface;
 
 /// Longest wait for the addresses that are listened on, before the node says where it is.
 const LISTEN_LIMIT: Duration = Duration::from_secs(2);
+/// Least time between two looks at the names of peers.
+const NAMES_EVERY: Duration = Duration::from_secs(1);
 /// How long each part may take to end: to say goodbye, to write down what is known, to close connections.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// The parts, ready to be started.
 pub(super) struct Mesh {
     net: NetHandle,
+    membership: MembershipHandle,
     surface: Arc<Surface>,
     swarm: SwarmHandle,
     facts: FactsSource,
@@ -45,6 +48,7 @@ pub(super) struct RunningMesh {
     /// Whether an address of this machine itself will be listened on.
     listens_here: bool,
     telling: Supervised,
+    naming: Supervised,
     net_task: Essential,
     membership_task: Essential,
     swarm_task: Essential,
@@ -73,7 +77,13 @@ impl Mesh {
         let (facts, told) = watch::channel(own);
         let (swarm, swarm_service) = bombus_swarm::swarm(SwarmConfig::default(), net.clone(), told);
         Ok(Self {
-            surface: Arc::new(Surface::new(net.clone(), membership, swarm.clone(), config.p2p.external.clone())),
+            surface: Arc::new(Surface::new(
+                net.clone(),
+                membership.clone(),
+                swarm.clone(),
+                config.p2p.external.clone(),
+            )),
+            membership,
             facts: FactsSource { backends: backends.clone(), slots: slots(&config.backends), sample, facts },
             listens_here: config
                 .p2p
@@ -123,6 +133,9 @@ impl Mesh {
         facts.send_modify(|facts| facts.api_port = api_port);
         RunningMesh {
             telling: Supervised::start("facts about this node", self.facts.keep()),
+            naming: Supervised::start("names of peers", move || {
+                remember_names(self.swarm.clone(), self.membership.clone())
+            }),
             net_task: Essential::start("mesh", |stop| async move { Ok(net_service.run(stop).await?) }),
             membership_task: Essential::start("membership of the swarm", |stop| async move {
                 Ok(membership_service.run(net, stop).await?)
@@ -135,6 +148,17 @@ impl Mesh {
             facts,
             listens_here: self.listens_here,
         }
+    }
+}
+
+/// Keeps what people call the peers, for when one that is away has to be spoken of.
+async fn remember_names(swarm: SwarmHandle, membership: MembershipHandle) {
+    let mut changes = swarm.changes();
+    while changes.changed().await.is_ok() {
+        for peer in swarm.peers().into_iter().filter(|peer| peer.complete) {
+            membership.named(&peer.node_id, &peer.name);
+        }
+        sleep(NAMES_EVERY).await;
     }
 }
 
@@ -204,6 +228,7 @@ impl RunningMesh {
     /// Says goodbye, and ends the parts.
     pub(super) async fn stop(self) {
         self.telling.stop().await;
+        self.naming.stop().await;
         self.swarm_task.stop(STOP_LIMIT).await;
         self.membership_task.stop(STOP_LIMIT).await;
         self.net_task.stop(STOP_LIMIT).await;

@@ -108,8 +108,6 @@ impl Mesh for Surface {
     }
 
     fn events(&self, after: Option<u64>) -> BoxStream<'static, FeedItem> {
-        // No event has the number 0: all that is kept is asked for. The log takes a number that it never gave for that.
-        let after = if after == Some(0) { Some(u64::MAX) } else { after };
         let mut events = self.swarm.events(after);
         async_stream::stream! {
             while let Some(item) = events.next().await {
