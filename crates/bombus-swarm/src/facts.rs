@@ -65,7 +65,7 @@ impl OwnFacts {
         let gpu = hardware.best_gpu();
         Capabilities {
             cpu: Some(round(self.cpu_percent)),
-            gpu: self.gpu_percent.map(round),
+            gpu: Some(self.gpu_percent.map_or(0.0, round)),
             models: some_of(&self.models, MODELS_MAX, MODEL_NAME_MAX),
             installed: some_of(&self.installed, LIST_MAX, NAME_MAX),
             status: self.status(),

@@ -18,7 +18,7 @@ use self::links::{LinkLimits, Links, OpenFailed, Opener};
 use self::readers::Readers;
 use crate::counts::read;
 use crate::service::random;
-use crate::shared::Shared;
+use crate::shared::{GREETED_MAX, Shared};
 use crate::supervised::PartEnded;
 use crate::view::{PeerPath, ViewInput};
 
@@ -63,6 +63,7 @@ pub(crate) async fn watch_all(shared: &Arc<Shared>, stop: &CancellationToken) ->
     let mut events = shared.net.events();
     let mut incoming = shared.net.accept(PROTOCOL)?;
     let mut watched = shared.watched.subscribe();
+    let mut greeted = shared.greeted.subscribe();
     let (to_detector, mut from_peers) = mpsc::channel(FROM_PEERS_MAX);
     let mut readers = Readers::new(Arc::clone(shared), to_detector.clone());
     let mut service = Watcher::new(Arc::clone(shared), to_detector);
@@ -81,6 +82,7 @@ pub(crate) async fn watch_all(shared: &Arc<Shared>, stop: &CancellationToken) ->
                 let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
                 readers.read(peer, stream);
             }
+            Ok(peer) = greeted.recv() => service.on_greeted(peer),
             Ok(()) = watched.changed() => service.on_watched(&watched.borrow_and_update()),
             () = readers.reap() => {}
             () = service.links.reap() => {}
@@ -98,6 +100,8 @@ struct Watcher {
     /// Peers that are connected, and those of them that take part.
     connected: HashSet<NodeId>,
     taking_part: HashSet<NodeId>,
+    /// Peers that said the first word before this part heard of their connection.
+    greeted: HashSet<NodeId>,
     watched: BTreeMap<NodeId, u32>,
     wake_ms: u64,
 }
@@ -113,6 +117,7 @@ impl Watcher {
             links,
             connected: HashSet::new(),
             taking_part: HashSet::new(),
+            greeted: HashSet::new(),
             watched: BTreeMap::new(),
             wake_ms: 0,
         };
@@ -145,7 +150,7 @@ impl Watcher {
         match event {
             NetEvent::PeerConnected { peer, path } => self.on_connected(peer, path.into()),
             NetEvent::PathChanged { peer, path } => {
-                self.shared.apply(ViewInput::Connected { peer, path: path.into() });
+                self.shared.apply(ViewInput::PathChanged { peer, path: path.into() });
             }
             NetEvent::PeerDisconnected { peer, why } => self.on_disconnected(peer, &why),
             NetEvent::IdentityConflict { addr } => self.shared.note_same_identity(&format!("met at {addr}")),
@@ -166,14 +171,28 @@ impl Watcher {
 
     fn on_connected(&mut self, peer: NodeId, path: PeerPath) {
         self.shared.apply(ViewInput::Connected { peer: peer.clone(), path });
-        // That it takes part shows when a stream stands: peers of other programs never answer, and must not be taken for dead.
+        // That it takes part shows when a stream stands, or by its first word: peers of other programs never answer, and must not be
+        // taken for dead.
         self.links.open(&peer);
-        self.connected.insert(peer);
+        self.connected.insert(peer.clone());
+        if self.greeted.remove(&peer) {
+            self.on_taking_part(peer);
+        }
+    }
+
+    /// A node that falls silent before its stream stands is watched over, too.
+    fn on_greeted(&mut self, peer: NodeId) {
+        if self.connected.contains(&peer) {
+            self.on_taking_part(peer);
+        } else if self.greeted.len() < GREETED_MAX {
+            self.greeted.insert(peer);
+        }
     }
 
     fn on_disconnected(&mut self, peer: NodeId, why: &str) {
         self.shared.apply(ViewInput::Disconnected { peer: peer.clone() });
         self.connected.remove(&peer);
+        self.greeted.remove(&peer);
         if self.taking_part.remove(&peer) {
             let not_needed = why.is_empty() && self.shared.view().nodes() > self.shared.config.mesh_max;
             self.tell(if not_needed { LivenessInput::Released(peer) } else { LivenessInput::Disconnected(peer) });
@@ -216,6 +235,7 @@ impl Watcher {
             self.detector = new_detector(&self.shared);
             self.connected.clear();
             self.taking_part.clear();
+            self.greeted.clear();
             for peer in std::mem::take(&mut self.watched).into_keys() {
                 self.tell(LivenessInput::Watch(peer.clone()));
                 self.watched.insert(peer, 1);

@@ -22,6 +22,8 @@ use crate::view::{Change, Link, PeerPath, View, ViewInput, word_of};
 
 /// How many accepted messages of a topic wait for a reader that is slow.
 pub(crate) const MESSAGES_MAX: usize = 256;
+/// How many first words wait for the failure detector.
+pub(crate) const GREETED_MAX: usize = 256;
 /// A clock that was set back by more than this is followed; by less, messages go on counting up from the last, in milliseconds.
 const CLOCK_SET_BACK_MS: i64 = 60_000;
 
@@ -32,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) facts: watch::Receiver<OwnFacts>,
     pub(crate) clocks: Clocks,
     pub(crate) boot: BootId,
+    /// Peers whose first word was understood, so that they are nodes like this one. A reader that lags loses the oldest.
+    pub(crate) greeted: broadcast::Sender<NodeId>,
     pub(crate) events: EventLog,
     pub(crate) counts: Counts,
     pub(crate) link_counts: Arc<LinkCounts>,
@@ -55,6 +59,7 @@ impl Shared {
         Self {
             view: Mutex::new(View::new(net.node_id().clone(), config.view.clone())),
             swarm_id: Mutex::new(net.swarm_id().to_string()),
+            greeted: broadcast::Sender::new(GREETED_MAX),
             events: EventLog::new(clocks.unix_ms()),
             started_unix_s: clocks.unix_ms() / 1_000,
             net,

@@ -174,6 +174,8 @@ pub(crate) fn take_hello(shared: &Shared, peer: &NodeId, bytes: &[u8]) -> Result
     };
     count(&shared.counts.hello.exchanged);
     shared.apply(ViewInput::Hello { peer: peer.clone(), message, skew_ms });
+    // Nobody may be listening yet.
+    let _ = shared.greeted.send(peer.clone());
     Ok(())
 }
 

@@ -74,7 +74,14 @@ pub struct Link {
 /// Something that was heard.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ViewInput {
-    /// A connection to a peer stands, or leads another way now.
+    /// A connection that stands goes another way.
+    PathChanged {
+        /// The peer.
+        peer: NodeId,
+        /// The way.
+        path: PeerPath,
+    },
+    /// A connection to a peer stands that did not before.
     Connected {
         /// The peer.
         peer: NodeId,
@@ -198,6 +205,9 @@ impl View {
     pub fn on(&mut self, now: Moment, input: ViewInput) -> Vec<Change> {
         let mut changes = Vec::new();
         match input {
+            ViewInput::PathChanged { peer, path } => {
+                self.with(now, &peer, Entry::Known, &mut changes, |row| row.path_changed(path));
+            }
             ViewInput::Connected { peer, path } => {
                 self.with(now, &peer, Entry::Connected, &mut changes, |row| row.connected(now, path));
             }

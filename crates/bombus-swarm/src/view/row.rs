@@ -108,6 +108,15 @@ impl Row {
         Shown::from(before != self.path || entered)
     }
 
+    /// Takes note that a connection that stands goes another way: no sign of life, since the other end need not have done anything.
+    pub(super) fn path_changed(&mut self, path: PeerPath) -> Shown {
+        match &mut self.path {
+            Some(known) if *known != path => *known = path,
+            _ => return Shown::Same,
+        }
+        Shown::Changed
+    }
+
     pub(super) fn disconnected(&mut self, now: Moment) -> Shown {
         if self.path.take().is_none() {
             return Shown::Same;
@@ -122,6 +131,10 @@ impl Row {
 
     /// Takes a link out of a list of those that stand.
     pub(super) fn link(&mut self, now: Moment, path: PeerPath, latency_ms: Option<f64>) -> Shown {
+        // A frozen peer's connection may stand for long after it was found to be gone.
+        if self.state == PeerState::Gone {
+            return Shown::Same;
+        }
         let is_new = self.path.is_none();
         if is_new {
             let changed_ms = self.path_changed_ms.unwrap_or(0);

@@ -328,3 +328,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_connection_of_a_frozen_peer_does_not_bring_it_back() {
+    let mut view = view();
+    let links = || {
+        let link = Link { peer: peer(1), path: direct("/ip4/192.0.2.1/tcp/7891"), latency_ms: None };
+        ViewInput::Links(vec![link])
+    };
+    view.on(at(0), connected(1));
+    view.on(at(1), told(1, 0, |_| {}));
+    view.on(at(9_000), judged(1, PeerState::Gone));
+    let another_way = ViewInput::PathChanged { peer: peer(1), path: direct("/ip4/192.0.2.9/tcp/7891") };
+    for (ms, input) in [(10_000, links()), (20_000, another_way), (30_000, links())] {
+        view.on(at(ms), input);
+        assert_eq!(view.peer(&peer(1)).unwrap().state, PeerState::Gone);
+    }
+    view.on(at(40_000), judged(1, PeerState::Alive));
+    view.on(at(41_000), links());
+    let back = view.peer(&peer(1)).unwrap();
+    assert!(back.state == PeerState::Alive && back.path.is_some());
+}
