@@ -25,6 +25,8 @@ const AGENT_CHARS_MAX: usize = 128;
 const LOOKUP_SOON: Duration = Duration::from_millis(200);
 /// Between two lookups while nothing changes.
 const LOOKUP_EVERY: Duration = Duration::from_secs(300);
+/// The same while a known peer is not connected: it may have got a relay, or another address.
+const LOOKUP_MISSING_EVERY: Duration = Duration::from_secs(5);
 /// From so many peers on, a lookup of the own place does not bring all of them.
 const MANY: usize = 16;
 
@@ -81,9 +83,8 @@ impl Node {
         for addr in info.listen_addrs.into_iter().take(OWN_ADDRESSES_MAX) {
             let (addr, _) = address::split_peer(addr);
             if address::is_dialable(&addr) && (is_here || !address::is_loopback(&addr)) {
-                if !address::is_relayed(&addr) {
-                    self.swarm.behaviour_mut().kademlia.add_address(&peer_id, addr.clone());
-                }
+                // Through a relay, too: for a peer behind a router that is the only way that others can be told.
+                self.swarm.behaviour_mut().kademlia.add_address(&peer_id, addr.clone());
                 self.learn(peer.clone(), addr, AddressSource::Peer, Some(peer.clone()));
             }
         }
@@ -119,7 +120,9 @@ impl Node {
         if self.lookup_at.is_none_or(|at| at > now) {
             return;
         }
-        self.lookup_at = Some(now + LOOKUP_EVERY.mul_f64(rand::rng().random_range(0.8..1.2)));
+        let misses_some = self.memory.dialer.peers().values().any(|peer| peer.links.best().is_none());
+        let every = if misses_some { LOOKUP_MISSING_EVERY } else { LOOKUP_EVERY };
+        self.lookup_at = Some(now + every.mul_f64(rand::rng().random_range(0.8..1.2)));
         let local = self.local;
         let is_large = self.introductions.len() >= MANY;
         let kademlia = &mut self.swarm.behaviour_mut().kademlia;
