@@ -176,7 +176,7 @@ impl Swarm {
             }
             Meeting::Ticket | Meeting::Alone => {}
         }
-        join_all(others.iter_mut().map(|member| member.start())).await;
+        join_all(others.iter_mut().map(Member::start)).await;
     }
 
     /// Returns how many nodes there are, running or not.

@@ -122,14 +122,14 @@ async fn events_tell_who_came_and_can_be_resumed() {
     let mut events = swarm.member(0).events("?kind=peer:joined").await;
     swarm.member(1).join(&ticket).await;
     swarm.member_mut(1).start().await;
-    let first = events.wait_for("peer:joined", &swarm.id(1).to_owned()).await;
+    let first = events.wait_for("peer:joined", swarm.id(1)).await;
     let number = first.id.expect("events are numbered");
     drop(events);
     swarm.member(2).join(&ticket).await;
     swarm.member_mut(2).start().await;
     swarm.wait_for_state(0, 2, &[State::Alive], LIMIT).await;
     let mut resumed = swarm.member(0).events(&format!("?kind=peer:joined&after={number}")).await;
-    let second = resumed.wait_for("peer:joined", &swarm.id(2).to_owned()).await;
+    let second = resumed.wait_for("peer:joined", swarm.id(2)).await;
     assert!(second.id.is_some_and(|id| id > number), "{second:?}");
 }
 

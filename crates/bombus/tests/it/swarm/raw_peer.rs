@@ -98,7 +98,7 @@ impl RawPeer {
         let (answer, answered) = oneshot::channel();
         self.order(Order::Dial(address.parse().unwrap(), answer)).await;
         match tokio::time::timeout(DIAL_LIMIT, answered).await {
-            Ok(answer) => answer.expect("the peer acts").map(|peer| peer.to_base58()),
+            Ok(answer) => answer.expect("the peer acts").map(PeerId::to_base58),
             Err(_) => Err(format!("nothing within {DIAL_LIMIT:?}")),
         }
     }
