@@ -6,10 +6,14 @@
 mod event;
 mod message;
 mod request;
+mod resume;
 
-pub use event::{ChatEvent, Delta, FinishReason, Timings, TokenAlternative, TokenLogprob, ToolCallDelta, Usage};
+pub use event::{
+    Answerer, ChatEvent, Delta, FinishReason, Timings, TokenAlternative, TokenLogprob, ToolCallDelta, Usage,
+};
 pub use message::{Image, Message, Part, Role, ToolCall};
 pub use request::{
     ChatRequest, EmbedInput, EmbedRequest, EmbedResponse, KeepAlive, Overflow, Prompt, ResponseFormat, Sampling, Think,
     Tool, ToolChoice,
 };
+pub use resume::{Resume, Trace};

@@ -123,6 +123,9 @@ pub struct ModelInfo {
     pub capabilities: Vec<ModelCapability>,
     /// Whether it is in memory now.
     pub warm: bool,
+    /// Whether its backend can go on with an answer that another run began.
+    #[serde(default)]
+    pub continues: bool,
 }
 
 impl ModelInfo {
@@ -140,6 +143,7 @@ impl ModelInfo {
             context_tokens: None,
             capabilities: vec![ModelCapability::Completion],
             warm: false,
+            continues: false,
         }
     }
 }

@@ -248,7 +248,7 @@ pub(crate) fn refusing(error: BackendError) -> Scripted {
 
 /// A piece of text.
 pub(crate) fn text(text: &str) -> Result<ChatEvent, BackendError> {
-    Ok(ChatEvent::Delta(Delta { text: text.into(), logprobs: Vec::new() }))
+    Ok(ChatEvent::Delta(Delta::text(text)))
 }
 
 /// A piece of text with its token and one alternative.
@@ -256,7 +256,7 @@ pub(crate) fn token(text: &str, bytes: &[u8]) -> Result<ChatEvent, BackendError>
     let alternative = |id, bytes: &[u8], logprob| TokenAlternative { id, bytes: bytes.to_vec(), logprob };
     let chosen = alternative(7, bytes, -0.25);
     let top = vec![chosen.clone(), alternative(8, b" or", f32::NEG_INFINITY)];
-    Ok(ChatEvent::Delta(Delta { text: text.into(), logprobs: vec![TokenLogprob { token: chosen, top }] }))
+    Ok(ChatEvent::Delta(Delta { text: text.into(), logprobs: vec![TokenLogprob { token: chosen, top }], trace: None }))
 }
 
 /// The end of an answer.

@@ -189,7 +189,7 @@ fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item
                 sleep(Duration::from_millis(config.token_ms)).await;
             }
             let text = if config.fail == Some(FakeFailure::Garbage) { "\u{fffd}".to_owned() } else { (*piece).to_owned() };
-            yield Ok(ChatEvent::Delta(Delta { text, logprobs: Vec::new() }));
+            yield Ok(ChatEvent::Delta(Delta::text(text)));
         }
         yield Ok(ChatEvent::Done {
             finish: if count < wanted { FinishReason::Length } else { FinishReason::Stop },

@@ -144,7 +144,7 @@ fn answer(id: RunId, request: &ChatRequest, cancelled: &[RunId], outbox: &mut Fi
         ("cancelled", _) => format!("{cancelled:?}"),
         _ => "a text".to_owned(),
     };
-    let delta = ChatEvent::Delta(Delta { text, logprobs: Vec::new() });
+    let delta = ChatEvent::Delta(Delta::text(text));
     write_message(outbox, &FromWorker::Event { id, event: delta })?;
     if prompt == "hold" {
         return Ok(());

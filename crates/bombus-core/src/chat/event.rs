@@ -1,12 +1,24 @@
 use serde::{Deserialize, Serialize};
 
+use super::Trace;
+use crate::identity::NodeId;
+
 /// An event in the stream that answers a [`super::ChatRequest`].
 ///
-/// A stream is at most one [`ChatEvent::Truncated`], any number of thoughts, deltas and tool calls, then exactly one
-/// [`ChatEvent::Done`]; or it ends early with an error.
+/// A stream is at most one [`ChatEvent::AnsweredBy`] and one [`ChatEvent::Truncated`], any number of thoughts, deltas and tool calls, then
+/// exactly one [`ChatEvent::Done`]; or it ends early with an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChatEvent {
+    /// Who answers, where that is another node. Comes before everything else.
+    AnsweredBy(Answerer),
+    /// Whoever answered broke off, and another goes on from there.
+    Continued {
+        /// Who goes on.
+        by: Answerer,
+        /// Why the one before broke off.
+        reason: String,
+    },
     /// The prompt was longer than the context, and its oldest turns were left out. Comes before everything else.
     Truncated {
         /// Turns that were left out.
@@ -14,8 +26,8 @@ pub enum ChatEvent {
         /// Tokens of the prompt as it was used; 0 where the backend tells only at the end.
         prompt_tokens: u32,
     },
-    /// More of what the model thinks before it answers. Always whole UTF-8 characters.
-    Thinking(String),
+    /// More of what the model thinks before it answers. Always whole UTF-8 characters, and without log probabilities.
+    Thinking(Delta),
     /// More text. Always whole UTF-8 characters.
     Delta(Delta),
     /// A piece of a tool call.
@@ -42,6 +54,29 @@ pub struct Delta {
     /// The tokens behind the text, where log probabilities were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,
+    /// What stands behind the text, where [`super::ChatRequest::traced`] asked for it and the backend can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
+}
+
+impl Delta {
+    /// Builds a piece of text without anything beside it.
+    #[must_use]
+    pub fn text(text: impl Into<String>) -> Self {
+        Self { text: text.into(), ..Self::default() }
+    }
+}
+
+/// Who gives an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answerer {
+    /// The node; `None`: this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// The backend's name on its node.
+    pub backend: String,
+    /// The model's name at that backend.
+    pub model: String,
 }
 
 /// A generated token with its log probability (natural logarithm, before any sampling option was applied).

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Message;
+use super::{Message, Resume};
 
 /// A request to generate text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +58,12 @@ pub struct ChatRequest {
     /// How long the model stays loaded after this request. `None` leaves it to the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<KeepAlive>,
+    /// Whether the pieces of the answer are to tell their [`super::Trace`], where the backend can.
+    #[serde(default)]
+    pub traced: bool,
+    /// The beginning of the answer, where another run has given it already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Resume>,
 }
 
 impl ChatRequest {
@@ -83,6 +89,8 @@ impl ChatRequest {
             context_tokens: None,
             overflow: Overflow::default(),
             keep_alive: None,
+            traced: false,
+            resume: None,
         }
     }
 }

@@ -161,7 +161,11 @@ impl Answers {
                     self.truncation.get_or_insert(Truncation { messages, prompt_tokens });
                 }
                 ChatEvent::Done { .. } => self.open -= 1,
-                ChatEvent::Thinking(_) | ChatEvent::Delta(_) | ChatEvent::ToolCall(_) => {}
+                ChatEvent::AnsweredBy(_)
+                | ChatEvent::Continued { .. }
+                | ChatEvent::Thinking(_)
+                | ChatEvent::Delta(_)
+                | ChatEvent::ToolCall(_) => {}
             }
             return Some(Ok((index, event)));
         }
@@ -263,7 +267,7 @@ impl Meter {
         let Counted { labels, tokens } = &mut self.answers[index];
         // An event tells at least one token; the end tells how many there really were.
         let written = match event {
-            ChatEvent::Truncated { .. } => 0,
+            ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => 0,
             ChatEvent::Delta(_) | ChatEvent::Thinking(_) | ChatEvent::ToolCall(_) => {
                 if !std::mem::replace(&mut self.saw_token, true) {
                     self.metrics.first_token(labels, self.begun.elapsed());

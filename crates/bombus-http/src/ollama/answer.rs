@@ -123,8 +123,8 @@ impl Reader {
     fn read(&mut self, event: ChatEvent) -> (Piece, Option<End>) {
         let mut piece = Piece::default();
         match event {
-            ChatEvent::Truncated { .. } => {}
-            ChatEvent::Thinking(thinking) => piece.thinking = thinking,
+            ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => {}
+            ChatEvent::Thinking(thinking) => piece.thinking = thinking.text,
             ChatEvent::Delta(delta) => {
                 piece.text = delta.text;
                 if self.with_logprobs {

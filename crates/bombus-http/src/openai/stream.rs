@@ -81,8 +81,8 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
                 ChatEvent::Delta(delta) if delta.text.is_empty() && delta.logprobs.is_empty() => {}
                 ChatEvent::Delta(delta) => chunks.delta(index, delta, &mut out),
                 ChatEvent::ToolCall(call) => chunks.tool_call(index, &call, &mut out),
-                ChatEvent::Thinking(thinking) => chunks.thinking(index, &thinking, &mut out),
-                ChatEvent::Truncated { .. } => {}
+                ChatEvent::Thinking(thinking) => chunks.thinking(index, &thinking.text, &mut out),
+                ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => {}
                 ChatEvent::Done { finish, usage, timings, .. } => {
                     usage_total.add(&usage, index % plan.answers_per_prompt == 0);
                     let timings = (plan.answers == 1).then(|| Timings::of(&timings, &usage));
@@ -151,8 +151,8 @@ pub(super) async fn collect(mut answers: Answers, plan: &StreamPlan) -> Result<A
                 Some(call) => call.arguments.push_str(&piece.arguments),
                 None => answer.tool_calls.push(piece),
             },
-            ChatEvent::Thinking(thinking) => answer.thinking.push_str(&thinking),
-            ChatEvent::Truncated { .. } => {}
+            ChatEvent::Thinking(thinking) => answer.thinking.push_str(&thinking.text),
+            ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => {}
             ChatEvent::Done { finish, usage, timings, .. } => {
                 answer.finish = Some(finish);
                 all.usage.add(&usage, index % plan.answers_per_prompt == 0);

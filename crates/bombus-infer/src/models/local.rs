@@ -154,6 +154,7 @@ impl LocalModel {
             context_tokens: self.info.context_length,
             capabilities: self.capabilities(),
             warm: false,
+            continues: false,
         }
     }
 }

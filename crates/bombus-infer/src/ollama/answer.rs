@@ -110,12 +110,12 @@ fn said(piece: Answer, calls: &mut Calls) -> Vec<ChatEvent> {
     let thinking = if thinking.is_empty() { message.thinking } else { thinking };
     let thinks = !thinking.is_empty();
     if thinks {
-        events.push(ChatEvent::Thinking(thinking));
+        events.push(ChatEvent::Thinking(Delta::text(thinking)));
     }
     let text = if response.is_empty() { message.content } else { response };
     // The log probabilities of a thought have no place beside it.
     if !text.is_empty() || (!logprobs.is_empty() && !thinks) {
-        events.push(ChatEvent::Delta(Delta { text, logprobs: logprobs.into_iter().map(token).collect() }));
+        events.push(ChatEvent::Delta(Delta { text, logprobs: logprobs.into_iter().map(token).collect(), trace: None }));
     }
     events.extend(message.tool_calls.into_iter().map(|call| calls.say(call)));
     events
@@ -217,10 +217,10 @@ mod tests {
 
     #[test]
     fn both_endpoints_say_the_same() {
-        let delta = |text: &str| ChatEvent::Delta(Delta { text: text.into(), logprobs: Vec::new() });
+        let delta = |text: &str| ChatEvent::Delta(Delta::text(text));
         assert_eq!(piece(json!({"response": "Hi", "done": false})), [delta("Hi")]);
         assert_eq!(piece(json!({"message": {"role": "assistant", "content": "Hi"}})), [delta("Hi")]);
-        let thought = ChatEvent::Thinking("Hm".into());
+        let thought = ChatEvent::Thinking(Delta::text("Hm"));
         assert_eq!(piece(json!({"response": "", "thinking": "Hm"})), std::slice::from_ref(&thought));
         assert_eq!(piece(json!({"message": {"thinking": "Hm", "content": "Hi"}})), [thought, delta("Hi")]);
         assert_eq!(piece(json!({"response": "", "done": true, "context": null, "logprobs": null})), []);

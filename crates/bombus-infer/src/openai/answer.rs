@@ -180,11 +180,11 @@ impl Answer {
         let (thoughts, mut text) = choice.delta.take_text();
         text.push_str(&choice.text.unwrap_or_default());
         if !thoughts.is_empty() {
-            events.push(ChatEvent::Thinking(thoughts));
+            events.push(ChatEvent::Thinking(Delta::text(thoughts)));
         }
         if !text.is_empty() || !logprobs.is_empty() {
             self.pieces = self.pieces.saturating_add(logprobs.len().max(1) as u32);
-            events.push(ChatEvent::Delta(Delta { text, logprobs }));
+            events.push(ChatEvent::Delta(Delta { text, logprobs, trace: None }));
         } else if !events.is_empty() {
             self.pieces = self.pieces.saturating_add(1);
         }

@@ -117,7 +117,7 @@ impl Backend for Player {
 }
 
 fn word() -> ChatEvent {
-    ChatEvent::Delta(Delta { text: "word".into(), logprobs: Vec::new() })
+    ChatEvent::Delta(Delta::text("word"))
 }
 
 fn done(words: u32) -> ChatEvent {

@@ -220,7 +220,7 @@ impl Run {
 
     fn hand_on_thought(&mut self, thought: Thought, events: &mut Vec<ChatEvent>) {
         if !thought.thinking.is_empty() {
-            events.push(ChatEvent::Thinking(thought.thinking));
+            events.push(ChatEvent::Thinking(Delta::text(thought.thinking)));
         }
         self.hand_on_answer(thought.answer, events);
     }

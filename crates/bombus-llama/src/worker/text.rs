@@ -90,7 +90,7 @@ impl StopFilter {
         // A token without text of its own yet (a part of a character) leaves at once where nothing is held back.
         let boundary = if self.held.is_empty() { usize::MAX } else { self.released };
         let split = self.logprobs.partition_point(|(start, _)| *start < boundary);
-        Delta { text, logprobs: self.logprobs.drain(..split).map(|(_, logprob)| logprob).collect() }
+        Delta { text, logprobs: self.logprobs.drain(..split).map(|(_, logprob)| logprob).collect(), trace: None }
     }
 }
 

@@ -71,7 +71,7 @@ impl ThinkFilter {
             Stage::Opened | Stage::Thinks => Thought { thinking: held.trim_end().to_owned(), answer: Delta::default() },
             Stage::Closed => Thought::default(),
             Stage::Begin | Stage::Answers => {
-                Thought { thinking: String::new(), answer: Delta { text: held, logprobs } }
+                Thought { thinking: String::new(), answer: Delta { text: held, logprobs, trace: None } }
             }
         }
     }
@@ -134,7 +134,7 @@ mod tests {
         };
         for piece in written.as_bytes().chunks(cut) {
             let text = std::str::from_utf8(piece).unwrap().to_owned();
-            take(filter.push(Delta { text, logprobs: Vec::new() }));
+            take(filter.push(Delta::text(text)));
         }
         take(filter.finish());
         (thinking, answer)
@@ -157,7 +157,7 @@ mod tests {
     fn an_answer_without_thoughts_is_not_held_back() {
         let mut filter = ThinkFilter::new(false);
         assert!(filter.is_thinking());
-        let thought = filter.push(Delta { text: "No.".into(), logprobs: Vec::new() });
+        let thought = filter.push(Delta::text("No."));
         assert_eq!((thought.answer.text.as_str(), filter.is_thinking()), ("No.", false));
         assert_eq!(run(false, "<thin", 2), (String::new(), "<thin".to_owned()));
     }

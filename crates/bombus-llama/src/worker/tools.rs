@@ -105,7 +105,7 @@ impl ToolFilter {
             let text: String = self.held.drain(..release).collect();
             self.in_text |= !text.trim().is_empty();
             if !text.is_empty() || !logprobs.is_empty() {
-                events.push(ChatEvent::Delta(Delta { text, logprobs: std::mem::take(&mut logprobs) }));
+                events.push(ChatEvent::Delta(Delta { text, logprobs: std::mem::take(&mut logprobs), trace: None }));
             }
             if opening_at.is_none() {
                 return events;
@@ -121,7 +121,7 @@ impl ToolFilter {
         if self.in_call {
             self.emit_call(&held, &mut events);
         } else if !held.is_empty() {
-            events.push(ChatEvent::Delta(Delta { text: held, logprobs: Vec::new() }));
+            events.push(ChatEvent::Delta(Delta::text(held)));
         }
         events
     }
@@ -168,7 +168,7 @@ impl ToolFilter {
                 call => self.read_call(&call).map(|call| vec![call]),
             });
         let Some(calls) = calls.filter(|calls| !calls.is_empty()) else {
-            events.push(ChatEvent::Delta(Delta { text: written.to_owned(), logprobs: Vec::new() }));
+            events.push(ChatEvent::Delta(Delta::text(written)));
             return;
         };
         for (name, arguments) in calls {
@@ -206,7 +206,7 @@ mod tests {
         let mut events: Vec<ChatEvent> = Vec::new();
         for piece in answer.as_bytes().chunks(cut) {
             let text = String::from_utf8(piece.to_vec()).unwrap();
-            events.extend(filter.push(Delta { text, logprobs: Vec::new() }));
+            events.extend(filter.push(Delta::text(text)));
         }
         events.extend(filter.finish());
         let mut text = String::new();

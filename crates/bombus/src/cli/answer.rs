@@ -56,12 +56,12 @@ impl Answer {
                     self.text.push_str(&delta.text);
                     screen.text(&delta.text)?
                 }
-                ChatEvent::Thinking(thought) => screen.thought(&thought)?,
+                ChatEvent::Thinking(thought) => screen.thought(&thought.text)?,
                 ChatEvent::Truncated { messages, .. } => {
                     self.left_out = messages;
                     true
                 }
-                ChatEvent::ToolCall(_) => true,
+                ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::ToolCall(_) => true,
                 ChatEvent::Done { finish, usage, timings, .. } => {
                     self.end = Some((finish, usage, timings));
                     return Ok(Ended::Whole);

@@ -200,7 +200,7 @@ async fn answer(backend: &dyn Backend, request: ChatRequest) -> Result<Round, Ba
                 first.get_or_insert(last);
                 pieces += 1;
             }
-            ChatEvent::Truncated { .. } => {}
+            ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => {}
             ChatEvent::Done { usage, .. } => {
                 return Ok(Round::new((begun, first.unwrap_or_else(Instant::now), last), pieces, usage));
             }

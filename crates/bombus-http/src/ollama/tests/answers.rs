@@ -1,6 +1,6 @@
 //! What answers look like.
 
-use bombus_core::chat::{ChatEvent, FinishReason, ToolCallDelta};
+use bombus_core::chat::{ChatEvent, Delta, FinishReason, ToolCallDelta};
 use bombus_core::model::ModelCapability;
 use bombus_infer::BackendError;
 use futures::StreamExt;
@@ -50,7 +50,7 @@ async fn times_are_those_of_the_request_and_the_run() {
 }
 
 fn thinking() -> Vec<Event> {
-    let thought = |text: &str| Ok(ChatEvent::Thinking(text.to_owned()));
+    let thought = |text: &str| Ok(ChatEvent::Thinking(Delta::text(text)));
     vec![thought("Let me"), thought(" see."), text("Yes."), done(FinishReason::Length)]
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bombus_core::chat::{ChatEvent, FinishReason};
+use bombus_core::chat::{ChatEvent, Delta, FinishReason};
 use bombus_core::model::ModelCapability::{Completion, Embedding, Tools};
 use bombus_core::model::ModelInfo;
 use bombus_infer::fake::{FakeBackend, FakeConfig};
@@ -102,7 +102,7 @@ async fn vectors_come_from_the_next_backend_and_as_short_as_they_are_wanted() {
 }
 
 fn thoughts() -> Vec<Result<ChatEvent, BackendError>> {
-    let thought = |text: &str| Ok(ChatEvent::Thinking(text.into()));
+    let thought = |text: &str| Ok(ChatEvent::Thinking(Delta::text(text)));
     vec![thought("2 + 2"), thought(" is 4"), token("4", b"4"), done(FinishReason::Stop)]
 }
 

@@ -1,4 +1,4 @@
-use bombus_core::chat::{EmbedInput, EmbedRequest, KeepAlive, Timings, Tool, Usage};
+use bombus_core::chat::{Delta, EmbedInput, EmbedRequest, KeepAlive, Timings, Tool, Usage};
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
 
 use super::*;
@@ -24,6 +24,7 @@ async fn models_are_described_whole_and_each_is_asked_about_once() {
         context_tokens: Some(8192),
         capabilities: vec![ModelCapability::Completion, ModelCapability::Tools],
         warm: true,
+        continues: false,
     };
     assert_eq!(backend.models().await.unwrap(), std::slice::from_ref(&expected));
     assert_eq!(backend.model(&name("small:latest")).await.unwrap(), Some(expected));
@@ -103,7 +104,7 @@ async fn thoughts_come_apart_from_the_answer() {
     let thought = json!({"message": {"role": "assistant", "content": "", "thinking": "Hm"}, "done": false});
     upstream.on("POST /api/chat", Script::lines(&[thought, said("Hi"), done()]));
     let events: Vec<_> = backend(&upstream).chat(ask("Hi")).await.unwrap().map(Result::unwrap).collect().await;
-    assert_eq!(events[0], ChatEvent::Thinking("Hm".into()));
+    assert_eq!(events[0], ChatEvent::Thinking(Delta::text("Hm")));
     assert!(matches!(&events[1], ChatEvent::Delta(delta) if delta.text == "Hi"));
 }
 

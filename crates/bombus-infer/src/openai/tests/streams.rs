@@ -29,7 +29,7 @@ async fn an_answer_ends_with_what_the_server_counted_and_measured() {
     let last = json!({"choices": [], "usage": usage, "timings": timings});
     let role = delta(&json!({"role": "assistant", "content": null}));
     let events = chatted(&[role, said("Hel"), said("lo"), ended("length"), last]).await;
-    let text = |text: &str| ChatEvent::Delta(Delta { text: text.to_owned(), logprobs: Vec::new() });
+    let text = |text: &str| ChatEvent::Delta(Delta::text(text));
     let done = ChatEvent::Done {
         finish: FinishReason::Length,
         usage: Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: 2 },
@@ -56,7 +56,7 @@ async fn thoughts_are_told_apart_by_all_their_names() {
         json!({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}]}),
     ] {
         let events = chatted(&[delta(&thought), said("Yes"), ended("stop")]).await;
-        assert_eq!(events[0], ChatEvent::Thinking("Hm.".to_owned()), "{thought}");
+        assert_eq!(events[0], ChatEvent::Thinking(Delta::text("Hm.")), "{thought}");
         assert_eq!(text_of(&events), "Yes");
     }
 }
@@ -101,7 +101,7 @@ async fn log_probabilities_are_read_in_both_shapes() {
     let events = chatted(&[json!({"choices": [choice]}), ended("stop")]).await;
     let token = alternative(5, b"a", -0.5);
     let top = vec![token.clone(), alternative(6, b"b", -1.5)];
-    let expected = Delta { text: "a".to_owned(), logprobs: vec![TokenLogprob { token, top }] };
+    let expected = Delta { text: "a".to_owned(), logprobs: vec![TokenLogprob { token, top }], trace: None };
     assert_eq!(events[0], ChatEvent::Delta(expected));
 
     let legacy = json!({"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"b": -1.5, "a": -0.5}], "text_offset": [0]});
@@ -110,7 +110,7 @@ async fn log_probabilities_are_read_in_both_shapes() {
     let events = answered(COMPLETIONS, &[chunk], request).await.unwrap();
     let token = alternative(0, b"a", -0.5);
     let top = vec![token.clone(), alternative(0, b"b", -1.5)];
-    let expected = Delta { text: "a".to_owned(), logprobs: vec![TokenLogprob { token, top }] };
+    let expected = Delta { text: "a".to_owned(), logprobs: vec![TokenLogprob { token, top }], trace: None };
     assert_eq!(events[0], ChatEvent::Delta(expected));
 }
 
@@ -122,7 +122,7 @@ async fn an_answer_that_comes_whole_is_taken_as_one() {
     let whole = json!({"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}});
     upstream.on(CHAT, Script::json(200, &whole));
     let events = events(&backend(config(upstream.url())), ask("x")).await.unwrap();
-    assert_eq!(events[0], ChatEvent::Thinking("Hm.".to_owned()));
+    assert_eq!(events[0], ChatEvent::Thinking(Delta::text("Hm.")));
     assert_eq!(text_of(&events), "Hello");
     assert!(matches!(&events[2], ChatEvent::ToolCall(call) if call.id.as_deref() == Some("c1")));
     assert_eq!(finish_of(&events), FinishReason::ToolCalls);

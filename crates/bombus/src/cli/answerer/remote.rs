@@ -194,7 +194,7 @@ fn events(
                 finish = choice.finish_reason.unwrap_or(finish);
                 if let Some(thought) = choice.delta.reasoning_content.filter(|thought| !thought.is_empty()) {
                     clock.token();
-                    yield ChatEvent::Thinking(thought);
+                    yield ChatEvent::Thinking(Delta::text(thought));
                 }
                 if let Some(text) = choice.delta.content.filter(|text| !text.is_empty()) {
                     clock.token();
@@ -243,7 +243,7 @@ mod tests {
             "data: [DONE]",
         ])
         .await;
-        assert!(matches!(&events[0], Ok(ChatEvent::Thinking(thought)) if thought == "hm"), "{events:?}");
+        assert!(matches!(&events[0], Ok(ChatEvent::Thinking(thought)) if thought.text == "hm"), "{events:?}");
         assert!(matches!(&events[1], Ok(ChatEvent::Delta(delta)) if delta.text == "hi"), "{events:?}");
     }
 
