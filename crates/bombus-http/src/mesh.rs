@@ -256,6 +256,69 @@ pub struct Trouble {
     pub text: String,
 }
 
+/// What this node does for others now, and what its configuration lets it do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct SharingState {
+    /// Whether its owner had it stop taking requests of others, until it is resumed or started again.
+    pub paused: bool,
+    /// Whether it takes no requests of others any more since it is about to go, and finishes those that run.
+    pub draining: bool,
+    /// Requests of others that it is answering.
+    pub running: u32,
+    /// Requests of others that wait for one of its slots.
+    pub waiting: u32,
+    /// The setting `share.serve`: whether it ever answers for others.
+    pub serve: bool,
+    /// The setting `share.models`: what others may use, by name; empty: all that it has.
+    pub models: Vec<String>,
+    /// The setting `share.max_slots`: most requests of others at a time.
+    #[schema(required)]
+    pub max_slots: Option<u32>,
+    /// The setting `share.peers`: whom it answers for, by name or id; empty: every member.
+    pub peers: Vec<String>,
+    /// The setting `share.manage`: who may change its models.
+    pub manage: Managers,
+}
+
+/// Who may change a node's models from elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Managers {
+    /// Every member, or nobody.
+    Everybody(bool),
+    /// These, by name or id.
+    These(Vec<String>),
+}
+
+impl Default for Managers {
+    fn default() -> Self {
+        Self::Everybody(false)
+    }
+}
+
+/// What decides which work this node does for others. Each change holds when its future is ready, and answers with the state then.
+#[async_trait]
+pub trait Sharing: Send + Sync + 'static {
+    /// Tells how it stands.
+    fn state(&self) -> SharingState;
+
+    /// Takes no further requests of others; those that run go on, and so does what is asked of this node itself.
+    ///
+    /// # Errors
+    ///
+    /// [`MeshError::Unavailable`], as of all that follow.
+    async fn pause(&self) -> Result<SharingState, MeshError>;
+
+    /// Ends a pause.
+    async fn resume(&self) -> Result<SharingState, MeshError>;
+
+    /// Takes no further requests of others and tells them that this node is about to go; what runs goes on.
+    async fn drain(&self) -> Result<SharingState, MeshError>;
+
+    /// Ends a drain.
+    async fn undrain(&self) -> Result<SharingState, MeshError>;
+}
+
 /// Says why the mesh did not do what it was asked to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MeshError {
@@ -361,6 +424,11 @@ pub trait Mesh: Send + Sync + 'static {
     ///
     /// [`MeshError::BadOwnerKey`], [`MeshError::OpenSwarm`], [`MeshError::Failed`].
     async fn import_owner(&self, key: &str) -> Result<(), MeshError>;
+
+    /// Returns what decides which work this node does for others; without it, it does none.
+    fn sharing(&self) -> Option<&dyn Sharing> {
+        None
+    }
 }
 
 /// Shortest beginning of an id that names a peer: all ids begin with the same eight letters.

@@ -3,7 +3,9 @@
 pub(crate) mod backends;
 pub(crate) mod events;
 pub(crate) mod mesh;
+pub(crate) mod models;
 pub(crate) mod peers;
+pub(crate) mod sharing;
 
 use std::net::IpAddr;
 use std::sync::Arc;

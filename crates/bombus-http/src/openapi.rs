@@ -114,8 +114,9 @@ pub(crate) fn complete(document: &mut Document) {
                 }
             }
         }
-        // These change who is a member, or tell a secret of it: they need a key on loopback too.
-        if let Some(operation) = item.post.as_mut().filter(|_| path.starts_with("/mesh/")) {
+        // These change who is a member, tell a secret of it, or take the machine from others: they need a key on loopback too.
+        let needs_key = path.starts_with("/mesh/") || path.starts_with("/node/");
+        if let Some(operation) = item.post.as_mut().filter(|_| needs_key) {
             operation.security = Some(keys().split_off(1));
             add_errors(operation, NEEDS_KEY_EVERYWHERE, schema, content_type);
         }

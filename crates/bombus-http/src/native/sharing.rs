@@ -1,0 +1,50 @@
+//! What this node does for the other nodes, and how its owner stops that. Changes need a key on loopback too: they take the machine
+//! away from others.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::mesh::KeyHolder;
+use super::mesh_of;
+use crate::app::{App, SharedApp};
+use crate::error::ApiError;
+use crate::mesh::{Sharing, SharingState};
+
+/// Tells what this node does for the others now, and what its configuration lets it do.
+#[utoipa::path(get, operation_id = "node_sharing", path = "/node/sharing", tag = "native",
+    responses((status = 200, description = "How it stands", body = SharingState)))]
+pub(crate) async fn state(State(app): State<SharedApp>) -> Result<Json<SharingState>, ApiError> {
+    Ok(Json(mesh_of(&app)?.sharing().map(Sharing::state).unwrap_or_default()))
+}
+
+/// Takes no further requests of other nodes until it is resumed or started again. What runs goes on.
+#[utoipa::path(post, operation_id = "node_pause", path = "/node/pause", tag = "native",
+    responses((status = 200, description = "Others get nothing more", body = SharingState)))]
+pub(crate) async fn pause(_: KeyHolder, State(app): State<SharedApp>) -> Result<Json<SharingState>, ApiError> {
+    Ok(Json(sharing(&app)?.pause().await?))
+}
+
+/// Answers for the other nodes again after a pause.
+#[utoipa::path(post, operation_id = "node_resume", path = "/node/resume", tag = "native",
+    responses((status = 200, description = "The pause is over", body = SharingState)))]
+pub(crate) async fn resume(_: KeyHolder, State(app): State<SharedApp>) -> Result<Json<SharingState>, ApiError> {
+    Ok(Json(sharing(&app)?.resume().await?))
+}
+
+/// Takes no further requests of other nodes and tells them that this node is about to go. What runs goes on.
+#[utoipa::path(post, operation_id = "node_drain", path = "/node/drain", tag = "native",
+    responses((status = 200, description = "The others know; `running` says what is not finished yet", body = SharingState)))]
+pub(crate) async fn drain(_: KeyHolder, State(app): State<SharedApp>) -> Result<Json<SharingState>, ApiError> {
+    Ok(Json(sharing(&app)?.drain().await?))
+}
+
+/// Stays after all: answers for the other nodes again after a drain.
+#[utoipa::path(post, operation_id = "node_undrain", path = "/node/undrain", tag = "native",
+    responses((status = 200, description = "The drain is over", body = SharingState)))]
+pub(crate) async fn undrain(_: KeyHolder, State(app): State<SharedApp>) -> Result<Json<SharingState>, ApiError> {
+    Ok(Json(sharing(&app)?.undrain().await?))
+}
+
+fn sharing(app: &App) -> Result<&dyn Sharing, ApiError> {
+    mesh_of(app)?.sharing().ok_or_else(|| ApiError::mesh_unavailable("this node does nothing for others"))
+}
