@@ -38,6 +38,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Any [`BackendError`].
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError>;
 
+    /// Says whether this backend could go on with the answer to a request, as its [`ChatRequest::resume`] begins it, where
+    /// [`ModelInfo::continues`] says that it can at all: some servers cannot bring an answer into a form that it has begun.
+    fn can_resume(&self, _request: &ChatRequest) -> bool {
+        true
+    }
+
     /// Makes embedding vectors. Dropping the future cancels the work.
     ///
     /// # Errors

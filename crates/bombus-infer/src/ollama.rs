@@ -25,6 +25,7 @@ mod library;
 mod request;
 mod shorten;
 mod show;
+mod template;
 pub mod wire;
 
 pub use backend::OllamaBackend;
@@ -33,6 +34,7 @@ pub use client::{AnswerStream, OllamaClient, StepStream};
 pub use config::OllamaConfig;
 pub use error::OllamaError;
 pub use find::find_local;
+pub use template::{ChatTemplateRenderer, ModelTemplate};
 
 #[cfg(test)]
 mod tests;

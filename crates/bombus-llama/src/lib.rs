@@ -17,7 +17,7 @@ mod worker;
 
 pub use backend::EmbeddedBackend;
 pub use config::{EmbeddedConfig, SLOTS_MAX};
-pub use worker::engine_worker;
+pub use worker::{JinjaRenderer, engine_worker};
 
 /// Version of the llama.cpp that is built in.
 pub const LLAMA_CPP_VERSION: &str = "0.6.0 (llama-cpp-2 0.1.160)";

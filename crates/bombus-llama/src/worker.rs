@@ -7,6 +7,7 @@ mod endless;
 mod fit;
 mod generator;
 mod go_template;
+mod jinja_renderer;
 mod log;
 mod pace;
 mod prompt;
@@ -41,6 +42,7 @@ use self::log::LogLines;
 use self::prompt::PromptReader;
 use self::run::Run;
 use crate::platform::{end_process, outlive_termination};
+pub use self::jinja_renderer::JinjaRenderer;
 pub(crate) use crate::protocol::RunError;
 use crate::protocol::{
     FromWorker, LoadFailure, LoadOptions, ModelKind, RunId, ToWorker, read_frame, read_message, run_of_unreadable,

@@ -12,7 +12,7 @@ use super::catalogue::Catalogue;
 use super::context::{Known, Need};
 use super::request::{self, Call};
 use super::wire::{self, Answer};
-use super::{AnswerStream, OllamaClient, OllamaConfig, OllamaError, shorten, show};
+use super::{AnswerStream, ChatTemplateRenderer, OllamaClient, OllamaConfig, OllamaError, shorten, show};
 use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary};
 
 /// Longest wait for a server to say that it is there.
@@ -23,6 +23,7 @@ pub struct OllamaBackend {
     pub(super) name: String,
     pub(super) client: OllamaClient,
     pub(super) catalogue: Arc<Catalogue>,
+    renderer: Option<Arc<dyn ChatTemplateRenderer>>,
 }
 
 /// An answer that has begun: its first piece, and the others.
@@ -56,7 +57,14 @@ impl OllamaBackend {
     #[must_use]
     pub fn of(name: &str, client: OllamaClient) -> Self {
         let catalogue = Arc::new(Catalogue::new(&client));
-        Self { name: name.to_owned(), client, catalogue }
+        Self { name: name.to_owned(), client, catalogue, renderer: None }
+    }
+
+    /// Sets what renders chat templates. With it, answers that broke off elsewhere can go on here.
+    #[must_use]
+    pub fn with_renderer(mut self, renderer: Arc<dyn ChatTemplateRenderer>) -> Self {
+        self.renderer = Some(renderer);
+        self
     }
 
     /// Returns the client, for what only Ollama has.
