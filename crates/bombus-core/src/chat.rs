@@ -5,6 +5,7 @@
 
 mod event;
 mod message;
+pub mod output;
 mod request;
 mod resume;
 

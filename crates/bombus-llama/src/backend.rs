@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, KeepAlive};
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, KeepAlive, ToolChoice};
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
 use bombus_infer::models::{LocalModel, ModelStore, PullConfig, StoreError, StoreLibrary};
 use bombus_infer::{Backend, BackendError, ChatStream, Health, ModelLibrary};
@@ -91,6 +91,7 @@ impl EmbeddedBackend {
         ModelInfo {
             context_tokens: Some(context_tokens(model, &self.config)),
             warm: self.pool.is_warm(&model.path),
+            continues: model.capabilities().contains(&ModelCapability::Completion),
             ..model.to_model_info()
         }
     }
@@ -122,6 +123,11 @@ impl Backend for EmbeddedBackend {
             return Err(BackendError::Unsupported { param: "model", message });
         }
         defaults::apply(&model.defaults, &mut request);
+        if let Some(resume) = request.resume.as_mut().filter(|resume| resume.tokens_for(Some(&model.sha256)).is_none())
+        {
+            // Those of other weights mean nothing to these.
+            resume.tokens.clear();
+        }
         let mut died = String::new();
         for _ in 0..TRIES {
             let lease = self.acquire(&model, request.keep_alive).await?;
@@ -136,6 +142,10 @@ impl Backend for EmbeddedBackend {
             died = retry_reason(&model, failure)?;
         }
         Err(BackendError::Interrupted { reason: died })
+    }
+
+    fn can_resume(&self, request: &ChatRequest) -> bool {
+        request.tools.is_empty() || request.tool_choice == ToolChoice::None
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {

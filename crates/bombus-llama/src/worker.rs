@@ -11,13 +11,12 @@ mod jinja_renderer;
 mod log;
 mod pace;
 mod prompt;
+mod resume;
 mod run;
 mod sampler;
 mod schema;
 mod shelf;
 mod template;
-mod text;
-mod thinking;
 mod tools;
 
 use std::convert::Infallible;
@@ -38,11 +37,11 @@ use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 
 use self::embedder::Embedder;
 use self::generator::Generator;
+pub use self::jinja_renderer::JinjaRenderer;
 use self::log::LogLines;
 use self::prompt::PromptReader;
 use self::run::Run;
 use crate::platform::{end_process, outlive_termination};
-pub use self::jinja_renderer::JinjaRenderer;
 pub(crate) use crate::protocol::RunError;
 use crate::protocol::{
     FromWorker, LoadFailure, LoadOptions, ModelKind, RunId, ToWorker, read_frame, read_message, run_of_unreadable,

@@ -486,7 +486,12 @@ impl Engine for Generator<'_> {
             return;
         }
         match prepared {
-            Ok(run) => self.waiting.push_back(run),
+            Ok(run) => match run.ended() {
+                Some(reason) => {
+                    self.outbox.extend(run.finish(reason).into_iter().map(|event| FromWorker::Event { id, event }));
+                }
+                None => self.waiting.push_back(run),
+            },
             Err(error) => self.outbox.push(FromWorker::Failed { id, error }),
         }
     }

@@ -21,11 +21,8 @@ impl ChatTemplateRenderer for JinjaRenderer {
         messages: &[Message],
         think: Option<&Think>,
     ) -> Result<String, String> {
-        let special = SpecialTokens {
-            bos: template.bos.to_owned(),
-            eos: template.eos.to_owned(),
-            ..SpecialTokens::default()
-        };
+        let special =
+            SpecialTokens { bos: template.bos.to_owned(), eos: template.eos.to_owned(), ..SpecialTokens::default() };
         let compiled = ChatTemplate::compile(template.source, &Arc::new(Marker::new(special)?))?;
         let pieces = compiled.render(&Conversation { messages, tools: &[], think });
         let text = |piece: Piece| match piece {

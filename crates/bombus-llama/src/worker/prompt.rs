@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bombus_core::chat::output::ThinkFilter;
 use bombus_core::chat::{ChatRequest, EmbedInput, Message, Prompt, ResponseFormat, Think, Tool, ToolChoice};
 use bombus_infer::models::chat_template::ToolFormat;
 use llama_cpp_2::model::LlamaModel;
@@ -12,7 +13,6 @@ use llama_cpp_2::vocab::LlamaVocab;
 use super::RunError;
 use super::fit::{cut_tokens, fit_turns, keep_tokens};
 use super::template::{ChatTemplate, Conversation, Marker, Piece, SpecialTokens};
-use super::thinking::ThinkFilter;
 use super::tools::call_grammar;
 
 /// Makes tokens of prompts for one model.
@@ -206,7 +206,34 @@ impl<'m> PromptReader<'m> {
         pieces.into_iter().flat_map(tokens_of).collect()
     }
 
-    fn check_tokens(&self, ids: &[u32]) -> Result<Vec<LlamaToken>, RunError> {
+    /// Tokenises a piece of an answer that was written by tokens, so that they give it again: no blank is put before it, as many
+    /// vocabularies do with text.
+    pub(crate) fn tokens_of_answer(&self, bytes: &[u8], special: bool) -> Vec<LlamaToken> {
+        let tokens_of = |bytes: &[u8]| self.vocab.tokenize(bytes, false, special);
+        let gives = |tokens: &[LlamaToken], wanted: &[u8]| {
+            tokens.iter().flat_map(|token| self.bytes_of(*token, special)).eq(wanted.iter().copied())
+        };
+        let tokens = tokens_of(bytes);
+        if bytes.is_empty() || gives(&tokens, bytes) {
+            return tokens;
+        }
+        // The blank that is put there may be the piece's own.
+        if let Some(rest) = bytes.strip_prefix(b" ") {
+            let own = tokens_of(rest);
+            if gives(&own, bytes) {
+                return own;
+            }
+        }
+        // Behind a line's end there is none.
+        let line = tokens_of(b"\n");
+        let behind = tokens_of(&[b"\n", bytes].concat());
+        match behind.strip_prefix(line.as_slice()) {
+            Some(rest) if gives(rest, bytes) => rest.to_vec(),
+            _ => tokens,
+        }
+    }
+
+    pub(crate) fn check_tokens(&self, ids: &[u32]) -> Result<Vec<LlamaToken>, RunError> {
         let size = self.vocab.n_tokens();
         let check = |id: &u32| {
             i32::try_from(*id).ok().filter(|id| *id < size).map(LlamaToken).ok_or_else(|| {

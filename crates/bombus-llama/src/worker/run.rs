@@ -3,17 +3,17 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use bombus_core::chat::{ChatEvent, ChatRequest, Delta, FinishReason, Timings, TokenLogprob, Usage};
+use bombus_core::chat::output::Output;
+use bombus_core::chat::{ChatEvent, ChatRequest, FinishReason, Timings, TokenLogprob, Usage};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
 use super::RunError;
 use super::endless::EndlessGuard;
 use super::prompt::PromptReader;
+use super::resume::{Beginning, read_beginning};
 use super::sampler::TokenSampler;
 use super::schema::grammar_for;
-use super::text::{StopFilter, Utf8Decoder};
-use super::thinking::{ThinkFilter, Thought};
 use super::tools::ToolFilter;
 use crate::protocol::RunId;
 
@@ -38,16 +38,15 @@ pub(crate) struct Run {
     /// Where the answer may go on when the context is full: how many tokens at the beginning stay then.
     shift_keep: Option<usize>,
     endless: EndlessGuard,
-    /// Turns that were left out of the prompt, until that is told.
-    left_out: Option<usize>,
+    /// What is told before everything else.
+    before: Vec<ChatEvent>,
     returns_tokens: bool,
-    decoder: Utf8Decoder,
-    stops: StopFilter,
-    think: Option<ThinkFilter>,
+    output: Output,
     tools: Option<ToolFilter>,
     arrived: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
+    ended: Option<FinishReason>,
 }
 
 impl Run {
@@ -63,6 +62,7 @@ impl Run {
         let wanted = request.context_tokens.map_or(usize::MAX, |tokens| tokens as usize);
         let context_tokens = context_tokens.min(wanted);
         let prompt = prompts.read(&request, context_tokens)?;
+        let keep_tokens = prompts.keep_tokens(&request);
         let prompt_tokens = prompt.tokens.len();
         if prompt_tokens == 0 {
             return Err(RunError::invalid("prompt", "the prompt is empty"));
@@ -77,17 +77,27 @@ impl Run {
             Some(grammar) => Some(grammar),
             None => grammar_for(&request.response_format)?,
         };
-        // What has to have a form gets it when the thoughts are over.
-        let holds_grammar = grammar.is_some() && prompt.think.as_ref().is_some_and(ThinkFilter::is_thinking);
+        let is_traced = request.traced && prompt.tools.is_none();
+        let output = Output::new(request.stop, prompt.think, is_traced);
+        let beginning = request.resume.map(|resume| {
+            if prompt.tools.is_some() {
+                return Err(RunError::unsupported("tools", "an answer that may call tools cannot be continued"));
+            }
+            Ok(read_beginning(prompts, &output, &resume))
+        });
+        let beginning = beginning.transpose()?;
+        let seed = request.sampling.seed;
         let banned = if request.ignore_eos { prompts.end_tokens() } else { &[] };
         let mut sampler = TokenSampler::new(model, &request.sampling, grammar.as_deref(), banned)?;
         sampler.accept_prompt(&prompt.tokens);
-        sampler.hold_grammar(holds_grammar);
+        // What has to have a form gets it when the thoughts are over.
+        sampler.hold_grammar(output.is_thinking());
         let wanted = request.max_tokens.map_or(usize::MAX, |max| max as usize);
         let generated_max =
             if request.overflow.shift { EndlessGuard::tokens_max(wanted, context_tokens) } else { wanted };
-        let keep_tokens = prompts.keep_tokens(&request).min(context_tokens / 2);
-        Ok(Self {
+        let truncated =
+            |left_out| ChatEvent::Truncated { messages: count(left_out), prompt_tokens: count(prompt_tokens) };
+        let mut run = Self {
             id,
             sampler,
             credit: i64::from(credit),
@@ -97,19 +107,54 @@ impl Run {
             generated: 0,
             generated_max,
             context_tokens,
-            shift_keep: request.overflow.shift.then_some(keep_tokens),
+            shift_keep: request.overflow.shift.then_some(keep_tokens.min(context_tokens / 2)),
             endless: EndlessGuard::default(),
-            left_out: prompt.left_out,
+            before: prompt.left_out.map(truncated).into_iter().collect(),
             returns_tokens: request.return_tokens,
-            decoder: Utf8Decoder::default(),
-            stops: StopFilter::new(request.stop),
-            think: prompt.think,
+            output,
             tools: prompt.tools.map(ToolFilter::new),
             tokens: prompt.tokens,
             arrived: Instant::now(),
             started: None,
             first_token: None,
-        })
+            ended: None,
+        };
+        if let Some(beginning) = beginning {
+            run.go_on_from(beginning, seed.is_some(), prompts)?;
+        }
+        Ok(run)
+    }
+
+    /// Brings the run to where another one broke off. Whoever asked has what that one handed on.
+    fn go_on_from(
+        &mut self,
+        beginning: Beginning,
+        is_seeded: bool,
+        prompts: &PromptReader<'_>,
+    ) -> Result<(), RunError> {
+        let mut is_stuck = false;
+        for (token, is_thought) in beginning.tokens {
+            self.sampler.hold_grammar(is_thought);
+            self.sampler.accept_answer(token, is_seeded)?;
+            self.tokens.push(token);
+            is_stuck = self.shift_keep.is_some() && self.endless.is_stuck(&prompts.bytes_of(token, is_thought));
+            self.shift();
+        }
+        self.generated = beginning.generated;
+        self.output = beginning.output;
+        self.sampler.hold_grammar(self.output.is_thinking());
+        self.before = beginning.events;
+        self.ended = if beginning.stopped {
+            Some(FinishReason::Stop)
+        } else {
+            (is_stuck || self.is_full()).then_some(FinishReason::Length)
+        };
+        Ok(())
+    }
+
+    /// Returns why the answer ends before anything is computed, if it does: because another run had come to its end.
+    pub(crate) fn ended(&self) -> Option<FinishReason> {
+        self.ended
     }
 
     /// Notes that a slot was given, with this many tokens in its cache already.
@@ -120,7 +165,7 @@ impl Run {
 
     /// Returns whether the answer has begun.
     pub(crate) fn is_generating(&self) -> bool {
-        self.first_token.is_some()
+        self.first_token.is_some() || self.generated > 0
     }
 
     /// Returns whether the run has to wait until its client takes what was sent.
@@ -130,7 +175,7 @@ impl Run {
 
     /// Returns whether control tokens are to be written out: models of some kinds write tool calls with them.
     pub(crate) fn shows_control_tokens(&self) -> bool {
-        self.tools.is_some() || self.think.as_ref().is_some_and(ThinkFilter::is_thinking)
+        self.tools.is_some() || self.output.is_thinking()
     }
 
     /// Returns whether no further token may be generated.
@@ -164,29 +209,26 @@ impl Run {
         logprob: Option<TokenLogprob>,
         events: &mut Vec<ChatEvent>,
     ) -> Option<FinishReason> {
-        self.tell_truncated(events);
+        events.append(&mut self.before);
         self.tokens.push(token);
         self.generated += 1;
         // Without a moving context the answer ends with its context at the latest.
         let is_stuck = self.shift_keep.is_some() && self.endless.is_stuck(bytes);
-        let text = self.decoder.push(bytes);
-        let (delta, stopped) = self.stops.push(&text, logprob);
-        self.hand_on(delta, events);
+        let first = events.len();
+        let stopped = self.output.push(Some(token.0.unsigned_abs()), bytes, logprob, events);
+        if !self.output.is_thinking() {
+            self.sampler.hold_grammar(false);
+        }
+        self.find_calls(first, events);
         if stopped { Some(FinishReason::Stop) } else { (is_stuck || self.is_full()).then_some(FinishReason::Length) }
     }
 
     /// Hands on what was held back, and the end.
     pub(crate) fn finish(mut self, mut finish: FinishReason) -> Vec<ChatEvent> {
-        let mut events = Vec::new();
-        self.tell_truncated(&mut events);
-        let text = self.decoder.finish();
-        let (delta, _) = self.stops.push(&text, None);
-        self.hand_on(delta, &mut events);
-        let rest = self.stops.finish();
-        self.hand_on(rest, &mut events);
-        if let Some(mut think) = self.think.take() {
-            self.hand_on_thought(think.finish(), &mut events);
-        }
+        let mut events = std::mem::take(&mut self.before);
+        let first = events.len();
+        self.output.finish(&mut events);
+        self.find_calls(first, &mut events);
         if let Some(tools) = &mut self.tools {
             events.extend(tools.finish());
             if tools.has_calls() && finish == FinishReason::Stop {
@@ -203,35 +245,14 @@ impl Run {
         events
     }
 
-    fn tell_truncated(&mut self, events: &mut Vec<ChatEvent>) {
-        if let Some(left_out) = self.left_out.take() {
-            events.push(ChatEvent::Truncated { messages: count(left_out), prompt_tokens: count(self.prompt_tokens) });
-        }
-    }
-
-    fn hand_on(&mut self, delta: Delta, events: &mut Vec<ChatEvent>) {
-        let Some(think) = &mut self.think else { return self.hand_on_answer(delta, events) };
-        let thought = think.push(delta);
-        if !think.is_thinking() {
-            self.sampler.hold_grammar(false);
-        }
-        self.hand_on_thought(thought, events);
-    }
-
-    fn hand_on_thought(&mut self, thought: Thought, events: &mut Vec<ChatEvent>) {
-        if !thought.thinking.is_empty() {
-            events.push(ChatEvent::Thinking(Delta::text(thought.thinking)));
-        }
-        self.hand_on_answer(thought.answer, events);
-    }
-
-    fn hand_on_answer(&mut self, delta: Delta, events: &mut Vec<ChatEvent>) {
-        if delta.text.is_empty() && delta.logprobs.is_empty() {
-            return;
-        }
-        match &mut self.tools {
-            Some(tools) => events.extend(tools.push(delta)),
-            None => events.push(ChatEvent::Delta(delta)),
+    /// Separates calls of tools, where the model was given any, from the text of the events from `first` on.
+    fn find_calls(&mut self, first: usize, events: &mut Vec<ChatEvent>) {
+        let Some(tools) = &mut self.tools else { return };
+        for event in events.split_off(first) {
+            match event {
+                ChatEvent::Delta(delta) => events.extend(tools.push(delta)),
+                other => events.push(other),
+            }
         }
     }
 

@@ -86,6 +86,26 @@ impl TokenSampler {
         self.chain.accept_many(tokens);
     }
 
+    /// Takes a token of an answer that another run began, as if it had been chosen here. `draws`: whether its choice took a random
+    /// number, so that the next one is the one that comes after it.
+    ///
+    /// # Errors
+    ///
+    /// Where the demanded form of the answer does not allow it.
+    pub(crate) fn accept_answer(&mut self, token: LlamaToken, draws: bool) -> Result<(), RunError> {
+        if let Some(grammar) = self.grammar.as_mut().filter(|_| !self.holds_grammar) {
+            let left_grammar = |_| RunError::Interrupted("the answer so far does not have the demanded form".into());
+            grammar.try_accept(token).map_err(left_grammar)?;
+        }
+        if draws {
+            // llama.cpp draws one number for each choice, also where there is but one candidate.
+            let mut only = LlamaTokenDataArray::new(vec![LlamaTokenData::new(token, 1.0, 0.0)], false);
+            self.chain.apply(&mut only);
+        }
+        self.chain.accept(token);
+        Ok(())
+    }
+
     /// Lets the next tokens be free of the grammar, or bound by it again.
     pub(crate) fn hold_grammar(&mut self, holds: bool) {
         self.holds_grammar = holds;

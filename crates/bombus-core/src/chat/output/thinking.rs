@@ -1,15 +1,17 @@
 //! What a model thinks before it answers, told apart from the answer.
 
-use bombus_core::chat::{Delta, TokenLogprob};
+use crate::chat::{Delta, TokenLogprob};
 
-const OPENING: &str = "<think>";
-const CLOSING: &str = "</think>";
+pub(super) const OPENING: &str = "<think>";
+pub(super) const CLOSING: &str = "</think>";
 
 /// Separates `<think>...</think>` at the beginning of an answer from what follows, while it is generated.
-#[derive(Debug)]
-pub(crate) struct ThinkFilter {
+#[derive(Debug, Clone)]
+pub struct ThinkFilter {
     stage: Stage,
     held: String,
+    /// What was left out since the last character that was let go: marks, and white space beside them.
+    left_out: String,
     /// Log probabilities of text of which is not known yet what it belongs to.
     logprobs: Vec<TokenLogprob>,
 }
@@ -28,27 +30,46 @@ enum Stage {
 
 /// What may leave.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct Thought {
-    pub(crate) thinking: String,
-    pub(crate) answer: Delta,
+pub(super) struct Thought {
+    pub(super) thinking: String,
+    pub(super) answer: Delta,
+    /// What was left out before the answer's first character.
+    pub(super) between: String,
 }
 
 impl ThinkFilter {
     /// Begins with an answer of which the prompt may have the opening already.
-    pub(crate) fn new(is_opened: bool) -> Self {
+    #[must_use]
+    pub fn new(is_opened: bool) -> Self {
         let stage = if is_opened { Stage::Opened } else { Stage::Begin };
-        Self { stage, held: String::new(), logprobs: Vec::new() }
+        Self { stage, held: String::new(), left_out: String::new(), logprobs: Vec::new() }
     }
 
     /// Returns whether the answer itself may not have begun yet.
-    pub(crate) fn is_thinking(&self) -> bool {
+    #[must_use]
+    pub fn is_thinking(&self) -> bool {
         matches!(self.stage, Stage::Begin | Stage::Opened | Stage::Thinks)
     }
 
+    /// Returns whether the thoughts have been opened, and nothing has come since.
+    pub(super) fn is_opened(&self) -> bool {
+        self.stage == Stage::Opened
+    }
+
+    /// Returns what is held back, without what is left out for good.
+    pub(super) fn held(&self) -> &str {
+        &self.held
+    }
+
+    /// Returns all that was written behind the last character that was let go.
+    pub(super) fn unsaid(&self) -> String {
+        format!("{}{}", self.left_out, self.held)
+    }
+
     /// Takes more of what the model writes and returns what may leave.
-    pub(crate) fn push(&mut self, delta: Delta) -> Thought {
+    pub(super) fn push(&mut self, delta: Delta) -> Thought {
         if self.stage == Stage::Answers {
-            return Thought { thinking: String::new(), answer: delta };
+            return Thought { answer: delta, ..Thought::default() };
         }
         self.held.push_str(&delta.text);
         self.logprobs.extend(delta.logprobs);
@@ -64,14 +85,15 @@ impl ThinkFilter {
     }
 
     /// Returns what is left at the end of the answer.
-    pub(crate) fn finish(&mut self) -> Thought {
+    pub(super) fn finish(&mut self) -> Thought {
         let held = std::mem::take(&mut self.held);
         let logprobs = std::mem::take(&mut self.logprobs);
+        self.left_out.clear();
         match self.stage {
-            Stage::Opened | Stage::Thinks => Thought { thinking: held.trim_end().to_owned(), answer: Delta::default() },
+            Stage::Opened | Stage::Thinks => Thought { thinking: held.trim_end().to_owned(), ..Thought::default() },
             Stage::Closed => Thought::default(),
             Stage::Begin | Stage::Answers => {
-                Thought { thinking: String::new(), answer: Delta { text: held, logprobs, trace: None } }
+                Thought { answer: Delta { text: held, logprobs, trace: None }, ..Thought::default() }
             }
         }
     }
@@ -82,7 +104,8 @@ impl ThinkFilter {
             Stage::Begin => {
                 let text = self.held.trim_start();
                 if let Some(rest) = text.strip_prefix(OPENING) {
-                    self.held = rest.to_owned();
+                    let opened = self.held.len() - rest.len();
+                    self.left_out.extend(self.held.drain(..opened));
                     self.stage = Stage::Opened;
                     return true;
                 }
@@ -93,7 +116,8 @@ impl ThinkFilter {
                 true
             }
             Stage::Opened | Stage::Closed => {
-                self.held = self.held.trim_start().to_owned();
+                let blank = self.held.len() - self.held.trim_start().len();
+                self.left_out.extend(self.held.drain(..blank));
                 if self.held.is_empty() {
                     return false;
                 }
@@ -102,21 +126,31 @@ impl ThinkFilter {
             }
             Stage::Thinks => {
                 if let Some(at) = self.held.find(CLOSING) {
-                    thought.thinking.push_str(self.held[..at].trim_end());
-                    self.held.drain(..at + CLOSING.len());
+                    let said = self.held[..at].trim_end().len();
+                    self.say_thought(said, thought);
+                    let closed = at - said + CLOSING.len();
+                    self.left_out.extend(self.held.drain(..closed));
                     self.stage = Stage::Closed;
                     self.logprobs.clear();
                     return true;
                 }
                 let undecided = (1..CLOSING.len()).rev().find(|&length| self.held.ends_with(&CLOSING[..length]));
                 let decided = self.held[..self.held.len() - undecided.unwrap_or(0)].trim_end().len();
-                thought.thinking.extend(self.held.drain(..decided));
+                self.say_thought(decided, thought);
                 false
             }
             Stage::Answers => {
+                thought.between = std::mem::take(&mut self.left_out);
                 thought.answer.text.push_str(&std::mem::take(&mut self.held));
                 false
             }
+        }
+    }
+
+    fn say_thought(&mut self, bytes: usize, thought: &mut Thought) {
+        if bytes > 0 {
+            self.left_out.clear();
+            thought.thinking.extend(self.held.drain(..bytes));
         }
     }
 }
