@@ -16,4 +16,6 @@ pub use backend::{Backend, BackendError, ChatStream, Health};
 pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
 pub use ollama::{OllamaBackend, OllamaClient, OllamaConfig, OllamaError};
 pub use openai::{OpenAiBackend, OpenAiConfig, OpenAiError};
-pub use registry::{BackendOptions, BackendState, Backends, Listed, NamedBackend, Route, Routed};
+pub use registry::{
+    BackendOptions, BackendState, Backends, Listed, NamedBackend, PeerFacts, PeerNow, Route, RouteConfig, Routed,
+};

@@ -4,26 +4,33 @@
 //! nobody is known to have is looked for at once. Who gets a request is decided by `bombus_core::placement`, of what is known here:
 //! the lists, what runs where, how fast it went, and each backend's breaker.
 
+mod config;
 mod entry;
 mod listing;
+mod peer;
 mod route;
 mod run;
 #[cfg(test)]
 mod tests;
+mod vitals;
 
 use std::collections::{BTreeMap, HashSet};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use bombus_core::identity::NodeId;
 use bombus_core::model::{ModelInfo, ModelName};
-use bombus_core::placement::{Need, Offer, Ranked, Rejection, Verdict, lack, rank};
+use bombus_core::placement::{Need, Offer, Ranked, Rejection, Scope, Verdict, lack, rank_by};
 use futures::future::{FutureExt, join_all};
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use self::entry::{Clock, Entry};
+pub use self::config::RouteConfig;
+use self::entry::{Entry, Shared};
+pub use self::peer::{PeerFacts, PeerNow};
 pub use self::route::{Route, Routed};
 use crate::{Backend, BackendError};
 
@@ -55,49 +62,76 @@ pub struct BackendOptions {
 /// A backend with the name that logs, metrics and the `x-bombus-route` header show.
 #[derive(Clone)]
 pub struct NamedBackend {
-    /// The name, for example `embedded`; no two backends have the same.
+    /// The name, for example `embedded`; no two backends have the same. A peer's is its node id.
     pub name: String,
-    /// Its kind: `embedded`, `fake`, `ollama` or `openai`.
+    /// Its kind: `embedded`, `fake`, `ollama`, `openai` or `peer`.
     pub kind: &'static str,
     /// The backend.
     pub backend: Arc<dyn Backend>,
     /// What the configuration says about it.
     pub options: BackendOptions,
+    /// What is known about the other node that it stands for; `None`: it is on this one.
+    pub peer: Option<Arc<dyn PeerFacts>>,
 }
 
 impl NamedBackend {
-    /// Names a backend that has no options.
+    /// Names a backend of this node that has no options.
     #[must_use]
     pub fn new(name: impl Into<String>, kind: &'static str, backend: Arc<dyn Backend>) -> Self {
-        Self { name: name.into(), kind, backend, options: BackendOptions::default() }
+        Self { name: name.into(), kind, backend, options: BackendOptions::default(), peer: None }
+    }
+
+    /// Makes a backend of another node, by its id. The backend's [`Backend::models`] has to answer without waiting.
+    #[must_use]
+    pub fn of_peer(peer: Arc<dyn PeerFacts>, backend: Arc<dyn Backend>) -> Self {
+        Self { peer: Some(peer.clone()), ..Self::new(peer.node().as_str(), "peer", backend) }
     }
 }
 
-/// The backends of this node, in order of preference.
+/// The backends of this node, in order of preference, and the peers.
 #[derive(Clone)]
 pub struct Backends(Arc<Inner>);
 
 struct Inner {
-    named: Vec<NamedBackend>,
-    /// In the same order.
-    entries: Vec<Arc<Entry>>,
-    clock: Clock,
+    /// How many of the entries are this node's.
+    own: usize,
+    /// This node's, in order of preference, then the peers.
+    entries: RwLock<Entries>,
+    shared: Arc<Shared>,
 }
+
+/// The entries as they were at some moment.
+type Entries = Arc<[Arc<Entry>]>;
 
 /// A model as one of the backends has it.
 #[derive(Clone)]
-pub struct Listed<'a> {
+pub struct Listed {
     /// The backend.
-    pub backend: &'a NamedBackend,
+    pub backend: NamedBackend,
     /// What is known about the model, under the name by which it is offered.
     pub info: ModelInfo,
     /// The name that it has there, where the one it is offered by is an alias.
     pub alias_of: Option<String>,
     /// Whether no more preferred backend offers a model by this name.
     pub first: bool,
+    /// The node that has it; `None`: this one.
+    pub node: Option<NodeId>,
+    /// What people call that node, where it is another one.
+    pub node_name: Option<String>,
 }
 
-impl Listed<'_> {
+impl Listed {
+    fn of(entry: &Entry, info: ModelInfo, alias_of: Option<&str>, first: bool) -> Self {
+        Self {
+            backend: (*entry.named).clone(),
+            info,
+            alias_of: alias_of.map(str::to_owned),
+            first,
+            node: entry.node.as_deref().cloned(),
+            node_name: entry.node_name().map(|name| name.to_string()),
+        }
+    }
+
     /// Returns the name that the model has at its backend.
     #[must_use]
     pub fn name_there(&self) -> ModelName {
@@ -109,11 +143,17 @@ impl Listed<'_> {
 /// How a backend is doing.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BackendState {
-    /// Its name.
+    /// Its name; a peer's is its node id.
     pub name: String,
     /// Its kind.
     pub kind: &'static str,
-    /// Whether its list of models could be had, and its breaker lets requests through.
+    /// The node that it stands for; `None`: it is on this one.
+    pub node: Option<NodeId>,
+    /// What people call that node, where it is another one.
+    pub node_name: Option<String>,
+    /// How that node is, where it is another one.
+    pub peer: Option<PeerNow>,
+    /// Whether its list of models could be had, its breaker lets requests through, and, of a peer, whether it takes any.
     pub ready: bool,
     /// What went wrong last, as long as nothing has gone well since.
     pub error: Option<String>,
@@ -121,11 +161,11 @@ pub struct BackendState {
     pub breaker: &'static str,
     /// Time until an open breaker lets the next request through, in milliseconds.
     pub retry_ms: Option<u64>,
-    /// Requests that it is answering.
+    /// Requests of this node that it is answering.
     pub running: u32,
-    /// Requests that wait for one of its slots.
+    /// Requests that wait here for one of its slots.
     pub waiting: u32,
-    /// Most requests at a time, where that is limited.
+    /// Most requests at a time, where the configuration limits that.
     pub max_concurrent: Option<u32>,
     /// Time to the first token in milliseconds, recent requests counting most.
     pub first_token_ms: Option<f64>,
@@ -142,23 +182,98 @@ impl Default for Backends {
 }
 
 impl Backends {
-    /// Takes the backends in order of preference. Nothing is asked of them yet.
+    /// Takes this node's backends in order of preference. Nothing is asked of them yet.
     #[must_use]
     pub fn new(backends: Vec<NamedBackend>) -> Self {
-        let clock = Clock::start();
-        let entries = backends.iter().map(|named| Arc::new(Entry::new(named, clock))).collect();
-        Self(Arc::new(Inner { named: backends, entries, clock }))
+        Self::configured(backends, RouteConfig::default())
     }
 
-    /// Returns all of them, most preferred first.
+    /// Takes this node's backends as [`Backends::new`] does, with settings for the ways of requests.
     #[must_use]
-    pub fn all(&self) -> &[NamedBackend] {
-        &self.0.named
+    pub fn configured(backends: Vec<NamedBackend>, config: RouteConfig) -> Self {
+        let shared = Arc::new(Shared::new(config));
+        let own = backends.len();
+        let entries = backends.into_iter().map(|named| Arc::new(Entry::new(named, &shared, None)));
+        Self(Arc::new(Inner { own, entries: RwLock::new(entries.collect()), shared }))
     }
 
-    /// Keeps the lists of models fresh, until it is dropped. A backend that panics meanwhile is logged and asked again later.
+    /// Takes the peers that there are now, made by [`NamedBackend::of_peer`]. What was seen of those that were there before is kept;
+    /// requests that run at one that is not among them any more go on.
+    pub fn set_peers(&self, peers: Vec<NamedBackend>) {
+        let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let (own, before) = entries.split_at(self.0.own);
+        let earlier: BTreeMap<&str, &Arc<Entry>> = before.iter().map(|entry| (&*entry.name, entry)).collect();
+        let mut names = HashSet::new();
+        let mut now: Vec<Arc<Entry>> = own.to_vec();
+        for named in peers {
+            if named.peer.is_none() || !names.insert(named.name.clone()) {
+                tracing::error!(
+                    backend.name = named.name,
+                    "a peer without a node, or one that is there twice, is left out"
+                );
+                continue;
+            }
+            now.push(match earlier.get(named.name.as_str()).copied() {
+                Some(entry) if entry.is_of(&named) => entry.clone(),
+                earlier => Arc::new(Entry::new(named, &self.0.shared, earlier.map(|entry| &**entry))),
+            });
+        }
+        *entries = now.into();
+        drop(entries);
+        self.peers_changed();
+    }
+
+    /// Reads the lists of models of all peers again, and has those that wait for a peer look again. Whoever calls this holds no
+    /// lock that [`Backend::models`] of a peer needs.
+    pub fn peers_changed(&self) {
+        for entry in self.peers(&self.entries()) {
+            entry.reread();
+            entry.freed();
+        }
+    }
+
+    /// Has those that wait for a peer look again whether it has a slot: called when it told of its load.
+    pub fn peer_told(&self, node: &NodeId) {
+        let entries = self.entries();
+        if let Some(entry) = self.peers(&entries).iter().find(|entry| entry.node.as_deref() == Some(node)) {
+            entry.freed();
+        }
+    }
+
+    /// Takes note of the memory of this node's GPUs, from which speed is estimated as long as nothing was measured.
+    pub fn set_gpu_memory_mb(&self, mb: u64) {
+        self.0.shared.gpu_memory_mb.store(mb, Ordering::Relaxed);
+    }
+
+    /// Returns how requests are spread and kept going.
+    #[must_use]
+    pub fn config(&self) -> &RouteConfig {
+        &self.0.shared.config
+    }
+
+    /// Returns all of them: this node's, most preferred first, then the peers.
+    #[must_use]
+    pub fn all(&self) -> Vec<NamedBackend> {
+        self.entries().iter().map(|entry| (*entry.named).clone()).collect()
+    }
+
+    /// Returns this node's, most preferred first.
+    #[must_use]
+    pub fn own(&self) -> Vec<NamedBackend> {
+        self.entries()[..self.0.own].iter().map(|entry| (*entry.named).clone()).collect()
+    }
+
+    /// Returns the backend of this name, be it a peer.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Arc<NamedBackend>> {
+        self.entries().iter().find(|entry| *entry.name == *name).map(|entry| entry.named.clone())
+    }
+
+    /// Keeps the lists of this node's models fresh, until it is dropped. A backend that panics meanwhile is logged and asked again
+    /// later. Peers tell by themselves.
     pub async fn watch(&self) {
-        let watches = self.0.entries.iter().map(async |entry| {
+        let entries = self.entries();
+        let watches = entries[..self.0.own].iter().map(async |entry| {
             let interval = if entry.lists_cheaply { WATCH_INTERVAL_CHEAP } else { WATCH_INTERVAL };
             loop {
                 if AssertUnwindSafe(entry.refresh()).catch_unwind().await.is_err() {
@@ -168,39 +283,41 @@ impl Backends {
             }
         });
         join_all(watches).await;
+        // Without backends there is nothing to keep fresh.
+        std::future::pending::<()>().await;
     }
 
     /// Asks a backend for its models now. Whoever changes them calls this, so that what comes next sees the change.
     pub async fn refresh(&self, backend: &str) {
-        for entry in self.0.entries.iter().filter(|entry| *entry.name == *backend) {
+        for entry in self.entries().iter().filter(|entry| *entry.name == *backend) {
             entry.refresh().await;
         }
     }
 
-    /// Lists the models of all backends, one for each name and backend, most preferred backend first. Backends that cannot be asked,
-    /// or do not answer within 5 s, are left out and logged.
-    pub async fn models(&self) -> Vec<Listed<'_>> {
-        let stale = self.0.entries.iter().filter(|entry| entry.lists_cheaply || entry.list_age() > LIST_AGE_MAX);
+    /// Lists the models of all backends, one for each name and backend, most preferred backend first and peers last. Backends that
+    /// cannot be asked, or do not answer within 5 s, are left out and logged; so are peers that take no requests now.
+    pub async fn models(&self) -> Vec<Listed> {
+        let entries = self.entries();
+        let stale = entries[..self.0.own].iter().filter(|entry| entry.lists_cheaply || entry.list_age() > LIST_AGE_MAX);
         join_all(stale.map(|entry| entry.refresh())).await;
-        let mut listed: Vec<Listed<'_>> = Vec::new();
+        let mut listed: Vec<Listed> = Vec::new();
         let mut seen = HashSet::new();
-        for (named, entry) in self.0.named.iter().zip(&self.0.entries) {
+        for entry in entries.iter().filter(|entry| self.shows(entry)) {
             for offered in entry.listing().offers() {
                 let first = seen.insert(offered.info.name.clone());
-                let alias_of = offered.alias_of.as_deref().map(str::to_owned);
-                listed.push(Listed { backend: named, info: (*offered.info).clone(), alias_of, first });
+                listed.push(Listed::of(entry, (*offered.info).clone(), offered.alias_of.as_deref(), first));
             }
         }
         listed
     }
 
-    /// Finds the most preferred backend that has a model, whether it works now or not.
+    /// Finds the most preferred backend that has a model, whether it works now or not, or a peer that takes requests for it.
     ///
     /// # Errors
     ///
     /// [`BackendError::ModelNotFound`]; or, where no backend has the model but one could not be asked, that backend's error, since
     /// the model may well be there. A backend that does not answer within 5 s is [`BackendError::Unavailable`].
-    pub async fn find(&self, model: &str) -> Result<Listed<'_>, BackendError> {
+    pub async fn find(&self, model: &str) -> Result<Listed, BackendError> {
         let name = parse(model)?;
         if let Some(found) = self.listed(&name) {
             return Ok(found);
@@ -209,79 +326,97 @@ impl Backends {
         self.listed(&name).ok_or_else(|| self.absence(model, &troubles))
     }
 
-    /// Judges all backends for a request, best first.
+    /// Judges all backends and peers for a request, best first.
     ///
     /// # Errors
     ///
     /// [`BackendError::ModelNotFound`] where the name cannot be one of a model.
     pub async fn rank(&self, model: &str, need: &Need) -> Result<Vec<Ranked>, BackendError> {
-        Ok(self.rank_and_look(&parse(model)?, need).await.0)
+        let name = parse(model)?;
+        let (_, troubles) = self.rank_and_look(&name, need).await;
+        Ok(self.rank_now(&name, need, &troubles, true).ranking)
     }
 
-    /// Decides which backends a request may go to, and in which order. Nothing is asked of a backend, unless none that is known to
-    /// have the model could answer.
+    /// Decides which backends and peers a request may go to, and in which order. Nothing is asked of a backend, unless none that is
+    /// known to have the model could answer.
     ///
     /// # Errors
     ///
     /// [`BackendError::Unsupported`] where the model is there but cannot do what is needed; [`BackendError::Unavailable`] where
-    /// those that have it do not work; else as [`Backends::find`].
+    /// those that have it do not work, or take no requests now; else as [`Backends::find`].
     pub async fn route(&self, model: &str, need: &Need) -> Result<Route, BackendError> {
         let name = parse(model)?;
-        let (ranking, troubles) = self.rank_and_look(&name, need).await;
-        if usable(&ranking) {
-            return Ok(Route::new(self.clone(), model, ranking));
+        let (plan, troubles) = self.rank_and_look(&name, need).await;
+        if usable(&plan.ranking) {
+            return Ok(Route::new(self.clone(), model, name, need.clone(), plan));
         }
-        Err(self.refusal(model, &ranking, &troubles))
+        Err(self.refusal(model, &name, need, &troubles))
     }
 
-    /// Tells how each backend is doing, most preferred first.
+    /// Tells how each backend is doing, this node's first, most preferred first, then the peers.
     #[must_use]
     pub fn states(&self) -> Vec<BackendState> {
-        self.0.entries.iter().map(|entry| entry.state()).collect()
+        self.entries().iter().map(|entry| entry.state()).collect()
     }
 
-    fn entry(&self, index: usize) -> &Arc<Entry> {
-        &self.0.entries[index]
+    fn entries(&self) -> Entries {
+        self.0.entries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn listed(&self, name: &ModelName) -> Option<Listed<'_>> {
-        self.0.named.iter().zip(&self.0.entries).find_map(|(named, entry)| {
+    fn peers<'a>(&self, entries: &'a Entries) -> &'a [Arc<Entry>] {
+        &entries[self.0.own..]
+    }
+
+    /// Returns whether what an entry has is shown: what a peer has is, as long as requests may go there.
+    fn shows(&self, entry: &Entry) -> bool {
+        entry
+            .peer_now()
+            .is_none_or(|peer| self.0.shared.config.remote && peer.reachable && !peer.paused && !peer.draining)
+    }
+
+    fn listed(&self, name: &ModelName) -> Option<Listed> {
+        self.entries().iter().filter(|entry| self.shows(entry)).find_map(|entry| {
             let Offer::Has { info, alias_of } = entry.listing().offer(name) else { return None };
-            let alias_of = alias_of.as_deref().map(str::to_owned);
-            Some(Listed { backend: named, info: (*info).clone(), alias_of, first: true })
+            Some(Listed::of(entry, (*info).clone(), alias_of.as_deref(), true))
         })
     }
 
-    async fn rank_and_look(&self, name: &ModelName, need: &Need) -> (Vec<Ranked>, Troubles) {
-        let ranking = self.rank_now(name, need, &Troubles::new());
-        if usable(&ranking) {
-            return (ranking, Troubles::new());
+    async fn rank_and_look(&self, name: &ModelName, need: &Need) -> (Plan, Troubles) {
+        let plan = self.rank_now(name, need, &Troubles::new(), false);
+        if usable(&plan.ranking) {
+            return (plan, Troubles::new());
         }
-        let troubles = self.look_for(name, || usable(&self.rank_now(name, need, &Troubles::new()))).await;
-        (self.rank_now(name, need, &troubles), troubles)
+        let found = || usable(&self.rank_now(name, need, &Troubles::new(), false).ranking);
+        let troubles = self.look_for(name, found).await;
+        (self.rank_now(name, need, &troubles, false), troubles)
     }
 
-    fn rank_now(&self, name: &ModelName, need: &Need, troubles: &Troubles) -> Vec<Ranked> {
-        let now_ms = self.0.clock.now_ms();
-        let candidates = self.0.entries.iter().enumerate().map(|(index, entry)| {
+    /// Judges the backends by what is known now; peers that do not have the model are left out unless all are asked for.
+    fn rank_now(&self, name: &ModelName, need: &Need, troubles: &Troubles, all: bool) -> Plan {
+        let entries = self.entries();
+        let shared = &self.0.shared;
+        let begun = shared.begun.load(Ordering::Relaxed);
+        let now_ms = shared.clock.now_ms();
+        let candidates = entries.iter().enumerate().filter_map(|(index, entry)| {
+            if entry.is_peer() && !all && !matches!(entry.listing().offer(name), Offer::Has { .. }) {
+                return None;
+            }
             let mut candidate = entry.candidate(index, name, now_ms);
             if let (Offer::Missing, Some(trouble)) = (&candidate.offer, troubles.get(&index)) {
                 candidate.offer = Offer::Unknown(trouble.to_string().into());
             }
-            candidate
+            Some(candidate)
         });
-        rank(need, candidates.collect())
+        let ranking = rank_by(&shared.config.weights, need, candidates.collect());
+        Plan { ranking, entries, begun }
     }
 
-    /// Asks the backends whether they have a model that nobody was known to have, until it is found. Returns what went wrong, by the
-    /// backend's place.
+    /// Asks this node's backends whether they have a model that nobody was known to have, until it is found. Returns what went wrong,
+    /// by the backend's place.
     async fn look_for(&self, name: &ModelName, found: impl Fn() -> bool) -> Troubles {
-        let due = self
-            .0
-            .entries
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.lists_cheaply || entry.list_age() >= MISS_INTERVAL);
+        let entries = self.entries();
+        let own = entries[..self.0.own].iter().enumerate();
+        let due = own.filter(|(_, entry)| entry.lists_cheaply || entry.list_age() >= MISS_INTERVAL);
         let looks = due.map(async |(index, entry)| (index, entry.look_for(name).await.err()));
         let mut looks: FuturesUnordered<_> = looks.collect();
         let mut troubles = Troubles::new();
@@ -296,44 +431,71 @@ impl Backends {
         troubles
     }
 
-    /// Says why a model is not there.
+    /// Says why a model is not there. What peers have is known, or they do not count.
     fn absence(&self, model: &str, troubles: &Troubles) -> BackendError {
         let of_entry = |(index, entry): (usize, &Arc<Entry>)| {
             troubles.get(&index).cloned().or_else(|| entry.listing().error.clone())
         };
-        let mut troubles = self.0.entries.iter().enumerate().filter_map(of_entry);
+        let entries = self.entries();
+        let mut troubles = entries[..self.0.own].iter().enumerate().filter_map(of_entry);
         troubles.next_back().unwrap_or_else(|| BackendError::ModelNotFound { model: model.to_owned() })
     }
 
     /// Says why nobody can answer.
-    fn refusal(&self, model: &str, ranking: &[Ranked], troubles: &Troubles) -> BackendError {
-        let broken = ranking.iter().find_map(|ranked| match &ranked.verdict {
-            Verdict::Rejected(Rejection::Broken { retry_ms }) => Some((&ranked.candidate.backend, *retry_ms)),
-            _ => None,
-        });
-        if let Some((backend, retry_ms)) = broken {
-            return self.broken(backend, retry_ms);
+    fn refusal(&self, model: &str, name: &ModelName, need: &Need, troubles: &Troubles) -> BackendError {
+        let unavailable = |reason: String| BackendError::Unavailable { reason };
+        let Plan { ranking, entries, .. } = self.rank_now(name, need, troubles, true);
+        if let Scope::Node(node) = &need.scope
+            && !self.peers(&entries).iter().any(|entry| entry.node.as_deref() == Some(node))
+        {
+            return unavailable(format!("node {node} is not connected; bombus peers lists those that are"));
         }
-        let lacking = ranking.iter().find_map(|ranked| match &ranked.verdict {
-            Verdict::Rejected(Rejection::Lacks(capability)) => Some(*capability),
-            _ => None,
-        });
-        if let Some(capability) = lacking {
-            let message = format!("model '{model}' {}", lack(capability));
-            return BackendError::Unsupported { param: route::param_of(capability), message };
+        let rejected = |wanted: fn(&Rejection) -> bool| {
+            let mut rejected = ranking.iter().filter_map(|ranked| Some((ranked, ranked.rejection()?)));
+            rejected.find(|(ranked, rejection)| ranked.model().is_some() && wanted(rejection))
+        };
+        if let Some((ranked, Rejection::Broken { retry_ms })) = rejected(|one| matches!(one, Rejection::Broken { .. }))
+        {
+            return broken(entry_of(&entries, ranked), *retry_ms);
+        }
+        if let Some((_, Rejection::Lacks(capability))) = rejected(|one| matches!(one, Rejection::Lacks(_))) {
+            let message = format!("model '{model}' {}", lack(*capability));
+            return BackendError::Unsupported { param: route::param_of(*capability), message };
+        }
+        let closed = |one: &Rejection| {
+            use Rejection::{Barred, CannotContinue, Draining, Paused, Unreachable};
+            matches!(one, Barred | CannotContinue | Draining | Paused | Unreachable)
+        };
+        if let Some((ranked, rejection)) = rejected(closed) {
+            let label = entry_of(&entries, ranked).label();
+            return unavailable(format!("model '{model}' is at '{label}' alone: {rejection}"));
         }
         self.absence(model, troubles)
     }
+}
 
-    /// Says that a backend is left alone for a while.
-    fn broken(&self, backend: &str, retry_ms: u64) -> BackendError {
-        let entry = self.0.entries.iter().find(|entry| *entry.name == *backend);
-        let last = entry.and_then(|entry| entry.error()).map(|error| format!(": {error}")).unwrap_or_default();
-        let seconds = retry_ms.div_ceil(1_000).max(1);
-        let reason =
-            format!("backend '{backend}' failed several times in a row and is tried again in {seconds} s{last}");
-        BackendError::Unavailable { reason }
-    }
+/// A ranking, and what it was made of.
+struct Plan {
+    ranking: Vec<Ranked>,
+    entries: Entries,
+    /// Requests that had begun when it was made.
+    begun: u64,
+}
+
+/// Returns the entry that a candidate was made of.
+fn entry_of<'a>(entries: &'a [Arc<Entry>], ranked: &Ranked) -> &'a Arc<Entry> {
+    let is_it = |entry: &&Arc<Entry>| Arc::ptr_eq(&entry.name, &ranked.candidate.backend);
+    entries.iter().find(is_it).expect("a ranking is made of the entries beside it")
+}
+
+/// Says that a backend is left alone for a while.
+fn broken(entry: &Entry, retry_ms: u64) -> BackendError {
+    let last = entry.error().map(|error| format!(": {error}")).unwrap_or_default();
+    let seconds = retry_ms.div_ceil(1_000).max(1);
+    let who = if entry.is_peer() { "node" } else { "backend" };
+    let label = entry.label();
+    let reason = format!("{who} '{label}' failed several times in a row and is tried again in {seconds} s{last}");
+    BackendError::Unavailable { reason }
 }
 
 /// What went wrong when backends were looked at, by their places.

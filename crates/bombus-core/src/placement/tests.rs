@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -9,19 +11,8 @@ fn model(capabilities: &[ModelCapability], warm: bool) -> Arc<ModelInfo> {
 }
 
 fn candidate(backend: &str, preference: u32) -> Candidate {
-    Candidate {
-        node: None,
-        backend: backend.into(),
-        preference,
-        offer: Offer::Has { info: model(&[ModelCapability::Completion], true), alias_of: None },
-        running: 0,
-        slots: None,
-        tokens_per_second: None,
-        first_token_ms: None,
-        breaker: BreakerState::Closed,
-        now_ms: 0,
-        held_back: false,
-    }
+    let offer = Offer::Has { info: model(&[ModelCapability::Completion], true), alias_of: None };
+    Candidate { preference, ..Candidate::new(backend, offer) }
 }
 
 fn names(ranking: &[Ranked]) -> Vec<&str> {
@@ -155,8 +146,11 @@ fn any_candidates() -> impl Strategy<Value = Vec<Candidate>> {
 
 fn any_need() -> impl Strategy<Value = Need> {
     let capabilities = prop::sample::subsequence(vec![ModelCapability::Completion, ModelCapability::Tools], 0..=2);
-    (capabilities, prop::option::of(1_u32..100_000))
-        .prop_map(|(capabilities, context_tokens)| Need { capabilities, context_tokens })
+    (capabilities, prop::option::of(1_u32..100_000)).prop_map(|(capabilities, context_tokens)| Need {
+        capabilities,
+        context_tokens,
+        ..Need::default()
+    })
 }
 
 fn can_answer(need: &Need, candidate: &Candidate) -> bool {

@@ -1,25 +1,25 @@
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use bombus_core::breaker::{Breaker, BreakerState, Outcome, Ticket};
-use bombus_core::model::ModelName;
-use bombus_core::placement::Candidate;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use bombus_core::breaker::{BreakerState, Outcome, Ticket};
+use bombus_core::identity::NodeId;
+use bombus_core::model::{ModelInfo, ModelName};
+use bombus_core::placement::{Candidate, Offer, Peer};
+use futures::FutureExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::listing::{Listing, Names};
-use super::{ASK_TIME_MAX, BackendState, NamedBackend};
-use crate::{Backend, BackendError};
+use super::vitals::Vitals;
+use super::{ASK_TIME_MAX, BackendState, NamedBackend, PeerNow, RouteConfig};
+use crate::BackendError;
 
-/// Most requests that wait for a slot of one backend.
+/// Most requests that wait for a slot, for each backend that they wait for.
 const WAITING_MAX: u32 = 128;
-/// How long a backend that refuses this node is tried after all others.
-const REJECTED_REST: Duration = Duration::from_secs(30);
-/// Longest time for which a backend that asked for less is tried after all others.
-const OVERLOADED_REST_MAX: Duration = Duration::from_secs(60);
-/// How much the latest measurement counts against those before it.
-const LATEST_WEIGHT: f64 = 0.2;
+/// Time between two looks at a peer that is waited for, where it tells nothing.
+const PEER_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Milliseconds since the registry was made.
 #[derive(Clone, Copy)]
@@ -35,36 +35,54 @@ impl Clock {
     }
 }
 
+/// What all entries of a registry share.
+pub(super) struct Shared {
+    pub(super) clock: Clock,
+    pub(super) config: RouteConfig,
+    /// Requests that have begun since the registry was made: a ranking from before the last of them may be out of date.
+    pub(super) begun: AtomicU64,
+    /// Memory of this node's GPUs.
+    pub(super) gpu_memory_mb: AtomicU64,
+    /// Draws this node's lots.
+    lots: RandomState,
+}
+
+impl Shared {
+    pub(super) fn new(config: RouteConfig) -> Self {
+        let (begun, gpu_memory_mb) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { clock: Clock::start(), config, begun, gpu_memory_mb, lots: RandomState::new() }
+    }
+}
+
 /// What the registry knows about one backend.
 pub(super) struct Entry {
     pub(super) name: Arc<str>,
-    kind: &'static str,
-    pub(super) backend: Arc<dyn Backend>,
+    pub(super) named: Arc<NamedBackend>,
+    /// The node that it stands for; `None`: it is on this one.
+    pub(super) node: Option<Arc<NodeId>>,
     /// Whether asking for its models costs next to nothing.
     pub(super) lists_cheaply: bool,
     names: Names,
+    max_concurrent: Option<u32>,
+    slots: Option<Arc<Semaphore>>,
+    lot: u64,
+    record: Arc<Record>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What was seen of a backend. A peer keeps it when it comes back.
+struct Record {
     listing: RwLock<Arc<Listing>>,
     /// Held by whoever asks for the list, so that one asks at a time.
     asking: Semaphore,
     attempts: AtomicU64,
-    max_concurrent: Option<u32>,
-    slots: Option<Arc<Semaphore>>,
+    /// What people call the peer.
+    node_name: RwLock<Arc<str>>,
     running: AtomicU32,
     waiting: AtomicU32,
+    /// Told where a peer may have a slot again.
+    freed: Notify,
     vitals: Mutex<Vitals>,
-    clock: Clock,
-}
-
-/// What requests showed of a backend.
-#[derive(Default)]
-struct Vitals {
-    breaker: Breaker,
-    first_token_ms: Option<f64>,
-    tokens_per_second: Option<f64>,
-    /// Until when it is tried after all others.
-    held_back_until_ms: u64,
-    /// What went wrong last, as long as nothing has gone well since.
-    error: Option<Arc<str>>,
 }
 
 /// Says why a request cannot begin at a backend.
@@ -75,17 +93,35 @@ pub(super) enum NoTurn {
     Broken(u64),
 }
 
-/// The right to send one request, and its place among those that run. Dropping it gives both back.
-pub(super) struct Place {
+/// A slot of a backend. Whoever has one counts among those that run; dropping it gives it back.
+pub(super) struct Seat {
     entry: Arc<Entry>,
-    ticket: Ticket,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.entry.running.fetch_sub(1, Ordering::Relaxed);
+impl Seat {
+    /// Takes a seat that is counted already.
+    fn new(entry: &Arc<Entry>, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { entry: entry.clone(), _permit: permit }
     }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let record = &self.entry.record;
+        record.running.fetch_sub(1, Ordering::Relaxed);
+        if self.entry.is_peer() {
+            record.freed.notify_waiters();
+        }
+    }
+}
+
+/// The right to send one request, and its place among those that run. Dropping it gives both back.
+pub(super) struct Place {
+    seat: Seat,
+    ticket: Ticket,
+    /// The model that is asked for there.
+    info: Arc<ModelInfo>,
 }
 
 /// A place in the queue for a backend's slots.
@@ -93,72 +129,154 @@ pub(super) struct Waiting(Arc<Entry>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.record.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Waiting {
     /// Waits for a slot.
-    pub(super) async fn slot(&self) -> OwnedSemaphorePermit {
-        let slots = self.0.slots.clone().expect("only what is limited is waited for");
-        slots.acquire_owned().await.expect("the semaphore is never closed")
+    pub(super) async fn seat(&self) -> Seat {
+        let entry = &self.0;
+        if let Some(slots) = &entry.slots {
+            let permit = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+            entry.record.running.fetch_add(1, Ordering::Relaxed);
+            return Seat::new(entry, Some(permit));
+        }
+        loop {
+            let freed = entry.record.freed.notified();
+            tokio::pin!(freed);
+            // From here on no word of a free slot is missed.
+            freed.as_mut().enable();
+            if let Some(seat) = entry.seat(0) {
+                return seat;
+            }
+            let _ = timeout(PEER_LOOK_INTERVAL, freed).await;
+        }
     }
 }
 
 impl Entry {
-    pub(super) fn new(named: &NamedBackend, clock: Clock) -> Self {
+    /// Begins to watch a backend, or, where there is one, goes on with what was seen of it before.
+    pub(super) fn new(named: NamedBackend, shared: &Arc<Shared>, earlier: Option<&Self>) -> Self {
         let max_concurrent = named.options.max_concurrent.map(|slots| slots.max(1));
+        let node = named.peer.as_ref().map(|peer| Arc::new(peer.node().clone()));
+        let record = earlier.map_or_else(Default::default, |earlier| earlier.record.clone());
+        if let Some(peer) = &named.peer {
+            *record.node_name.write().unwrap_or_else(PoisonError::into_inner) = peer.node_name().into();
+        }
         Self {
             name: named.name.as_str().into(),
-            kind: named.kind,
-            backend: named.backend.clone(),
-            lists_cheaply: matches!(named.kind, "embedded" | "fake"),
+            lists_cheaply: node.is_some() || matches!(named.kind, "embedded" | "fake"),
             names: Names::of(&named.name, &named.options),
-            listing: RwLock::default(),
-            asking: Semaphore::new(1),
-            attempts: AtomicU64::new(0),
             max_concurrent,
-            slots: max_concurrent.map(|slots| Arc::new(Semaphore::new(slots as usize))),
-            running: AtomicU32::new(0),
-            waiting: AtomicU32::new(0),
-            vitals: Mutex::default(),
-            clock,
+            slots: max_concurrent.filter(|_| node.is_none()).map(|slots| Arc::new(Semaphore::new(slots as usize))),
+            lot: node.as_ref().map_or(0, |node| shared.lots.hash_one(node)),
+            record,
+            shared: shared.clone(),
+            node,
+            named: Arc::new(named),
         }
     }
 
+    /// Returns whether it stands for the same objects.
+    pub(super) fn is_of(&self, named: &NamedBackend) -> bool {
+        let same_peer = match (&self.named.peer, &named.peer) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        };
+        same_peer && Arc::ptr_eq(&self.named.backend, &named.backend) && self.named.options == named.options
+    }
+
+    pub(super) fn is_peer(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// Returns how the peer is that it stands for.
+    pub(super) fn peer_now(&self) -> Option<PeerNow> {
+        self.named.peer.as_ref().map(|peer| peer.now())
+    }
+
+    /// Returns what people call the peer that it stands for.
+    pub(super) fn node_name(&self) -> Option<Arc<str>> {
+        self.is_peer().then(|| self.record.node_name.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Returns what it is called in a few words: its name, or the peer's.
+    pub(super) fn label(&self) -> String {
+        match self.node_name() {
+            Some(name) if !name.is_empty() => {
+                let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+                name.chars().take(64).map(plain).collect()
+            }
+            _ => self.name.to_string(),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.shared.clock.now_ms()
+    }
+
     fn vitals(&self) -> MutexGuard<'_, Vitals> {
-        self.vitals.lock().unwrap_or_else(PoisonError::into_inner)
+        self.record.vitals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn listing(&self) -> Arc<Listing> {
-        self.listing.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.record.listing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn store(&self, listing: Listing) {
-        *self.listing.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(listing);
+        *self.record.listing.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(listing);
     }
 
     /// Returns how old the list is, be it one that could not be had.
     pub(super) fn list_age(&self) -> Duration {
         let asked_ms = self.listing().asked_ms;
-        asked_ms.map_or(Duration::MAX, |asked_ms| Duration::from_millis(self.clock.now_ms().saturating_sub(asked_ms)))
+        asked_ms.map_or(Duration::MAX, |asked_ms| Duration::from_millis(self.now_ms().saturating_sub(asked_ms)))
     }
 
     /// Asks the backend for its models. Whoever comes while it is being asked waits, and asks again only if nobody else has done so
     /// since: an answer that was under way already may be out of date.
     pub(super) async fn refresh(&self) {
-        self.ask_after(self.attempts.load(Ordering::SeqCst)).await;
+        if self.is_peer() {
+            return self.reread();
+        }
+        self.ask_after(self.record.attempts.load(Ordering::SeqCst)).await;
+    }
+
+    /// Takes over what a peer has told of its models.
+    pub(super) fn reread(&self) {
+        // The lock makes the last to read the last to write.
+        let mut listing = self.record.listing.write().unwrap_or_else(PoisonError::into_inner);
+        let models = self.named.backend.models().now_or_never().unwrap_or_else(|| {
+            Err(BackendError::Unavailable { reason: "what the peer has is not known yet".to_owned() })
+        });
+        let mut told = match models {
+            Ok(models) => Listing::of(&self.names, models),
+            Err(error) => Listing::default().failed(error),
+        };
+        told.asked_ms = Some(self.now_ms());
+        *listing = Arc::new(told);
+        drop(listing);
+        if let Some(peer) = &self.named.peer {
+            *self.record.node_name.write().unwrap_or_else(PoisonError::into_inner) = peer.node_name().into();
+        }
+    }
+
+    /// Tells those that wait for the peer to look again.
+    pub(super) fn freed(&self) {
+        self.record.freed.notify_waiters();
     }
 
     /// Asks the backend for its models, unless an attempt later than this one is over by the time that it could be asked.
     async fn ask_after(&self, before: u64) {
-        let _asking = self.asking.acquire().await.expect("the semaphore is never closed");
+        let _asking = self.record.asking.acquire().await.expect("the semaphore is never closed");
         if self.listing().attempt > before {
             return;
         }
-        let attempt = self.attempts.fetch_add(1, Ordering::SeqCst) + 1;
-        let models = self.in_time(self.backend.models()).await;
-        let now_ms = self.clock.now_ms();
+        let attempt = self.record.attempts.fetch_add(1, Ordering::SeqCst) + 1;
+        let models = self.in_time(self.named.backend.models()).await;
+        let now_ms = self.now_ms();
         let earlier = self.listing();
         let mut listing = match models {
             Ok(models) => {
@@ -189,15 +307,15 @@ impl Entry {
             return self.listing().error.clone().map_or(Ok(()), Err);
         }
         // One of many is found faster than all of them are listed, and a damaged one says what is wrong with it.
-        let found = self.in_time(self.backend.model(self.names.there(name))).await?;
-        let _asking = self.asking.acquire().await.expect("the semaphore is never closed");
+        let found = self.in_time(self.named.backend.model(self.names.there(name))).await?;
+        let _asking = self.record.asking.acquire().await.expect("the semaphore is never closed");
         let listing = self.listing();
         let mut looked = match found {
             Some(info) => listing.with(&self.names, info),
             None if listing.asked_ms.is_none() => Listing::default(),
             None => return Ok(()),
         };
-        looked.asked_ms = looked.asked_ms.or_else(|| Some(self.clock.now_ms()));
+        looked.asked_ms = looked.asked_ms.or_else(|| Some(self.now_ms()));
         self.store(looked);
         Ok(())
     }
@@ -212,47 +330,95 @@ impl Entry {
     /// Tells what is known of it as a candidate for a request.
     pub(super) fn candidate(&self, index: usize, name: &ModelName, now_ms: u64) -> Candidate {
         let offer = self.listing().offer(name);
-        let vitals = self.vitals();
-        Candidate {
-            node: None,
-            backend: self.name.clone(),
-            preference: u32::try_from(index).unwrap_or(u32::MAX),
-            offer,
-            running: self.running.load(Ordering::Relaxed),
-            slots: self.max_concurrent,
-            tokens_per_second: vitals.tokens_per_second,
-            first_token_ms: vitals.first_token_ms,
-            breaker: vitals.breaker.state(),
-            now_ms,
-            held_back: vitals.held_back_until_ms > now_ms,
+        let (config, record) = (&self.shared.config, &self.record);
+        let ours = record.running.load(Ordering::Relaxed);
+        let mut candidate = Candidate { lot: self.lot, now_ms, ..Candidate::new(self.name.clone(), offer) };
+        if let (Some(node), Some(now)) = (&self.node, self.peer_now()) {
+            let all = now.of_others().saturating_add(ours);
+            candidate.running = now.slots.map_or(all, |slots| all.min(slots));
+            candidate.waiting = all - candidate.running;
+            candidate.slots = now.slots;
+            candidate.gpu_memory_mb = now.gpu_memory_mb;
+            candidate.peer = Some(Peer {
+                node: node.clone(),
+                name: self.node_name().unwrap_or_default(),
+                reachable: now.reachable,
+                suspect: now.suspect,
+                draining: now.draining,
+                paused: now.paused,
+                barred: !config.remote,
+                latency_ms: now.latency_ms,
+            });
+        } else {
+            candidate.preference = u32::try_from(index).unwrap_or(u32::MAX);
+            candidate.running = ours;
+            candidate.waiting = record.waiting.load(Ordering::Relaxed);
+            candidate.slots = self.max_concurrent;
+            // A server elsewhere does not run on this machine's GPUs.
+            if matches!(self.named.kind, "embedded" | "ollama") {
+                candidate.gpu_memory_mb = self.shared.gpu_memory_mb.load(Ordering::Relaxed);
+            }
         }
+        if let Offer::Has { info, .. } = &candidate.offer {
+            let vitals = self.vitals();
+            let pace = vitals.pace_of(&info.name);
+            candidate.tokens_per_second = pace.tokens_per_second(config, now_ms);
+            candidate.first_token_ms = pace.first_token_ms(config, now_ms);
+            candidate.breaker = vitals.breaker.state();
+            candidate.held_back = vitals.held_back_until_ms > now_ms;
+        }
+        candidate
     }
 
-    /// Lets a request begin, where there is a slot and the breaker admits it.
-    pub(super) fn begin(self: &Arc<Self>) -> Result<Place, NoTurn> {
-        let permit = match &self.slots {
-            None => None,
-            Some(slots) => Some(slots.clone().try_acquire_owned().map_err(|_| NoTurn::Busy)?),
-        };
-        self.begin_with(permit)
+    /// Lets a request for a model begin, where there is a slot and the breaker admits it. Where others wait already, it does not
+    /// get ahead of them.
+    pub(super) fn begin(self: &Arc<Self>, info: &Arc<ModelInfo>) -> Result<Place, NoTurn> {
+        let seat = self.seat(self.record.waiting.load(Ordering::Relaxed)).ok_or(NoTurn::Busy)?;
+        Self::begin_with(seat, info)
     }
 
     /// Lets a request begin that has a slot, where the breaker admits it.
-    pub(super) fn begin_with(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> Result<Place, NoTurn> {
-        let now_ms = self.clock.now_ms();
-        let mut vitals = self.vitals();
+    pub(super) fn begin_with(seat: Seat, info: &Arc<ModelInfo>) -> Result<Place, NoTurn> {
+        let now_ms = seat.entry.now_ms();
+        let mut vitals = seat.entry.vitals();
         let Some(ticket) = vitals.breaker.begin(now_ms) else {
-            return Err(NoTurn::Broken(retry_ms(vitals.breaker.state(), now_ms).unwrap_or_default()));
+            let retry_ms = retry_ms(vitals.breaker.state(), now_ms).unwrap_or_default();
+            drop(vitals);
+            return Err(NoTurn::Broken(retry_ms));
         };
-        self.running.fetch_add(1, Ordering::Relaxed);
-        Ok(Place { entry: self.clone(), ticket, _permit: permit })
+        drop(vitals);
+        seat.entry.shared.begun.fetch_add(1, Ordering::Relaxed);
+        Ok(Place { seat, ticket, info: info.clone() })
     }
 
-    /// Takes a place in the queue for its slots, where there is one.
-    pub(super) fn wait(self: &Arc<Self>) -> Option<Waiting> {
-        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+    /// Takes a slot, where one is free beyond those that others wait for.
+    fn seat(self: &Arc<Self>, ahead: u32) -> Option<Seat> {
+        let running = &self.record.running;
+        if let Some(slots) = &self.slots {
+            // The semaphore itself lets nobody get ahead of those that wait.
+            let permit = slots.clone().try_acquire_owned().ok()?;
+            running.fetch_add(1, Ordering::Relaxed);
+            return Some(Seat::new(self, Some(permit)));
+        }
+        // One that is gone is not waited for: whoever is sent there learns of it at once.
+        let peer = self.peer_now().filter(|peer| peer.reachable);
+        let limit = peer.and_then(|now| Some((now.slots?, now.of_others())));
+        let Some((slots, of_others)) = limit else {
+            running.fetch_add(1, Ordering::Relaxed);
+            return Some(Seat::new(self, None));
+        };
+        let taken = |ours: u32| of_others.saturating_add(ours).saturating_add(ahead);
+        let one_more = |ours: u32| (taken(ours) < slots).then_some(ours + 1);
+        running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Seat::new(self, None))
+    }
+
+    /// Takes a place in the queue for its slots, where there is one for a request that waits for so many backends.
+    pub(super) fn wait(self: &Arc<Self>, backends: usize) -> Option<Waiting> {
+        let most = WAITING_MAX.saturating_mul(u32::try_from(backends).unwrap_or(u32::MAX));
+        let waiting = self.record.waiting.fetch_add(1, Ordering::Relaxed);
         let mark = Waiting(self.clone());
-        (waiting < WAITING_MAX).then_some(mark)
+        (waiting < most).then_some(mark)
     }
 
     pub(super) fn error(&self) -> Option<String> {
@@ -261,14 +427,20 @@ impl Entry {
 
     pub(super) fn state(&self) -> BackendState {
         let listing = self.listing();
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.now_ms();
+        let peer = self.peer_now();
         let vitals = self.vitals();
+        let (config, record) = (&self.shared.config, &self.record);
         let breaker = vitals.breaker.state();
         let list_error = listing.error.as_ref().map(ToString::to_string);
+        let open = peer.is_none_or(|peer| peer.reachable && !peer.paused && !peer.draining);
         BackendState {
             name: self.name.to_string(),
-            kind: self.kind,
-            ready: listing.asked_ms.is_some() && list_error.is_none() && vitals.breaker.admits(now_ms),
+            kind: self.named.kind,
+            node: self.node.as_deref().cloned(),
+            node_name: self.node_name().map(|name| name.to_string()),
+            peer,
+            ready: listing.asked_ms.is_some() && list_error.is_none() && vitals.breaker.admits(now_ms) && open,
             error: list_error.or_else(|| vitals.error.as_deref().map(str::to_owned)),
             breaker: match breaker {
                 BreakerState::Closed => "closed",
@@ -276,99 +448,76 @@ impl Entry {
                 BreakerState::HalfOpen { .. } => "half-open",
             },
             retry_ms: retry_ms(breaker, now_ms),
-            running: self.running.load(Ordering::Relaxed),
-            waiting: self.waiting.load(Ordering::Relaxed),
+            running: record.running.load(Ordering::Relaxed),
+            waiting: record.waiting.load(Ordering::Relaxed),
             max_concurrent: self.max_concurrent,
-            first_token_ms: vitals.first_token_ms,
-            tokens_per_second: vitals.tokens_per_second,
+            first_token_ms: vitals.overall.first_token_ms(config, now_ms),
+            tokens_per_second: vitals.overall.tokens_per_second(config, now_ms),
             models: listing.offers().len(),
         }
     }
 }
 
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            listing: RwLock::default(),
+            asking: Semaphore::new(1),
+            attempts: AtomicU64::new(0),
+            node_name: RwLock::new("".into()),
+            running: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            freed: Notify::new(),
+            vitals: Mutex::default(),
+        }
+    }
+}
+
 impl Place {
-    pub(super) fn entry(&self) -> &Entry {
-        &self.entry
+    pub(super) fn entry(&self) -> &Arc<Entry> {
+        &self.seat.entry
     }
 
     /// Takes note of the time to the first token.
     pub(super) fn began(&self, after: Duration) {
-        let mut vitals = self.entry.vitals();
-        vitals.end(self, self.entry.clock.now_ms(), Outcome::Began);
-        average(&mut vitals.first_token_ms, after.as_secs_f64() * 1_000.0);
+        let entry = self.entry();
+        let now_ms = entry.now_ms();
+        let mut vitals = entry.vitals();
+        vitals.end(&entry.name, now_ms, self.ticket, Outcome::Began);
+        vitals.began(&entry.shared.config, now_ms, &self.info.name, after.as_secs_f64() * 1_000.0);
     }
 
     /// Ends with an answer, at this speed where it could be measured.
     pub(super) fn answered(self, tokens_per_second: Option<f64>) {
-        let mut vitals = self.entry.vitals();
-        vitals.end(&self, self.entry.clock.now_ms(), Outcome::Answered);
+        let entry = self.entry();
+        let now_ms = entry.now_ms();
+        let mut vitals = entry.vitals();
+        vitals.end(&entry.name, now_ms, self.ticket, Outcome::Answered);
         if let Some(speed) = tokens_per_second {
-            average(&mut vitals.tokens_per_second, speed);
+            vitals.wrote(&entry.shared.config, now_ms, &self.info.name, speed);
         }
         vitals.error = None;
     }
 
     /// Ends with an error.
     pub(super) fn failed(self, error: &BackendError) {
-        let now_ms = self.entry.clock.now_ms();
-        let mut vitals = self.entry.vitals();
-        let rest = match error {
-            BackendError::Overloaded { retry_after } => (*retry_after).min(OVERLOADED_REST_MAX),
-            BackendError::Rejected { .. } => REJECTED_REST,
-            _ => Duration::ZERO,
-        };
-        let until_ms = now_ms.saturating_add(u64::try_from(rest.as_millis()).unwrap_or(u64::MAX));
-        vitals.held_back_until_ms = vitals.held_back_until_ms.max(until_ms);
-        let outcome = outcome_of(error);
-        if outcome != Outcome::Answered || matches!(error, BackendError::Rejected { .. }) {
-            vitals.error = Some(error.to_string().into());
-        }
-        vitals.end(&self, now_ms, outcome);
+        let entry = self.entry();
+        let now_ms = entry.now_ms();
+        let mut vitals = entry.vitals();
+        let outcome = vitals.failed(now_ms, error);
+        vitals.end(&entry.name, now_ms, self.ticket, outcome);
     }
 
     /// Ends without an outcome: whoever asked went away, or had waited for too long.
     pub(super) fn abandoned(self, timed_out: bool) {
-        let mut vitals = self.entry.vitals();
+        let entry = self.entry();
+        let mut vitals = entry.vitals();
         let mut outcome = Outcome::Abandoned;
         if timed_out {
             vitals.error = Some("nothing came in time".into());
             outcome = Outcome::TimedOut;
         }
-        vitals.end(&self, self.entry.clock.now_ms(), outcome);
-    }
-}
-
-impl Vitals {
-    /// Tells the breaker how a request ended, and the log what comes of it.
-    fn end(&mut self, place: &Place, now_ms: u64, outcome: Outcome) {
-        let before = self.breaker.state();
-        self.breaker.on(now_ms, place.ticket, outcome);
-        let after = self.breaker.state();
-        let name = &*place.entry.name;
-        match after {
-            BreakerState::Open { until_ms } if after != before => {
-                let (error, retry_ms) = (self.error.as_deref(), until_ms.saturating_sub(now_ms));
-                tracing::warn!(backend.name = name, error, retry_ms, "the backend gets no requests for a while");
-            }
-            BreakerState::Closed if after != before => tracing::info!(backend.name = name, "the backend works again"),
-            _ => {}
-        }
-    }
-}
-
-/// Says what an error means for the breaker: what is wrong with a request or a model is no failure of the backend.
-fn outcome_of(error: &BackendError) -> Outcome {
-    match error {
-        BackendError::Unavailable { .. } | BackendError::Interrupted { .. } => Outcome::Failed,
-        BackendError::TimedOut { .. } => Outcome::TimedOut,
-        BackendError::ModelNotFound { .. }
-        | BackendError::ContextExceeded { .. }
-        | BackendError::InvalidRequest { .. }
-        | BackendError::Unsupported { .. }
-        | BackendError::Overloaded { .. }
-        | BackendError::OutOfMemory { .. }
-        | BackendError::ModelUnusable { .. }
-        | BackendError::Rejected { .. } => Outcome::Answered,
+        vitals.end(&entry.name, entry.now_ms(), self.ticket, outcome);
     }
 }
 
@@ -377,8 +526,4 @@ fn retry_ms(state: BreakerState, now_ms: u64) -> Option<u64> {
         BreakerState::Closed => None,
         BreakerState::Open { until_ms } | BreakerState::HalfOpen { until_ms } => Some(until_ms.saturating_sub(now_ms)),
     }
-}
-
-fn average(value: &mut Option<f64>, latest: f64) {
-    *value = Some(value.map_or(latest, |earlier| earlier + LATEST_WEIGHT * (latest - earlier)));
 }

@@ -3,15 +3,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
+use bombus_core::identity::NodeId;
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
-use bombus_core::placement::{Offer, Ranked, decisive};
+use bombus_core::placement::{Need, Offer, Ranked, decisive};
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use super::entry::{Entry, NoTurn, Place};
-use super::run::{Turn, Work};
-use super::{Backends, NamedBackend, is_busy};
+use super::entry::{Entry, NoTurn, Place, Seat};
+use super::run::{Begun, Turn, Work};
+use super::{Backends, NamedBackend, Plan, Troubles, broken, entry_of, is_busy, usable};
 use crate::{BackendError, ChatStream};
 
 /// Longest wait for a slot where all backends are busy.
@@ -21,13 +21,19 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Where a request may go, best first. Clones are the same route.
 #[derive(Clone)]
-pub struct Route(Arc<Inner>);
+pub struct Route {
+    inner: Arc<Inner>,
+    /// Whether answers may go on elsewhere.
+    continuation: bool,
+}
 
 struct Inner {
     backends: Backends,
     /// The model's name as it was asked for.
     model: String,
-    ranking: Vec<Ranked>,
+    name: ModelName,
+    need: Need,
+    plan: Arc<Plan>,
     gave_up: Arc<AtomicBool>,
 }
 
@@ -36,7 +42,9 @@ struct Inner {
 pub struct Routed<T> {
     /// The answer.
     pub value: T,
-    /// The backend's name.
+    /// The node that answers; `None`: this one.
+    pub node: Option<NodeId>,
+    /// The backend's name on its node.
     pub backend: String,
     /// The model's name at that backend.
     pub model: ModelName,
@@ -49,7 +57,7 @@ pub struct Routed<T> {
 #[derive(Default)]
 struct Tried {
     /// The backends that failed.
-    backends: Vec<Arc<str>>,
+    backends: Vec<String>,
     /// The error that is told if nobody answers.
     error: Option<BackendError>,
     /// Only a context of more tokens than this is of use.
@@ -57,16 +65,42 @@ struct Tried {
     waited: bool,
 }
 
+/// What one of the backends answered.
+pub(super) struct Attempted<A> {
+    pub(super) answer: A,
+    pub(super) entry: Arc<Entry>,
+    /// The model, under the name that was asked for.
+    pub(super) info: Arc<ModelInfo>,
+    /// The model's name there.
+    pub(super) model: ModelName,
+    pub(super) reason: String,
+}
+
+impl<A> Attempted<A> {
+    fn routed<T>(self, value: impl FnOnce(A) -> T) -> Routed<T> {
+        let Self { answer, entry, model, reason, .. } = self;
+        let (node, backend) = (entry.node.as_deref().cloned(), entry.name.to_string());
+        Routed { value: value(answer), node, backend, model, reason }
+    }
+}
+
 impl Route {
-    pub(super) fn new(backends: Backends, model: &str, ranking: Vec<Ranked>) -> Self {
-        let gave_up = Arc::default();
-        Self(Arc::new(Inner { backends, model: model.to_owned(), ranking, gave_up }))
+    pub(super) fn new(backends: Backends, model: &str, name: ModelName, need: Need, plan: Plan) -> Self {
+        let (model, plan, gave_up) = (model.to_owned(), Arc::new(plan), Arc::default());
+        Self { inner: Arc::new(Inner { backends, model, name, need, plan, gave_up }), continuation: true }
     }
 
-    /// Returns the judgement on every backend, best first.
+    /// Returns the same route, on which an answer that breaks off ends with its error. For requests with several answers, of which one
+    /// that goes on elsewhere could not be told apart by whoever reads them.
+    #[must_use]
+    pub fn without_continuation(self) -> Self {
+        Self { continuation: false, ..self }
+    }
+
+    /// Returns the judgement on every backend, and on every peer that has the model, best first.
     #[must_use]
     pub fn explain(&self) -> &[Ranked] {
-        &self.0.ranking
+        &self.inner.plan.ranking
     }
 
     /// Returns the backend that is asked first, and what it has.
@@ -76,15 +110,15 @@ impl Route {
     /// Never: a route has at least one backend that has the model.
     #[must_use]
     pub fn best(&self) -> (&NamedBackend, &ModelInfo) {
-        let best = &self.0.ranking[0];
+        let best = &self.inner.plan.ranking[0];
         let info = best.model().expect("the best of a route has the model");
-        (&self.0.backends.all()[best.candidate.preference as usize], info)
+        (&entry_of(&self.inner.plan.entries, best).named, info)
     }
 
     /// Says that whoever asked has waited for too long: what is dropped after this counts as a failure of the backend, and not as
     /// a client that lost interest.
     pub fn give_up(&self) {
-        self.0.gave_up.store(true, Ordering::Relaxed);
+        self.inner.gave_up.store(true, Ordering::Relaxed);
     }
 
     /// Starts an answer, on the next backend where one fails before the first token. Waits for the first token, and, where all
@@ -95,7 +129,14 @@ impl Route {
     /// Any [`BackendError`]: at once what is wrong with the request itself, else the one that says most of those that came.
     /// [`BackendError::Overloaded`] where no slot became free within 30 s, or too many wait already.
     pub async fn chat(&self, request: ChatRequest) -> Result<Routed<ChatStream>, BackendError> {
-        self.send(request).await
+        let mut attempted = self.send(&self.plan(), request).await?;
+        let by = attempted.answer.by.take();
+        let mut routed = attempted.routed(|begun: Begun| -> ChatStream { begun.run.boxed() });
+        if let Some(by) = by {
+            routed.model = ModelName::parse(&by.model).unwrap_or(routed.model);
+            routed.backend = by.backend;
+        }
+        Ok(routed)
     }
 
     /// Makes embedding vectors, on the next backend where one fails. Vectors are cut to the length that was asked for where the
@@ -105,119 +146,132 @@ impl Route {
     ///
     /// As [`Route::chat`].
     pub async fn embed(&self, request: EmbedRequest) -> Result<Routed<EmbedResponse>, BackendError> {
-        self.send(request).await
+        let attempted = self.send(&self.plan(), request).await?;
+        Ok(attempted.routed(|response| response))
     }
 
-    async fn send<W: Work>(&self, work: W) -> Result<Routed<W::Answer>, BackendError> {
+    /// Returns the ranking as it is now: other requests may have begun since the route was found.
+    fn plan(&self) -> Arc<Plan> {
+        let Inner { backends, name, need, plan, .. } = &*self.inner;
+        if backends.0.shared.begun.load(Ordering::Relaxed) == plan.begun {
+            return plan.clone();
+        }
+        let now = backends.rank_now(name, need, &Troubles::new(), false);
+        if usable(&now.ranking) { Arc::new(now) } else { plan.clone() }
+    }
+
+    async fn send<W: Work>(&self, plan: &Plan, work: W) -> Result<Attempted<W::Answer>, BackendError> {
         let mut work = Some(work);
         let mut tried = Tried::default();
         let mut busy = Vec::new();
-        let usable = || self.0.ranking.iter().take_while(|ranked| ranked.score().is_some() || is_busy(ranked));
+        let usable = || plan.ranking.iter().take_while(|ranked| ranked.score().is_some() || is_busy(ranked));
         let count = usable().count();
         for (place, ranked) in usable().enumerate() {
             if is_busy(ranked) {
                 busy.push(ranked);
                 continue;
             }
+            let Offer::Has { info, .. } = &ranked.candidate.offer else { continue };
             if !tried.may_help(ranked) {
                 continue;
             }
             let last = place + 1 == count && busy.is_empty();
-            match self.entry(ranked).begin() {
+            let entry = entry_of(&plan.entries, ranked);
+            match entry.begin(info) {
                 Ok(turn) => {
-                    if let Some(answer) = self.attempt(turn, ranked, &mut work, last, &mut tried).await? {
+                    if let Some(answer) = self.attempt(turn, (plan, ranked), &mut work, last, &mut tried).await? {
                         return Ok(answer);
                     }
                 }
                 Err(NoTurn::Busy) => busy.push(ranked),
-                Err(NoTurn::Broken(retry_ms)) => {
-                    tried.note(ranked, self.0.backends.broken(&ranked.candidate.backend, retry_ms));
-                }
+                Err(NoTurn::Broken(retry_ms)) => tried.note(entry, broken(entry, retry_ms)),
             }
         }
         busy.retain(|ranked| tried.may_help(ranked));
         while !busy.is_empty() {
-            let Some((at, permit)) = self.slot(&busy).await else {
+            let Some((at, seat)) = slot(plan, &busy).await else {
                 tried.error_of(BackendError::Overloaded { retry_after: RETRY_AFTER });
                 break;
             };
             tried.waited = true;
             let ranked = busy.remove(at);
-            match self.entry(ranked).begin_with(Some(permit)) {
+            let Offer::Has { info, .. } = &ranked.candidate.offer else { continue };
+            match Entry::begin_with(seat, info) {
                 Ok(turn) => {
-                    if let Some(answer) = self.attempt(turn, ranked, &mut work, busy.is_empty(), &mut tried).await? {
+                    let last = busy.is_empty();
+                    if let Some(answer) = self.attempt(turn, (plan, ranked), &mut work, last, &mut tried).await? {
                         return Ok(answer);
                     }
                 }
                 Err(NoTurn::Busy) => {}
                 Err(NoTurn::Broken(retry_ms)) => {
-                    tried.note(ranked, self.0.backends.broken(&ranked.candidate.backend, retry_ms));
+                    let entry = entry_of(&plan.entries, ranked);
+                    tried.note(entry, broken(entry, retry_ms));
                 }
             }
             busy.retain(|ranked| tried.may_help(ranked));
         }
-        Err(tried.error.unwrap_or_else(|| BackendError::ModelNotFound { model: self.0.model.clone() }))
-    }
-
-    fn entry(&self, ranked: &Ranked) -> &Arc<Entry> {
-        self.0.backends.entry(ranked.candidate.preference as usize)
+        Err(tried.error.unwrap_or_else(|| BackendError::ModelNotFound { model: self.inner.model.clone() }))
     }
 
     /// Sends the request to one backend. Returns nothing where the next one may do better.
     async fn attempt<W: Work>(
         &self,
         place: Place,
-        ranked: &Ranked,
+        (plan, ranked): (&Plan, &Ranked),
         work: &mut Option<W>,
         last: bool,
         tried: &mut Tried,
-    ) -> Result<Option<Routed<W::Answer>>, BackendError> {
-        let turn = Turn::new(place, self.0.gave_up.clone());
+    ) -> Result<Option<Attempted<W::Answer>>, BackendError> {
+        let entry = place.entry().clone();
+        let turn = Turn::new(place, self.inner.gave_up.clone());
         let Offer::Has { info, alias_of } = &ranked.candidate.offer else { return Ok(None) };
         let Some(mut work) = (if last { work.take() } else { work.clone() }) else { return Ok(None) };
-        work.name_model(alias_of.as_deref().unwrap_or(&self.0.model));
-        let backend = &ranked.candidate.backend;
+        work.name_model(alias_of.as_deref().unwrap_or(&self.inner.model));
         match work.send(turn).await {
-            Ok(value) => {
+            Ok(answer) => {
                 let alias_of = alias_of.as_deref().and_then(|name| ModelName::parse(name).ok());
                 let model = alias_of.unwrap_or_else(|| info.name.clone());
-                Ok(Some(Routed { value, backend: backend.to_string(), model, reason: self.reason(ranked, tried) }))
+                let reason = reason(plan, ranked, tried);
+                Ok(Some(Attempted { answer, entry, info: info.clone(), model, reason }))
             }
             Err(error) if ends_it(&error) => Err(error),
             Err(error) => {
                 if !last {
-                    tracing::warn!(backend.name = &**backend, %error, "moving on to the next backend");
+                    tracing::warn!(backend.name = entry.label(), %error, "moving on to the next backend");
                 }
-                tried.note(ranked, error);
+                tried.note(&entry, error);
                 Ok(None)
             }
         }
     }
+}
 
-    fn reason(&self, ranked: &Ranked, tried: &Tried) -> String {
-        if !tried.backends.is_empty() {
-            return format!("after {}", tried.backends.join(","));
-        }
-        let best = &self.0.ranking[0];
-        match () {
-            () if tried.waited => "slot".to_owned(),
-            () if best.candidate.preference == ranked.candidate.preference => decisive(&self.0.ranking).to_owned(),
-            () => "load".to_owned(),
-        }
+/// Says why a request went where it did.
+fn reason(plan: &Plan, ranked: &Ranked, tried: &Tried) -> String {
+    if !tried.backends.is_empty() {
+        return format!("after {}", tried.backends.join(","));
     }
-
-    /// Waits for a slot of any of these backends and returns which one it is.
-    async fn slot(&self, busy: &[&Ranked]) -> Option<(usize, OwnedSemaphorePermit)> {
-        let queued = busy.iter().enumerate().filter_map(|(at, ranked)| Some((at, self.entry(ranked).wait()?)));
-        let slots = queued.map(async |(at, waiting)| (at, waiting.slot().await));
-        let mut slots: FuturesUnordered<_> = slots.collect();
-        timeout(SLOT_WAIT_MAX, slots.next()).await.ok().flatten()
+    let best = &plan.ranking[0];
+    match () {
+        () if tried.waited => "slot".to_owned(),
+        () if Arc::ptr_eq(&best.candidate.backend, &ranked.candidate.backend) => decisive(&plan.ranking).to_owned(),
+        () => "load".to_owned(),
     }
 }
 
+/// Waits for a slot of any of these backends and returns which one it is.
+async fn slot(plan: &Plan, busy: &[&Ranked]) -> Option<(usize, Seat)> {
+    let wait = |ranked: &Ranked| entry_of(&plan.entries, ranked).wait(busy.len());
+    let queued = busy.iter().enumerate().filter_map(|(at, ranked)| Some((at, wait(ranked)?)));
+    let seats = queued.map(async |(at, waiting)| (at, waiting.seat().await));
+    let mut seats: FuturesUnordered<_> = seats.collect();
+    timeout(SLOT_WAIT_MAX, seats.next()).await.ok().flatten()
+}
+
 impl Tried {
-    fn note(&mut self, ranked: &Ranked, error: BackendError) {
-        self.backends.push(ranked.candidate.backend.clone());
+    fn note(&mut self, entry: &Entry, error: BackendError) {
+        self.backends.push(entry.label());
         if let BackendError::ContextExceeded { context_tokens, .. } = &error {
             self.context_tokens = self.context_tokens.max(Some(*context_tokens));
         }

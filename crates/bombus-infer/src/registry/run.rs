@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse};
+use bombus_core::chat::{Answerer, ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, Resume, Usage};
 use futures::stream::{Stream, StreamExt};
 use tokio::time::Instant;
 
@@ -63,15 +63,23 @@ impl Drop for Turn {
     }
 }
 
+/// An answer of which the first token is there.
+pub(super) struct Begun {
+    pub(super) run: Run,
+    /// Who answers, where a peer told that.
+    pub(super) by: Option<Answerer>,
+}
+
 impl Work for ChatRequest {
-    type Answer = ChatStream;
+    type Answer = Begun;
 
     fn name_model(&mut self, model: &str) {
         model.clone_into(&mut self.model);
     }
 
-    async fn send(self, mut turn: Turn) -> Result<ChatStream, BackendError> {
-        let backend = turn.place().entry().backend.clone();
+    async fn send(self, mut turn: Turn) -> Result<Begun, BackendError> {
+        let backend = turn.place().entry().named.backend.clone();
+        let earlier_tokens = self.resume.as_ref().map_or(0, |resume: &Resume| resume.completion_tokens);
         let begun = Instant::now();
         let mut events = match backend.chat(self).await {
             Ok(events) => events,
@@ -81,8 +89,10 @@ impl Work for ChatRequest {
             }
         };
         let mut first = Vec::with_capacity(1);
+        let mut by = None;
         loop {
             match events.next().await {
+                Some(Ok(ChatEvent::AnsweredBy(answerer))) if by.is_none() => by = Some(answerer),
                 Some(Ok(event)) => {
                     let preface = matches!(event, ChatEvent::Truncated { .. }) && first.len() < PREFACE_MAX;
                     first.push(event);
@@ -98,7 +108,8 @@ impl Work for ChatRequest {
             }
         }
         turn.place().began(begun.elapsed());
-        Ok(Box::pin(Run { first: first.into_iter(), events, turn, first_token: Instant::now() }))
+        let run = Run { first: first.into_iter(), events, turn, first_token: Instant::now(), earlier_tokens };
+        Ok(Begun { run, by })
     }
 }
 
@@ -110,7 +121,7 @@ impl Work for EmbedRequest {
     }
 
     async fn send(self, mut turn: Turn) -> Result<EmbedResponse, BackendError> {
-        let backend = turn.place().entry().backend.clone();
+        let backend = turn.place().entry().named.backend.clone();
         let dimensions = self.dimensions;
         match backend.embed(self).await {
             Ok(mut response) => {
@@ -145,21 +156,25 @@ fn without_end() -> BackendError {
 }
 
 /// The events of an answer, with an eye on how it ends.
-struct Run {
+pub(super) struct Run {
     first: std::vec::IntoIter<ChatEvent>,
     events: ChatStream,
     turn: Turn,
     first_token: Instant,
+    /// Tokens of the answer that other runs have written.
+    earlier_tokens: u32,
 }
 
 impl Run {
     fn observe(&mut self, event: &ChatEvent) {
         if let ChatEvent::Done { usage, timings, .. } = event {
+            let written =
+                Usage { completion_tokens: usage.completion_tokens.saturating_sub(self.earlier_tokens), ..*usage };
             let measured = || {
                 let took = self.first_token.elapsed().as_secs_f64();
-                (usage.completion_tokens > 1 && took > 0.0).then(|| f64::from(usage.completion_tokens - 1) / took)
+                (written.completion_tokens > 1 && took > 0.0).then(|| f64::from(written.completion_tokens - 1) / took)
             };
-            let speed = timings.tokens_per_second(usage).or_else(measured);
+            let speed = timings.tokens_per_second(&written).or_else(measured);
             self.turn.answered(speed);
         }
     }

@@ -128,7 +128,7 @@ async fn measure_all(global: &Global, args: &BenchArgs, running: &RunningBackend
     };
     let progress = Progress::new(global.quiet);
     for ranked in &ranking {
-        let named = &backends.all()[ranked.candidate.preference as usize];
+        let Some(named) = backends.named(&ranked.candidate.backend) else { continue };
         results.backends.push(measure(args, ranked, named.backend.as_ref(), &progress).await);
     }
     progress.end();

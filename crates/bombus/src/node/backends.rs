@@ -44,7 +44,10 @@ impl RunningBackends {
                     Arc::new(OccasionalBackend::ollama(Arc::new(ollama)))
                 }
             };
-            named.push(NamedBackend { name: name.clone(), kind: kind.as_str(), backend, options: options.clone() });
+            named.push(NamedBackend {
+                options: options.clone(),
+                ..NamedBackend::new(name.clone(), kind.as_str(), backend)
+            });
         }
         Ok(Self { backends: Backends::new(named), engines })
     }

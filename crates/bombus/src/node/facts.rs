@@ -89,7 +89,8 @@ impl FactsSource {
             } else {
                 None
             };
-            let states = self.backends.states();
+            let mut states = self.backends.states();
+            states.retain(|state| state.node.is_none());
             let sample = self.sample.borrow().clone();
             self.facts.send_if_modified(|facts| {
                 let before = facts.clone();
@@ -110,7 +111,8 @@ impl FactsSource {
     }
 
     async fn models(&self) -> Vec<String> {
-        let listed = self.backends.models().await;
+        let mut listed = self.backends.models().await;
+        listed.retain(|listed| listed.node.is_none());
         listed.into_iter().filter(|listed| listed.first).map(|listed| listed.info.name.to_string()).collect()
     }
 }
@@ -152,6 +154,9 @@ mod tests {
         BackendState {
             name: name.to_owned(),
             kind,
+            node: None,
+            node_name: None,
+            peer: None,
             ready,
             error: None,
             breaker: "closed",
