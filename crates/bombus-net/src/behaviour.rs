@@ -21,6 +21,8 @@ use crate::config::{NetConfig, NetTiming};
 use crate::failure::NetError;
 use crate::stream::Protocols;
 
+pub(crate) mod relay_client;
+pub(crate) mod relay_server;
 pub(crate) mod streams;
 
 /// The name of this mesh's Kademlia, so that it never mixes with others.
@@ -56,8 +58,8 @@ pub(crate) struct Behaviour {
     pub(crate) mdns_v6: Toggle<mdns::tokio::Behaviour>,
     pub(crate) kademlia: kad::Behaviour<kad::store::MemoryStore>,
     pub(crate) gossip: Gossip,
-    pub(crate) relay_server: Toggle<relay::Behaviour>,
-    pub(crate) relay_client: relay::client::Behaviour,
+    pub(crate) relay_server: Toggle<relay_server::Behaviour>,
+    pub(crate) relay_client: relay_client::Behaviour,
     pub(crate) hole_punching: dcutr::Behaviour,
     pub(crate) autonat_client: autonat::v2::client::Behaviour,
     pub(crate) autonat_server: autonat::v2::server::Behaviour,
@@ -117,8 +119,10 @@ pub(crate) fn build(
         mdns_v6,
         kademlia: kademlia(key),
         gossip: gossip(key, timing)?,
-        relay_server: Toggle::from(config.relay.then(|| relay::Behaviour::new(local, relay_limits()))),
-        relay_client,
+        relay_server: Toggle::from(
+            config.relay.then(|| relay_server::Behaviour::new(relay::Behaviour::new(local, relay_limits()))),
+        ),
+        relay_client: relay_client::Behaviour::new(relay_client),
         hole_punching: dcutr::Behaviour::new(local),
         autonat_client: autonat::v2::client::Behaviour::new(
             rand::make_rng(),

@@ -21,12 +21,16 @@ struct Relay {
     state: State,
     failures: u32,
     not_before: Option<Instant>,
+    /// It offers no more, and goes from the list once nothing is under way there.
+    is_withdrawn: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Unused,
     Asked,
+    /// Asked, and no longer wanted: libp2p's client must not lose its listener before the answer is there.
+    Unwanted,
     Reserved,
 }
 
@@ -61,25 +65,50 @@ pub(crate) struct Reservations {
     is_needed: bool,
 }
 
+impl Relay {
+    /// Wants no reservation there any more. Returns whether one is to be given back now.
+    fn give_up(&mut self) -> bool {
+        match self.state {
+            State::Unused | State::Unwanted => false,
+            State::Asked => {
+                self.state = State::Unwanted;
+                false
+            }
+            State::Reserved => {
+                self.state = State::Unused;
+                true
+            }
+        }
+    }
+}
+
 impl Reservations {
     /// Takes in what happened, and says what is to be done.
     pub(crate) fn on(&mut self, now: Instant, input: Input) -> Vec<Output> {
         match input {
             Input::Offered { relay, addr, is_near } => {
-                let unused = Relay { addr, is_near, state: State::Unused, failures: 0, not_before: None };
-                self.relays.entry(relay).or_insert(unused);
+                let unused =
+                    Relay { addr, is_near, state: State::Unused, failures: 0, not_before: None, is_withdrawn: false };
+                self.relays.entry(relay).or_insert(unused).is_withdrawn = false;
             }
             Input::Withdrawn { relay } => {
-                if self.relays.remove(&relay).is_some_and(|relay| relay.state != State::Unused) {
-                    let mut outputs = vec![Output::Release { relay }];
-                    outputs.extend(self.fill(now));
-                    return outputs;
+                let Some(known) = self.relays.get_mut(&relay) else { return Vec::new() };
+                known.is_withdrawn = true;
+                let mut outputs = Vec::new();
+                if known.give_up() {
+                    outputs.push(Output::Release { relay });
                 }
+                outputs.extend(self.fill(now));
+                return outputs;
             }
             Input::Accepted { relay } => {
-                if let Some(relay) = self.relays.get_mut(&relay) {
-                    relay.state = State::Reserved;
-                    relay.failures = 0;
+                if let Some(known) = self.relays.get_mut(&relay) {
+                    known.failures = 0;
+                    let is_wanted = known.state != State::Unwanted;
+                    known.state = State::Reserved;
+                    if !is_wanted && known.give_up() {
+                        return vec![Output::Release { relay }];
+                    }
                 }
             }
             Input::Ended { relay } => {
@@ -108,14 +137,19 @@ impl Reservations {
 
     /// Returns the members that offer to relay.
     pub(crate) fn offered(&self) -> Vec<NodeId> {
-        self.relays.keys().cloned().collect()
+        let offered = self.relays.iter().filter(|(_, relay)| !relay.is_withdrawn);
+        offered.map(|(id, _)| id.clone()).collect()
     }
 
     fn fill(&mut self, now: Instant) -> Vec<Output> {
+        self.relays.retain(|_, relay| !relay.is_withdrawn || relay.state != State::Unused);
         if !self.is_needed {
             return Vec::new();
         }
-        let used = self.relays.values().filter(|relay| relay.state != State::Unused).count();
+        for relay in self.relays.values_mut().filter(|relay| relay.state == State::Unwanted && !relay.is_withdrawn) {
+            relay.state = State::Asked;
+        }
+        let used = self.relays.values().filter(|relay| matches!(relay.state, State::Asked | State::Reserved)).count();
         let mut free: Vec<_> = self
             .relays
             .iter_mut()
@@ -132,12 +166,8 @@ impl Reservations {
     }
 
     fn release_all(&mut self) -> Vec<Output> {
-        let used = self.relays.iter_mut().filter(|(_, relay)| relay.state != State::Unused);
-        used.map(|(id, relay)| {
-            relay.state = State::Unused;
-            Output::Release { relay: id.clone() }
-        })
-        .collect()
+        let released = self.relays.iter_mut().filter_map(|(id, relay)| relay.give_up().then(|| id.clone()));
+        released.map(|relay| Output::Release { relay }).collect()
     }
 }
 
@@ -181,6 +211,7 @@ mod tests {
         assert!(reservations.on(now, Input::Needed(true)).is_empty());
         let next = reserved_at(&reservations.on(now, Input::Withdrawn { relay: asked[0].clone() }));
         assert_eq!(next.len(), 1, "the third one takes the place of the one that is gone");
+        reservations.on(now, Input::Accepted { relay: next[0].clone() });
         assert_eq!(reservations.on(now, Input::Needed(false)).len(), 2, "both are given back");
     }
 
@@ -207,5 +238,34 @@ mod tests {
         assert!(reservations.on(now, Input::Ended { relay: relay(1) }).is_empty());
         assert!(reservations.on(now + RETRY_MIN / 2, Input::Needed(true)).is_empty());
         assert_eq!(reserved_at(&reservations.on(now + RETRY_MIN, Input::Needed(true))), [relay(1)]);
+    }
+
+    #[test]
+    fn a_reservation_that_is_no_longer_wanted_is_given_back_when_it_was_made() {
+        let now = Instant::now();
+        let mut reservations = Reservations::default();
+        reservations.on(now, Input::Needed(true));
+        reservations.on(now, offered(1, false));
+        assert!(reservations.on(now, Input::Needed(false)).is_empty(), "its answer is still under way");
+        let given_back = reservations.on(now, Input::Accepted { relay: relay(1) });
+        assert_eq!(given_back, [Output::Release { relay: relay(1) }]);
+
+        reservations.on(now, Input::Needed(true));
+        assert!(reservations.on(now, Input::Withdrawn { relay: relay(1) }).is_empty());
+        assert!(reservations.offered().is_empty());
+        assert!(reservations.on(now, Input::Ended { relay: relay(1) }).is_empty(), "nothing is left to give back");
+        assert_eq!(reserved_at(&reservations.on(now, offered(1, false))), [relay(1)], "and it may offer again");
+    }
+
+    #[test]
+    fn a_reservation_that_is_wanted_again_in_time_stays() {
+        let now = Instant::now();
+        let mut reservations = Reservations::default();
+        reservations.on(now, Input::Needed(true));
+        reservations.on(now, offered(1, false));
+        reservations.on(now, Input::Needed(false));
+        assert!(reservations.on(now, Input::Needed(true)).is_empty(), "it is asked only once");
+        assert!(reservations.on(now, Input::Accepted { relay: relay(1) }).is_empty());
+        assert_eq!(reservations.reserved(), [relay(1)]);
     }
 }
