@@ -44,7 +44,7 @@ impl ApiError {
         Self { status, kind, code, message: message.into(), hint: None, param: None, retry_after: None }
     }
 
-    fn at(self, param: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn at(self, param: impl Into<Cow<'static, str>>) -> Self {
         Self { param: Some(param.into()), ..self }
     }
 

@@ -13,6 +13,7 @@ mod inference;
 pub mod keys;
 pub mod mesh;
 mod metrics;
+mod models;
 mod native;
 mod observe;
 mod ollama;

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use bombus_core::identity::NodeId;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -60,6 +61,8 @@ struct Inner {
     completion_tokens: Family<ModelLabels, Counter>,
     first_token_seconds: Histograms<ModelLabels>,
     queue_seconds: Histograms<ModelLabels>,
+    routed: Family<PlaceLabels, Counter>,
+    continued: Family<PlaceLabels, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,6 +75,26 @@ struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabels {
     route: String,
+}
+
+/// Whether it was this node or another one. Which other one is not told: nodes come and go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PlaceLabels {
+    place: &'static str,
+}
+
+impl PlaceLabels {
+    fn of(remote: bool) -> Self {
+        Self { place: if remote { "remote" } else { "local" } }
+    }
+}
+
+/// What stands for the backends of all other nodes.
+const PEER: &str = "peer";
+
+/// Names a backend as labels do: other nodes' are all one, since nobody here bounds how many names those have.
+pub(crate) fn label_of(node: Option<&NodeId>, backend: &str) -> String {
+    if node.is_some() { PEER.to_owned() } else { backend.to_owned() }
 }
 
 /// The model and the backend that ran it, by the names that the node itself has for them.
@@ -103,6 +126,8 @@ impl Metrics {
             completion_tokens: Family::default(),
             first_token_seconds: Family::new_with_constructor(token_buckets),
             queue_seconds: Family::new_with_constructor(token_buckets),
+            routed: Family::default(),
+            continued: Family::default(),
         };
         let registry = &mut inner.registry;
         registry.register("http_requests", "HTTP requests finished", inner.requests.clone());
@@ -128,6 +153,16 @@ impl Metrics {
             "Time spent waiting for a slot",
             Unit::Seconds,
             inner.queue_seconds.clone(),
+        );
+        registry.register(
+            "requests_routed",
+            "Requests for answers and vectors that a backend here or another node took on",
+            inner.routed.clone(),
+        );
+        registry.register(
+            "answers_continued",
+            "Answers that broke off and with which a backend here or another node went on",
+            inner.continued.clone(),
         );
         registry.register_collector(Box::new(inner.sources.clone()));
         Self(Arc::new(inner))
@@ -167,6 +202,14 @@ impl Metrics {
 
     pub(crate) fn answer_ended(&self) {
         self.0.answers_running.dec();
+    }
+
+    pub(crate) fn routed(&self, remote: bool) {
+        self.0.routed.get_or_create(&PlaceLabels::of(remote)).inc();
+    }
+
+    pub(crate) fn continued(&self, remote: bool) {
+        self.0.continued.get_or_create(&PlaceLabels::of(remote)).inc();
     }
 
     pub(crate) fn first_token(&self, labels: &ModelLabels, after: Duration) {

@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, SharingState};
 
 /// Longest wait for a backend to say how it is.
 const HEALTH_TIME_MAX: Duration = Duration::from_secs(2);
@@ -104,6 +104,8 @@ pub(crate) struct StatusAnswer {
     architecture: String,
     ip: String,
     port: u16,
+    /// What it does for the other nodes.
+    sharing: SharingState,
 }
 
 /// Says that the node lives. The only route that never needs a key.
@@ -126,7 +128,7 @@ pub(crate) async fn identity(State(app): State<SharedApp>) -> Json<IdentityAnswe
     let node = &app.services.node;
     let hardware = node.sample.borrow().hardware.clone();
     let notes = backend_troubles(&app).await;
-    let works = notes.len() < app.services.backends.all().len();
+    let works = notes.len() < app.services.backends.own().len();
     let gpu = hardware.best_gpu();
     Json(IdentityAnswer {
         node_id: node.node_id.to_string(),
@@ -158,7 +160,7 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
     let node = &app.services.node;
     let sample = node.sample.borrow().clone();
     let hardware = sample.hardware;
-    let works = backend_troubles(&app).await.len() < app.services.backends.all().len();
+    let works = backend_troubles(&app).await.len() < app.services.backends.own().len();
     let gpu = hardware.best_gpu();
     let ip = match app.bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => hardware.lan_ip.clone().unwrap_or_else(|| ip.to_string()),
@@ -190,6 +192,7 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
         architecture: hardware.architecture.clone(),
         ip,
         port: app.bound.port(),
+        sharing: sharing::state_of(&app),
     })
 }
 
@@ -208,22 +211,30 @@ fn mesh_of(app: &App) -> Result<&Arc<dyn Mesh>, ApiError> {
     app.services.mesh.as_ref().ok_or_else(|| ApiError::mesh_unavailable("this node has no mesh"))
 }
 
-/// Asks every backend how it is and returns what those that do not work say.
+/// Asks every backend of this node how it is and returns what those that do not work say.
 async fn backend_troubles(app: &App) -> Vec<String> {
     let ask = |name: &str, health: Option<Health>| match health {
         Some(Health::Ready) => None,
         Some(Health::Unavailable(reason)) => Some(format!("backend {name}: {reason}")),
         None => Some(format!("backend {name}: no answer within {} s", HEALTH_TIME_MAX.as_secs())),
     };
-    let backends = app.services.backends.all().iter();
-    let asked =
-        backends.map(|named| async { ask(&named.name, timeout(HEALTH_TIME_MAX, named.backend.health()).await.ok()) });
+    let asked = app.services.backends.own().into_iter().map(async |named| {
+        let health = timeout(HEALTH_TIME_MAX, named.backend.health()).await.ok();
+        ask(&named.name, health)
+    });
     join_all(asked).await.into_iter().flatten().collect()
 }
 
+/// Names the models of this node itself.
 async fn model_names(app: &App) -> Vec<String> {
-    let models = app.services.backends.models().await;
-    models.into_iter().filter(|listed| listed.first).map(|listed| listed.info.name.to_string()).collect()
+    let mut names: Vec<String> = Vec::new();
+    for listed in app.services.backends.models().await.into_iter().filter(|listed| listed.node.is_none()) {
+        let name = listed.info.name.to_string();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn uptime_seconds(app: &App) -> f64 {

@@ -3,15 +3,17 @@
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
-use utoipa::openapi::{Content, OpenApi as Document, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{Content, OpenApi as Document, Ref, RefOr, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use crate::app::SharedApp;
 use crate::error::{Dialect, OllamaError, OpenAiError, Problem};
+use crate::inference;
 use crate::openai::request::ContentPart;
 use crate::openai::response::{ChatCompletionChunk, Completion};
 
@@ -70,7 +72,7 @@ const HAS_BODY: &[(u16, &str)] = &[
         400,
         "The request is at fault: not JSON, a wrong type, a value out of range, a prompt over the context, something unsupported",
     ),
-    (404, "No backend has this model"),
+    (404, "No backend has this model, or no node is called as x-bombus-scope says"),
     (408, "The request's body did not arrive in time"),
     (413, "The request's body is too large"),
     (429, "Too many requests are waiting; Retry-After says when to try again"),
@@ -90,7 +92,32 @@ const HAS_NATIVE_BODY: &[(u16, &str)] = &[
     (413, "The request's body is too large"),
 ];
 
-/// Adds the errors that a request can meet on its way to any handler.
+/// The routes whose requests go to a model, wherever in the swarm it is.
+const INFERENCE: &[&str] = &[
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
+];
+
+/// Describes the header that says where a request may be answered.
+fn scope_header() -> Parameter {
+    let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^(local|remote|node=.+)$"));
+    ParameterBuilder::new()
+        .name(inference::SCOPE_HEADER.as_str())
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(
+            "Where the request may be answered: `local`, `remote`, or `node=` and a node's name, its id, or a beginning of either",
+        ))
+        .schema(Some(text))
+        .build()
+}
+
+/// Adds what requests to any handler of a kind have in common: headers, and the errors that they can meet on their way.
 pub(crate) fn complete(document: &mut Document) {
     for (path, item) in &mut document.paths.paths {
         let dialect = Dialect::of(path);
@@ -99,6 +126,9 @@ pub(crate) fn complete(document: &mut Document) {
             Dialect::Ollama => ("OllamaError", "application/json"),
             Dialect::Native => ("Problem", "application/problem+json"),
         };
+        if let Some(operation) = item.post.as_mut().filter(|_| INFERENCE.contains(&path.as_str())) {
+            operation.parameters.get_or_insert_default().push(RefOr::T(scope_header()));
+        }
         for operation in [&mut item.get, &mut item.post, &mut item.delete].into_iter().flatten() {
             add_errors(operation, ANY, schema, content_type);
             if path != "/health" {

@@ -81,6 +81,9 @@ pub(crate) fn build(config: HttpConfig, services: Services, bound: SocketAddr) -
     let (mut router, mut document) = routes().split_for_parts();
     openapi::complete(&mut document);
     let document = document.to_json().expect("an API document has a JSON form");
+    if let Some(mesh) = &services.mesh {
+        native::sharing::report(mesh, &services.metrics);
+    }
     let app = Arc::new(App::new(config, services, bound, Bytes::from(document)));
 
     router = router.fallback(unknown_route).method_not_allowed_fallback(method_not_allowed);

@@ -2,17 +2,18 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue};
-use bombus_core::chat::{ChatEvent, ChatRequest};
+use bombus_core::chat::{Answerer, ChatEvent, ChatRequest};
+use bombus_core::identity::NodeId;
 use bombus_infer::{BackendError, Route};
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{ROUTE_HEADER, TRUNCATED_HEADER, Target, route_header};
+use super::{Continuation, ROUTE_HEADER, TRUNCATED_HEADER, Target, route_header};
 use crate::Metrics;
 use crate::app::SharedApp;
 use crate::error::ApiError;
-use crate::metrics::ModelLabels;
+use crate::metrics::{ModelLabels, label_of};
 
 /// Most answers of one request that are generated at a time; the others follow as these end.
 const RUNNING_MAX: usize = 16;
@@ -31,12 +32,15 @@ pub(crate) struct Answers {
     target: Route,
     route: HeaderValue,
     truncation: Option<Truncation>,
+    /// Who went on with answers that broke off, as far as the client was not told at their ends.
+    continued: Vec<Continuation>,
+    own: NodeId,
 }
 
 /// What comes of an answer.
 enum Piece {
     /// A backend has taken it on.
-    Begun { labels: ModelLabels, route: HeaderValue },
+    Begun { labels: ModelLabels, route: HeaderValue, remote: bool },
     /// More of it.
     Event(ChatEvent),
 }
@@ -89,12 +93,14 @@ impl Answers {
             target: route,
             route: HeaderValue::from_static(""),
             truncation: None,
+            continued: Vec::new(),
+            own: app.services.node.node_id.clone(),
         };
         answers.first = answers.next().await.transpose()?;
         Ok(answers)
     }
 
-    /// Returns the value of the `x-bombus-route` header.
+    /// Returns the value of the `x-bombus-route` header: who answers or, once another went on, who did so last.
     pub(crate) fn route(&self) -> HeaderValue {
         self.route.clone()
     }
@@ -112,6 +118,24 @@ impl Answers {
             headers.insert(TRUNCATED_HEADER, truncation.header());
         }
         headers
+    }
+
+    /// Returns who has just gone on with an answer.
+    pub(crate) fn last_continuation(&self) -> Option<&Continuation> {
+        self.continued.last()
+    }
+
+    /// Takes out who went on with an answer each time that it broke off.
+    pub(crate) fn take_continued(&mut self, index: usize) -> Vec<Continuation> {
+        if self.meter.answers.len() == 1 {
+            return std::mem::take(&mut self.continued);
+        }
+        self.continued.extract_if(.., |one| one.index == Some(index)).collect()
+    }
+
+    /// Returns who went on with answers each time that one broke off.
+    pub(crate) fn into_continued(self) -> Vec<Continuation> {
+        self.continued
     }
 
     /// Returns whether every answer has ended.
@@ -145,8 +169,8 @@ impl Answers {
                 }
             };
             let event = match piece {
-                Piece::Begun { labels, route } => {
-                    self.meter.answers[index].labels = labels;
+                Piece::Begun { labels, route, remote } => {
+                    self.meter.begun(index, labels, remote);
                     if self.route.is_empty() {
                         self.route = route;
                     }
@@ -156,19 +180,25 @@ impl Answers {
             };
             self.patience.renew();
             self.meter.count(index, &event);
-            match event {
+            match &event {
                 ChatEvent::Truncated { messages, prompt_tokens } => {
+                    let (messages, prompt_tokens) = (*messages, *prompt_tokens);
                     self.truncation.get_or_insert(Truncation { messages, prompt_tokens });
                 }
+                ChatEvent::Continued { by, reason } => self.note_continuation(index, by, reason),
                 ChatEvent::Done { .. } => self.open -= 1,
-                ChatEvent::AnsweredBy(_)
-                | ChatEvent::Continued { .. }
-                | ChatEvent::Thinking(_)
-                | ChatEvent::Delta(_)
-                | ChatEvent::ToolCall(_) => {}
+                ChatEvent::AnsweredBy(_) | ChatEvent::Thinking(_) | ChatEvent::Delta(_) | ChatEvent::ToolCall(_) => {}
             }
             return Some(Ok((index, event)));
         }
+    }
+
+    fn note_continuation(&mut self, index: usize, by: &Answerer, reason: &str) {
+        self.meter.continued(index, by);
+        let told_apart = (self.meter.answers.len() > 1).then_some(index);
+        let continuation = Continuation::new(told_apart, by, &self.own, reason);
+        self.route = continuation.route();
+        self.continued.push(continuation);
     }
 
     fn fail(&mut self, index: usize, error: BackendError) -> ApiError {
@@ -197,8 +227,8 @@ fn run(
     let begun = async move {
         let routed = route.chat(request).await?;
         let model = route.best().1.name.to_string();
-        let labels = ModelLabels { model, backend: routed.backend.clone() };
-        let begun = Piece::Begun { labels, route: route_header(&app, &routed) };
+        let labels = ModelLabels { model, backend: label_of(routed.node.as_ref(), &routed.backend) };
+        let begun = Piece::Begun { labels, route: route_header(&app, &routed), remote: routed.node.is_some() };
         Ok::<_, BackendError>(stream::iter([Ok(begun)]).chain(routed.value.map_ok(Piece::Event)))
     };
     stream::once(begun).try_flatten()
@@ -261,6 +291,18 @@ impl Meter {
         metrics.answer_begun();
         let answers = vec![Counted { labels, tokens: 0 }; answers.max(1)];
         Self { metrics, begun: Instant::now(), saw_token: false, answers }
+    }
+
+    /// A backend has taken an answer on.
+    fn begun(&mut self, index: usize, labels: ModelLabels, remote: bool) {
+        self.metrics.routed(remote);
+        self.answers[index].labels = labels;
+    }
+
+    /// Another backend goes on with an answer.
+    fn continued(&mut self, index: usize, by: &Answerer) {
+        self.metrics.continued(by.node.is_some());
+        self.answers[index].labels.backend = label_of(by.node.as_ref(), &by.backend);
     }
 
     fn count(&mut self, index: usize, event: &ChatEvent) {

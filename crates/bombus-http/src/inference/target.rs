@@ -4,7 +4,7 @@ use bombus_infer::Route;
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::metrics::ModelLabels;
+use crate::metrics::{ModelLabels, label_of};
 
 /// What a request goes to.
 pub(crate) struct Target {
@@ -26,6 +26,13 @@ impl Target {
         Ok(Self { route, model })
     }
 
+    /// Takes note of how many answers each prompt gets. Of several, one that breaks off ends: nobody could tell which of them a comment
+    /// at the seam is about.
+    pub(crate) fn for_answers(self, count: u32) -> Self {
+        let Self { route, model } = self;
+        Self { route: if count > 1 { route.without_continuation() } else { route }, model }
+    }
+
     /// Returns what the backend that is asked first says about the model.
     pub(crate) fn info(&self) -> &ModelInfo {
         self.route.best().1
@@ -34,7 +41,8 @@ impl Target {
     /// Names model and backend as metrics do, as long as nothing has answered yet.
     pub(crate) fn labels(&self) -> ModelLabels {
         let (named, info) = self.route.best();
-        ModelLabels { model: info.name.to_string(), backend: named.name.clone() }
+        let node = named.peer.as_ref().map(|peer| peer.node());
+        ModelLabels { model: info.name.to_string(), backend: label_of(node, &named.name) }
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::app::{App, SharedApp};
+use crate::models;
 
 /// The models of the swarm.
 #[derive(Serialize, ToSchema)]
@@ -78,14 +79,14 @@ pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelsAnswer> {
 }
 
 impl PlaceAnswer {
-    fn of(app: &App, listed: Listed<'_>) -> Self {
-        let node = &app.services.node;
+    fn of(app: &App, listed: Listed) -> Self {
+        let (node_id, name) = models::node_of(app, &listed);
         Self {
-            node_id: node.node_id.to_string(),
-            name: node.name.clone(),
-            here: true,
-            backend: listed.backend.name.clone(),
+            node_id,
+            name,
+            here: listed.node.is_none(),
             kind: listed.backend.kind,
+            backend: listed.backend.name,
             alias_of: listed.alias_of,
             warm: listed.info.warm,
             size: listed.info.size_bytes,

@@ -1,16 +1,16 @@
 //! Who is in the swarm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::mesh_of;
+use super::{mesh_of, sharing};
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
-use crate::mesh::{Membership, Peer, PeerState};
+use crate::mesh::{Membership, Peer, PeerState, SharingState};
 
 /// The swarm at a glance.
 #[derive(Serialize, ToSchema)]
@@ -29,6 +29,10 @@ pub(crate) struct SwarmAnswer {
     /// How busy the processors are on average, 0 to 100, where any node tells it.
     #[schema(required)]
     cpu_usage_percent: Option<f64>,
+    /// Names of the nodes whose owners have them take no requests of others for now.
+    paused: Vec<String>,
+    /// Names of the nodes that are about to go.
+    draining: Vec<String>,
     /// This node.
     own: Peer,
 }
@@ -41,6 +45,32 @@ struct NodeCounts {
     gone: usize,
 }
 
+/// A node of the swarm, and what it does for this one.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct PeerAnswer {
+    #[serde(flatten)]
+    peer: Peer,
+    /// Absent where it offers nothing to this node, or there is no connection.
+    #[schema(required)]
+    sharing: Option<Offered>,
+}
+
+/// How a node stands to requests of this one.
+#[derive(Clone, Serialize, ToSchema)]
+struct Offered {
+    /// Whether its owner has it take no requests of others for now.
+    paused: bool,
+    /// Whether it is about to go and takes no requests any more.
+    draining: bool,
+    /// Requests of others that it is answering.
+    running: u32,
+    /// Requests of others that wait for one of its slots.
+    waiting: u32,
+    /// Most requests of others at a time, where that is limited.
+    #[schema(required)]
+    slots: Option<u32>,
+}
+
 /// Where a model is.
 #[derive(Serialize, ToSchema)]
 struct ModelPlaces {
@@ -51,9 +81,29 @@ struct ModelPlaces {
 
 /// Lists the other nodes of the swarm, those that are gone for a while included.
 #[utoipa::path(get, operation_id = "peers", path = "/peers", tag = "native",
-    responses((status = 200, description = "The peers; empty where the node is alone", body = Vec<Peer>)))]
-pub(crate) async fn list(State(app): State<SharedApp>) -> Json<Vec<Peer>> {
-    Json(app.services.mesh.as_ref().map(|mesh| mesh.peers()).unwrap_or_default())
+    responses((status = 200, description = "The peers; empty where the node is alone", body = Vec<PeerAnswer>)))]
+pub(crate) async fn list(State(app): State<SharedApp>) -> Json<Vec<PeerAnswer>> {
+    let offers = offers(&app);
+    let peers = app.services.mesh.as_ref().map(|mesh| mesh.peers()).unwrap_or_default();
+    let told = peers.into_iter().map(|peer| PeerAnswer { sharing: offers.get(peer.node_id.as_str()).cloned(), peer });
+    Json(told.collect())
+}
+
+/// Looks up how each node that offers anything stands to requests of this one, by its id.
+fn offers(app: &App) -> HashMap<String, Offered> {
+    let peers = app.services.backends.all().into_iter().filter_map(|named| named.peer);
+    let offered = peers.filter_map(|peer| {
+        let now = peer.now();
+        let offered = Offered {
+            paused: now.paused,
+            draining: now.draining,
+            running: now.running,
+            waiting: now.waiting,
+            slots: now.slots,
+        };
+        now.reachable.then(|| (peer.node().to_string(), offered))
+    });
+    offered.collect()
 }
 
 /// Sums the swarm up: nodes, tiers, models, load.
@@ -61,7 +111,9 @@ pub(crate) async fn list(State(app): State<SharedApp>) -> Json<Vec<Peer>> {
     responses((status = 200, description = "The swarm", body = SwarmAnswer)))]
 pub(crate) async fn swarm(State(app): State<SharedApp>) -> Result<Json<SwarmAnswer>, ApiError> {
     let mesh = mesh_of(&app)?;
-    Ok(Json(SwarmAnswer::of(mesh.membership().await, mesh.own(), &mesh.peers())))
+    let mut answer = SwarmAnswer::of(mesh.membership().await, mesh.own(), &mesh.peers());
+    answer.add_sharing(&sharing::state_of(&app), &mesh.peers(), &offers(&app));
+    Ok(Json(answer))
 }
 
 /// Counts the peers that are not gone.
@@ -100,8 +152,25 @@ impl SwarmAnswer {
             running: here().filter_map(|node| node.running).sum(),
             slots: here().filter_map(|node| node.slots).sum(),
             cpu_usage_percent: mean,
+            paused: Vec::new(),
+            draining: Vec::new(),
             membership,
             own,
+        }
+    }
+
+    /// Adds who takes no requests of others.
+    fn add_sharing(&mut self, own: &SharingState, peers: &[Peer], offers: &HashMap<String, Offered>) {
+        let here = peers.iter().filter(|peer| peer.state != PeerState::Gone);
+        let offered = here.filter_map(|peer| Some((&peer.hostname, offers.get(&peer.node_id)?)));
+        let all = offered.map(|(name, offered)| (name, offered.paused, offered.draining));
+        for (name, paused, draining) in std::iter::once((&self.own.hostname, own.paused, own.draining)).chain(all) {
+            if paused {
+                self.paused.push(name.clone());
+            }
+            if draining {
+                self.draining.push(name.clone());
+            }
         }
     }
 }

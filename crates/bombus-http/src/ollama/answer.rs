@@ -14,7 +14,7 @@ use super::response::{
 };
 use super::timestamp;
 use crate::error::ApiError;
-use crate::inference::{Answers, ROUTE_HEADER, Truncation, body_of};
+use crate::inference::{Answers, Continuation, ROUTE_HEADER, Truncation, body_of};
 
 const LINES_TYPE: &str = "application/x-ndjson";
 const OBJECT_TYPE: &str = "application/json; charset=utf-8";
@@ -64,6 +64,7 @@ struct End {
     reason: &'static str,
     metrics: Metrics,
     context: Vec<u32>,
+    continued: Vec<Continuation>,
 }
 
 impl Head {
@@ -72,7 +73,7 @@ impl Head {
         let logprobs: Vec<_> = piece.logprobs.into_iter().map(Logprob::of).collect();
         let done = end.is_some();
         let done_reason = end.as_ref().map(|end| end.reason);
-        let End { metrics, context, .. } = end.unwrap_or_default();
+        let End { metrics, context, continued, .. } = end.unwrap_or_default();
         let written = match self.form {
             Form::Generate => serde_json::to_vec(&GenerateResponse {
                 model: &self.model,
@@ -84,6 +85,7 @@ impl Head {
                 done_reason,
                 context: &context,
                 logprobs: &logprobs,
+                continued: &continued,
                 metrics,
             }),
             Form::Chat => serde_json::to_vec(&ChatResponse {
@@ -98,6 +100,7 @@ impl Head {
                 done,
                 done_reason,
                 logprobs: &logprobs,
+                continued: &continued,
                 metrics,
             }),
         };
@@ -120,6 +123,16 @@ struct Reader {
 }
 
 impl Reader {
+    /// Waits for the next event and reads it.
+    async fn next(&mut self, answers: &mut Answers) -> Result<Option<(Piece, Option<End>)>, ApiError> {
+        let Some(event) = answers.next().await.transpose()? else { return Ok(None) };
+        let (piece, mut end) = self.read(event.1);
+        if let Some(end) = &mut end {
+            end.continued = answers.take_continued(event.0);
+        }
+        Ok(Some((piece, end)))
+    }
+
     fn read(&mut self, event: ChatEvent) -> (Piece, Option<End>) {
         let mut piece = Piece::default();
         match event {
@@ -144,7 +157,7 @@ impl Reader {
                     FinishReason::Length => "length",
                 };
                 let metrics = Metrics::of(self.begun.elapsed(), &timings, &usage);
-                return (piece, Some(End { reason, metrics, context: tokens }));
+                return (piece, Some(End { reason, metrics, context: tokens, continued: Vec::new() }));
             }
         }
         (piece, None)
@@ -174,7 +187,6 @@ fn add_call(call: ToolCallDelta, piece: &mut Piece) {
 ///
 /// What fails before the first token; of one object, whatever fails.
 pub(super) async fn respond(mut answers: Answers, head: Head, stream: bool) -> Result<Response, ApiError> {
-    let mut headers = answers.headers();
     if let Some(Truncation { messages, prompt_tokens }) = answers.truncated() {
         tracing::info!(
             model = head.model,
@@ -184,8 +196,10 @@ pub(super) async fn respond(mut answers: Answers, head: Head, stream: bool) -> R
         );
     }
     let mut reader = Reader { begun: head.begun, with_logprobs: head.with_logprobs, calls: Vec::new() };
-    let mut next = answers.next().await.transpose()?.map(|(_, event)| reader.read(event));
+    let mut next = reader.next(&mut answers).await?;
+    let mut headers;
     let (content_type, body) = if stream {
+        headers = answers.headers();
         let lines = async_stream::stream! {
             while let Some((piece, end)) = next.take() {
                 if end.is_some() && !piece.is_empty() {
@@ -194,10 +208,9 @@ pub(super) async fn respond(mut answers: Answers, head: Head, stream: bool) -> R
                 } else if end.is_some() || !piece.is_empty() {
                     yield line(head.write(piece, end));
                 }
-                next = match answers.next().await {
-                    None => None,
-                    Some(Ok((_, event))) => Some(reader.read(event)),
-                    Some(Err(error)) => {
+                next = match reader.next(&mut answers).await {
+                    Ok(next) => next,
+                    Err(error) => {
                         let told = serde_json::to_vec(&error.ollama_body()).expect("an error has a JSON form");
                         yield line(told);
                         return;
@@ -214,8 +227,10 @@ pub(super) async fn respond(mut answers: Answers, head: Head, stream: bool) -> R
         while let Some((piece, ended)) = next {
             whole.append(piece);
             end = end.or(ended);
-            next = answers.next().await.transpose()?.map(|(_, event)| reader.read(event));
+            next = reader.next(&mut answers).await?;
         }
+        // Another backend may have gone on meanwhile.
+        headers = answers.headers();
         (OBJECT_TYPE, Body::from(head.write(whole, end)))
     };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -31,7 +31,7 @@ pub(crate) async fn find(
 ) -> Result<StatusCode, ApiError> {
     let (digest, sha256) = read(digest)?;
     let named = places::for_new(&app, None).await?;
-    let library = places::library(named)?;
+    let library = places::library(&named)?;
     let is_there = places::wait(&app, places::ASK_TIME_MAX, library.has_blob(&sha256)).await?;
     if is_there { Ok(StatusCode::OK) } else { Err(ApiError::blob_not_found(&digest)) }
 }
@@ -49,7 +49,7 @@ pub(crate) async fn create(
 ) -> Result<StatusCode, ApiError> {
     let (_, sha256) = read(digest)?;
     let named = places::for_new(&app, None).await?;
-    let library = places::library(named)?;
+    let library = places::library(&named)?;
     let is_there = places::wait(&app, places::ASK_TIME_MAX, library.has_blob(&sha256)).await?;
     let bytes_max = app.config.limits.blob_bytes_max;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());

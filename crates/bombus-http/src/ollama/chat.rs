@@ -13,7 +13,7 @@ use super::{model_name, residence, translate};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::inference::Answers;
+use crate::inference::{Answers, Scoped};
 
 /// Answers a conversation, as lines of JSON or as one object. Without messages it loads the model, or unloads it.
 #[utoipa::path(post, operation_id = "ollama_chat", path = "/api/chat", tag = "ollama", request_body = ChatRequest,
@@ -22,6 +22,7 @@ use crate::inference::Answers;
     ))))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
+    Scoped(scope): Scoped,
     JsonBody { value: mut given, .. }: JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
@@ -32,7 +33,7 @@ pub(crate) async fn create(
         Head { form: Form::Chat, model: model_name(&app, named)?, begun, with_logprobs: request.logprobs.is_some() };
     let messages = translate::messages(given.messages.unwrap_or_default())?;
     if residence::ends_at_once(request.keep_alive) && messages.is_empty() {
-        let route = residence::unload(&app, &head.model).await?;
+        let route = residence::unload(&app, &head.model, &scope).await?;
         return Ok(head.without_text("unload", route));
     }
 
@@ -44,10 +45,10 @@ pub(crate) async fn create(
     if messages.iter().flat_map(|message| &message.content).any(|part| matches!(part, Part::Image(_))) {
         needs.push(ModelCapability::Vision);
     }
-    let target = residence::target(&app, &head, &mut request, needs).await?;
+    let target = residence::target(&app, &head, &mut request, needs, &scope).await?;
     if messages.is_empty() {
         let backend = &target.route.best().0.name;
-        let route = residence::load(&app, &head.model, Some(backend), request.keep_alive).await?;
+        let route = residence::load(&app, &head.model, &scope, Some(backend), request.keep_alive).await?;
         return Ok(head.without_text("load", route));
     }
     request.model.clone_from(&head.model);

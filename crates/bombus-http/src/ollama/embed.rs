@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
 use bombus_core::chat::{EmbedInput, EmbedRequest as CoreRequest, EmbedResponse as CoreResponse, KeepAlive};
-use bombus_core::placement::Need;
+use bombus_core::placement::{Need, Scope};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -16,7 +16,7 @@ use super::{model_name, residence};
 use crate::app::{App, SharedApp};
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::inference::{self, ROUTE_HEADER, Target, route_header};
+use crate::inference::{self, ROUTE_HEADER, Scoped, Target, route_header};
 
 /// Most texts in a list.
 const INPUTS_MAX: usize = 2_048;
@@ -26,6 +26,7 @@ const INPUTS_MAX: usize = 2_048;
     responses((status = 200, description = "The vectors", body = EmbedResponse)))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
+    Scoped(scope): Scoped,
     JsonBody { value: given, .. }: JsonBody<EmbedRequest>,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
@@ -40,7 +41,7 @@ pub(crate) async fn create(
         ..CoreRequest::new(model.clone(), inputs)
     };
     let loads_only = request.inputs.is_empty();
-    let (made, route) = make(&app, request).await?;
+    let (made, route) = make(&app, request, scope).await?;
     let total_duration = nanoseconds(begun.elapsed());
     let answer = EmbedResponse {
         model,
@@ -57,6 +58,7 @@ pub(crate) async fn create(
     responses((status = 200, description = "The vector", body = EmbeddingsResponse)))]
 pub(crate) async fn create_one(
     State(app): State<SharedApp>,
+    Scoped(scope): Scoped,
     JsonBody { value: given, .. }: JsonBody<EmbeddingsRequest>,
 ) -> Result<Response, ApiError> {
     Options::read(given.options)?;
@@ -64,7 +66,7 @@ pub(crate) async fn create_one(
     let inputs = text.into_iter().map(EmbedInput::Text).collect();
     let keep_alive = given.keep_alive.map(|field| field.0);
     let request = CoreRequest { keep_alive, ..CoreRequest::new(model_name(&app, given.model)?, inputs) };
-    let (made, route) = make(&app, request).await?;
+    let (made, route) = make(&app, request, scope).await?;
     let answer = EmbeddingsResponse { embedding: made.vectors.into_iter().next().unwrap_or_default() };
     Ok(([(ROUTE_HEADER, route)], Json(answer)).into_response())
 }
@@ -89,13 +91,13 @@ fn inputs(given: Option<Value>) -> Result<Vec<EmbedInput>, ApiError> {
 }
 
 /// Makes vectors, or loads the model where there is nothing to make one of; returns what names the backend in the answer, too.
-async fn make(app: &App, request: CoreRequest) -> Result<(CoreResponse, HeaderValue), ApiError> {
+async fn make(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResponse, HeaderValue), ApiError> {
     let model = request.model.clone();
     let made = if request.inputs.is_empty() {
-        let route = load(app, &model, request.keep_alive).await;
+        let route = load(app, &model, &scope, request.keep_alive).await;
         route.map(|route| (CoreResponse { vectors: Vec::new(), prompt_tokens: 0 }, route))
     } else {
-        embed(app, request).await
+        embed(app, request, scope).await
     };
     made.map_err(|error| match error.code {
         Some("model_not_found") => {
@@ -105,16 +107,16 @@ async fn make(app: &App, request: CoreRequest) -> Result<(CoreResponse, HeaderVa
     })
 }
 
-async fn load(app: &App, model: &str, keep_alive: Option<KeepAlive>) -> Result<HeaderValue, ApiError> {
+async fn load(app: &App, model: &str, scope: &Scope, keep_alive: Option<KeepAlive>) -> Result<HeaderValue, ApiError> {
     if residence::ends_at_once(keep_alive) {
-        return residence::unload(app, model).await;
+        return residence::unload(app, model, scope).await;
     }
-    residence::load(app, model, None, keep_alive).await
+    residence::load(app, model, scope, None, keep_alive).await
 }
 
-async fn embed(app: &App, request: CoreRequest) -> Result<(CoreResponse, HeaderValue), ApiError> {
+async fn embed(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResponse, HeaderValue), ApiError> {
     // Models that generate text make vectors too, at some backends: each says itself what it cannot do.
-    let target = Target::find(app, Some(request.model.clone()), Need::default()).await?;
+    let target = Target::find(app, Some(request.model.clone()), Need::default().within(scope)).await?;
     let routed = inference::embed(app, &target, request).await?;
     let route = route_header(app, &routed);
     Ok((routed.value, route))

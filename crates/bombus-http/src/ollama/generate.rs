@@ -13,7 +13,7 @@ use super::{model_name, residence, translate};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::inference::Answers;
+use crate::inference::{Answers, Scoped};
 
 /// Answers a prompt, as lines of JSON or as one object. Without a prompt it loads the model, or unloads it.
 #[utoipa::path(post, operation_id = "ollama_generate", path = "/api/generate", tag = "ollama", request_body = GenerateRequest,
@@ -22,6 +22,7 @@ use crate::inference::Answers;
     ))))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
+    Scoped(scope): Scoped,
     JsonBody { value: mut given, .. }: JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
@@ -36,15 +37,15 @@ pub(crate) async fn create(
     };
     let prompt = given.prompt.take().unwrap_or_default();
     if residence::ends_at_once(request.keep_alive) && prompt.is_empty() {
-        let route = residence::unload(&app, &head.model).await?;
+        let route = residence::unload(&app, &head.model, &scope).await?;
         return Ok(head.without_text("unload", route));
     }
 
     let form = PromptForm::of(given, prompt)?;
-    let target = residence::target(&app, &head, &mut request, form.needs()).await?;
+    let target = residence::target(&app, &head, &mut request, form.needs(), &scope).await?;
     if form.prompt.is_empty() {
         let backend = &target.route.best().0.name;
-        let route = residence::load(&app, &head.model, Some(backend), request.keep_alive).await?;
+        let route = residence::load(&app, &head.model, &scope, Some(backend), request.keep_alive).await?;
         return Ok(head.without_text("load", route));
     }
     request.model.clone_from(&head.model);

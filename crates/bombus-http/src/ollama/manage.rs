@@ -44,7 +44,7 @@ pub(crate) async fn pull(
     let model = required(given.model, given.name)?;
     places::parse(&model)?;
     let named = places::for_new(&app, Some(&model)).await?;
-    let library = places::library(named)?;
+    let library = places::library(&named)?;
     let steps = places::wait(&app, progress::STEP_TIME_MAX, library.pull(&model)).await?;
     progress::respond(app.clone(), named.name.clone(), steps, given.stream.unwrap_or(true)).await
 }
@@ -79,7 +79,7 @@ pub(crate) async fn delete(
         return Err(ApiError::invalid_value("model", format!("name {model:?} is invalid")));
     }
     let place = places::managed(&app, &model).await?;
-    let library = places::library(place.backend)?;
+    let library = places::library(&place.backend)?;
     let was_there = places::wait(&app, places::ASK_TIME_MAX, library.delete(&place.name_there())).await?;
     app.services.backends.refresh(&place.backend.name).await;
     if was_there { Ok(StatusCode::OK) } else { Err(ApiError::model_not_found(&model)) }
@@ -112,7 +112,7 @@ pub(crate) async fn copy(
         _ => error,
     };
     let place = places::managed(&app, &given.source).await.map_err(not_found)?;
-    let library = places::library(place.backend)?;
+    let library = places::library(&place.backend)?;
     let was_there = places::wait(&app, places::ASK_TIME_MAX, library.copy(&place.name_there(), &to)).await?;
     app.services.backends.refresh(&place.backend.name).await;
     if was_there { Ok(StatusCode::OK) } else { Err(not_found(ApiError::model_not_found(&given.source))) }
@@ -165,8 +165,11 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let stream = given.stream.unwrap_or(true);
     let request = creation(given)?;
-    let named = places::for_new(&app, request.from.as_deref()).await?;
-    let library = places::library(named)?;
+    let named = match request.from.as_deref() {
+        Some(from) => places::for_derived(&app, from).await?,
+        None => places::for_new(&app, None).await?,
+    };
+    let library = places::library(&named)?;
     let steps = places::wait(&app, progress::STEP_TIME_MAX, library.create(request)).await?;
     progress::respond(app.clone(), named.name.clone(), steps, stream).await
 }

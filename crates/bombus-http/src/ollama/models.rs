@@ -16,28 +16,33 @@ use super::{model_name, modelfile, places, timestamp};
 use crate::app::{App, SharedApp};
 use crate::body::JsonBody;
 use crate::error::ApiError;
+use crate::models::{self, Found};
 
 /// Longest list of a model's file that is told without being asked for.
 const LIST_LENGTH_MAX: usize = 5;
 /// A client that shows this key of the model's file to people as the model's name.
 const COPILOT_AGENT: &str = "GitHubCopilotChat/";
 
-/// Lists the models of all backends, newest first.
+/// Lists the models of the swarm, each name once, newest first.
 #[utoipa::path(get, operation_id = "ollama_tags", path = "/api/tags", tag = "ollama",
     responses((status = 200, description = "The models", body = Tags)))]
 pub(crate) async fn list(State(app): State<SharedApp>) -> Json<Tags> {
-    let listed = app.services.backends.models().await;
-    let mut infos: Vec<ModelInfo> = listed.into_iter().filter(|model| model.first).map(|model| model.info).collect();
-    infos.sort_by_key(|info| std::cmp::Reverse(info.modified_unix_s));
-    let models = infos.into_iter().map(|info| Tag {
+    let mut found = models::all(&app).await;
+    found.sort_by_key(|found| std::cmp::Reverse(found.listed.info.modified_unix_s));
+    Json(Tags { models: found.into_iter().map(tag).collect() })
+}
+
+fn tag(Found { listed, places }: Found) -> Tag {
+    let info = listed.info;
+    Tag {
         name: info.name.to_string(),
         model: info.name.to_string(),
         modified_at: timestamp::of_unix(info.modified_unix_s),
         size: info.size_bytes.unwrap_or(0),
         digest: digest(&info),
         details: Details::of(&info),
-    });
-    Json(Tags { models: models.collect() })
+        bombus: places,
+    }
 }
 
 /// Returns the digest of the weights, or one that stands for it: clients cut pieces off it without looking.
@@ -49,7 +54,8 @@ fn digest(info: &ModelInfo) -> String {
 #[utoipa::path(get, operation_id = "ollama_ps", path = "/api/ps", tag = "ollama",
     responses((status = 200, description = "The models in memory", body = Processes)))]
 pub(crate) async fn running(State(app): State<SharedApp>) -> Json<Processes> {
-    let asked = app.services.backends.all().iter().map(|named| running_at(&app, named));
+    let backends = app.services.backends.all();
+    let asked = backends.iter().map(|named| running_at(&app, named));
     let mut running: Vec<RunningModel> = join_all(asked).await.into_iter().flatten().collect();
     running.sort_by_key(|model| std::cmp::Reverse(model.expires_unix_s.unwrap_or(u64::MAX)));
     let models = running.into_iter().map(|model| Process {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bombus_core::model::ModelName;
+use bombus_core::placement::Scope;
 use bombus_infer::{BackendError, Listed, ModelLibrary, NamedBackend};
 use tokio::time::timeout;
 
@@ -16,7 +17,7 @@ pub(super) const ASK_TIME_MAX: Duration = Duration::from_secs(60);
 pub(super) const LIST_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Finds the backends that have a model, most preferred first; there is at least one.
-pub(super) async fn having<'a>(app: &'a App, model: &str) -> Result<Vec<Listed<'a>>, ApiError> {
+pub(super) async fn having(app: &App, model: &str) -> Result<Vec<Listed>, ApiError> {
     let backends = &app.services.backends;
     let first = backends.find(model).await?;
     let mut places: Vec<_> =
@@ -27,25 +28,72 @@ pub(super) async fn having<'a>(app: &'a App, model: &str) -> Result<Vec<Listed<'
     Ok(places)
 }
 
+/// Finds those of them that a request with this scope may go to; there is at least one.
+pub(super) async fn within(app: &App, model: &str, scope: &Scope) -> Result<Vec<Listed>, ApiError> {
+    let mut places = having(app, model).await?;
+    let fits = |place: &Listed| match scope {
+        Scope::Anywhere => true,
+        Scope::Local => place.node.is_none(),
+        Scope::Remote => place.node.is_some(),
+        Scope::Node(node) => place.node.as_ref() == Some(node),
+    };
+    places.retain(fits);
+    if places.is_empty() { Err(ApiError::model_not_found(model)) } else { Ok(places) }
+}
+
 /// Finds the place of a model whose backend manages its models.
-pub(super) async fn managed<'a>(app: &'a App, model: &str) -> Result<Listed<'a>, ApiError> {
+pub(super) async fn managed(app: &App, model: &str) -> Result<Listed, ApiError> {
     let mut places = having(app, model).await?;
     let managed = places.iter().position(|place| place.backend.backend.library().is_some());
-    match managed {
-        Some(at) => Ok(places.swap_remove(at)),
-        None => Err(unmanaged(&format!("backend '{}', which has model '{model}',", places[0].backend.name))),
+    if let Some(at) = managed {
+        return Ok(places.swap_remove(at));
     }
+    Err(match places.iter().find(|place| place.node.is_none()) {
+        Some(here) => unmanaged(&format!("backend '{}', which has model '{model}',", here.backend.name)),
+        None => elsewhere(model, &places),
+    })
+}
+
+/// Says that a model is at other nodes alone.
+fn elsewhere(model: &str, places: &[Listed]) -> ApiError {
+    let nodes = node_names(places);
+    let name = places[0].node_name.as_deref().unwrap_or("NAME");
+    let message = format!(
+        "model '{model}' is not on this node but on {nodes}; bombus models rm {model} --node {name} acts there"
+    );
+    ApiError::unsupported("model", message)
+}
+
+/// Names the nodes of places.
+pub(super) fn node_names(places: &[Listed]) -> String {
+    let mut names: Vec<&str> = places.iter().map(|place| place.node_name.as_deref().unwrap_or("this node")).collect();
+    names.dedup();
+    let nodes = if names.len() == 1 { "node" } else { "nodes" };
+    format!("{nodes} {}", names.join(", "))
 }
 
 /// Finds the backend that a new model goes to: the one that has a model of this name, or the most preferred one that manages models.
-pub(super) async fn for_new<'a>(app: &'a App, model: Option<&str>) -> Result<&'a NamedBackend, ApiError> {
+pub(super) async fn for_new(app: &App, model: Option<&str>) -> Result<NamedBackend, ApiError> {
     if let Some(model) = model
         && let Ok(place) = managed(app, model).await
     {
         return Ok(place.backend);
     }
-    let mut backends = app.services.backends.all().iter();
+    let mut backends = app.services.backends.all().into_iter();
     backends.find(|named| named.backend.library().is_some()).ok_or_else(|| unmanaged("no backend of this node"))
+}
+
+/// Finds the backend that a model made of another one goes to.
+pub(super) async fn for_derived(app: &App, from: &str) -> Result<NamedBackend, ApiError> {
+    if let Ok(places) = having(app, from).await
+        && places.iter().all(|place| place.node.is_some())
+    {
+        let nodes = node_names(&places);
+        let message =
+            format!("model '{from}' is not on this node but on {nodes}; bombus models pull {from} brings it here");
+        return Err(ApiError::unsupported("from", message));
+    }
+    for_new(app, Some(from)).await
 }
 
 /// Returns what manages a backend's models.

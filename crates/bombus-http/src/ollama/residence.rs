@@ -3,7 +3,7 @@
 use axum::http::HeaderValue;
 use bombus_core::chat::{ChatRequest, KeepAlive, Think};
 use bombus_core::model::ModelCapability;
-use bombus_core::placement::Need;
+use bombus_core::placement::{Need, Scope};
 use bombus_infer::{Listed, Routed};
 use futures::future::join_all;
 
@@ -24,11 +24,12 @@ pub(super) async fn target(
     head: &Head,
     request: &mut ChatRequest,
     mut capabilities: Vec<ModelCapability>,
+    scope: &Scope,
 ) -> Result<Target, ApiError> {
     if matches!(request.think, Some(Think::On | Think::Level(_))) {
         capabilities.push(ModelCapability::Thinking);
     }
-    let need = Need { capabilities, context_tokens: request.context_tokens };
+    let need = Need { context_tokens: request.context_tokens, ..Need::of(capabilities).within(scope.clone()) };
     let target = Target::find(app, Some(head.model.clone()), need).await.map_err(|error| unable(error, head))?;
     if request.think.is_none() && target.info().capabilities.contains(&ModelCapability::Thinking) {
         request.think = Some(Think::On);
@@ -52,10 +53,11 @@ fn unable(error: ApiError, head: &Head) -> ApiError {
 pub(super) async fn load(
     app: &App,
     model: &str,
+    scope: &Scope,
     backend: Option<&str>,
     keep_alive: Option<KeepAlive>,
 ) -> Result<HeaderValue, ApiError> {
-    let places = places::having(app, model).await?;
+    let places = places::within(app, model, scope).await?;
     let place = places.iter().find(|place| Some(place.backend.name.as_str()) == backend).unwrap_or(&places[0]);
     let name = place.name_there();
     let loading = place.backend.backend.load(name.as_str(), keep_alive);
@@ -63,9 +65,18 @@ pub(super) async fn load(
     Ok(told(app, place, "load"))
 }
 
-/// Takes a model out of the memory of every backend that has it, and returns what names the most preferred of them in the answer.
-pub(super) async fn unload(app: &App, model: &str) -> Result<HeaderValue, ApiError> {
-    let places = places::having(app, model).await?;
+/// Takes a model out of the memory of every backend here that has it, and returns what names the most preferred of them in the answer.
+/// What other nodes have in memory is theirs to decide.
+pub(super) async fn unload(app: &App, model: &str, scope: &Scope) -> Result<HeaderValue, ApiError> {
+    let mut places = places::within(app, model, scope).await?;
+    if places.iter().all(|place| place.node.is_some()) {
+        let message = format!(
+            "model '{model}' is on {}, which decides itself what it keeps in memory",
+            places::node_names(&places)
+        );
+        return Err(ApiError::unsupported("keep_alive", message));
+    }
+    places.retain(|place| place.node.is_none());
     let unloads = places.iter().map(async |place| {
         let name = place.name_there();
         places::wait(app, places::ASK_TIME_MAX, place.backend.backend.unload(name.as_str())).await
@@ -75,7 +86,7 @@ pub(super) async fn unload(app: &App, model: &str) -> Result<HeaderValue, ApiErr
     Ok(told(app, &places[0], "unload"))
 }
 
-fn told(app: &App, place: &Listed<'_>, reason: &str) -> HeaderValue {
+fn told(app: &App, place: &Listed, reason: &str) -> HeaderValue {
     let (backend, model) = (place.backend.name.clone(), place.name_there());
-    route_header(app, &Routed { value: (), backend, model, reason: reason.to_owned() })
+    route_header(app, &Routed { value: (), node: place.node.clone(), backend, model, reason: reason.to_owned() })
 }

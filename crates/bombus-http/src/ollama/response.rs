@@ -6,6 +6,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::inference::Continuation;
+use crate::models::Places;
+
 /// What stands for a probability of zero, whose logarithm JSON cannot write.
 const LOGPROB_MIN: f32 = -9999.0;
 
@@ -33,6 +36,9 @@ pub(crate) struct GenerateResponse<'a> {
     pub(super) context: &'a [u32],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub(super) logprobs: &'a [Logprob],
+    /// Who went on with the answer each time that it broke off; only at its end.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(super) continued: &'a [Continuation],
     #[serde(flatten)]
     pub(super) metrics: Metrics,
 }
@@ -53,6 +59,9 @@ pub(crate) struct ChatResponse<'a> {
     pub(super) done_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub(super) logprobs: &'a [Logprob],
+    /// Who went on with the answer each time that it broke off; only at its end.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(super) continued: &'a [Continuation],
     #[serde(flatten)]
     pub(super) metrics: Metrics,
 }
@@ -244,6 +253,8 @@ pub(crate) struct Tag {
     /// SHA-256 of the weights or, where that is unknown, of the model's name.
     pub(super) digest: String,
     pub(super) details: Details,
+    /// Where in the swarm it is.
+    pub(super) bombus: Places,
 }
 
 /// What is known about a model.

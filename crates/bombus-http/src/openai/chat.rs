@@ -7,20 +7,20 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bombus_core::chat::{ChatRequest, Delta, FinishReason, Part, Prompt, ToolCallDelta, ToolChoice};
 use bombus_core::model::ModelCapability;
-use bombus_core::placement::Need;
+use bombus_core::placement::{Need, Scope};
 
 use super::logprobs::ChatLogprobs;
 use super::request::ChatCompletionRequest;
 use super::response::{
     AnswerFunctionCall, AnswerMessage, AnswerToolCall, ChatChoice, ChatChunkChoice, ChatCompletion,
-    ChatCompletionChunk, ChatDelta, ChunkFunctionCall, ChunkToolCall, ServerSentEvent, Timings, Usage,
+    ChatCompletionChunk, ChatDelta, ChunkFunctionCall, ChunkToolCall, ServerSentEvent, Usage,
 };
-use super::stream::{self, Chunks, Collected, EventWriter, StreamPlan, finish_name};
+use super::stream::{self, Chunks, Collected, End, EventWriter, StreamPlan, finish_name};
 use super::{now_unix_s, translate, unique_id};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::inference::{Answers, Target};
+use crate::inference::{Answers, Scoped, Target};
 
 /// Answers a conversation, whole or as a stream of server-sent events.
 #[utoipa::path(post, operation_id = "create_chat_completion", path = "/v1/chat/completions", tag = "openai", request_body = ChatCompletionRequest,
@@ -29,19 +29,25 @@ use crate::inference::{Answers, Target};
     ))))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
+    Scoped(scope): Scoped,
     JsonBody { value: request, bytes }: JsonBody<ChatCompletionRequest>,
 ) -> Result<Response, ApiError> {
-    answer(app, request, bytes).await.map_err(|error| error.rename_param("prompt", "messages"))
+    answer(app, scope, request, bytes).await.map_err(|error| error.rename_param("prompt", "messages"))
 }
 
-async fn answer(app: SharedApp, mut request: ChatCompletionRequest, bytes: usize) -> Result<Response, ApiError> {
+async fn answer(
+    app: SharedApp,
+    scope: Scope,
+    mut request: ChatCompletionRequest,
+    bytes: usize,
+) -> Result<Response, ApiError> {
     let common = request.take_common();
     let (stream, include_usage, count) = (common.stream, common.include_usage, common.n);
     translate::check_count(count)?;
     translate::check_copies("n", count as usize, bytes)?;
     let named = request.model.take();
     let mut request = translate::chat_request(request, common, String::new())?;
-    let target = Target::find(&app, named, need(&request)).await?;
+    let target = Target::find(&app, named, need(&request).within(scope)).await?.for_answers(count);
     request.model.clone_from(&target.model);
     // Clients send it to every model, and what cannot think does not need to be told so.
     request.think = request.think.filter(|_| target.info().capabilities.contains(&ModelCapability::Thinking));
@@ -54,7 +60,6 @@ async fn answer(app: SharedApp, mut request: ChatCompletionRequest, bytes: usize
     if stream {
         return Ok(stream::respond(answers, ChatChunks { head, with_logprobs, include_usage }, plan));
     }
-    let headers = answers.headers();
     let all = stream::collect(answers, &plan).await?;
     let choices = all.answers.into_iter().enumerate();
     let completion = ChatCompletion {
@@ -66,8 +71,9 @@ async fn answer(app: SharedApp, mut request: ChatCompletionRequest, bytes: usize
         choices: choices.map(|(index, answer)| choice(index, answer, with_logprobs)).collect(),
         usage: all.usage,
         timings: all.timings,
+        bombus: all.extras,
     };
-    Ok((headers, Json(completion)).into_response())
+    Ok((all.headers, Json(completion)).into_response())
 }
 
 fn need(request: &ChatRequest) -> Need {
@@ -119,27 +125,23 @@ struct ChatChunks {
 }
 
 impl ChatChunks {
-    fn write(
-        &self,
-        choices: &[ChatChunkChoice<'_>],
-        usage: Option<Usage>,
-        timings: Option<Timings>,
-        out: &mut EventWriter,
-    ) {
-        out.event(&ChatCompletionChunk {
+    /// Builds a chunk without anything beside its choices.
+    fn chunk<'a>(&'a self, choices: &'a [ChatChunkChoice<'a>]) -> ChatCompletionChunk<'a> {
+        ChatCompletionChunk {
             id: &self.head.id,
             object: "chat.completion.chunk",
             created: self.head.created,
             model: &self.head.model,
             system_fingerprint: &self.head.fingerprint,
             choices,
-            usage: self.include_usage.then_some(usage),
-            timings,
-        });
+            usage: self.include_usage.then_some(None),
+            timings: None,
+            bombus: None,
+        }
     }
 
     fn write_delta(&self, index: usize, delta: ChatDelta<'_>, logprobs: Option<ChatLogprobs>, out: &mut EventWriter) {
-        self.write(&[ChatChunkChoice { index, delta, logprobs, finish_reason: None }], None, None, out);
+        out.event(&self.chunk(&[ChatChunkChoice { index, delta, logprobs, finish_reason: None }]));
     }
 }
 
@@ -168,13 +170,13 @@ impl Chunks for ChatChunks {
         self.write_delta(index, ChatDelta { tool_calls: Some([piece]), ..ChatDelta::default() }, None, out);
     }
 
-    fn finish(&mut self, index: usize, reason: FinishReason, timings: Option<Timings>, out: &mut EventWriter) {
+    fn finish(&mut self, index: usize, End { reason, timings, extras }: End, out: &mut EventWriter) {
         let finish_reason = Some(finish_name(reason));
         let choice = ChatChunkChoice { index, delta: ChatDelta::default(), logprobs: None, finish_reason };
-        self.write(&[choice], None, timings, out);
+        out.event(&ChatCompletionChunk { timings, bombus: extras, ..self.chunk(&[choice]) });
     }
 
     fn usage(&mut self, usage: Usage, out: &mut EventWriter) {
-        self.write(&[], Some(usage), None, out);
+        out.event(&ChatCompletionChunk { usage: self.include_usage.then_some(Some(usage)), ..self.chunk(&[]) });
     }
 }

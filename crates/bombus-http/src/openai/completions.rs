@@ -5,21 +5,21 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bombus_core::chat::{Delta, FinishReason, Prompt, ToolCallDelta};
+use bombus_core::chat::{Delta, Prompt, ToolCallDelta};
 use bombus_core::model::ModelCapability;
 use bombus_core::placement::Need;
 
 use super::logprobs::CompletionLogprobs;
 use super::request::CompletionRequest;
-use super::response::{Completion, CompletionChoice, ServerSentEvent, Timings, Usage};
-use super::stream::{self, Chunks, Collected, EventWriter, StreamPlan, finish_name};
+use super::response::{Completion, CompletionChoice, ServerSentEvent, Usage};
+use super::stream::{self, Chunks, Collected, End, EventWriter, StreamPlan, finish_name};
 use super::text_or_list::TextOrList;
 use super::translate::{self, EmptyText, Input};
 use super::{now_unix_s, unique_id};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::inference::{Answers, Target};
+use crate::inference::{Answers, Scoped, Target};
 
 /// The dialect's own default for `max_tokens`.
 const MAX_TOKENS_DEFAULT: u32 = 16;
@@ -33,6 +33,7 @@ const ANSWERS_MAX: usize = 128;
     ))))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
+    Scoped(scope): Scoped,
     JsonBody { value: mut request, bytes }: JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let common = request.take_common();
@@ -56,9 +57,9 @@ pub(crate) async fn create(
     let mut form = translate::generation(common, String::new(), nothing, max_tokens, "logprobs", request.logprobs)?;
     form.suffix = suffix(request.suffix.take(), &inputs)?;
 
-    let mut need = Need::of([ModelCapability::Completion]);
+    let mut need = Need::of([ModelCapability::Completion]).within(scope);
     need.capabilities.extend(form.suffix.as_ref().map(|_| ModelCapability::Insert));
-    let target = Target::find(&app, request.model, need).await?;
+    let target = Target::find(&app, request.model, need).await?.for_answers(count);
     let model = target.model.clone();
     let requests = inputs.into_iter().flat_map(|input| {
         let prompt = match input {
@@ -83,14 +84,14 @@ pub(crate) async fn create(
     if stream {
         return Ok(stream::respond(answers, chunks, plan));
     }
-    let headers = answers.headers();
     let mut all = stream::collect(answers, &plan).await?;
     for (answer, echo) in all.answers.iter_mut().zip(&chunks.echoes) {
         answer.text.insert_str(0, echo);
     }
     let choices: Vec<_> = all.answers.iter().enumerate().map(|(index, answer)| chunks.choice(index, answer)).collect();
-    let completion = chunks.completion(&choices, Some(Some(all.usage)), all.timings);
-    Ok((headers, Json(completion)).into_response())
+    let whole = chunks.completion(&choices);
+    let completion = Completion { usage: Some(Some(all.usage)), timings: all.timings, bombus: all.extras, ..whole };
+    Ok((all.headers, Json(completion)).into_response())
 }
 
 fn check_unsupported(request: &CompletionRequest, count: u32) -> Result<(), ApiError> {
@@ -148,12 +149,8 @@ impl CompletionChunks {
         CompletionChoice { index, text: &answer.text, logprobs, finish_reason }
     }
 
-    fn completion<'a>(
-        &'a self,
-        choices: &'a [CompletionChoice<'a>],
-        usage: Option<Option<Usage>>,
-        timings: Option<Timings>,
-    ) -> Completion<'a> {
+    /// Builds the object, or a chunk of a stream, without anything beside its choices.
+    fn completion<'a>(&'a self, choices: &'a [CompletionChoice<'a>]) -> Completion<'a> {
         Completion {
             id: &self.id,
             object: "text_completion",
@@ -161,26 +158,21 @@ impl CompletionChunks {
             model: &self.model,
             system_fingerprint: &self.fingerprint,
             choices,
-            usage,
-            timings,
+            usage: self.include_usage.then_some(None),
+            timings: None,
+            bombus: None,
         }
     }
 
-    fn write(
-        &self,
-        choices: &[CompletionChoice<'_>],
-        usage: Option<Usage>,
-        timings: Option<Timings>,
-        out: &mut EventWriter,
-    ) {
-        out.event(&self.completion(choices, self.include_usage.then_some(usage), timings));
+    fn write(&self, choice: CompletionChoice<'_>, out: &mut EventWriter) {
+        out.event(&self.completion(&[choice]));
     }
 }
 
 impl Chunks for CompletionChunks {
     fn open(&mut self, index: usize, out: &mut EventWriter) {
         if let Some(text) = self.echoes.get(index) {
-            self.write(&[CompletionChoice { index, text, logprobs: None, finish_reason: None }], None, None, out);
+            self.write(CompletionChoice { index, text, logprobs: None, finish_reason: None }, out);
         }
     }
 
@@ -190,7 +182,7 @@ impl Chunks for CompletionChunks {
             logprobs.extend(&delta.logprobs, &mut self.offsets[index]);
             logprobs
         });
-        self.write(&[CompletionChoice { index, text: &delta.text, logprobs, finish_reason: None }], None, None, out);
+        self.write(CompletionChoice { index, text: &delta.text, logprobs, finish_reason: None }, out);
     }
 
     /// Without a chat template there is nothing that tells thoughts from text.
@@ -199,12 +191,12 @@ impl Chunks for CompletionChunks {
     /// Calls of tools do not occur without a chat template.
     fn tool_call(&mut self, _: usize, _: &ToolCallDelta, _: &mut EventWriter) {}
 
-    fn finish(&mut self, index: usize, reason: FinishReason, timings: Option<Timings>, out: &mut EventWriter) {
-        let finish_reason = Some(finish_name(reason));
-        self.write(&[CompletionChoice { index, text: "", logprobs: None, finish_reason }], None, timings, out);
+    fn finish(&mut self, index: usize, End { reason, timings, extras }: End, out: &mut EventWriter) {
+        let choice = CompletionChoice { index, text: "", logprobs: None, finish_reason: Some(finish_name(reason)) };
+        out.event(&Completion { timings, bombus: extras, ..self.completion(&[choice]) });
     }
 
     fn usage(&mut self, usage: Usage, out: &mut EventWriter) {
-        self.write(&[], Some(usage), None, out);
+        out.event(&Completion { usage: self.include_usage.then_some(Some(usage)), ..self.completion(&[]) });
     }
 }

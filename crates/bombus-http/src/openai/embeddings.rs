@@ -15,20 +15,22 @@ use super::translate::{self, EmptyText, Input};
 use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::inference::{self, ROUTE_HEADER, Target, route_header};
+use crate::inference::{self, ROUTE_HEADER, Scoped, Target, route_header};
 
 /// Makes vectors of texts.
 #[utoipa::path(post, operation_id = "create_embedding", path = "/v1/embeddings", tag = "openai", request_body = EmbeddingRequest,
     responses((status = 200, description = "The vectors", body = EmbeddingList)))]
 pub(crate) async fn create(
     State(app): State<SharedApp>,
+    Scoped(scope): Scoped,
     JsonBody { value: request, .. }: JsonBody<EmbeddingRequest>,
 ) -> Result<Response, ApiError> {
     if request.dimensions == Some(0) {
         return Err(ApiError::invalid_value("dimensions", "'dimensions' has to be at least 1"));
     }
     let inputs = translate::inputs("input", request.input, EmptyText::Refused)?;
-    let target = Target::find(&app, request.model, Need::of([ModelCapability::Embedding])).await?;
+    let need = Need::of([ModelCapability::Embedding]).within(scope);
+    let target = Target::find(&app, request.model, need).await?;
     let inputs = inputs.into_iter().map(|input| match input {
         Input::Text(text) => EmbedInput::Text(text),
         Input::Tokens(tokens) => EmbedInput::Tokens(tokens),

@@ -3,18 +3,16 @@
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use bombus_core::model::ModelInfo;
 
 use super::response::{Model, ModelList, ModelMeta};
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
+use crate::models::{self, Found};
 
-/// Lists the models of all backends, each name once, as the most preferred backend describes it.
+/// Lists the models of the swarm, each name once, as the most preferred backend describes it.
 #[utoipa::path(get, operation_id = "list_models", path = "/v1/models", tag = "openai", responses((status = 200, description = "The models", body = ModelList)))]
 pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelList> {
-    let models = app.services.backends.models().await;
-    let first = models.into_iter().filter(|listed| listed.first);
-    let data = first.map(|listed| model(listed.info, &listed.backend.name)).collect();
+    let data = models::all(&app).await.into_iter().map(model).collect();
     Json(ModelList { object: "list", data })
 }
 
@@ -49,16 +47,17 @@ fn not_a_text(rejection: PathRejection) -> ApiError {
 }
 
 async fn find(app: &App, id: &str) -> Result<Json<Model>, ApiError> {
-    let found = app.services.backends.find(id).await?;
-    Ok(Json(model(found.info, &found.backend.name)))
+    Ok(Json(model(models::find(app, id).await?)))
 }
 
-fn model(info: ModelInfo, backend: &str) -> Model {
+fn model(Found { listed, places }: Found) -> Model {
+    let owned_by = models::runner(&listed).to_owned();
+    let info = listed.info;
     Model {
         id: info.name.to_string(),
         object: "model",
         created: info.modified_unix_s,
-        owned_by: backend.to_owned(),
+        owned_by,
         meta: ModelMeta {
             capabilities: info.capabilities,
             context_tokens: info.context_tokens,
@@ -68,5 +67,6 @@ fn model(info: ModelInfo, backend: &str) -> Model {
             size_bytes: info.size_bytes,
             warm: info.warm,
         },
+        bombus: places,
     }
 }

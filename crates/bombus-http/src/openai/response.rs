@@ -4,6 +4,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::logprobs::{ChatLogprobs, CompletionLogprobs};
+use crate::inference::Extras;
+use crate::models::Places;
 
 /// The models that there are.
 #[derive(Debug, Serialize, ToSchema)]
@@ -22,9 +24,11 @@ pub(crate) struct Model {
     pub(crate) object: &'static str,
     /// When it came to this machine, in seconds since the Unix epoch; 0 where unknown.
     pub(crate) created: u64,
-    /// The backend that runs it.
+    /// The backend that runs it, or the node where that is another one.
     pub(crate) owned_by: String,
     pub(crate) meta: ModelMeta,
+    /// Where in the swarm it is.
+    pub(crate) bombus: Places,
 }
 
 /// What is known about a model.
@@ -60,6 +64,9 @@ pub(crate) struct ChatCompletion {
     pub(crate) usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timings: Option<Timings>,
+    /// There only where an answer broke off and another backend or node went on with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bombus: Option<Extras>,
 }
 
 /// One answer to a conversation.
@@ -126,6 +133,9 @@ pub(crate) struct ChatCompletionChunk<'a> {
     pub(crate) usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timings: Option<Timings>,
+    /// At the end of an answer that broke off and with which another backend or node went on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bombus: Option<Extras>,
 }
 
 /// An event of a stream, as readers of server-sent events take it apart.
@@ -205,6 +215,9 @@ pub(crate) struct Completion<'a> {
     pub(crate) usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timings: Option<Timings>,
+    /// At the end of an answer that broke off and with which another backend or node went on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bombus: Option<Extras>,
 }
 
 /// One continuation.

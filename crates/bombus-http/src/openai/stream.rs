@@ -1,6 +1,8 @@
 //! Answers as server-sent events.
 
-use axum::http::{HeaderName, HeaderValue, header};
+use std::io::Write;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bombus_core::chat::{ChatEvent, Delta, FinishReason, ToolCallDelta};
 use bytes::Bytes;
@@ -8,7 +10,7 @@ use serde::Serialize;
 
 use super::response::{Timings, Usage};
 use crate::error::ApiError;
-use crate::inference::{Answers, body_of};
+use crate::inference::{Answers, Continuation, Extras, body_of};
 
 /// How one of the two kinds of generation writes its chunks. Each method appends whole events.
 pub(super) trait Chunks: Send + 'static {
@@ -21,9 +23,16 @@ pub(super) trait Chunks: Send + 'static {
     /// A piece of a tool call.
     fn tool_call(&mut self, index: usize, call: &ToolCallDelta, out: &mut EventWriter);
     /// The end of an answer.
-    fn finish(&mut self, index: usize, reason: FinishReason, timings: Option<Timings>, out: &mut EventWriter);
+    fn finish(&mut self, index: usize, end: End, out: &mut EventWriter);
     /// What all answers cost together.
     fn usage(&mut self, usage: Usage, out: &mut EventWriter);
+}
+
+/// The end of an answer.
+pub(super) struct End {
+    pub(super) reason: FinishReason,
+    pub(super) timings: Option<Timings>,
+    pub(super) extras: Option<Extras>,
 }
 
 /// What a stream needs to know about its request.
@@ -47,6 +56,11 @@ impl EventWriter {
         self.0.extend_from_slice(b"data: ");
         serde_json::to_writer(&mut self.0, value).expect("a chunk has a JSON form, and a buffer takes it");
         self.0.extend_from_slice(b"\n\n");
+    }
+
+    /// Appends a comment, which clients leave out.
+    fn comment(&mut self, continuation: &Continuation) {
+        write!(self.0, ": {continuation}\n\n").expect("a buffer takes it");
     }
 
     fn done(&mut self) {
@@ -81,12 +95,19 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
                 ChatEvent::Delta(delta) if delta.text.is_empty() && delta.logprobs.is_empty() => {}
                 ChatEvent::Delta(delta) => chunks.delta(index, delta, &mut out),
                 ChatEvent::ToolCall(call) => chunks.tool_call(index, &call, &mut out),
+                ChatEvent::Thinking(thinking) if thinking.text.is_empty() => {}
                 ChatEvent::Thinking(thinking) => chunks.thinking(index, &thinking.text, &mut out),
-                ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => {}
+                ChatEvent::Continued { .. } => {
+                    if let Some(continuation) = answers.last_continuation() {
+                        out.comment(continuation);
+                    }
+                }
+                ChatEvent::AnsweredBy(_) | ChatEvent::Truncated { .. } => {}
                 ChatEvent::Done { finish, usage, timings, .. } => {
                     usage_total.add(&usage, index % plan.answers_per_prompt == 0);
                     let timings = (plan.answers == 1).then(|| Timings::of(&timings, &usage));
-                    chunks.finish(index, finish, timings, &mut out);
+                    let extras = Extras::of(answers.take_continued(index));
+                    chunks.finish(index, End { reason: finish, timings, extras }, &mut out);
                 }
             }
             if answers.ended() {
@@ -133,11 +154,15 @@ pub(super) struct AllCollected {
     pub(super) answers: Vec<Collected>,
     pub(super) usage: Usage,
     pub(super) timings: Option<Timings>,
+    pub(super) extras: Option<Extras>,
+    /// The headers of the response, which are known only now: another backend may have gone on.
+    pub(super) headers: HeaderMap,
 }
 
 /// Waits for the end of all answers.
 pub(super) async fn collect(mut answers: Answers, plan: &StreamPlan) -> Result<AllCollected, ApiError> {
-    let mut all = AllCollected { answers: Vec::new(), usage: Usage::default(), timings: None };
+    let (usage, headers) = (Usage::default(), HeaderMap::new());
+    let mut all = AllCollected { answers: Vec::new(), usage, timings: None, extras: None, headers };
     all.answers.resize_with(plan.answers, Collected::default);
     while let Some(event) = answers.next().await {
         let (index, event) = event?;
@@ -160,5 +185,7 @@ pub(super) async fn collect(mut answers: Answers, plan: &StreamPlan) -> Result<A
             }
         }
     }
+    all.headers = answers.headers();
+    all.extras = Extras::of(answers.into_continued());
     Ok(all)
 }
