@@ -3,4 +3,6 @@
 mod convergence;
 mod faults;
 mod peer;
+mod router;
+mod routing;
 mod traffic;

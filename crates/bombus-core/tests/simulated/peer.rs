@@ -61,7 +61,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn new(birth: Birth, ids: Rc<Vec<NodeId>>, with_topics: bool) -> Self {
+    pub(crate) fn new(birth: Birth, ids: Rc<Vec<NodeId>>, with_topics: bool) -> Self {
         let boot = BootId::new(birth.seed);
         let detector = Detector::new(&ids[birth.index], boot, DetectorConfig::default(), birth.seed);
         Self {
