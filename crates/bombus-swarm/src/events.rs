@@ -29,11 +29,11 @@ pub struct SwarmEvent {
 pub enum EventItem {
     /// The next event.
     Event(SwarmEvent),
-    /// So many events are no longer there. As the first item it says that the log does not reach back to where the reader was, and events
+    /// Events are no longer there. As the first item it says that the log does not reach back to where the reader was, and events
     /// follow; later it says that the reader was too slow, and nothing follows.
     Lagged {
-        /// How many events were missed.
-        missed: u64,
+        /// How many events were missed; not known where the reader was in an earlier run of the node.
+        missed: Option<u64>,
     },
 }
 
@@ -52,6 +52,8 @@ struct Log {
 
 #[derive(Debug)]
 struct Ring {
+    /// The number of the first event of this run.
+    first_id: u64,
     /// The number of the next event.
     next_id: u64,
     events: VecDeque<SwarmEvent>,
@@ -62,7 +64,8 @@ impl EventLog {
     /// Makes an empty log. With the start's wall clock in milliseconds as the first number, numbers also grow from one run of a node to the
     /// next.
     pub(crate) fn new(first_id: u64) -> Self {
-        let ring = Ring { next_id: first_id.max(1), events: VecDeque::new(), closed: false };
+        let first_id = first_id.max(1);
+        let ring = Ring { first_id, next_id: first_id, events: VecDeque::new(), closed: false };
         Self(Arc::new(Log { ring: Mutex::new(ring), news: watch::Sender::new(()) }))
     }
 
@@ -153,7 +156,7 @@ impl EventStream {
         let oldest = ring.oldest();
         let begun = std::mem::replace(&mut self.begun, true);
         if self.next < oldest {
-            let missed = oldest - self.next;
+            let missed = (self.next >= ring.first_id).then_some(oldest - self.next);
             self.next = oldest;
             self.ended = begun;
             return Some(EventItem::Lagged { missed });
@@ -214,7 +217,7 @@ mod tests {
         fill(&log, 0..1);
         assert_eq!(ids(&mut slow, 1).await, [1]);
         fill(&log, 0..EVENTS_MAX as u64 + 7);
-        assert_eq!(slow.next().await, Some(EventItem::Lagged { missed: 7 }));
+        assert_eq!(slow.next().await, Some(EventItem::Lagged { missed: Some(7) }));
         assert_eq!(slow.next().await, None);
     }
 
@@ -223,8 +226,17 @@ mod tests {
         let log = EventLog::new(1);
         fill(&log, 0..EVENTS_MAX as u64 + 7);
         let mut reader = log.subscribe(Some(2));
-        assert_eq!(reader.next().await, Some(EventItem::Lagged { missed: 5 }));
+        assert_eq!(reader.next().await, Some(EventItem::Lagged { missed: Some(5) }));
         assert_eq!(ids(&mut reader, 2).await, [8, 9]);
+    }
+
+    #[tokio::test]
+    async fn nobody_knows_how_many_events_an_earlier_run_had() {
+        let log = EventLog::new(1_000);
+        fill(&log, 0..1);
+        let mut reader = log.subscribe(Some(2));
+        assert_eq!(reader.next().await, Some(EventItem::Lagged { missed: None }));
+        assert_eq!(ids(&mut reader, 1).await, [1_000]);
     }
 
     #[tokio::test]

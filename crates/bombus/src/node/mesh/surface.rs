@@ -118,7 +118,7 @@ impl Mesh for Surface {
                         timestamp: event.at.unix_ms() as f64 / 1_000.0,
                         data: event.data,
                     }),
-                    EventItem::Lagged { missed } => FeedItem::Lagged { missed: Some(missed) },
+                    EventItem::Lagged { missed } => FeedItem::Lagged { missed },
                 };
             }
         }
