@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bombus_core::chat::Message;
@@ -11,6 +12,7 @@ use futures::stream::BoxStream;
 use serde_json::{Map, Value};
 
 use crate::BackendError;
+use crate::models::PeerSource;
 
 /// How a long work on models goes on. The last item of a stream that ends without an error is a success.
 pub type ProgressStream = BoxStream<'static, Result<Progress, BackendError>>;
@@ -62,6 +64,10 @@ pub trait ModelLibrary: Send + Sync {
     ///
     /// [`BackendError::InvalidRequest`] where its SHA-256 is another; any other [`BackendError`].
     async fn put_blob(&self, sha256: &str, bytes: ByteStream) -> Result<(), BackendError>;
+
+    /// Has pulls take models from these other nodes, where one has them, before they go to the internet. Called once, when the node
+    /// knows them; a library that cannot does nothing.
+    fn use_peers(&self, _peers: Arc<dyn PeerSource>) {}
 }
 
 /// A step of a long work on models.

@@ -21,6 +21,7 @@ mod config;
 mod context;
 mod error;
 mod find;
+mod from_peers;
 mod library;
 mod request;
 mod shorten;

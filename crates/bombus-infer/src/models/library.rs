@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::try_stream;
@@ -14,6 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::catalogue;
+use super::peers::PeerSource;
 use super::pull::{PullConfig, PullError, PullProgress, PullStage, pull};
 use super::store::{ModelStore, StoreError};
 use crate::{BackendError, ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
@@ -68,14 +70,16 @@ impl StoreLibrary {
                     changed = reported.changed() => changed.err().map(|_| None),
                     end = &mut work => Some(Some(end)),
                 };
-                let step = *reported.borrow_and_update();
+                let step = reported.borrow_and_update().clone();
+                let last = told.as_ref();
                 let is_due = |step: &PullProgress| {
-                    told.is_none_or(|(last, at)| last.stage != step.stage || at.elapsed() >= TELL_EVERY)
+                    last.is_none_or(|(last, at)| last.stage != step.stage || at.elapsed() >= TELL_EVERY)
                 };
-                let is_new = |step: &PullProgress| told.is_none_or(|(last, _)| last != *step);
+                let is_new = |step: &PullProgress| last.is_none_or(|(last, _)| last != step);
                 if let Some(step) = step.filter(|step| is_due(step) || (end.is_some() && is_new(step))) {
+                    let progress = progress_of(&step);
                     told = Some((step, Instant::now()));
-                    yield progress_of(&step);
+                    yield progress;
                 }
                 if let Some(end) = end {
                     end.transpose()?;
@@ -136,6 +140,10 @@ impl ModelLibrary for StoreLibrary {
         Ok(Box::pin(ending_with(self.fetch(from), ending)))
     }
 
+    fn use_peers(&self, peers: Arc<dyn PeerSource>) {
+        self.sources.peers.set(peers);
+    }
+
     async fn has_blob(&self, sha256: &str) -> Result<bool, BackendError> {
         let sha256 = sha256.to_owned();
         self.blocking(move |store| Ok(store.has_blob(&sha256))).await
@@ -189,7 +197,8 @@ fn progress_of(step: &PullProgress) -> Progress {
         (PullStage::Resolving, _) | (_, None) => "pulling manifest".to_owned(),
         (PullStage::Verifying, _) => "verifying sha256 digest".to_owned(),
         (PullStage::Waiting | PullStage::Downloading | PullStage::Extracting, Some(sha256)) => {
-            format!("pulling {}", &sha256[..12])
+            let from = step.peers.as_ref().map(|peers| format!(" from peer {peers}")).unwrap_or_default();
+            format!("pulling {}{from}", &sha256[..12])
         }
     };
     let completed_bytes = (step.stage != PullStage::Resolving).then_some(step.done_bytes);
@@ -237,6 +246,7 @@ impl From<PullError> for BackendError {
             PullError::NotFound { reference, .. } => Self::ModelNotFound { model: reference },
             PullError::Refused { .. } => Self::Rejected { reason },
             PullError::Network { .. }
+            | PullError::Peers { .. }
             | PullError::Protocol { .. }
             | PullError::WrongHash { .. }
             | PullError::Pip { .. } => Self::Unavailable { reason },

@@ -18,6 +18,8 @@ use crate::gguf::GgufInfo;
 pub(super) const MODEL_LAYER: &str = "application/vnd.ollama.image.model";
 /// Media type of a layer that changes the weights (LoRA).
 pub(super) const ADAPTER_LAYER: &str = "application/vnd.ollama.image.adapter";
+/// Media type of the layer that is the prompt template.
+const TEMPLATE_LAYER: &str = "application/vnd.ollama.image.template";
 /// What the media types of all layers begin with.
 const LAYER: &str = "application/vnd.ollama.image.";
 /// Largest layer that is read into memory: templates and licences have some tens of kilobytes.
@@ -115,6 +117,18 @@ impl OllamaModels {
             let manifests = directory.join("manifests");
             let place = place_on_disk(&manifests, &parts)?;
             self.read(directory, &manifests.join(&place), name_of(&place)?)
+        })
+    }
+
+    /// Returns the template that an Ollama gives a model, in Go's notation.
+    pub(super) fn go_template(&self, name: &ModelName) -> Option<String> {
+        let parts = registry_parts(name)?;
+        self.directories.iter().find_map(|directory| {
+            let manifests = directory.join("manifests");
+            let path = manifests.join(place_on_disk(&manifests, &parts)?);
+            fs::metadata(&path).ok().filter(|metadata| metadata.len() <= MANIFEST_BYTES_MAX)?;
+            let manifest: OllamaManifest = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+            manifest.layers.iter().find(|layer| layer.media_type == TEMPLATE_LAYER)?.text(directory)
         })
     }
 

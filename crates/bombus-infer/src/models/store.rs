@@ -5,6 +5,7 @@ mod derive;
 mod incoming;
 mod leftovers;
 mod manifests;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -21,8 +22,9 @@ use super::local::{LocalModel, MANIFEST_FORMAT, ModelDefaults, ModelSource};
 use super::ollama::OllamaModels;
 use crate::gguf::{GgufError, GgufInfo};
 
-pub(super) use blob::{Hashed, free_bytes, hash_into, is_disk_full, is_sha256};
+pub(super) use blob::{Hashed, free_bytes, hash_into, is_disk_full, is_sha256, read_exact_at, write_all_at};
 pub use incoming::IncomingBlob;
+pub use shared::OpenWeights;
 
 /// The models on this machine. Clones share one view; several processes may use one directory.
 ///
@@ -279,11 +281,11 @@ impl ModelStore {
         let from = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let source = ModelSource::Imported { from: from.display().to_string() };
         if hashed.bytes == size_bytes {
-            return self.install(staged.path(), name, &hashed, source, info);
+            return self.install(staged.path(), name, &hashed, source, info, ModelDefaults::default());
         }
         // The file changed under the copy: what counts is what was copied.
         let info = inspect(staged.path())?;
-        self.install(staged.path(), name, &hashed, source, info)
+        self.install(staged.path(), name, &hashed, source, info, ModelDefaults::default())
     }
 
     /// Removes a name, and the weights if no other name stands for them.
@@ -345,19 +347,20 @@ impl ModelStore {
         sha256: &str,
         name: &ModelName,
         source: &ModelSource,
+        defaults: &ModelDefaults,
     ) -> Result<Option<LocalModel>, StoreError> {
         let _lock = self.lock()?;
         let blob = self.blob_path(sha256);
         let Ok(info) = inspect(&blob) else { return Ok(None) };
         if let Ok(known) = self.read_manifest(&self.manifest_path(name))
             && known.sha256 == sha256
-            && known.defaults == ModelDefaults::default()
+            && known.defaults == *defaults
         {
             return Ok(Some(known));
         }
         let bytes = fs::metadata(&blob).map_err(StoreError::io(&blob))?.len();
         let hashed = Hashed { sha256: sha256.to_owned(), bytes };
-        self.write_manifest(name, &hashed, source.clone(), info, ModelDefaults::default()).map(Some)
+        self.write_manifest(name, &hashed, source.clone(), info, defaults.clone()).map(Some)
     }
 
     /// Moves a whole and hashed file to its place among the weights and gives it its name.
@@ -368,12 +371,13 @@ impl ModelStore {
         hashed: &Hashed,
         source: ModelSource,
         info: GgufInfo,
+        defaults: ModelDefaults,
     ) -> Result<LocalModel, StoreError> {
         OpenOptions::new().append(true).open(file).and_then(|file| file.sync_all()).map_err(StoreError::io(file))?;
         let _lock = self.lock()?;
         let blob = self.blob_path(&hashed.sha256);
         fs::rename(file, &blob).map_err(StoreError::io(&blob))?;
-        self.write_manifest(name, hashed, source, info, ModelDefaults::default())
+        self.write_manifest(name, hashed, source, info, defaults)
     }
 
     /// Tells a full disk from other failures to write.

@@ -13,6 +13,7 @@ use super::context::{Known, Need};
 use super::request::{self, Call};
 use super::wire::{self, Answer};
 use super::{AnswerStream, ChatTemplateRenderer, OllamaClient, OllamaConfig, OllamaError, shorten, show};
+use crate::models::Peers;
 use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary};
 
 /// Longest wait for a server to say that it is there.
@@ -24,6 +25,8 @@ pub struct OllamaBackend {
     pub(super) client: OllamaClient,
     pub(super) catalogue: Arc<Catalogue>,
     renderer: Option<Arc<dyn ChatTemplateRenderer>>,
+    /// The other nodes, from which models can be taken.
+    pub(super) peers: Peers,
 }
 
 /// An answer that has begun: its first piece, and the others.
@@ -57,7 +60,7 @@ impl OllamaBackend {
     #[must_use]
     pub fn of(name: &str, client: OllamaClient) -> Self {
         let catalogue = Arc::new(Catalogue::new(&client));
-        Self { name: name.to_owned(), client, catalogue, renderer: None }
+        Self { name: name.to_owned(), client, catalogue, renderer: None, peers: Peers::default() }
     }
 
     /// Sets what renders chat templates. With it, answers that broke off elsewhere can go on here.

@@ -6,7 +6,8 @@ use bombus_core::model::ModelName;
 use futures::StreamExt;
 
 use super::wire::{self, ProgressStep};
-use super::{OllamaBackend, StepStream, request, show};
+use super::{OllamaBackend, StepStream, from_peers, request, show};
+use crate::models::{PeerSource, Wanted, most_agree};
 use crate::{BackendError, ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
 
 impl OllamaBackend {
@@ -19,11 +20,52 @@ impl OllamaBackend {
         };
         steps.map(say).boxed()
     }
+
+    /// Has the server take a model from other nodes of the swarm, or, where they could not send it, from where it takes models itself.
+    /// `None` where no node has it, or the server has it: then the registry says whether there is a newer one.
+    async fn pull_from_peers(&self, name: &str) -> Result<Option<ProgressStream>, BackendError> {
+        let (Some(peers), Ok(parsed)) = (self.peers.get(), ModelName::parse(name)) else { return Ok(None) };
+        if self.client.has_model(name).await.map_err(|error| self.fail(error, name))? {
+            return Ok(None);
+        }
+        let copies = most_agree(peers.find(&Wanted::Name(parsed.clone())).await);
+        if copies.is_empty() {
+            return Ok(None);
+        }
+        let (client, catalogue, backend) = (self.client.clone(), Arc::clone(&self.catalogue), self.name.clone());
+        let mut steps = from_peers::take(client.clone(), backend.clone(), Arc::clone(peers), parsed, copies);
+        let name = name.to_owned();
+        let stream = async_stream::try_stream! {
+            let failed = loop {
+                match steps.next().await {
+                    Some(Ok(step)) => {
+                        catalogue.forget_list();
+                        yield step;
+                    }
+                    Some(Err(error)) => break Some(error),
+                    None => break None,
+                }
+            };
+            if let Some(error) = failed {
+                tracing::info!(backend.name = backend, model.name = name, %error, "a model did not come from peers");
+                let say = |error: super::OllamaError| error.into_backend(&backend, &name, false);
+                let mut steps = client.pull(&name).await.map_err(say)?;
+                while let Some(step) = steps.next().await {
+                    catalogue.forget_list();
+                    yield progress(step.map_err(say)?);
+                }
+            }
+        };
+        Ok(Some(stream.boxed()))
+    }
 }
 
 #[async_trait]
 impl ModelLibrary for OllamaBackend {
     async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError> {
+        if let Some(steps) = self.pull_from_peers(name).await? {
+            return Ok(steps);
+        }
         let steps = self.client.pull(name).await.map_err(|error| self.fail(error, name))?;
         Ok(self.progress(steps, name))
     }
@@ -42,19 +84,7 @@ impl ModelLibrary for OllamaBackend {
 
     async fn create(&self, request: CreateRequest) -> Result<ProgressStream, BackendError> {
         let source = request.from.clone().unwrap_or_else(|| request.name.clone());
-        let body = wire::CreateRequest {
-            model: request.name,
-            from: request.from,
-            files: digests(request.files),
-            adapters: digests(request.adapters),
-            template: request.template,
-            license: request.licenses,
-            system: request.system,
-            parameters: request.parameters,
-            messages: request::conversation(&request.messages)?,
-            quantize: request.quantize,
-        };
-        let steps = self.client.create(&body).await.map_err(|error| self.fail(error, &source))?;
+        let steps = self.client.create(&creation(request)?).await.map_err(|error| self.fail(error, &source))?;
         Ok(self.progress(steps, &source))
     }
 
@@ -67,9 +97,29 @@ impl ModelLibrary for OllamaBackend {
         check_sha256(sha256)?;
         self.client.put_blob(sha256, bytes).await.map_err(|error| self.fail(error, ""))
     }
+
+    fn use_peers(&self, peers: Arc<dyn PeerSource>) {
+        self.peers.set(peers);
+    }
 }
 
-fn progress(step: ProgressStep) -> Progress {
+/// Says a request to make a model in the server's words.
+pub(super) fn creation(request: CreateRequest) -> Result<wire::CreateRequest, BackendError> {
+    Ok(wire::CreateRequest {
+        messages: request::conversation(&request.messages)?,
+        model: request.name,
+        from: request.from,
+        files: digests(request.files),
+        adapters: digests(request.adapters),
+        template: request.template,
+        license: request.licenses,
+        system: request.system,
+        parameters: request.parameters,
+        quantize: request.quantize,
+    })
+}
+
+pub(super) fn progress(step: ProgressStep) -> Progress {
     let sha256 = step.digest.strip_prefix("sha256:").unwrap_or(&step.digest);
     Progress {
         sha256: Some(sha256.to_owned()).filter(|digest| !digest.is_empty()),

@@ -4,6 +4,7 @@ mod backend;
 mod client;
 mod faults;
 mod library;
+mod peers;
 mod window;
 
 use std::time::Duration;

@@ -1,7 +1,10 @@
 //! The models of the store, as the backend's library.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bombus_core::model::ModelName;
+use bombus_infer::models::PeerSource;
 use bombus_infer::{BackendError, ByteStream, CreateRequest, ModelLibrary, ProgressStream};
 
 use super::EmbeddedBackend;
@@ -36,5 +39,9 @@ impl ModelLibrary for EmbeddedBackend {
 
     async fn put_blob(&self, sha256: &str, bytes: ByteStream) -> Result<(), BackendError> {
         self.library.put_blob(sha256, bytes).await
+    }
+
+    fn use_peers(&self, peers: Arc<dyn PeerSource>) {
+        self.library.use_peers(peers);
     }
 }

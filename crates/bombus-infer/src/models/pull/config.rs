@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::catalogue::{CatalogueEntry, catalogue};
 use super::super::ollama::DEFAULT_REGISTRY;
+use super::super::peers::Peers;
 use super::secret::Secret;
 
 /// Settings of [`super::pull`].
@@ -26,6 +27,12 @@ pub struct PullConfig {
     pub connect_timeout: Duration,
     /// Longest wait for the next bytes.
     pub stall_timeout: Duration,
+    /// The other nodes, which are asked for a model before the internet is.
+    pub peers: Peers,
+    /// How much a peer is asked for at once, in bytes; at most 64 MiB.
+    pub peer_range_bytes: u64,
+    /// How long a peer may send next to nothing before others send the rest.
+    pub peer_stall_timeout: Duration,
     /// How many times in a row a cut connection is made again without any byte coming.
     pub retries: u32,
     /// Wait before the first of these; it doubles each time, up to 8 s.
@@ -43,6 +50,9 @@ impl Default for PullConfig {
             pip_arguments: Vec::new(),
             connect_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(30),
+            peers: Peers::default(),
+            peer_range_bytes: 16 << 20,
+            peer_stall_timeout: Duration::from_secs(10),
             retries: 4,
             retry_after: Duration::from_millis(500),
         }

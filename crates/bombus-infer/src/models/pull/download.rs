@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 
 use super::super::store::{ModelStore, StoreError};
+use super::peers::cut_at_first_gap;
 use super::secret::Secret;
 use super::{PullConfig, PullError, PullProgress, PullStage, Report, check_space};
 use crate::upstream::explain;
@@ -109,6 +110,8 @@ pub(super) async fn fetch(
     report: Report<'_>,
 ) -> Result<PathBuf, PullError> {
     let path = partial_path(store, sha256);
+    // Peers may have sent a part of it, not from the first byte on.
+    cut_at_first_gap(store, sha256).map_err(StoreError::io(&path))?;
     let mut partial =
         Partial::open(&path, size_bytes, Arc::clone(lock), report).await.map_err(StoreError::io(&path))?;
     check_space(store, size_bytes - partial.bytes())?;

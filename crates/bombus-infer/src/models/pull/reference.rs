@@ -1,6 +1,6 @@
 //! What a name to be pulled stands for.
 
-use bombus_core::model::ModelName;
+use bombus_core::model::{ModelName, ModelNameError};
 
 use super::super::catalogue::{self, CatalogueEntry};
 use super::super::ollama::registry_parts;
@@ -31,6 +31,14 @@ pub(super) enum Reference {
 }
 
 impl Reference {
+    /// Returns the name under which the model is stored.
+    pub(super) fn name(&self) -> Result<ModelName, ModelNameError> {
+        match self {
+            Self::Catalogue(entry) => ModelName::parse(&entry.name),
+            Self::HuggingFace { name, .. } | Self::Registry { name, .. } => Ok(name.clone()),
+        }
+    }
+
     pub(super) fn parse(text: &str, entries: &[CatalogueEntry]) -> Result<Self, PullError> {
         let text = text.trim();
         if let Some(entry) = catalogue::find(entries, text) {

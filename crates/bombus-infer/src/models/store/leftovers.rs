@@ -46,6 +46,19 @@ impl ModelStore {
                 tracing::warn!(path = %path.display(), %error, "an unfinished download cannot be deleted");
             }
         }
+        self.delete_left_maps();
+    }
+
+    /// Deletes what says which parts of unfinished downloads are there, where those are not.
+    fn delete_left_maps(&self) {
+        let Ok(entries) = fs::read_dir(self.0.directory.join("blobs")) else { return };
+        let paths = entries.flatten().map(|entry| entry.path());
+        let maps = paths.filter(|path| path.extension().is_some_and(|extension| extension == "ranges"));
+        for map in maps.filter(|map| !map.with_extension("partial").exists() && untouched(map) > STAGING_LEFT_AFTER) {
+            if let Err(error) = fs::remove_file(&map) {
+                tracing::warn!(path = %map.display(), %error, "what is left of a download cannot be deleted");
+            }
+        }
     }
 
     /// Deletes files that were sent to make models of, and of which none was made, and weights whose name went to others.
