@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bombus_core::chat::{
-    ChatEvent, ChatRequest, Delta, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, Message, Prompt, Role,
-    Timings, Usage,
+    ChatEvent, ChatRequest, Delta, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, Message, Prompt, Resume,
+    Role, Timings, Trace, Usage,
 };
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,11 @@ pub struct FakeConfig {
     pub token_ms: u64,
     /// How it fails, if it does.
     pub fail: Option<FakeFailure>,
+    /// Whether it goes on with answers that another run began.
+    pub continues: bool,
+    /// What it says is the SHA-256 of its models' weights. Fakes with the same one and the same reply go on from each other's tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 impl Default for FakeConfig {
@@ -40,6 +45,8 @@ impl Default for FakeConfig {
             first_token_ms: 0,
             token_ms: 0,
             fail: None,
+            continues: true,
+            sha256: None,
         }
     }
 }
@@ -50,7 +57,7 @@ impl Default for FakeConfig {
 pub enum FakeFailure {
     /// Every request fails before it begins.
     Refuse,
-    /// The stream breaks off after this many tokens, the making of vectors after this many inputs.
+    /// The stream breaks off after it has written this many tokens, the making of vectors after this many inputs.
     After(u32),
     /// Nothing ever comes.
     Hang,
@@ -127,6 +134,8 @@ impl Backend for FakeBackend {
             context_tokens: Some(1 << 20),
             capabilities: vec![ModelCapability::Completion, ModelCapability::Tools, ModelCapability::Embedding],
             warm: true,
+            continues: self.config.continues,
+            sha256: self.config.sha256.clone(),
             ..ModelInfo::named(name.clone())
         };
         Ok(self.config.models.iter().map(describe).collect())
@@ -134,6 +143,10 @@ impl Backend for FakeBackend {
 
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
         self.check_model(&request.model)?;
+        if request.resume.is_some() && !self.config.continues {
+            let message = "the fake backend goes on with no answer, as configured".to_owned();
+            return Err(BackendError::Unsupported { param: "resume", message });
+        }
         self.begin().await?;
         Ok(Box::pin(answer(self.config.clone(), request)))
     }
@@ -174,13 +187,14 @@ fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item
         let pieces = split_tokens(&reply);
         let wanted = if pieces.is_empty() { 0 } else { config.tokens.unwrap_or(pieces.len() as u32) };
         let count = wanted.min(request.max_tokens.unwrap_or(u32::MAX));
+        let Place { written, mut rest, mut untold } = place_in(&pieces, request.resume.as_ref(), config.sha256.as_deref());
 
         // Even a sleep of no time takes until the timer's next tick, a millisecond.
         if config.first_token_ms > 0 {
             sleep(Duration::from_millis(config.first_token_ms)).await;
         }
         let first_token = Instant::now();
-        for (index, piece) in pieces.iter().cycle().take(count as usize).enumerate() {
+        for (index, at) in (written..count).enumerate() {
             if config.fail == Some(FakeFailure::After(index as u32)) {
                 yield Err(BackendError::Interrupted { reason: "the fake backend fails here, as configured".into() });
                 return;
@@ -188,12 +202,19 @@ fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item
             if index > 0 && config.token_ms > 0 {
                 sleep(Duration::from_millis(config.token_ms)).await;
             }
-            let text = if config.fail == Some(FakeFailure::Garbage) { "\u{fffd}".to_owned() } else { (*piece).to_owned() };
-            yield Ok(ChatEvent::Delta(Delta::text(text)));
+            let token = at % pieces.len() as u32;
+            let piece = pieces[token as usize];
+            let text = match config.fail {
+                Some(FakeFailure::Garbage) => "\u{fffd}",
+                _ => &piece[piece.len() - rest.take().unwrap_or(piece.len())..],
+            };
+            untold.push(token);
+            let trace = request.traced.then(|| Trace { tokens: std::mem::take(&mut untold), held: Vec::new() });
+            yield Ok(ChatEvent::Delta(Delta { trace, ..Delta::text(text) }));
         }
         yield Ok(ChatEvent::Done {
             finish: if count < wanted { FinishReason::Length } else { FinishReason::Stop },
-            usage: Usage { prompt_tokens: prompt.tokens, cached_tokens: 0, completion_tokens: count },
+            usage: Usage { prompt_tokens: prompt.tokens, cached_tokens: 0, completion_tokens: count.max(written) },
             timings: Timings {
                 prompt_ms: (first_token - begun).as_secs_f64() * 1000.0,
                 generate_ms: first_token.elapsed().as_secs_f64() * 1000.0,
@@ -202,6 +223,43 @@ fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item
             tokens: Vec::new(),
         });
     }
+}
+
+/// Where in its reply a run begins.
+#[derive(Default)]
+struct Place {
+    /// Tokens that are written already.
+    written: u32,
+    /// How many bytes of the next one are left, where a part of it was handed on.
+    rest: Option<usize>,
+    /// The tokens of the beginning, which whoever goes on by the text tells with its own first one.
+    untold: Vec<u32>,
+}
+
+/// Finds the place behind the beginning of an answer: by its tokens where they are the fake's own, else by its text.
+fn place_in(pieces: &[&str], resume: Option<&Resume>, sha256: Option<&str>) -> Place {
+    let Some(resume) = resume.filter(|_| !pieces.is_empty()) else { return Place::default() };
+    if let Some(tokens) = resume.tokens_for(sha256) {
+        return Place { written: tokens.len() as u32, ..Place::default() };
+    }
+    let mut left = resume.text.as_str();
+    let mut untold = Vec::new();
+    for (token, piece) in (0..pieces.len() as u32).zip(pieces).cycle() {
+        if left.is_empty() {
+            break;
+        }
+        let Some(after) = left.strip_prefix(piece) else {
+            // A part of it was handed on, or something else was: then as much of that counts as written.
+            if piece.starts_with(left) {
+                return Place { written: untold.len() as u32, rest: Some(piece.len() - left.len()), untold };
+            }
+            let written = untold.len() + split_tokens(left).len();
+            return Place { written: written as u32, rest: None, untold };
+        };
+        untold.push(token);
+        left = after;
+    }
+    Place { written: untold.len() as u32, rest: None, untold }
 }
 
 struct PromptText {
@@ -330,6 +388,49 @@ mod tests {
         assert!(matches!(embed(FakeFailure::After(2)).await, Ok(Ok(vectors)) if vectors.len() == 2));
         assert_eq!(embed(FakeFailure::Garbage).await, Ok(Ok(vec![vec![0.0; EMBEDDING_DIMENSIONS]; 2])));
         assert!(embed(FakeFailure::Hang).await.is_err());
+    }
+
+    async fn go_on(config: FakeConfig, request: ChatRequest, resume: Resume) -> Vec<Result<ChatEvent, BackendError>> {
+        run(config, ChatRequest { resume: Some(resume), traced: true, ..request }).await
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_from_any_place_and_counts_the_whole_answer() {
+        let said = " two  spaces, ümläut\nand a line ";
+        let whole = run(FakeConfig::default(), ask(said)).await;
+        for (cut, _) in said.char_indices() {
+            let resume = Resume { text: said[..cut].to_owned(), ..Resume::default() };
+            let events = go_on(FakeConfig::default(), ask(said), resume).await;
+            assert_eq!(text_of(&events), said[cut..]);
+            let usage = |events: &[Result<ChatEvent, BackendError>]| match events.last() {
+                Some(Ok(ChatEvent::Done { usage, .. })) => *usage,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(usage(&events), usage(&whole));
+        }
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_from_tokens_of_the_same_weights_alone() {
+        let config = FakeConfig { sha256: Some("aa".into()), tokens: Some(6), ..FakeConfig::default() };
+        // The tokens say another place than the text does, so that it shows which of them counted.
+        let resume = Resume { tokens: vec![0, 1, 2], text: "a b".into(), ..Resume::default() };
+        let same = Resume { sha256: Some("aa".into()), ..resume.clone() };
+        assert_eq!(text_of(&go_on(config.clone(), ask("a b c d"), same).await), " da b");
+        let other = Resume { sha256: Some("bb".into()), ..resume };
+        let events = go_on(config, ask("a b c d"), other).await;
+        assert_eq!(text_of(&events), " c da b");
+        let Some(Ok(ChatEvent::Delta(Delta { trace: Some(trace), .. }))) = events.first() else { panic!("{events:?}") };
+        assert_eq!(trace.tokens, [0, 1, 2], "who goes on by the text tells all tokens");
+    }
+
+    #[tokio::test]
+    async fn a_fake_that_goes_on_with_nothing_says_so() {
+        let config = FakeConfig { continues: false, ..FakeConfig::default() };
+        let backend = FakeBackend::new(config);
+        let request = ChatRequest { resume: Some(Resume::default()), ..ask("a b") };
+        assert!(matches!(backend.chat(request).await.err(), Some(BackendError::Unsupported { param: "resume", .. })));
+        assert!(!backend.models().await.unwrap()[0].continues);
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! the lists, what runs where, how fast it went, and each backend's breaker.
 
 mod config;
+mod continuation;
 mod entry;
 mod listing;
 mod peer;
 mod route;
 mod run;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod vitals;

@@ -2,16 +2,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
+use bombus_core::chat::{Answerer, ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::identity::NodeId;
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
 use bombus_core::placement::{Need, Offer, Ranked, decisive};
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::timeout;
 
+use super::continuation::{Unbroken, is_continuable};
 use super::entry::{Entry, NoTurn, Place, Seat};
 use super::run::{Begun, Turn, Work};
-use super::{Backends, NamedBackend, Plan, Troubles, broken, entry_of, is_busy, usable};
+use super::{Backends, NamedBackend, Plan, RouteConfig, Troubles, broken, entry_of, is_busy, usable};
 use crate::{BackendError, ChatStream};
 
 /// Longest wait for a slot where all backends are busy.
@@ -76,11 +77,14 @@ pub(super) struct Attempted<A> {
     pub(super) reason: String,
 }
 
-impl<A> Attempted<A> {
-    fn routed<T>(self, value: impl FnOnce(A) -> T) -> Routed<T> {
-        let Self { answer, entry, model, reason, .. } = self;
-        let (node, backend) = (entry.node.as_deref().cloned(), entry.name.to_string());
-        Routed { value: value(answer), node, backend, model, reason }
+impl Attempted<Begun> {
+    /// Says who gives the answer.
+    pub(super) fn answerer(&self) -> Answerer {
+        let node = self.entry.node.as_deref().cloned();
+        match &self.answer.by {
+            Some(by) => Answerer { node, ..by.clone() },
+            None => Answerer { node, backend: self.entry.name.to_string(), model: self.model.to_string() },
+        }
     }
 }
 
@@ -124,19 +128,35 @@ impl Route {
     /// Starts an answer, on the next backend where one fails before the first token. Waits for the first token, and, where all
     /// backends are busy, for a slot. Dropping the stream ends the run.
     ///
+    /// Where a run breaks off after the first token, or comes to a standstill, another one that can do so goes on with the answer: the
+    /// stream then has a [`bombus_core::chat::ChatEvent::Continued`] at the seam, and what comes after it is what was missing. The
+    /// usage at the end is that of the whole answer, and so is the time of generating; the other timings are those of the last run.
+    /// Answers that may call tools end with their error, and so do those with which nobody can go on.
+    ///
     /// # Errors
     ///
     /// Any [`BackendError`]: at once what is wrong with the request itself, else the one that says most of those that came.
     /// [`BackendError::Overloaded`] where no slot became free within 30 s, or too many wait already.
-    pub async fn chat(&self, request: ChatRequest) -> Result<Routed<ChatStream>, BackendError> {
-        let mut attempted = self.send(&self.plan(), request).await?;
-        let by = attempted.answer.by.take();
-        let mut routed = attempted.routed(|begun: Begun| -> ChatStream { begun.run.boxed() });
-        if let Some(by) = by {
-            routed.model = ModelName::parse(&by.model).unwrap_or(routed.model);
-            routed.backend = by.backend;
-        }
-        Ok(routed)
+    pub async fn chat(&self, mut request: ChatRequest) -> Result<Routed<ChatStream>, BackendError> {
+        let plan = self.plan();
+        let goes_on = self.continuation && self.config().continuations_max() > 0 && is_continuable(&request);
+        let (attempted, kept) = if goes_on {
+            let keeps_traces = request.traced;
+            let continues = |ranked: &Ranked| ranked.model().is_some_and(|info| info.continues);
+            request.traced = keeps_traces || plan.ranking.iter().any(continues);
+            let kept = Box::new(request.clone());
+            (self.send(&plan, request).await?, Some((kept, keeps_traces)))
+        } else {
+            (self.send(&plan, request).await?, None)
+        };
+        let Answerer { node, backend, model } = attempted.answerer();
+        let model = ModelName::parse(&model).unwrap_or_else(|_| attempted.model.clone());
+        let reason = attempted.reason.clone();
+        let value: ChatStream = match kept {
+            Some((kept, keeps_traces)) => Unbroken::new(self.clone(), kept, keeps_traces, attempted).boxed(),
+            None => attempted.answer.run.boxed(),
+        };
+        Ok(Routed { value, node, backend, model, reason })
     }
 
     /// Makes embedding vectors, on the next backend where one fails. Vectors are cut to the length that was asked for where the
@@ -146,8 +166,27 @@ impl Route {
     ///
     /// As [`Route::chat`].
     pub async fn embed(&self, request: EmbedRequest) -> Result<Routed<EmbedResponse>, BackendError> {
-        let attempted = self.send(&self.plan(), request).await?;
-        Ok(attempted.routed(|response| response))
+        let Attempted { answer, entry, model, reason, .. } = self.send(&self.plan(), request).await?;
+        let (node, backend) = (entry.node.as_deref().cloned(), entry.name.to_string());
+        Ok(Routed { value: answer, node, backend, model, reason })
+    }
+
+    pub(super) fn config(&self) -> &RouteConfig {
+        self.inner.backends.config()
+    }
+
+    /// Returns who could go on now with an answer of these weights, best first.
+    pub(super) fn plan_to_go_on(&self, weights: Option<String>) -> Plan {
+        let Inner { backends, name, need, .. } = &*self.inner;
+        let need = Need { continuation: true, weights, ..need.clone() };
+        let mut plan = backends.rank_now(name, &need, &Troubles::new(), false);
+        plan.ranking.retain(|ranked| ranked.score().is_some() || is_busy(ranked));
+        plan
+    }
+
+    /// Has another one go on with an answer.
+    pub(super) async fn go_on(self, plan: Plan, request: ChatRequest) -> Result<Attempted<Begun>, BackendError> {
+        self.send(&plan, request).await
     }
 
     /// Returns the ranking as it is now: other requests may have begun since the route was found.
@@ -228,6 +267,7 @@ impl Route {
         let Offer::Has { info, alias_of } = &ranked.candidate.offer else { return Ok(None) };
         let Some(mut work) = (if last { work.take() } else { work.clone() }) else { return Ok(None) };
         work.name_model(alias_of.as_deref().unwrap_or(&self.inner.model));
+        let goes_on = work.goes_on();
         match work.send(turn).await {
             Ok(answer) => {
                 let alias_of = alias_of.as_deref().and_then(|name| ModelName::parse(name).ok());
@@ -235,7 +275,8 @@ impl Route {
                 let reason = reason(plan, ranked, tried);
                 Ok(Some(Attempted { answer, entry, info: info.clone(), model, reason }))
             }
-            Err(error) if ends_it(&error) => Err(error),
+            // What one backend cannot go on with another one may.
+            Err(error) if ends_it(&error) && !goes_on => Err(error),
             Err(error) => {
                 if !last {
                     tracing::warn!(backend.name = entry.label(), %error, "moving on to the next backend");

@@ -21,6 +21,11 @@ pub(super) trait Work: Clone + Send {
     /// Names the model as the backend does.
     fn name_model(&mut self, model: &str);
 
+    /// Returns whether it goes on with an answer that another run began.
+    fn goes_on(&self) -> bool {
+        false
+    }
+
     /// Sends it. Comes back when nothing can be done elsewhere any more: with the first token, or with all of the answer.
     fn send(self, turn: Turn) -> impl Future<Output = Result<Self::Answer, BackendError>> + Send;
 }
@@ -75,6 +80,10 @@ impl Work for ChatRequest {
 
     fn name_model(&mut self, model: &str) {
         model.clone_into(&mut self.model);
+    }
+
+    fn goes_on(&self) -> bool {
+        self.resume.is_some()
     }
 
     async fn send(self, mut turn: Turn) -> Result<Begun, BackendError> {
@@ -151,7 +160,7 @@ fn shorten(vector: &mut Vec<f32>, dimensions: usize) {
     }
 }
 
-fn without_end() -> BackendError {
+pub(super) fn without_end() -> BackendError {
     BackendError::Interrupted { reason: "the backend ended it without saying why".into() }
 }
 
@@ -166,6 +175,16 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// Returns when the first token came.
+    pub(super) fn first_token_at(&self) -> Instant {
+        self.first_token
+    }
+
+    /// Takes note that it failed, though it does not say so itself.
+    pub(super) fn failed(&mut self, error: &BackendError) {
+        self.turn.failed(error);
+    }
+
     fn observe(&mut self, event: &ChatEvent) {
         if let ChatEvent::Done { usage, timings, .. } = event {
             let written =

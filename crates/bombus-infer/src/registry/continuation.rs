@@ -1,0 +1,301 @@
+//! Answers that go on elsewhere when whoever gives them breaks off.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bombus_core::chat::{Answerer, ChatEvent, ChatRequest, Delta, Prompt, Resume, ToolChoice};
+use bombus_core::placement::Ranked;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{Stream, StreamExt};
+
+use super::entry::Entry;
+use super::route::{Attempted, Route};
+use super::run::{Begun, Run, without_end};
+use super::stall::Stall;
+use super::{Plan, entry_of};
+use crate::BackendError;
+
+/// Returns whether the answer to a request could be gone on with. A call of a tool cannot: half of one cannot be taken back.
+pub(super) fn is_continuable(request: &ChatRequest) -> bool {
+    request.tools.is_empty() || request.tool_choice == ToolChoice::None
+}
+
+/// Returns whether a request has tokens in it that mean something to the weights that it was sent to alone.
+pub(super) fn is_bound_to_weights(request: &ChatRequest) -> bool {
+    let has_tokens = matches!(request.prompt, Prompt::Tokens(_)) || !request.earlier_tokens.is_empty();
+    has_tokens || !request.sampling.logit_bias.is_empty()
+}
+
+/// An answer that goes on elsewhere when it breaks off.
+///
+/// What was handed on stays as it is: the run that takes over gets it as the beginning of its answer and hands on what comes after.
+pub(super) struct Unbroken {
+    route: Route,
+    request: Box<ChatRequest>,
+    state: State,
+    told: Told,
+    answering: Answering,
+    /// The names of those that broke off.
+    failed: Vec<Arc<str>>,
+    /// How often another one took over.
+    continued: u32,
+    /// Time that earlier runs spent on writing, in milliseconds.
+    earlier_ms: f64,
+    /// Whether the answer has come to its end.
+    is_done: bool,
+}
+
+enum State {
+    Running(Box<Run>),
+    /// Another one is asked to go on, for this reason.
+    Asking(BoxFuture<'static, Result<Attempted<Begun>, BackendError>>, BackendError),
+    Ended,
+}
+
+/// Who gives the answer now.
+struct Answering {
+    entry: Arc<Entry>,
+    by: Answerer,
+    /// Of those that are elsewhere the backend hears from second to second, and ends the answer itself.
+    stall: Option<Stall>,
+}
+
+impl Answering {
+    fn new(route: &Route, attempted: &Attempted<Begun>) -> Self {
+        let entry = attempted.entry.clone();
+        let stall = (!entry.is_peer()).then(|| Stall::new(*route.config()));
+        Self { by: attempted.answerer(), entry, stall }
+    }
+}
+
+/// What was handed on of an answer, and what stands behind it.
+struct Told {
+    resume: Resume,
+    /// Whether whoever asked wants to know what stands behind each piece, too.
+    keeps_traces: bool,
+    /// Whether the next trace has all tokens of the answer: so it is where a run goes on by the text.
+    retold: bool,
+    /// Whether a piece came of which the tokens are not known.
+    untraced: bool,
+    /// Whether something came that nobody can go on from, which is a call of a tool.
+    is_final: bool,
+}
+
+impl Told {
+    fn take(&mut self, delta: &mut Delta, is_thought: bool) {
+        let said = if is_thought { &mut self.resume.thinking } else { &mut self.resume.text };
+        said.push_str(&delta.text);
+        let Some(trace) = &delta.trace else {
+            self.untraced = true;
+            self.resume.tokens.clear();
+            self.resume.held.clear();
+            // A piece has one token at least.
+            self.resume.completion_tokens = self.resume.completion_tokens.saturating_add(1);
+            return;
+        };
+        let tokens = &mut self.resume.tokens;
+        let came = u32::try_from(trace.tokens.len()).unwrap_or(u32::MAX);
+        // What should be the next few tokens and is more than all so far is what a run tells that could not use those.
+        let retold = std::mem::take(&mut self.retold) || (tokens.len() > 8 && trace.tokens.len() >= tokens.len());
+        if retold {
+            tokens.clone_from(&trace.tokens);
+            self.resume.completion_tokens = came.max(self.resume.completion_tokens.saturating_add(1));
+        } else {
+            if !self.untraced {
+                tokens.extend_from_slice(&trace.tokens);
+            }
+            self.resume.completion_tokens = self.resume.completion_tokens.saturating_add(came);
+        }
+        self.resume.held.clone_from(&trace.held);
+        if !self.keeps_traces {
+            delta.trace = None;
+        }
+    }
+
+    /// Takes note that what comes now comes from a run that went on from here, with these weights.
+    fn taken_over(&mut self, sha256: Option<String>) {
+        let same = self.resume.tokens_for(sha256.as_deref()).is_some();
+        self.retold = !same;
+        self.untraced = false;
+        self.resume.sha256 = sha256;
+    }
+}
+
+impl Unbroken {
+    /// Watches over an answer that has begun. `request` is what was asked for, with the beginning that the answer had already where it
+    /// had one; `keeps_traces` says whether whoever asked wants the traces.
+    pub(super) fn new(
+        route: Route,
+        request: Box<ChatRequest>,
+        keeps_traces: bool,
+        attempted: Attempted<Begun>,
+    ) -> Self {
+        let answering = Answering::new(&route, &attempted);
+        let sha256 = attempted.info.sha256.clone();
+        let told = match request.resume.clone() {
+            None => Told {
+                resume: Resume { sha256, ..Resume::default() },
+                keeps_traces,
+                retold: false,
+                untraced: false,
+                is_final: false,
+            },
+            Some(resume) => {
+                let mut told = Told { resume, keeps_traces, retold: false, untraced: false, is_final: false };
+                told.taken_over(sha256);
+                told
+            }
+        };
+        Self {
+            route,
+            request,
+            state: State::Running(Box::new(attempted.answer.run)),
+            told,
+            answering,
+            failed: Vec::new(),
+            continued: 0,
+            earlier_ms: 0.0,
+            is_done: false,
+        }
+    }
+
+    /// Takes note of an event, and says whether it is handed on.
+    fn take(&mut self, event: &mut ChatEvent) -> bool {
+        if let Some(stall) = &mut self.answering.stall {
+            stall.came();
+        }
+        match event {
+            ChatEvent::Delta(delta) => self.told.take(delta, false),
+            ChatEvent::Thinking(delta) => self.told.take(delta, true),
+            ChatEvent::ToolCall(_) => self.told.is_final = true,
+            ChatEvent::Done { timings, .. } => {
+                self.is_done = true;
+                timings.generate_ms += self.earlier_ms;
+            }
+            // A run that goes on says anew what was said at the beginning.
+            ChatEvent::Truncated { .. } => return self.continued == 0,
+            ChatEvent::AnsweredBy(_) => return false,
+            ChatEvent::Continued { by, .. } => {
+                by.node = self.answering.entry.node.as_deref().cloned();
+                if *by != self.answering.by {
+                    // Which weights those are is not known.
+                    self.told.taken_over(None);
+                    self.answering.by = by.clone();
+                }
+            }
+        }
+        true
+    }
+
+    /// Looks for somebody to go on, best first: who has broken off is asked again only at last, and only if it is on this node, where
+    /// engines are started anew.
+    fn others(&self, failed_too: bool) -> Option<Plan> {
+        let config = self.route.config();
+        if self.told.is_final || self.is_done || self.continued >= config.continuations_max() {
+            return None;
+        }
+        let resume = &self.told.resume;
+        let mut plan = self.route.plan_to_go_on(resume.sha256.clone());
+        let bound = is_bound_to_weights(&self.request);
+        let entries = plan.entries.clone();
+        let entry = |ranked: &Ranked| entry_of(&entries, ranked).clone();
+        plan.ranking.retain(|ranked| {
+            let same_weights =
+                || resume.sha256.is_some() && ranked.model().is_some_and(|info| info.sha256 == resume.sha256);
+            let entry = entry(ranked);
+            let gave_up = self.failed.contains(&entry.name) && (entry.is_peer() || !failed_too);
+            !gave_up && (!bound || same_weights()) && entry.named.backend.can_resume(&self.request)
+        });
+        plan.ranking.sort_by_key(|ranked| self.failed.contains(&ranked.candidate.backend));
+        (!plan.ranking.is_empty()).then_some(plan)
+    }
+
+    /// Asks another one to go on where one can; else the answer ends with the error.
+    fn go_on(&mut self, cause: BackendError, failed_too: bool) -> Result<(), BackendError> {
+        if let State::Running(run) = std::mem::replace(&mut self.state, State::Ended) {
+            self.earlier_ms += run.first_token_at().elapsed().as_secs_f64() * 1_000.0;
+        }
+        if !breaks_off(&cause) {
+            return Err(cause);
+        }
+        let name = &self.answering.entry.name;
+        if !self.failed.contains(name) {
+            self.failed.push(name.clone());
+        }
+        let Some(plan) = self.others(failed_too) else { return Err(cause) };
+        self.continued += 1;
+        let mut request = (*self.request).clone();
+        request.resume = Some(self.told.resume.clone());
+        tracing::warn!(backend.name = self.answering.entry.label(), error = %cause, "an answer goes on elsewhere");
+        self.state = State::Asking(self.route.clone().go_on(plan, request).boxed(), cause);
+        Ok(())
+    }
+
+    /// Lets a run go on that has taken over, and tells who it is.
+    fn taken_over(&mut self, attempted: Attempted<Begun>, cause: &BackendError) -> ChatEvent {
+        self.answering = Answering::new(&self.route, &attempted);
+        self.told.taken_over(attempted.info.sha256.clone());
+        self.state = State::Running(Box::new(attempted.answer.run));
+        ChatEvent::Continued { by: self.answering.by.clone(), reason: cause.to_string() }
+    }
+}
+
+/// Returns whether an error means that a run broke off which another one can go on with.
+fn breaks_off(error: &BackendError) -> bool {
+    matches!(error, BackendError::Unavailable { .. } | BackendError::Interrupted { .. } | BackendError::TimedOut { .. })
+}
+
+impl Stream for Unbroken {
+    type Item = Result<ChatEvent, BackendError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            let (cause, failed_too) = match &mut this.state {
+                State::Ended => return Poll::Ready(None),
+                State::Running(run) => match run.poll_next_unpin(cx) {
+                    Poll::Ready(Some(Ok(mut event))) => {
+                        if this.take(&mut event) {
+                            return Poll::Ready(Some(Ok(event)));
+                        }
+                        continue;
+                    }
+                    Poll::Ready(None) if this.is_done => {
+                        this.state = State::Ended;
+                        continue;
+                    }
+                    Poll::Ready(ended) => (ended.and_then(Result::err).unwrap_or_else(without_end), true),
+                    Poll::Pending => {
+                        let Some(stall) = &mut this.answering.stall else { return Poll::Pending };
+                        let after = ready!(stall.poll(cx));
+                        stall.excuse();
+                        // Where nobody else can go on, the answer may still come.
+                        this.failed.push(this.answering.entry.name.clone());
+                        let others = this.others(false);
+                        this.failed.pop();
+                        let (State::Running(run), true) = (&mut this.state, others.is_some()) else { continue };
+                        let cause = BackendError::TimedOut { after };
+                        run.failed(&cause);
+                        (cause, false)
+                    }
+                },
+                State::Asking(attempt, _) => {
+                    let attempted = ready!(attempt.poll_unpin(cx));
+                    let State::Asking(_, cause) = std::mem::replace(&mut this.state, State::Ended) else { continue };
+                    return Poll::Ready(Some(match attempted {
+                        Ok(attempted) => Ok(this.taken_over(attempted, &cause)),
+                        Err(error) => {
+                            tracing::warn!(%error, "nobody went on with an answer that broke off");
+                            Err(cause)
+                        }
+                    }));
+                }
+            };
+            if let Err(error) = this.go_on(cause, failed_too) {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+}
