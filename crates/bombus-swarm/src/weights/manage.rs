@@ -1,0 +1,193 @@
+//! Does what other nodes ask with this node's models, where its owner allows that.
+
+use std::io;
+use std::sync::Arc;
+
+use bombus_core::identity::NodeId;
+use bombus_core::model::ModelName;
+use bombus_infer::{BackendError, Backends, NamedBackend, Progress, ProgressStream};
+use bombus_net::NetStream;
+use futures::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::serve::Counted;
+use super::wire::{self, FailureKind, ManageAnswer, ManageRequest, REQUEST_MAX};
+use super::{MANAGE_PROTOCOL, Shared};
+use crate::supervised::PartEnded;
+
+/// Longest name of a model to fetch, in bytes: one may be an address.
+pub(super) const NAME_BYTES_MAX: usize = 512;
+/// Most streams at a time, those that are told to come back included.
+const STREAMS_MAX: usize = 16;
+/// How many of them may be one peer's.
+const STREAMS_PER_PEER_MAX: usize = 4;
+/// How many works a peer may have going on.
+const WORKS_PER_PEER_MAX: usize = 1;
+
+/// Answers requests until `stop`.
+pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), PartEnded> {
+    let mut incoming = shared.net.accept(MANAGE_PROTOCOL)?;
+    let (open, works) = (Arc::new(Counted::default()), Arc::new(Counted::default()));
+    // Dropping it ends what runs.
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            Some(ended) = streams.join_next(), if !streams.is_empty() => report(ended),
+            stream = incoming.next() => {
+                let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
+                // Dropping the stream resets it.
+                if let Some(place) = open.take(&peer, STREAMS_MAX, STREAMS_PER_PEER_MAX) {
+                    let (shared, works) = (Arc::clone(shared), Arc::clone(&works));
+                    streams.spawn(async move {
+                        let _place = place;
+                        answer(&shared, &works, &peer, stream).await
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn report(ended: Result<io::Result<()>, JoinError>) {
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a peer that asked for a work on models heard no answer"),
+        Err(error) => tracing::error!(%error, "a work on models that a peer asked for failed"),
+    }
+}
+
+async fn answer(shared: &Shared, works: &Arc<Counted>, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
+    let limit = shared.config.answer_limit;
+    let read = timeout(limit, wire::read(&mut stream, REQUEST_MAX)).await.map_err(io::Error::other)?;
+    let last = match read {
+        Ok(request) => match work(shared, works, peer, request, &mut stream).await? {
+            Ok(()) => ManageAnswer::Done {},
+            Err(failure) => failure,
+        },
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            failed(FailureKind::Refused, format!("this version does not understand the request: {error}"))
+        }
+        Err(error) => return Err(error),
+    };
+    let told = async {
+        wire::write(&mut stream, &last).await?;
+        stream.shutdown().await
+    };
+    timeout(limit, told).await.map_err(io::Error::other)?
+}
+
+fn failed(kind: FailureKind, message: String) -> ManageAnswer {
+    ManageAnswer::Failed { kind, message }
+}
+
+/// Does a work and tells its steps; the outer error is the stream's, which ends the work.
+async fn work(
+    shared: &Shared,
+    works: &Arc<Counted>,
+    peer: &NodeId,
+    request: ManageRequest,
+    stream: &mut NetStream,
+) -> io::Result<Result<(), ManageAnswer>> {
+    if let Err(reason) = shared.access.may_manage(peer) {
+        return Ok(Err(failed(FailureKind::Refused, reason)));
+    }
+    let Some(_place) = works.take(peer, shared.config.works_max, WORKS_PER_PEER_MAX) else {
+        let reason = "it is busy with other works on its models; try again later".to_owned();
+        return Ok(Err(failed(FailureKind::Busy, reason)));
+    };
+    let (ManageRequest::Pull { name } | ManageRequest::Remove { name }) = &request;
+    if name.len() > NAME_BYTES_MAX {
+        return Ok(Err(failed(FailureKind::Failed, format!("a name has at most {NAME_BYTES_MAX} bytes"))));
+    }
+    tracing::info!(peer.id = %peer, model.name = name, pull = matches!(request, ManageRequest::Pull { .. }), "a peer changes the models of this node");
+    let mut steps = match request {
+        ManageRequest::Pull { name } => pull(shared.backends.clone(), name),
+        ManageRequest::Remove { name } => remove(shared.backends.clone(), name),
+    };
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut alive = interval(shared.config.alive_every);
+    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let limit = shared.config.write_limit;
+    loop {
+        let told = tokio::select! {
+            biased;
+            // The peer has nothing more to say: this is its end, and with it that of the work.
+            _ = reader.read_u8() => return Err(io::ErrorKind::ConnectionAborted.into()),
+            step = steps.next() => match step {
+                Some(Ok(step)) => ManageAnswer::from(step),
+                Some(Err(error)) => return Ok(Err(failure_of(&error))),
+                None => return Ok(Ok(())),
+            },
+            _ = alive.tick() => ManageAnswer::Alive {},
+        };
+        timeout(limit, wire::write(&mut writer, &told)).await.map_err(io::Error::other)??;
+    }
+}
+
+impl From<Progress> for ManageAnswer {
+    fn from(step: Progress) -> Self {
+        let Progress { status, sha256, total_bytes, completed_bytes } = step;
+        Self::Step { status, sha256, total_bytes, completed_bytes }
+    }
+}
+
+fn failure_of(error: &BackendError) -> ManageAnswer {
+    let kind = match error {
+        BackendError::ModelNotFound { .. } => FailureKind::NotFound,
+        _ => FailureKind::Failed,
+    };
+    failed(kind, error.to_string())
+}
+
+/// Fetches a model at this node: at the backend that has one of this name, or the most preferred one that manages models.
+pub(super) fn pull(backends: Backends, name: String) -> ProgressStream {
+    Box::pin(async_stream::try_stream! {
+        let mut managing = having(&backends, &name).await.map(|(named, _)| named);
+        if managing.is_none() {
+            managing = backends.all().iter().find(|named| named.backend.library().is_some()).cloned();
+        }
+        let named = managing.ok_or_else(unmanaged)?;
+        let library = named.backend.library().ok_or_else(unmanaged)?;
+        let mut steps = library.pull(&name).await?;
+        while let Some(step) = steps.next().await {
+            yield step?;
+        }
+        // Whoever hears the end asks for the model next.
+        backends.refresh(&named.name).await;
+    })
+}
+
+/// Removes a model from the backend that a request for it would find.
+pub(super) fn remove(backends: Backends, name: String) -> ProgressStream {
+    Box::pin(async_stream::try_stream! {
+        let parsed = ModelName::parse(&name).map_err(|error| BackendError::InvalidRequest {
+            param: Some("model"),
+            message: error.to_string(),
+        })?;
+        let missing = || BackendError::model_not_found(&parsed);
+        let (named, name_there) = having(&backends, &name).await.ok_or_else(missing)?;
+        let library = named.backend.library().ok_or_else(unmanaged)?;
+        if !library.delete(&name_there).await? {
+            Err(missing())?;
+        }
+        backends.refresh(&named.name).await;
+        yield Progress { status: "success".to_owned(), ..Progress::default() };
+    })
+}
+
+/// Finds the backend of this node that has a model and manages its models, and the model's name there.
+async fn having(backends: &Backends, name: &str) -> Option<(NamedBackend, ModelName)> {
+    let name = ModelName::parse(name).ok()?;
+    let listed = backends.models().await;
+    let place = listed.iter().find(|place| place.info.name == name && place.backend.backend.library().is_some())?;
+    Some((place.backend.clone(), place.name_there()))
+}
+
+fn unmanaged() -> BackendError {
+    BackendError::Unsupported { param: "model", message: "no backend of this node manages models".to_owned() }
+}

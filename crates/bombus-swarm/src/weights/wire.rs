@@ -1,0 +1,181 @@
+//! The messages of `/bombus/weights/1` and `/bombus/manage/1`: CBOR behind a length of four bytes, big-endian.
+
+use std::io;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Most bytes of a request.
+pub(super) const REQUEST_MAX: usize = 64 << 10;
+/// Most bytes of an answer: a model's description has up to 256 KiB.
+pub(super) const ANSWER_MAX: usize = 320 << 10;
+
+/// What a node asks another about weights; one request to a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum WeightsRequest {
+    /// Which weights a name stands for.
+    Find { name: String },
+    /// Which name stands for weights with this SHA-256.
+    FindHash { sha256: String },
+    /// Bytes of weights.
+    Read { sha256: String, offset: u64, len: u64 },
+}
+
+/// What the other answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum WeightsAnswer {
+    /// The model's description, as JSON.
+    Found { model: String },
+    /// It does not have that, or not for this peer.
+    NotFound {},
+    /// It does not do that, and says why.
+    Refused { reason: String },
+    /// It sends as much as it may at a time.
+    Busy { retry_ms: u64 },
+    /// So many bytes follow, and then the end.
+    Sending { len: u64 },
+}
+
+/// What a node asks another to do with its models; one request to a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ManageRequest {
+    /// Fetch a model, from wherever that node takes models.
+    Pull { name: String },
+    /// Remove a model.
+    Remove { name: String },
+}
+
+/// What the other answers: steps, and then one of the last two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ManageAnswer {
+    /// How far it is.
+    Step {
+        status: String,
+        #[serde(default)]
+        sha256: Option<String>,
+        #[serde(default)]
+        total_bytes: Option<u64>,
+        #[serde(default)]
+        completed_bytes: Option<u64>,
+    },
+    /// It is still at it.
+    Alive {},
+    /// It is done.
+    Done {},
+    /// It was not done.
+    Failed { kind: FailureKind, message: String },
+}
+
+/// What kind of failure it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FailureKind {
+    /// The peer may not do that there.
+    Refused,
+    /// There is no such model.
+    NotFound,
+    /// Too much is being done there.
+    Busy,
+    /// It went wrong.
+    #[serde(other)]
+    Failed,
+}
+
+/// Writes a message in one piece.
+pub(super) async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
+    let mut frame = vec![0; 4];
+    ciborium::into_writer(message, &mut frame).map_err(io::Error::other)?;
+    let length = u32::try_from(frame.len() - 4).ok().filter(|length| *length as usize <= ANSWER_MAX);
+    let length = length.ok_or_else(|| too_large(frame.len() - 4, ANSWER_MAX))?;
+    frame[..4].copy_from_slice(&length.to_be_bytes());
+    stream.write_all(&frame).await?;
+    stream.flush().await
+}
+
+/// Reads a message of at most so many bytes. Fields that are not known are ignored.
+///
+/// # Errors
+///
+/// When the stream ends or fails, or the message is too large or none: [`io::ErrorKind::InvalidData`].
+pub(super) async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<T> {
+    let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
+    if length > max {
+        return Err(too_large(length, max));
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    // The messages are flat; deep nesting is none of them.
+    ciborium::de::from_reader_with_recursion_limit(bytes.as_slice(), 16)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+}
+
+fn too_large(length: usize, max: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes, where {max} is the most"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    fn there_and_back<T: Serialize + DeserializeOwned>(message: &T) -> io::Result<T> {
+        run(async {
+            let mut bytes = Vec::new();
+            write(&mut bytes, message).await?;
+            read(&mut bytes.as_slice(), ANSWER_MAX).await
+        })
+    }
+
+    #[test]
+    fn messages_arrive_as_they_were_sent() {
+        let read = WeightsRequest::Read { sha256: "a".repeat(64), offset: 1 << 40, len: 7 };
+        assert_eq!(there_and_back(&read).unwrap(), read);
+        for answer in [
+            WeightsAnswer::Found { model: "m".repeat(256 << 10) },
+            WeightsAnswer::NotFound {},
+            WeightsAnswer::Busy { retry_ms: 500 },
+        ] {
+            assert_eq!(there_and_back(&answer).unwrap(), answer);
+        }
+        let failed = ManageAnswer::Failed { kind: FailureKind::Refused, message: "no".to_owned() };
+        assert_eq!(there_and_back(&failed).unwrap(), failed);
+    }
+
+    #[test]
+    fn what_later_versions_add_is_ignored_and_what_is_too_large_refused() {
+        #[derive(Serialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Later {
+            Find { name: &'static str, language: &'static str },
+        }
+        let mut bytes = Vec::new();
+        run(write(&mut bytes, &Later::Find { name: "m", language: "en" })).unwrap();
+        let found: WeightsRequest = run(read(&mut bytes.as_slice(), REQUEST_MAX)).unwrap();
+        assert_eq!(found, WeightsRequest::Find { name: "m".to_owned() });
+        let long = WeightsRequest::Find { name: "m".repeat(REQUEST_MAX) };
+        let mut bytes = Vec::new();
+        run(write(&mut bytes, &long)).unwrap();
+        assert!(run(read::<WeightsRequest>(&mut bytes.as_slice(), REQUEST_MAX)).is_err());
+        assert!(there_and_back(&WeightsAnswer::Found { model: "m".repeat(ANSWER_MAX) }).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut frame = u32::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
+            frame.extend(bytes);
+            drop(run(read::<WeightsRequest>(&mut frame.as_slice(), REQUEST_MAX)));
+            drop(run(read::<ManageAnswer>(&mut frame.as_slice(), ANSWER_MAX)));
+        }
+    }
+}
