@@ -10,6 +10,7 @@ pub mod models;
 pub mod ollama;
 pub mod openai;
 mod registry;
+mod resumed;
 mod upstream;
 
 pub use backend::{Backend, BackendError, ChatStream, Health};

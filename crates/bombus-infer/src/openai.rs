@@ -9,6 +9,7 @@ mod embeddings;
 mod listing;
 mod provider;
 mod request;
+mod resume;
 mod tool_calls;
 
 use std::collections::BTreeMap;
@@ -17,12 +18,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse, Prompt};
+use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse, FinishReason, Prompt, Resume};
 use bombus_core::model::{ModelDetails, ModelInfo, ModelName};
 use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 
+use crate::resumed::unsupported;
 use crate::upstream::{KeySource, UpstreamClient, UpstreamError, UpstreamOptions, base_url, headers};
 use crate::{Backend, BackendError, ChatStream, Health};
 use listing::{LISTING_BYTES_MAX, Listed, Listing, Properties};
@@ -113,7 +116,11 @@ impl OpenAiBackend {
         let headers = headers(&config.headers, key).map_err(wrong)?;
         let provider = config.provider.unwrap_or_else(|| Provider::of_address(&base));
         let models = config.models.into_iter().map(|id| {
-            Listed::named(&id).ok_or_else(|| refuse(format!("`models` has {id:?}, which is not the id of a model")))
+            let named = Listed::named(&id);
+            let mut listed =
+                named.ok_or_else(|| refuse(format!("`models` has {id:?}, which is not the id of a model")))?;
+            listed.info.continues = provider.continues() && listed.generates();
+            Ok(listed)
         });
         let models = models.collect::<Result<Arc<[_]>, _>>()?;
         let timeout = Duration::from_millis(config.timeout_ms);
@@ -168,6 +175,37 @@ impl OpenAiBackend {
         find(&known).ok_or_else(not_found)
     }
 
+    async fn answer(
+        &self,
+        path: &str,
+        body: &Map<String, Value>,
+        model: String,
+        begun: Instant,
+    ) -> Result<ChatStream, BackendError> {
+        let response = self.client.send(Method::POST, path, Some(body)).await;
+        let response = response.map_err(|error| self.failed(error, &model))?;
+        Ok(Box::pin(answer::read(Arc::clone(&self.client), model, response, begun)))
+    }
+
+    /// Goes on with an answer that another run began.
+    async fn go_on(
+        &self,
+        request: ChatRequest,
+        resume: &Resume,
+        (id, provider): (&str, Provider),
+        begun: Instant,
+    ) -> Result<ChatStream, BackendError> {
+        if !resume::is_possible(&request, provider) {
+            return Err(unsupported("this server cannot bring its end into the form that was asked for"));
+        }
+        let model = request.model.clone();
+        let (resumed, asked) = resume::ask(&self.client, request, resume, id, provider).await?;
+        if resumed.is_at_end() {
+            return Ok(resumed.end(FinishReason::Stop));
+        }
+        resumed.take(self.answer(asked.path, &asked.body, model, begun).await)
+    }
+
     fn failed(&self, error: UpstreamError, model: &str) -> BackendError {
         error.into_backend(self.client.name(), model, false)
     }
@@ -183,11 +221,16 @@ impl Backend for OpenAiBackend {
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
         let begun = Instant::now();
         let (id, provider) = self.resolve(&request.model).await?;
+        if let Some(resume) = request.resume.as_ref().filter(|resume| !resume.is_new()) {
+            return self.go_on(request.clone(), resume, (&id, provider), begun).await;
+        }
         let body = request::body(&request, &id, provider)?;
         let path = if matches!(request.prompt, Prompt::Chat(_)) { "chat/completions" } else { "completions" };
-        let response = self.client.send(Method::POST, path, Some(&body)).await;
-        let response = response.map_err(|error| self.failed(error, &request.model))?;
-        Ok(Box::pin(answer::read(Arc::clone(&self.client), request.model, response, begun)))
+        self.answer(path, &body, request.model, begun).await
+    }
+
+    fn can_resume(&self, request: &ChatRequest) -> bool {
+        resume::is_possible(request, self.known().provider)
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {

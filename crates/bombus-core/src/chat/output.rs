@@ -179,6 +179,11 @@ impl Output {
         FollowedText { output, parts: beginning::joined(parts, held), events, stopped }
     }
 
+    /// Passes over this text too, should it come next: it was handed on already, but the model writes it again.
+    pub fn pass_over(&mut self, text: &str) {
+        self.seam.get_or_insert_default().text.push_str(text);
+    }
+
     /// Lets the next event tell these tokens too, or the first of `events`, which were made before they were known.
     pub fn tell_tokens(&mut self, tokens: impl IntoIterator<Item = u32>, events: &mut [ChatEvent]) {
         if let Some(untold) = &mut self.untold {

@@ -35,6 +35,12 @@ pub struct Resume {
 }
 
 impl Resume {
+    /// Returns whether nothing of the answer was written yet, so that it begins anew.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.thinking.is_empty() && self.text.is_empty() && self.held.is_empty()
+    }
+
     /// Returns the tokens to go on from, where they are those of these weights.
     #[must_use]
     pub fn tokens_for(&self, sha256: Option<&str>) -> Option<&[u32]> {

@@ -2,7 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, KeepAlive};
+use bombus_core::chat::{
+    ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, FinishReason, KeepAlive, Message, Prompt, Resume, Think,
+};
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
 use futures::StreamExt;
 use tokio::time::timeout;
@@ -11,9 +13,11 @@ use super::answer::{Asked, events, too_long};
 use super::catalogue::Catalogue;
 use super::context::{Known, Need};
 use super::request::{self, Call};
+use super::show::{self, Facts};
 use super::wire::{self, Answer};
-use super::{AnswerStream, ChatTemplateRenderer, OllamaClient, OllamaConfig, OllamaError, shorten, show};
+use super::{AnswerStream, ChatTemplateRenderer, ModelTemplate, OllamaClient, OllamaConfig, OllamaError, shorten};
 use crate::models::Peers;
+use crate::resumed::{Resumed, goes_on_by_text, has_pictures, think_filter, unsupported};
 use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary};
 
 /// Longest wait for a server to say that it is there.
@@ -145,20 +149,12 @@ impl OllamaBackend {
         let begun = self.begin(call).await?;
         Ok((ChatEvent::Truncated { messages: left_out, prompt_tokens: context_tokens }, begun))
     }
-}
 
-#[async_trait]
-impl Backend for OllamaBackend {
-    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
-        self.catalogue.models().await.map_err(|error| self.fail(error, ""))
-    }
-
-    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
-        let name = parse(&request.model)?;
+    async fn answer(&self, name: &ModelName, request: ChatRequest) -> Result<ChatStream, BackendError> {
         let mut call = Call::of(&request)?;
-        let (known, overhead_bytes) = self.catalogue.context_of(&name, request.context_tokens).await;
+        let (known, overhead_bytes) = self.catalogue.context_of(name, request.context_tokens).await;
         let need = call.need(overhead_bytes, request.max_tokens);
-        let begun = self.begin_in_context(&name, &mut call, &known, need).await;
+        let begun = self.begin_in_context(name, &mut call, &known, need).await;
         let (num_ctx, begun) = begun.map_err(|error| self.fail(error, &request.model))?;
         let context_tokens = known.limit(num_ctx);
         let (before, (first, rest)) = match begun {
@@ -188,6 +184,78 @@ impl Backend for OllamaBackend {
             model: request.model,
         };
         Ok(events(asked, before, first, rest))
+    }
+
+    /// Goes on with an answer that another run began, behind the text of it: in `raw` mode, with a prompt that is made here.
+    async fn go_on(
+        &self,
+        name: &ModelName,
+        mut request: ChatRequest,
+        resume: &Resume,
+    ) -> Result<ChatStream, BackendError> {
+        if !goes_on_by_text(&request) || has_pictures(&request.prompt) {
+            return Err(unsupported("Ollama cannot bring its end into the form that was asked for"));
+        }
+        let facts = self.catalogue.facts(name).await.unwrap_or_default();
+        let can_think = facts.capabilities.contains(&ModelCapability::Thinking);
+        let (rendered, think) = match &request.prompt {
+            Prompt::Raw(text) => (text.clone(), None),
+            Prompt::Chat(messages) => {
+                // Ollama lets a model think that can, unless it is told otherwise.
+                let think = request.think.clone().or_else(|| can_think.then_some(Think::On));
+                let rendered = self.render(&facts, messages, think.as_ref())?;
+                let filter = think_filter(&rendered, think.as_ref());
+                (rendered, filter)
+            }
+            Prompt::Tokens(_) => return Err(unsupported("Ollama takes no tokens")),
+        };
+        let resumed = Resumed::new(&request, resume, think);
+        if resumed.is_at_end() {
+            return Ok(resumed.end(FinishReason::Stop));
+        }
+        request.prompt = Prompt::Raw(rendered + resumed.beginning());
+        request.max_tokens = resumed.tokens_left(request.max_tokens);
+        // Else Ollama would look for thoughts in what comes, from its beginning on.
+        request.think = can_think.then_some(Think::Off);
+        request.tools.clear();
+        let answer = self.answer(name, request).await;
+        resumed.take(answer)
+    }
+
+    fn render(&self, facts: &Facts, messages: &[Message], think: Option<&Think>) -> Result<String, BackendError> {
+        let renderer = self.renderer.as_ref().zip(facts.template.as_deref());
+        let (renderer, source) =
+            renderer.ok_or_else(|| unsupported("how this model's prompts are made is not known"))?;
+        // The server puts the token that begins a prompt before it by itself.
+        let template = ModelTemplate { source, bos: "", eos: "" };
+        let rendered = renderer.render(&template, &facts.with_own_messages(messages), think);
+        rendered.map_err(|reason| unsupported(&format!("the model's chat template refuses the conversation: {reason}")))
+    }
+}
+
+#[async_trait]
+impl Backend for OllamaBackend {
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        let mut models = self.catalogue.models().await.map_err(|error| self.fail(error, ""))?;
+        models.iter_mut().for_each(|info| info.continues &= self.renderer.is_some());
+        Ok(models)
+    }
+
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        let name = parse(&request.model)?;
+        match &request.resume {
+            Some(resume) if !resume.is_new() => self.go_on(&name, request.clone(), resume).await,
+            _ => self.answer(&name, request).await,
+        }
+    }
+
+    fn can_resume(&self, request: &ChatRequest) -> bool {
+        let renders = || {
+            let facts = self.catalogue.known_facts(&ModelName::parse(&request.model).ok()?)?;
+            Some(self.renderer.is_some() && facts.can_be_prompted())
+        };
+        let has_prompt = matches!(request.prompt, Prompt::Raw(_)) || renders() == Some(true);
+        goes_on_by_text(request) && !has_pictures(&request.prompt) && has_prompt
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {

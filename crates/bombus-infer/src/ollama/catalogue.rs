@@ -70,6 +70,7 @@ impl State {
             context_tokens: facts.and_then(|facts| facts.context_tokens),
             capabilities: facts.map_or_else(|| vec![ModelCapability::Completion], |facts| facts.capabilities.clone()),
             warm,
+            continues: facts.is_some_and(|facts| facts.can_be_prompted()),
             ..ModelInfo::named(name)
         }
     }
@@ -126,11 +127,16 @@ impl Catalogue {
 
     /// Returns what stays the same about a model, or `None` where that cannot be had soon.
     pub(super) async fn facts(&self, name: &ModelName) -> Option<Arc<Facts>> {
-        if let Some(facts) = self.state().facts_of(name).cloned() {
+        if let Some(facts) = self.known_facts(name) {
             return Some(facts);
         }
         let read = async { Some(self.take_list(self.client.list_models().await.ok()?).await) };
         timeout(HELP_TIME_MAX, read).await.ok().flatten()?;
+        self.known_facts(name)
+    }
+
+    /// Returns what stays the same about a model, as far as it is known already.
+    pub(super) fn known_facts(&self, name: &ModelName) -> Option<Arc<Facts>> {
         self.state().facts_of(name).cloned()
     }
 

@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::wire::{Details, ShowResponse};
+use super::template::template_of;
+use super::wire::{self, Details, ShowResponse};
 
 /// What stays the same as long as a model's digest does.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,6 +25,12 @@ pub(super) struct Facts {
     pub(super) sha256: Option<String>,
     /// Bytes of text that its Modelfile puts before every conversation.
     pub(super) overhead_bytes: usize,
+    /// What makes its prompts, where they can be made here.
+    pub(super) template: Option<String>,
+    /// System message of conversations that bring none.
+    pub(super) system: String,
+    /// Messages that stand before every conversation.
+    pub(super) messages: Vec<Message>,
 }
 
 impl Facts {
@@ -40,7 +47,27 @@ impl Facts {
             parameters: keys.get("general.parameter_count").and_then(Value::as_u64),
             sha256: weights_sha256(&show.modelfile),
             overhead_bytes: show.system.len() + messages,
+            template: template_of(show),
+            system: show.system.clone(),
+            messages: turns(&show.messages),
         }
+    }
+}
+
+impl Facts {
+    /// Returns whether prompts for the model's answers can be made here.
+    pub(super) fn can_be_prompted(&self) -> bool {
+        self.template.is_some() && self.capabilities.contains(&ModelCapability::Completion)
+    }
+
+    /// Puts what a Modelfile adds before a conversation, as Ollama does.
+    pub(super) fn with_own_messages(&self, messages: &[Message]) -> Vec<Message> {
+        let mut all = self.messages.clone();
+        all.extend_from_slice(messages);
+        if !self.system.is_empty() && all.first().is_none_or(|first| first.role != Role::System) {
+            all.insert(0, Message::text(Role::System, self.system.as_str()));
+        }
+        all
     }
 }
 
@@ -96,6 +123,19 @@ fn number(value: &Value) -> Option<u32> {
 
 /// Says everything that `/api/show` tells.
 pub(super) fn details(show: ShowResponse) -> ModelDetails {
+    ModelDetails {
+        parent: ModelName::parse(&show.details.parent_model).ok(),
+        licenses: Some(show.license).filter(|text| !text.is_empty()).into_iter().collect(),
+        template: show.template,
+        system: show.system,
+        parameters: parameters(&show.parameters),
+        messages: turns(&show.messages),
+        metadata: show.model_info,
+    }
+}
+
+/// Reads the messages of a Modelfile.
+fn turns(messages: &[wire::Message]) -> Vec<Message> {
     let role = |word: &str| match word {
         "system" => Some(Role::System),
         "user" => Some(Role::User),
@@ -103,16 +143,8 @@ pub(super) fn details(show: ShowResponse) -> ModelDetails {
         "tool" => Some(Role::Tool),
         _ => None,
     };
-    let messages = show.messages.into_iter();
-    ModelDetails {
-        parent: ModelName::parse(&show.details.parent_model).ok(),
-        licenses: Some(show.license).filter(|text| !text.is_empty()).into_iter().collect(),
-        template: show.template,
-        system: show.system,
-        parameters: parameters(&show.parameters),
-        messages: messages.filter_map(|message| Some(Message::text(role(&message.role)?, message.content))).collect(),
-        metadata: show.model_info,
-    }
+    let turn = |message: &wire::Message| Some(Message::text(role(&message.role)?, message.content.as_str()));
+    messages.iter().filter_map(turn).collect()
 }
 
 /// Reads the number of weights as people write it, for example `7.6B`.
@@ -176,6 +208,9 @@ mod tests {
             parameters: Some(9),
             sha256: Some(hash),
             overhead_bytes: 10,
+            template: None,
+            system: "Be brief".to_owned(),
+            messages: vec![Message::text(Role::User, "Hi")],
         };
         assert_eq!(Facts::of(&show), expected);
     }

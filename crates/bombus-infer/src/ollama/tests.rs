@@ -5,6 +5,7 @@ mod client;
 mod faults;
 mod library;
 mod peers;
+mod resume;
 mod window;
 
 use std::time::Duration;

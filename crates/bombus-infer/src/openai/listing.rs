@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Provider;
+use crate::resumed::answers_plainly;
 
 /// Largest list of models that is read; that of a broker with some hundred models has a megabyte.
 pub(super) const LISTING_BYTES_MAX: usize = 16 << 20;
@@ -35,6 +36,10 @@ impl Listed {
         let any = || vec![Completion, Tools, Embedding, Vision, Thinking, Insert];
         let capabilities = if embeds { vec![Embedding] } else { any() };
         Some(Self { id: id.to_owned(), info: ModelInfo { capabilities, ..ModelInfo::named(name) } })
+    }
+
+    pub(super) fn generates(&self) -> bool {
+        self.info.capabilities.contains(&ModelCapability::Completion)
     }
 }
 
@@ -99,6 +104,7 @@ impl Listing {
             if !listed.iter().any(|known| known.info.name == model.info.name) {
                 entry.describe(&mut model.info);
                 keep(&mut model.info, ModelCapability::Insert, provider.knows_suffix());
+                model.info.continues = provider.continues() && model.generates();
                 listed.push(model);
             }
         }
@@ -170,6 +176,7 @@ impl Properties {
         if let Some(modalities) = &self.modalities {
             keep(info, ModelCapability::Vision, modalities.vision);
         }
+        info.continues &= answers_plainly(&self.chat_template);
         let tools = self.chat_template_caps.as_ref().and_then(|capabilities| capabilities.supports_tools);
         keep(info, ModelCapability::Tools, tools.unwrap_or(true));
     }

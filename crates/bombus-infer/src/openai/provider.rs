@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 /// | think: on | `reasoning_effort` = `medium` | `chat_template_kwargs` | `chat_template_kwargs` | `reasoning_effort` = `medium` |
 /// | think: a level | `reasoning_effort` | `chat_template_kwargs` | `reasoning_effort` | `reasoning_effort` |
 /// | earlier thoughts | left out | `reasoning_content` | `reasoning_content` | left out |
+/// | goes on with what another run began | no | behind the rendered text | `continue_final_message` | no |
 ///
 /// `OpenAI` itself refuses requests with fields that it does not know, so what cannot be said to it is left out where that changes only how
 /// tokens are chosen, and refused where the answer would be another one. Those who pass requests on to it (LiteLLM, for example) are `other`.
@@ -72,6 +73,11 @@ impl Provider {
 
     /// Returns whether earlier thoughts of the model are sent back to it.
     pub(super) fn takes_thoughts(self) -> bool {
+        matches!(self, Self::LlamaCpp | Self::Vllm)
+    }
+
+    /// Returns whether it can go on with an answer that another run began.
+    pub(super) fn continues(self) -> bool {
         matches!(self, Self::LlamaCpp | Self::Vllm)
     }
 

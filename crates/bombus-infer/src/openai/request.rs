@@ -13,8 +13,8 @@ pub(super) fn body(request: &ChatRequest, id: &str, provider: Provider) -> Resul
     let mut put = |field: &str, value: Value| body.insert(field.to_owned(), value);
     put("model", json!(id));
     let chat = match &request.prompt {
-        Prompt::Chat(messages) => {
-            put("messages", messages.iter().map(|said| message(said, provider)).collect());
+        Prompt::Chat(turns) => {
+            put("messages", messages(turns, provider));
             true
         }
         Prompt::Raw(text) => {
@@ -134,6 +134,11 @@ fn tool(tool: &Tool) -> Value {
     }
     function.insert("parameters".to_owned(), tool.parameters.clone());
     json!({"type": "function", "function": function})
+}
+
+/// Says the turns of a conversation.
+pub(super) fn messages(turns: &[Message], provider: Provider) -> Value {
+    turns.iter().map(|said| message(said, provider)).collect()
 }
 
 fn message(said: &Message, provider: Provider) -> Value {

@@ -1,5 +1,6 @@
 mod faults;
 mod requests;
+mod resume;
 mod streams;
 
 use bombus_core::chat::{ChatEvent, EmbedInput, Message, Role};
