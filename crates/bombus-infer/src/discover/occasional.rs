@@ -61,6 +61,10 @@ impl Backend for OccasionalBackend {
         self.server.chat(request).await
     }
 
+    fn can_resume(&self, request: &ChatRequest) -> bool {
+        self.server.can_resume(request)
+    }
+
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
         self.server.embed(request).await
     }

@@ -305,7 +305,9 @@ impl Backend for OllamaBackend {
     }
 
     async fn running(&self) -> Result<Vec<RunningModel>, BackendError> {
-        self.catalogue.running().await.map_err(|error| self.fail(error, ""))
+        let mut running = self.catalogue.running().await.map_err(|error| self.fail(error, ""))?;
+        running.iter_mut().for_each(|model| model.info.continues &= self.renderer.is_some());
+        Ok(running)
     }
 
     async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {

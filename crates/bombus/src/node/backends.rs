@@ -35,13 +35,13 @@ impl RunningBackends {
                     engines.push((name.clone(), engine.clone()));
                     engine
                 }
-                BackendKind::Ollama(config) => Arc::new(set_up(name, OllamaBackend::new(name, config.clone()))?),
+                BackendKind::Ollama(config) => Arc::new(rendering(set_up(name, OllamaBackend::new(name, config.clone()))?)),
                 BackendKind::OpenAi(config) => Arc::new(set_up(name, OpenAiBackend::new(name, config.clone()))?),
                 // A node that has Ollama's port would find itself there.
                 BackendKind::LocalOllama if config.api.listen.port() == OLLAMA_ADDRESS.port() => continue,
                 BackendKind::LocalOllama => {
                     let ollama = set_up(name, OllamaBackend::new(name, OllamaConfig::default()))?;
-                    Arc::new(OccasionalBackend::ollama(Arc::new(ollama)))
+                    Arc::new(OccasionalBackend::ollama(Arc::new(rendering(ollama))))
                 }
             };
             named.push(NamedBackend {
@@ -49,7 +49,7 @@ impl RunningBackends {
                 ..NamedBackend::new(name.clone(), kind.as_str(), backend)
             });
         }
-        Ok(Self { backends: Backends::new(named), engines })
+        Ok(Self { backends: Backends::configured(named, config.route), engines })
     }
 
     /// Returns the backends in order of preference.
@@ -57,10 +57,11 @@ impl RunningBackends {
         &self.backends
     }
 
-    /// Returns the names of all models.
+    /// Returns the names of all models of this node.
     pub(crate) async fn model_names(&self) -> Vec<String> {
         let listed = self.backends.models().await;
-        listed.into_iter().filter(|listed| listed.first).map(|listed| listed.info.name.to_string()).collect()
+        let own = listed.into_iter().filter(|listed| listed.first && listed.node.is_none());
+        own.map(|listed| listed.info.name.to_string()).collect()
     }
 
     /// Returns the work that keeps what is known about the backends fresh.
@@ -104,6 +105,14 @@ fn set_up<T>(name: &str, backend: Result<T, impl std::fmt::Display>) -> Result<T
     })
 }
 
+/// Lets an Ollama server go on with answers that broke off elsewhere, in builds that can make its models' prompts.
+fn rendering(ollama: OllamaBackend) -> OllamaBackend {
+    match engine::renderer() {
+        Some(renderer) => ollama.with_renderer(renderer),
+        None => ollama,
+    }
+}
+
 /// Opens the model store of a data directory, with the models of an Ollama on this machine.
 pub(crate) fn open_models(data_dir: &DataDir) -> Result<ModelStore> {
     Ok(ModelStore::open_with_ollama(data_dir.models(), ollama_directories())?)
@@ -112,13 +121,19 @@ pub(crate) fn open_models(data_dir: &DataDir) -> Result<ModelStore> {
 #[cfg(feature = "embedded")]
 mod engine {
     use std::path::PathBuf;
+    use std::sync::Arc;
 
     use anyhow::{Context, Result};
     use bombus_infer::models::ModelStore;
+    use bombus_infer::ollama::ChatTemplateRenderer;
 
     use super::EmbeddedConfig;
 
     pub(super) type Engine = bombus_llama::EmbeddedBackend;
+
+    pub(super) fn renderer() -> Option<Arc<dyn ChatTemplateRenderer>> {
+        Some(Arc::new(bombus_llama::JinjaRenderer))
+    }
 
     pub(super) fn start(config: &EmbeddedConfig, models: ModelStore) -> Result<Engine> {
         Ok(Engine::start(config.clone(), models, own_program()?))
@@ -146,16 +161,23 @@ mod engine {
 /// Stands for the engine in builds without it: it cannot be started, so no value of it exists.
 #[cfg(not(feature = "embedded"))]
 mod engine {
+    use std::sync::Arc;
+
     use anyhow::Result;
     use async_trait::async_trait;
     use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
     use bombus_core::model::ModelInfo;
     use bombus_infer::models::ModelStore;
+    use bombus_infer::ollama::ChatTemplateRenderer;
     use bombus_infer::{Backend, BackendError, ChatStream, Health};
 
     use super::{EmbeddedConfig, Exit, Failure};
 
     pub(super) enum Engine {}
+
+    pub(super) fn renderer() -> Option<Arc<dyn ChatTemplateRenderer>> {
+        None
+    }
 
     pub(super) fn start(_config: &EmbeddedConfig, _models: ModelStore) -> Result<Engine> {
         Err(Failure::new(
