@@ -1,6 +1,7 @@
 //! The mesh as the HTTP surfaces need it: who is there, what happens, and who may come in. The node puts the real one behind it.
 
 use async_trait::async_trait;
+use bombus_infer::Progress;
 use futures::stream::BoxStream;
 use serde::Serialize;
 use serde_json::Value;
@@ -319,6 +320,28 @@ pub trait Sharing: Send + Sync + 'static {
     async fn undrain(&self) -> Result<SharingState, MeshError>;
 }
 
+/// How a work on the models of a node goes on. It is done when the stream ends without an error; dropping it stops the work.
+pub type ModelSteps = BoxStream<'static, Result<Progress, ModelsError>>;
+
+/// Says why a node did not do what was asked with its models.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ModelsError {
+    /// For programs: `refused`, `not_found`, `busy`, `unreachable` or `failed`.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// Has the nodes of the swarm fetch and remove models, this one included.
+pub trait RemoteModels: Send + Sync + 'static {
+    /// Has a node fetch a model.
+    fn pull(&self, node_id: &str, model: &str) -> ModelSteps;
+
+    /// Has a node remove a model.
+    fn remove(&self, node_id: &str, model: &str) -> ModelSteps;
+}
+
 /// Says why the mesh did not do what it was asked to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MeshError {
@@ -427,6 +450,11 @@ pub trait Mesh: Send + Sync + 'static {
 
     /// Returns what decides which work this node does for others; without it, it does none.
     fn sharing(&self) -> Option<&dyn Sharing> {
+        None
+    }
+
+    /// Returns what has nodes fetch and remove models; without it, only this node's own can be changed.
+    fn remote_models(&self) -> Option<&dyn RemoteModels> {
         None
     }
 }

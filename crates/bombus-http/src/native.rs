@@ -5,6 +5,7 @@ pub(crate) mod events;
 pub(crate) mod mesh;
 pub(crate) mod models;
 pub(crate) mod peers;
+pub(crate) mod remote_models;
 pub(crate) mod sharing;
 
 use std::net::IpAddr;

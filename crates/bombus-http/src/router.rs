@@ -40,6 +40,8 @@ fn routes() -> OpenApiRouter<SharedApp> {
         .routes(routes!(native::sharing::resume))
         .routes(routes!(native::sharing::drain))
         .routes(routes!(native::sharing::undrain))
+        .routes(routes!(native::remote_models::pull))
+        .routes(routes!(native::remote_models::remove))
         .routes(routes!(native::peers::list))
         .routes(routes!(native::peers::swarm))
         .routes(routes!(native::events::stream))
