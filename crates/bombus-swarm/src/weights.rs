@@ -20,14 +20,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bombus_infer::Backends;
-use bombus_infer::models::ModelStore;
+use bombus_infer::models::{ModelStore, PeerSource};
 use bombus_net::NetHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::SwarmHandle;
 use crate::supervised::keep_going;
 
-pub use access::Access;
+use self::fetch::Others;
+
+pub use access::{Access, ByShare};
 pub use remote::{ManageError, RemoteSteps};
 
 /// The protocol by which weights travel: a request (CBOR behind a length of four bytes) and its answer, to a stream; behind an answer that
@@ -79,7 +81,7 @@ struct Shared {
     access: Arc<dyn Access>,
 }
 
-/// Gets models from other nodes, as the [`bombus_infer::models::PeerSource`] of pulls, and manages theirs.
+/// Gets models from other nodes, as the [`PeerSource`] of pulls, and manages theirs.
 #[derive(Clone)]
 pub struct WeightsHandle {
     shared: Arc<Shared>,
@@ -131,8 +133,15 @@ impl WeightsHandle {
     pub fn feed(&self, backends: &Backends) {
         for named in backends.all().iter() {
             if let Some(library) = named.backend.library() {
-                library.use_peers(Arc::new(self.clone()));
+                library.use_peers(self.source());
             }
         }
+    }
+
+    /// Returns the other nodes as pulls need them.
+    #[must_use]
+    pub fn source(&self) -> Arc<dyn PeerSource> {
+        let Shared { config, net, swarm, .. } = self.shared.as_ref();
+        Arc::new(Others { config: config.clone(), net: net.clone(), swarm: swarm.clone() })
     }
 }

@@ -84,6 +84,7 @@ struct Keeper {
     node: Node,
     store: ModelStore,
     exchange: WeightsHandle,
+    others: Arc<dyn PeerSource>,
     _directory: TempDir,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -108,7 +109,8 @@ impl Keeper {
         exchange.feed(&backends);
         let stop = CancellationToken::new();
         let task = tokio::spawn(service.run(stop.clone()));
-        Self { node, store, exchange, _directory: directory, stop, task }
+        let others = exchange.source();
+        Self { node, store, exchange, others, _directory: directory, stop, task }
     }
 
     fn keep(&self, name: &str, contents: &[u8]) {
@@ -125,7 +127,7 @@ impl Keeper {
 
     async fn pull(&self, name: &str, progress: impl FnMut(PullProgress) + Send) -> Result<Vec<u8>, String> {
         let config = without_internet();
-        assert!(config.peers.set(Arc::new(self.exchange.clone())));
+        assert!(config.peers.set(self.others.clone()));
         let pulled = timeout(LIMIT * 3, pull(&self.store, &config, name, progress)).await.expect("it ends");
         pulled.map(|model| fs::read(model.path).unwrap()).map_err(|error| error.to_string())
     }
@@ -172,7 +174,7 @@ async fn a_model_comes_from_two_peers_at_once_and_then_there_are_three() {
     let mut names: Vec<String> = from.unwrap().split(", ").map(str::to_owned).collect();
     names.sort();
     assert_eq!(names, ["node-1", "node-2"]);
-    let copies = a.exchange.find(&Wanted::Weights(sha256(&contents))).await;
+    let copies = a.others.find(&Wanted::Weights(sha256(&contents))).await;
     assert_eq!(copies.iter().map(|copy| copy.node.clone()).filter(|node| *node == c.node.id()).count(), 1);
     c.stop().await;
 }
@@ -222,7 +224,7 @@ async fn what_an_ollama_on_a_peer_has_is_handed_on_with_what_its_name_adds() {
     let b = Keeper::start(2, &[&a], Owner::default()).await;
     b.meets(&a).await;
     assert_eq!(b.pull("qwen3:8b", |_| {}).await.unwrap(), contents);
-    let copies = b.exchange.find(&Wanted::Name(ModelName::parse("qwen3:8b").unwrap())).await;
+    let copies = b.others.find(&Wanted::Name(ModelName::parse("qwen3:8b").unwrap())).await;
     let template = copies.iter().find(|copy| copy.node == a.node.id()).unwrap().model.go_template.clone();
     assert_eq!(template.as_deref(), Some("{{ .System }} {{ .Prompt }}"), "another Ollama needs it");
     b.pull("brief", |_| {}).await.unwrap();
@@ -243,19 +245,19 @@ async fn what_the_owner_does_not_share_is_neither_told_of_nor_sent() {
     a.keep("shared", &shared);
     let b = Keeper::start(2, &[&a], Owner::default()).await;
     b.meets(&a).await;
-    let found = async |wanted: Wanted| b.exchange.find(&wanted).await.len();
+    let found = async |wanted: Wanted| b.others.find(&wanted).await.len();
     assert_eq!(found(Wanted::Name(ModelName::parse("private").unwrap())).await, 0);
     assert_eq!(found(Wanted::Weights(sha256(&private))).await, 0);
     assert_eq!(found(Wanted::Weights(sha256(&shared))).await, 1);
-    let mut copy = b.exchange.find(&Wanted::Weights(sha256(&shared))).await.remove(0);
+    let mut copy = b.others.find(&Wanted::Weights(sha256(&shared))).await.remove(0);
     copy.model.sha256 = sha256(&private);
-    let refused = b.exchange.read(&copy, 0..10).await.err();
+    let refused = b.others.read(&copy, 0..10).await.err();
     assert_eq!(refused, Some(PeerReadError::Refused("that one is private".to_owned())));
     let error = b.pull("private", |_| {}).await.unwrap_err();
     assert!(error.contains("127.0.0.1:1"), "then the internet is asked: {error}");
     // One of the names is enough: the weights are the same.
     a.store.copy(&ModelName::parse("private").unwrap(), &ModelName::parse("shared").unwrap()).unwrap();
-    assert!(b.exchange.read(&copy, 0..10).await.is_ok());
+    assert!(b.others.read(&copy, 0..10).await.is_ok());
 }
 
 #[tokio::test]
@@ -265,8 +267,8 @@ async fn a_peer_gets_two_transfers_at_a_time_and_is_told_to_come_back_for_more()
     a.keep("m", &contents);
     let b = Keeper::start(2, &[&a], Owner::default()).await;
     b.meets(&a).await;
-    let copy = b.exchange.find(&Wanted::Weights(sha256(&contents))).await.remove(0);
-    let read = || b.exchange.read(&copy, 0..40_000_000);
+    let copy = b.others.find(&Wanted::Weights(sha256(&contents))).await.remove(0);
+    let read = || b.others.read(&copy, 0..40_000_000);
     let mut first = read().await.unwrap();
     let second = read().await.unwrap();
     first.next().await.unwrap().unwrap();
@@ -295,10 +297,10 @@ async fn what_makes_no_sense_is_refused_and_harms_nobody() {
     a.keep("m", &contents);
     let b = Keeper::start(2, &[&a], Owner::default()).await;
     b.meets(&a).await;
-    let copy = b.exchange.find(&Wanted::Weights(sha256(&contents))).await.remove(0);
+    let copy = b.others.find(&Wanted::Weights(sha256(&contents))).await.remove(0);
     let size = copy.model.size_bytes;
     for range in [size - 1..size + 1, u64::MAX - 1..u64::MAX] {
-        assert!(matches!(b.exchange.read(&copy, range).await.err(), Some(PeerReadError::Refused(_))));
+        assert!(matches!(b.others.read(&copy, range).await.err(), Some(PeerReadError::Refused(_))));
     }
     for (protocol, garbage) in [
         (WEIGHTS_PROTOCOL, &b"\0\0\0\x04what"[..]),

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bombus_core::identity::NodeId;
 use bombus_infer::ByteStream;
 use bombus_infer::models::{PeerCopy, PeerReadError, PeerSource, SharedModel, Wanted};
-use bombus_net::{NetPeer, NetStream, OpenError, Path};
+use bombus_net::{NetHandle, NetPeer, NetStream, OpenError, Path};
 use futures::{StreamExt, stream};
 use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout};
@@ -15,7 +15,8 @@ use tokio_util::io::ReaderStream;
 
 use super::serve::READ_BYTES_MAX;
 use super::wire::{self, ANSWER_MAX, WeightsAnswer, WeightsRequest};
-use super::{Shared, WEIGHTS_PROTOCOL, WeightsHandle};
+use super::{WEIGHTS_PROTOCOL, WeightsConfig};
+use crate::SwarmHandle;
 
 /// Most peers that are asked for one model, those that said they have it first.
 const ASKED_MAX: usize = 64;
@@ -24,14 +25,21 @@ const ASKED_AT_ONCE: usize = 16;
 /// How much is read at once.
 const PIECE_BYTES: usize = 256 << 10;
 
+/// The other nodes. It holds no backends, since theirs hold it.
+#[derive(Clone)]
+pub(super) struct Others {
+    pub(super) config: WeightsConfig,
+    pub(super) net: NetHandle,
+    pub(super) swarm: SwarmHandle,
+}
+
 #[async_trait]
-impl PeerSource for WeightsHandle {
+impl PeerSource for Others {
     async fn find(&self, wanted: &Wanted) -> Vec<PeerCopy> {
-        let shared = &self.shared;
-        let asked = who_may_have(shared, wanted).into_iter().map(|peer| ask(shared, peer, wanted));
+        let asked = who_may_have(self, wanted).into_iter().map(|peer| ask(self, peer, wanted));
         let answers = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
         let mut copies: Vec<PeerCopy> =
-            answers.take_until(sleep(shared.config.find_limit)).filter_map(std::future::ready).collect().await;
+            answers.take_until(sleep(self.config.find_limit)).filter_map(std::future::ready).collect().await;
         // Alike at every pull, whoever answered first.
         copies.sort_by(|a, b| a.node.cmp(&b.node));
         copies
@@ -43,7 +51,7 @@ impl PeerSource for WeightsHandle {
             return Err(PeerReadError::Failed(format!("a range of {len} bytes cannot be asked for")));
         }
         let request = WeightsRequest::Read { sha256: copy.model.sha256.clone(), offset: range.start, len };
-        let (answer, stream) = exchange(&self.shared, &copy.node, &request).await.map_err(PeerReadError::Failed)?;
+        let (answer, stream) = exchange(self, &copy.node, &request).await.map_err(PeerReadError::Failed)?;
         match answer {
             WeightsAnswer::Sending { len: told } if told == len => {
                 Ok(ReaderStream::with_capacity(stream.take(len), PIECE_BYTES).boxed())
@@ -61,14 +69,14 @@ impl PeerSource for WeightsHandle {
 }
 
 /// Lists the peers that a model may be had from: those that are reached directly and may speak the protocol.
-fn who_may_have(shared: &Shared, wanted: &Wanted) -> Vec<NodeId> {
+fn who_may_have(others: &Others, wanted: &Wanted) -> Vec<NodeId> {
     let speaks =
         |peer: &NetPeer| peer.protocols.is_empty() || peer.protocols.iter().any(|name| name == WEIGHTS_PROTOCOL);
-    let direct = shared.net.peers().into_iter().filter(|peer| matches!(peer.connected, Some(Path::Direct { .. })));
+    let direct = others.net.peers().into_iter().filter(|peer| matches!(peer.connected, Some(Path::Direct { .. })));
     let mut peers: Vec<NodeId> = direct.filter(speaks).map(|peer| peer.node_id).collect();
     if let Wanted::Name(name) = wanted {
         let tells_it = |peer: &NodeId| {
-            let told = shared.swarm.peer(peer).map(|peer| peer.models).unwrap_or_default();
+            let told = others.swarm.peer(peer).map(|peer| peer.models).unwrap_or_default();
             told.iter().any(|model| bombus_core::model::ModelName::parse(model).as_ref() == Ok(name))
         };
         peers.sort_by_cached_key(|peer| !tells_it(peer));
@@ -77,16 +85,16 @@ fn who_may_have(shared: &Shared, wanted: &Wanted) -> Vec<NodeId> {
     peers
 }
 
-async fn ask(shared: &Shared, peer: NodeId, wanted: &Wanted) -> Option<PeerCopy> {
+async fn ask(others: &Others, peer: NodeId, wanted: &Wanted) -> Option<PeerCopy> {
     let request = match wanted {
         Wanted::Name(name) => WeightsRequest::Find { name: name.to_string() },
         Wanted::Weights(sha256) => WeightsRequest::FindHash { sha256: sha256.clone() },
     };
     let told = |reason: &str| tracing::debug!(peer.id = %peer, reason, "a peer does not offer a model");
-    match exchange(shared, &peer, &request).await {
+    match exchange(others, &peer, &request).await {
         Ok((WeightsAnswer::Found { model }, _)) => match SharedModel::decode(&model) {
             Ok(model) => {
-                let node_name = shared.swarm.peer(&peer).map(|peer| peer.name).filter(|name| !name.is_empty());
+                let node_name = others.swarm.peer(&peer).map(|peer| peer.name).filter(|name| !name.is_empty());
                 return Some(PeerCopy { node_name: node_name.unwrap_or_else(|| peer.to_string()), node: peer, model });
             }
             Err(error) => told(&error.to_string()),
@@ -100,13 +108,13 @@ async fn ask(shared: &Shared, peer: NodeId, wanted: &Wanted) -> Option<PeerCopy>
 
 /// Opens a stream, asks, and reads the answer. What follows it is still in the stream.
 async fn exchange(
-    shared: &Shared,
+    others: &Others,
     peer: &NodeId,
     request: &WeightsRequest,
 ) -> Result<(WeightsAnswer, NetStream), String> {
     let exchanged = async {
         let mut stream =
-            shared.net.open_stream(peer, WEIGHTS_PROTOCOL).await.map_err(|error: OpenError| error.to_string())?;
+            others.net.open_stream(peer, WEIGHTS_PROTOCOL).await.map_err(|error: OpenError| error.to_string())?;
         if let Path::Relayed { .. } = stream.path() {
             return Err("it is reached through a relay only, which weights do not go through".to_owned());
         }
@@ -117,6 +125,6 @@ async fn exchange(
         let answer = told.await.map_err(|error: std::io::Error| format!("the stream failed: {error}"))?;
         Ok((answer, stream))
     };
-    let limit = shared.config.answer_limit;
+    let limit = others.config.answer_limit;
     timeout(limit, exchanged).await.unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
 }
