@@ -14,6 +14,7 @@ const ALLOWED_EDGES: &[(&str, &[&str])] = &[
     ("bombus-http", &["bombus-core", "bombus-infer", "bombus-net", "bombus-swarm"]),
     ("bombus", &["bombus-core", "bombus-infer", "bombus-llama", "bombus-net", "bombus-swarm", "bombus-http"]),
     ("bombus-testkit", &[]),
+    ("orbitdb", &[]),
 ];
 
 /// Libraries that shape what is built on them, with the only crates that may name them.
@@ -37,6 +38,8 @@ const ALLOWED_USERS: &[(&str, &[&str])] = &[
     ("rustyline", &["bombus"]),
     ("tracing-subscriber", &["bombus", "bombus-llama"]),
     ("reqwest", &["bombus", "bombus-infer"]),
+    ("redb", &["orbitdb"]),
+    ("secp256k1", &["orbitdb"]),
 ];
 
 /// Libraries that do I/O, read clocks or schedule: the pure crate names none of them.
