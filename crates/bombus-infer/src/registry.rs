@@ -313,6 +313,21 @@ impl Backends {
         listed
     }
 
+    /// Lists what this node's own backends are known to have, one for each name and backend, most preferred backend first. Nothing is
+    /// asked of them.
+    #[must_use]
+    pub fn known(&self) -> Vec<Listed> {
+        let mut listed: Vec<Listed> = Vec::new();
+        let mut seen = HashSet::new();
+        for entry in &self.entries()[..self.0.own] {
+            for offered in entry.listing().offers() {
+                let first = seen.insert(offered.info.name.clone());
+                listed.push(Listed::of(entry, (*offered.info).clone(), offered.alias_of.as_deref(), first));
+            }
+        }
+        listed
+    }
+
     /// Finds the most preferred backend that has a model, whether it works now or not, or a peer that takes requests for it.
     ///
     /// # Errors
