@@ -10,6 +10,8 @@
 //! presence.rs    what this node tells, and when;  facts.rs: what it says of itself
 //! liveness.rs    the failure detector's datagrams over streams: links.rs sends, readers.rs receives
 //! help.rs        requests for help, and answers to them
+//! route.rs       answers between nodes: requests that go to peers, and those of peers that this node answers
+//! weights.rs     models between nodes: weights that travel, and nodes that manage the models of others
 //! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
 //! ```
 
@@ -19,6 +21,8 @@ mod counts;
 mod error;
 mod events;
 mod facts;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod hello;
 mod help;
@@ -26,6 +30,7 @@ mod limiter;
 mod liveness;
 mod presence;
 mod report;
+pub mod route;
 mod service;
 mod shared;
 mod supervised;
@@ -33,6 +38,7 @@ mod supervised;
 mod tests;
 mod topics;
 mod view;
+pub mod weights;
 mod wire;
 
 pub use clock::WallClock;

@@ -1,6 +1,8 @@
 //! Tests with several whole nodes in one process.
 
+mod answers;
 mod harness;
+mod weights;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,264 @@
+//! A peer as a backend among others.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
+use bombus_core::identity::NodeId;
+use bombus_core::liveness::PeerState;
+use bombus_core::model::ModelInfo;
+use bombus_infer::{Backend, BackendError, ChatStream, Health, PeerFacts, PeerNow};
+use bombus_net::NetHandle;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::answer::Answer;
+use super::config::RunConfig;
+use super::conversation::Conversation;
+use super::wire::{Heard, Load};
+use crate::handle::{SwarmHandle, Watched};
+use crate::view::PeerView;
+
+/// How many requests to one peer may wait for its first word at a time: as many as fit twice into what it has room for before it looks.
+const OPENING_MAX: usize = 8;
+/// Most numbers of a vector.
+const DIMENSIONS_MAX: usize = 65_536;
+
+/// What is known about a peer that told what it offers, and what runs there for this node.
+pub(super) struct Peer {
+    pub(super) node: NodeId,
+    pub(super) net: NetHandle,
+    pub(super) config: RunConfig,
+    pub(super) opening: Semaphore,
+    swarm: SwarmHandle,
+    info: Mutex<Info>,
+    runs: Mutex<Runs>,
+    /// Told when the peer begins to be watched.
+    watching: Arc<Notify>,
+}
+
+struct Info {
+    name: String,
+    models: Arc<Vec<ModelInfo>>,
+    load: Load,
+    reachable: bool,
+    suspect: bool,
+    latency_ms: Option<f64>,
+    gpu_memory_mb: u64,
+    /// Whether the view has ever shown it, so that its absence there means something.
+    was_seen: bool,
+    is_gone: bool,
+    /// Ends when the peer is gone.
+    gone: CancellationToken,
+}
+
+#[derive(Default)]
+struct Runs {
+    count: u32,
+    /// Stays for a while after the last one, since the next may come soon.
+    watched: Option<Watched>,
+}
+
+impl Peer {
+    pub(super) fn new(
+        node: NodeId,
+        net: NetHandle,
+        swarm: SwarmHandle,
+        config: RunConfig,
+        watching: Arc<Notify>,
+    ) -> Self {
+        let info = Info {
+            name: String::new(),
+            models: Arc::default(),
+            load: Load::default(),
+            reachable: false,
+            suspect: false,
+            latency_ms: None,
+            gpu_memory_mb: 0,
+            was_seen: false,
+            is_gone: false,
+            gone: CancellationToken::new(),
+        };
+        let opening = Semaphore::new(OPENING_MAX);
+        Self { node, net, config, opening, swarm, info: Mutex::new(info), runs: Mutex::default(), watching }
+    }
+
+    fn info(&self) -> MutexGuard<'_, Info> {
+        self.info.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn runs(&self) -> MutexGuard<'_, Runs> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what people call it, or its id.
+    pub(super) fn called(&self) -> String {
+        let info = self.info();
+        if info.name.is_empty() { self.node.to_string() } else { info.name.clone() }
+    }
+
+    /// Returns what ends when the peer is gone.
+    pub(super) fn gone(&self) -> CancellationToken {
+        self.info().gone.clone()
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.info().is_gone
+    }
+
+    /// Takes what it told; says whether its models are others now.
+    pub(super) fn told(&self, models: Option<Vec<ModelInfo>>, load: Load) -> bool {
+        let mut info = self.info();
+        info.load = load;
+        let Some(mut models) = models else { return false };
+        let mut names = HashSet::new();
+        models.retain(|model| names.insert(model.name.clone()));
+        let changed = *info.models != models;
+        info.models = Arc::new(models);
+        changed
+    }
+
+    /// Takes what the view shows of it; says whether its name is another now.
+    pub(super) fn seen(&self, view: &PeerView) -> bool {
+        let mut info = self.info();
+        let renamed = info.name != view.name;
+        info.name.clone_from(&view.name);
+        info.was_seen = true;
+        info.suspect = view.state == PeerState::Suspect;
+        info.reachable = view.state != PeerState::Gone && view.path.is_some();
+        info.latency_ms = view.latency_ms;
+        info.gpu_memory_mb = view.vram_total_mb.unwrap_or(0);
+        match (view.state, info.is_gone) {
+            (PeerState::Gone, false) => {
+                info.is_gone = true;
+                info.gone.cancel();
+            }
+            (PeerState::Alive | PeerState::Suspect, true) => {
+                info.is_gone = false;
+                info.gone = CancellationToken::new();
+            }
+            _ => {}
+        }
+        renamed
+    }
+
+    /// Takes that the view does not show it; says whether it is to be forgotten, since it did before.
+    pub(super) fn unseen(&self) -> bool {
+        let mut info = self.info();
+        info.reachable = false;
+        if info.was_seen {
+            info.is_gone = true;
+            info.gone.cancel();
+        }
+        info.was_seen
+    }
+
+    /// Ends what runs there.
+    pub(super) fn end(&self) {
+        self.info().gone.cancel();
+    }
+
+    /// Lets go of the peer where nothing runs there; says whether it is still watched closely.
+    pub(super) fn rest(&self) -> bool {
+        let mut runs = self.runs();
+        let released = (runs.count == 0).then(|| runs.watched.take()).flatten();
+        let watched = runs.watched.is_some();
+        drop(runs);
+        drop(released);
+        watched
+    }
+}
+
+/// A request that runs at a peer: as long as there is one, the failure detector watches the peer closely.
+pub(super) struct Running(Arc<Peer>);
+
+impl Running {
+    pub(super) fn at(peer: &Arc<Peer>) -> Self {
+        let mut runs = peer.runs();
+        runs.count += 1;
+        if runs.watched.is_none() {
+            runs.watched = Some(peer.swarm.watch(&peer.node));
+            peer.watching.notify_one();
+        }
+        drop(runs);
+        Self(Arc::clone(peer))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.runs().count -= 1;
+    }
+}
+
+/// A peer as the registry has it.
+pub(super) struct PeerBackend(pub(super) Arc<Peer>);
+
+impl PeerFacts for PeerBackend {
+    fn node(&self) -> &NodeId {
+        &self.0.node
+    }
+
+    fn node_name(&self) -> String {
+        self.0.info().name.clone()
+    }
+
+    fn now(&self) -> PeerNow {
+        let info = self.0.info();
+        PeerNow {
+            reachable: info.reachable,
+            suspect: info.suspect,
+            latency_ms: info.latency_ms,
+            running: info.load.running,
+            waiting: info.load.waiting,
+            ours: info.load.ours,
+            slots: info.load.slots,
+            draining: info.load.draining,
+            paused: info.load.paused,
+            gpu_memory_mb: info.gpu_memory_mb,
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for PeerBackend {
+    /// Returns what the peer told last; never waits.
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        let models = Arc::clone(&self.0.info().models);
+        Ok((*models).clone())
+    }
+
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        let conversation = Conversation::begin(&self.0, "chat", &request.model, &request).await?;
+        Ok(Box::pin(Answer::of(conversation)))
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        let mut conversation = Conversation::begin(&self.0, "embed", &request.model, &request).await?;
+        let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(request.inputs.len());
+        loop {
+            match conversation.heard().await? {
+                Heard::Vector(vector) if vectors.len() < request.inputs.len() && vector.0.len() <= DIMENSIONS_MAX => {
+                    vectors.push(vector.0);
+                }
+                Heard::Embedded(end) if vectors.len() == request.inputs.len() => {
+                    return Ok(EmbedResponse { vectors, prompt_tokens: end.prompt_tokens });
+                }
+                Heard::Error(failure) => return Err(failure.error()),
+                _ => return Err(conversation.broke("it said something else than the vectors that were asked for")),
+            }
+        }
+    }
+
+    async fn health(&self) -> Health {
+        let now = self.now();
+        let reason = match () {
+            () if !now.reachable => "there is no connection to it",
+            () if now.draining => "it is about to go",
+            () if now.paused => "its owner keeps it for himself for now",
+            () => return Health::Ready,
+        };
+        Health::Unavailable(reason.to_owned())
+    }
+}

@@ -1,0 +1,53 @@
+//! What this node has, and how busy it is.
+
+use std::sync::Arc;
+
+use bombus_core::identity::NodeId;
+use bombus_core::model::ModelInfo;
+
+use super::wire::{Load, MODELS_MAX};
+use super::{Shared, share};
+
+/// What there is to tell now, whoever is told.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Own {
+    /// What may be shared with those that get anything.
+    pub(super) models: Arc<Vec<ModelInfo>>,
+    load: Load,
+}
+
+impl Own {
+    /// Looks what there is.
+    pub(super) fn look(shared: &Shared) -> Self {
+        let config = &shared.config;
+        let known = shared.backends.known();
+        let models = known.into_iter().filter(|listed| listed.first && share::shares(&config.share, listed));
+        let models: Vec<ModelInfo> = models.map(|listed| listed.info).take(MODELS_MAX).collect();
+        let (mut running, mut waiting) = (0_u32, 0_u32);
+        for state in shared.backends.states().iter().filter(|state| state.node.is_none()) {
+            running = running.saturating_add(state.running);
+            waiting = waiting.saturating_add(state.waiting);
+        }
+        let state = shared.standing.now();
+        // What others ask for counts from its acceptance on, which is a little earlier than in the registry.
+        let running = running.max(state.running);
+        // Own clients take slots of the backends, but none of those that are kept for others.
+        let own_clients = running - state.running;
+        let slots = config.slots().saturating_add(own_clients);
+        let slots = if config.backend_slots > 0 { slots.min(config.backend_slots.max(config.slots())) } else { slots };
+        let load = Load {
+            running,
+            waiting: waiting.saturating_add(state.waiting),
+            ours: 0,
+            slots: Some(slots),
+            draining: state.draining,
+            paused: state.paused,
+        };
+        Self { models: Arc::new(models), load }
+    }
+
+    /// Returns how busy this node is, as one peer is told.
+    pub(super) fn load_for(&self, shared: &Shared, peer: &NodeId) -> Load {
+        Load { ours: shared.slots.of(peer), ..self.load }
+    }
+}

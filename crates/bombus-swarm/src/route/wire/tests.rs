@@ -1,0 +1,146 @@
+use std::future::poll_fn;
+
+use bombus_core::chat::{ChatRequest, Message, Prompt, Role, Trace};
+use proptest::prelude::*;
+
+use super::*;
+
+fn messages_of(bytes: &[u8], max: usize) -> Messages {
+    let mut messages = Messages::up_to(max);
+    messages.bytes.extend_from_slice(bytes);
+    messages
+}
+
+fn written(message: &impl Serialize) -> Vec<u8> {
+    let mut out = Vec::new();
+    push(&mut out, message).unwrap();
+    out
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// As the first version wrote them: these bytes are what peers of that version send and expect.
+const RECORDED: &[(&str, &str)] = &[
+    (
+        "ask",
+        "00000028a561760162696463616263646b696e6464636861746564656c6d6f64656c6466616b656562797465731907d0",
+    ),
+    ("accepted", "0000000da168616363657074656461a1617601"),
+    ("alive", "00000008a165616c697665a0"),
+];
+
+#[test]
+fn frames_look_as_they_always_did() {
+    let ask = Ask { v: 1, id: "abc".into(), kind: "chat".into(), model: "fake".into(), bytes: 2_000 };
+    let load = Load { running: 1, waiting: 2, ours: 3, slots: Some(8), draining: false, paused: true };
+    let declined = Declined { reason: Reason::Full, message: "m".into(), load };
+    let delta = Delta { trace: Some(Trace { tokens: vec![7, 300], held: vec![0xe2] }), ..Delta::text("hi") };
+    let all = [
+        ("ask", written(&ask)),
+        ("accepted", written(&Reply::Accepted(Accepted { v: 1 }))),
+        ("declined", written(&Reply::Declined(declined))),
+        ("alive", written(&Reply::Alive {})),
+        ("delta", written(&ChatEvent::Delta(delta))),
+        ("vector", written(&Reply::Vector(Vector(vec![0.5, -1.0])))),
+        ("embedded", written(&Reply::Embedded(Embedded { prompt_tokens: 9 }))),
+        ("telling", written(&Telling { v: 1, models: None, load })),
+    ];
+    for (name, bytes) in &all {
+        let recorded = RECORDED.iter().find(|(recorded, _)| recorded == name).map_or("", |(_, hex)| hex);
+        assert_eq!(hex(bytes), recorded, "{name}");
+    }
+}
+
+#[test]
+fn recorded_frames_are_read() {
+    let read = |name: &str| unhex(RECORDED.iter().find(|(recorded, _)| *recorded == name).unwrap().1);
+    let heard = |name: &str| messages_of(&read(name), REPLY_BYTES_MAX).next::<Heard>().unwrap().unwrap();
+    assert_eq!(heard("accepted"), Heard::Accepted(Accepted { v: 1 }));
+    assert_eq!(heard("alive"), Heard::Alive);
+    assert_eq!(heard("embedded"), Heard::Embedded(Embedded { prompt_tokens: 9 }));
+    assert_eq!(heard("vector"), Heard::Vector(Vector(vec![0.5, -1.0])));
+    assert!(matches!(heard("declined"), Heard::Declined(Declined { reason: Reason::Full, load, .. }) if load.paused));
+    let Heard::Event(ChatEvent::Delta(delta)) = heard("delta") else { panic!("no delta") };
+    assert_eq!((delta.text.as_str(), delta.trace.unwrap().tokens), ("hi", vec![7, 300]));
+    let mut told = messages_of(&read("telling"), OFFER_BYTES_MAX).next::<Told>().unwrap().unwrap();
+    assert_eq!((told.load.slots, told.models()), (Some(8), None));
+}
+
+#[test]
+fn a_request_comes_out_as_it_went_in() {
+    let text = "ü".repeat(FRAME_BYTES_MAX);
+    let request = ChatRequest::new("fake", Prompt::Chat(vec![Message::text(Role::User, text)]));
+    let bytes = written(&request);
+    assert_eq!(bytes.len().div_ceil(FRAME_BYTES_MAX + 4), 3, "it takes three frames");
+    let mut messages = messages_of(&bytes, REQUEST_BYTES_MAX);
+    assert_eq!(messages.next::<ChatRequest>().unwrap(), Some(request));
+    assert!(messages.next::<ChatRequest>().unwrap().is_none());
+    let error = messages_of(&bytes, FRAME_BYTES_MAX).next::<ChatRequest>().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData, "it is more than may come");
+}
+
+#[test]
+fn models_that_are_none_and_what_is_too_long_stay_out() {
+    let mut long = ModelInfo::named(ModelName::parse("long").unwrap());
+    long.family = Some("f".repeat(5_000));
+    let many = vec![long; MODELS_MAX + 10];
+    let bytes = written(&Telling { v: 1, models: Some(&many[..100]), load: Load::default() });
+    let models = messages_of(&bytes, OFFER_BYTES_MAX).next::<Told>().unwrap().unwrap().models().unwrap();
+    assert_eq!((models.len(), models[0].family.as_ref().unwrap().len()), (100, NAME_BYTES_MAX));
+}
+
+#[test]
+fn nested_bombs_are_refused() {
+    let mut bytes = vec![0x81; 100_000];
+    bytes.push(0);
+    let mut framed = (bytes.len() as u32).to_be_bytes().to_vec();
+    framed.append(&mut bytes);
+    assert!(messages_of(&framed, REQUEST_BYTES_MAX).next::<ChatRequest>().is_err());
+    assert!(messages_of(&framed, REPLY_BYTES_MAX).next::<Heard>().is_err());
+}
+
+proptest! {
+    #[test]
+    fn garbage_is_refused_or_passed_over(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut framed = (bytes.len() as u32).to_be_bytes().to_vec();
+        framed.extend_from_slice(&bytes);
+        drop(messages_of(&framed, REPLY_BYTES_MAX).next::<Heard>());
+        drop(messages_of(&framed, OFFER_BYTES_MAX).next::<Told>());
+        drop(messages_of(&framed, ASK_BYTES_MAX).next::<Ask>());
+        drop(messages_of(&bytes, REPLY_BYTES_MAX).next::<Heard>());
+    }
+
+    #[test]
+    fn messages_come_out_whole_however_they_are_cut(
+        texts in prop::collection::vec(".{0,30}", 0..5),
+        pieces in prop::collection::vec(1..40_usize, 1..20),
+    ) {
+        let mut bytes = Vec::new();
+        for text in &texts {
+            push(&mut bytes, &ChatEvent::Delta(Delta::text(text.clone()))).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let heard: Vec<String> = runtime.block_on(async {
+            let (mut messages, mut heard, mut rest) = (Messages::up_to(REPLY_BYTES_MAX), Vec::new(), bytes.as_slice());
+            for piece in pieces.iter().cycle() {
+                while let Some(Heard::Event(ChatEvent::Delta(delta))) = messages.next().unwrap() {
+                    heard.push(delta.text);
+                }
+                if rest.is_empty() {
+                    break;
+                }
+                let (mut now, later) = rest.split_at(rest.len().min(*piece));
+                poll_fn(|cx| messages.poll_fill(Pin::new(&mut now), cx)).await.unwrap();
+                rest = later;
+            }
+            heard
+        });
+        prop_assert_eq!(heard, texts);
+    }
+}
