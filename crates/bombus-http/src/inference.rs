@@ -35,3 +35,6 @@ fn route_value(node: &str, model: &str, backend: &str, reason: &str) -> HeaderVa
     HeaderValue::from_str(&format!("{node};{model};{backend};{reason}"))
         .unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
 }
+
+#[cfg(test)]
+mod tests;

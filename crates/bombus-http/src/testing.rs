@@ -1,9 +1,10 @@
 //! What the tests of this crate share: services over a scripted backend, and answers in a form that snapshots can hold.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -14,15 +15,15 @@ use bombus_core::chat::{
     ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, KeepAlive, Timings, TokenAlternative,
     TokenLogprob, Usage,
 };
-use bombus_core::identity::NodeKey;
+use bombus_core::identity::{NodeId, NodeKey};
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
 use bombus_infer::fake::{FakeBackend, FakeConfig};
 use bombus_infer::{
     Backend, BackendError, Backends, ByteStream, ChatStream, CreateRequest, Health, ModelLibrary, NamedBackend,
-    Progress, ProgressStream,
+    PeerFacts, PeerNow, Progress, ProgressStream,
 };
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -30,8 +31,8 @@ use tokio::sync::{Notify, watch};
 use tower::ServiceExt;
 
 use crate::mesh::{
-    FeedItem, Handed, Invitation, Membership, Mesh, MeshError, MeshReport, Moved, Named, Peer, PeerState, Pong, Rung,
-    Trouble, Unreached,
+    FeedItem, Handed, Invitation, Membership, Mesh, MeshError, MeshReport, ModelSteps, ModelsError, Moved, Named, Peer,
+    PeerState, Pong, RemoteModels, Rung, Sharing, SharingState, Trouble, Unreached,
 };
 use crate::{HttpConfig, KeyStore, Metrics, NodeFacts, NodeSample, Services, router};
 
@@ -72,8 +73,8 @@ impl ScriptedLibrary {
     fn work(&self, what: String) -> ProgressStream {
         self.told.lock().unwrap().push(what);
         match self.steps.is_empty() {
-            true => futures::stream::pending().boxed(),
-            false => futures::stream::iter(self.steps.clone()).boxed(),
+            true => stream::pending().boxed(),
+            false => stream::iter(self.steps.clone()).boxed(),
         }
     }
 
@@ -314,9 +315,18 @@ pub(crate) struct ScriptedMesh {
     pub(crate) refusal: Option<MeshError>,
     /// What was asked for, in words.
     pub(crate) told: Arc<Mutex<Vec<String>>>,
+    pub(crate) sharing: Arc<Mutex<SharingState>>,
+    /// How works on the models of nodes go, by node id; without an entry they succeed at once.
+    pub(crate) model_steps: BTreeMap<String, Vec<Result<Progress, ModelsError>>>,
 }
 
 impl ScriptedMesh {
+    fn share(&self, what: &str, change: impl FnOnce(&mut SharingState)) -> Result<SharingState, MeshError> {
+        change(&mut self.sharing.lock().unwrap());
+        let state = self.sharing.lock().unwrap().clone();
+        self.answer(what.to_owned(), state)
+    }
+
     fn answer<T>(&self, what: String, value: T) -> Result<T, MeshError> {
         self.told.lock().unwrap().push(what);
         self.refusal.clone().map_or(Ok(value), Err)
@@ -383,8 +393,8 @@ impl Mesh for ScriptedMesh {
     fn events(&self, after: Option<u64>) -> BoxStream<'static, FeedItem> {
         self.read_after.lock().unwrap().push(after);
         let ends = self.feed.iter().any(|item| matches!(item, FeedItem::Lagged { .. }));
-        let items = futures::stream::iter(self.feed.clone());
-        if ends { items.boxed() } else { items.chain(futures::stream::pending()).boxed() }
+        let items = stream::iter(self.feed.clone());
+        if ends { items.boxed() } else { items.chain(stream::pending()).boxed() }
     }
 
     async fn report(&self) -> MeshReport {
@@ -450,6 +460,97 @@ impl Mesh for ScriptedMesh {
     async fn import_owner(&self, key: &str) -> Result<(), MeshError> {
         self.answer(format!("import {key}"), ())
     }
+
+    fn sharing(&self) -> Option<&dyn Sharing> {
+        Some(self)
+    }
+
+    fn remote_models(&self) -> Option<&dyn RemoteModels> {
+        Some(self)
+    }
+}
+
+impl RemoteModels for ScriptedMesh {
+    fn pull(&self, node_id: &str, model: &str) -> ModelSteps {
+        self.told.lock().unwrap().push(format!("pull {model} at {node_id}"));
+        stream::iter(self.model_steps.get(node_id).cloned().unwrap_or_default()).boxed()
+    }
+
+    fn remove(&self, node_id: &str, model: &str) -> ModelSteps {
+        self.told.lock().unwrap().push(format!("remove {model} at {node_id}"));
+        stream::iter(self.model_steps.get(node_id).cloned().unwrap_or_default()).boxed()
+    }
+}
+
+#[async_trait]
+impl Sharing for ScriptedMesh {
+    fn state(&self) -> SharingState {
+        self.sharing.lock().unwrap().clone()
+    }
+
+    async fn pause(&self) -> Result<SharingState, MeshError> {
+        self.share("pause", |state| state.paused = true)
+    }
+
+    async fn resume(&self) -> Result<SharingState, MeshError> {
+        self.share("resume", |state| state.paused = false)
+    }
+
+    async fn drain(&self) -> Result<SharingState, MeshError> {
+        self.share("drain", |state| state.draining = true)
+    }
+
+    async fn undrain(&self) -> Result<SharingState, MeshError> {
+        self.share("undrain", |state| state.draining = false)
+    }
+}
+
+/// What is known about another node.
+struct KnownPeer {
+    node: NodeId,
+    name: String,
+    now: PeerNow,
+}
+
+impl PeerFacts for KnownPeer {
+    fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    fn node_name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn now(&self) -> PeerNow {
+        self.now
+    }
+}
+
+/// The id of a node of a test, a different one for each number. 1 is the node itself.
+pub(crate) fn node_id(number: u8) -> NodeId {
+    NodeKey::from_secret(&[number; 32]).node_id()
+}
+
+/// Another node with what it answers, connected and idle.
+pub(crate) fn other_node(number: u8, name: &str, backend: impl Backend) -> NamedBackend {
+    let now = PeerNow { reachable: true, latency_ms: Some(0.5), slots: Some(4), ..PeerNow::default() };
+    other_node_at(number, name, now, backend)
+}
+
+/// Another node that stands as the test wants it.
+pub(crate) fn other_node_at(number: u8, name: &str, now: PeerNow, backend: impl Backend) -> NamedBackend {
+    NamedBackend::of_peer(Arc::new(KnownPeer { node: node_id(number), name: name.into(), now }), Arc::new(backend))
+}
+
+/// Services of a node with backends of its own and other nodes, which its mesh knows too.
+pub(crate) async fn swarm_of(own: Vec<NamedBackend>, others: Vec<NamedBackend>) -> Services {
+    let facts = others.iter().filter_map(|named| named.peer.as_ref());
+    let peers = facts.map(|facts| peer(facts.node().as_str(), &facts.node_name())).collect();
+    let services = services_over(own);
+    services.backends.set_peers(others);
+    // A node that runs keeps its lists fresh; here nobody does, and what peers have is known at once.
+    services.backends.models().await;
+    Services { mesh: Some(Arc::new(ScriptedMesh { peers, ..ScriptedMesh::default() })), ..services }
 }
 
 fn sample() -> NodeSample {
@@ -515,6 +616,10 @@ impl Answer {
         shown.push('\n');
         if self.header("content-type") == Some("text/event-stream") {
             for event in self.body.split_terminator("\n\n") {
+                if event.starts_with(": ") {
+                    shown += &format!("{event}\n");
+                    continue;
+                }
                 let data = event.strip_prefix("data: ").expect("every event has data");
                 match serde_json::from_str::<Value>(data) {
                     Ok(value) => shown += &format!("data: {}\n", steady(value)),
@@ -582,9 +687,20 @@ impl Log {
     }
 }
 
-impl std::io::Write for Log {
+thread_local! {
+    static CAPTURED: RefCell<Option<Log>> = const { RefCell::new(None) };
+}
+
+/// Writes to the log of the current thread, where it has one.
+struct ThreadLog;
+
+impl std::io::Write for ThreadLog {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        CAPTURED.with_borrow(|log| {
+            if let Some(log) = log {
+                log.0.lock().unwrap().extend_from_slice(bytes);
+            }
+        });
         Ok(bytes.len())
     }
 
@@ -593,14 +709,30 @@ impl std::io::Write for Log {
     }
 }
 
+/// Ends the capture when it is dropped.
+pub(crate) struct Capture;
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        CAPTURED.set(None);
+    }
+}
+
 /// Captures what the current thread logs while the guard lives.
-pub(crate) fn capture_log() -> (Log, tracing::subscriber::DefaultGuard) {
+///
+/// One subscriber serves all threads: with one for each, a place in the code that another thread without a subscriber comes to first
+/// would be noted as one that nobody listens to.
+pub(crate) fn capture_log() -> (Log, Capture) {
+    static SUBSCRIBER: Once = Once::new();
+    SUBSCRIBER.call_once(|| {
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing::Level::DEBUG)
+            .with_writer(|| ThreadLog)
+            .finish();
+        tracing::subscriber::set_global_default(subscriber).expect("nobody else sets one");
+    });
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_max_level(tracing::Level::DEBUG)
-        .with_writer(move || writer.clone())
-        .finish();
-    (log, tracing::subscriber::set_default(subscriber))
+    CAPTURED.set(Some(log.clone()));
+    (log, Capture)
 }

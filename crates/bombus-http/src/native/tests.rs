@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use crate::mesh::{FeedItem, Happening, MeshError, Peer, PeerState};
+use crate::mesh::{FeedItem, Happening, Managers, MeshError, Peer, PeerState, SharingState};
 use crate::testing::{
     Answer, LOOPBACK, OPEN, ScriptedMesh, build, capture_log, fake, get, loopback, peer, post, send, with_session_key,
 };
@@ -114,6 +114,49 @@ async fn what_changes_who_is_a_member_needs_a_key_on_loopback_too() {
         assert_eq!(get(&router, path).await.status, 200, "{path}");
         assert_eq!(get(&build(HttpConfig::default(), over(&mesh), OPEN), path).await.status, 401, "{path}");
     }
+}
+
+#[tokio::test]
+async fn what_takes_a_machine_from_others_needs_a_key_on_loopback_too() {
+    let mesh = mesh();
+    let router = loopback(over(&mesh));
+    for path in ["pause", "resume", "drain", "undrain"] {
+        assert_eq!(post(&router, &format!("/node/{path}"), "").await.status, 401, "{path}");
+    }
+    assert!(mesh.told.lock().unwrap().is_empty(), "nothing was done");
+    assert_eq!(get(&router, "/node/sharing").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_node_is_paused_and_drained_and_says_so_everywhere() {
+    let mesh = mesh();
+    {
+        let mut state = mesh.sharing.lock().unwrap();
+        *state = SharingState { serve: true, running: 2, waiting: 1, max_slots: Some(3), ..SharingState::default() };
+        state.manage = Managers::These(vec!["hive".into()]);
+    }
+    assert_snapshot!("sharing", get(&loopback(over(&mesh)), "/node/sharing").await.shown());
+    for (path, paused, draining) in [
+        ("pause", true, false),
+        ("drain", true, true),
+        ("resume", false, true),
+        ("undrain", false, false),
+        ("pause", true, false),
+    ] {
+        let state = keyed(&mesh, &format!("/node/{path}"), "").await.json();
+        assert_eq!((&state["paused"], &state["draining"]), (&json!(paused), &json!(draining)), "{path}");
+    }
+    let router = loopback(over(&mesh));
+    assert_eq!(get(&router, "/status").await.json()["sharing"]["paused"], true);
+    assert_eq!(get(&router, "/swarm").await.json()["paused"], json!(["bee"]));
+    let metrics = get(&router, "/metrics").await.body;
+    for line in
+        ["shared_running{} 2", "shared_waiting{} 1", "shared_slots{} 3", "sharing_paused{} 1", "sharing_draining{} 0"]
+    {
+        assert!(metrics.contains(&format!("bombus_{line}.0")), "{line}\n{metrics}");
+    }
+    let away = ScriptedMesh { refusal: Some(MeshError::Unavailable("it stops".into())), ..mesh };
+    assert_eq!(keyed(&away, "/node/drain", "").await.status, 503);
 }
 
 #[tokio::test]
