@@ -6,7 +6,7 @@ use bombus_core::model::ModelName;
 use bombus_infer::models::catalogue::catalogue;
 use bombus_infer::models::pull::{PullConfig, PullError, pull};
 use bombus_infer::models::{LocalModel, StoreError};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::answerer::running_node;
 use super::{Global, output};
@@ -17,6 +17,7 @@ use crate::platform::StopSignals;
 mod change;
 mod list;
 mod progress;
+mod remote;
 mod show;
 
 use progress::Progress;
@@ -26,21 +27,72 @@ const WHERE_MODELS_ARE: &str =
     "bombus models catalogue lists short names; hf.co/OWNER/REPO[:QUANT] names a model on Hugging Face";
 
 /// `bombus models`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct ModelsArgs {
+    #[command(subcommand)]
+    command: Option<ModelsCommand>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// Which models are listed, and how.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Args)]
+struct ListArgs {
+    /// As a JSON array
+    #[arg(long)]
+    json: bool,
+    /// Only those of this machine
+    #[arg(long, conflicts_with = "node")]
+    local: bool,
+    /// Only those of this node: its name, its id, or a beginning of either that no other has
+    #[arg(long, value_name = "NODE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    node: Option<String>,
+}
+
+/// At which nodes models are fetched or removed, where it is not this one alone.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Args)]
+struct WhereArgs {
+    /// At this node: its name, its id, or a beginning of either that no other has; its owner has to allow it
+    #[arg(long, value_name = "NODE", conflicts_with = "all", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    node: Option<String>,
+    /// At all nodes of the swarm, this one included
+    #[arg(long)]
+    all: bool,
+    /// What came of it as a JSON array, an object for each node
+    #[arg(long)]
+    json: bool,
+}
+
+impl WhereArgs {
+    /// Returns whether other nodes are meant.
+    fn is_elsewhere(&self) -> bool {
+        self.all || self.node.is_some()
+    }
+
+    /// Refuses what has a meaning at other nodes only.
+    fn check(&self) -> Result<()> {
+        if self.json && !self.is_elsewhere() {
+            let failure = Failure::new(Exit::Usage, "--json tells what came of it at each node");
+            return Err(failure.hint("add --node NODE or --all").into());
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum ModelsCommand {
-    /// List the models of all backends
-    List {
-        /// As a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+enum ModelsCommand {
+    /// List the models of all nodes and backends
+    List(ListArgs),
     /// Fetch a model
     #[command(
-        about = "Fetch a model: a name of the catalogue, hf.co/OWNER/REPO[:QUANT], or a name of Ollama's registry such as qwen3:8b"
+        about = "Fetch a model, from nodes that have it or from the internet: a name of the catalogue, hf.co/OWNER/REPO[:QUANT], or a name of Ollama's registry such as qwen3:8b"
     )]
     Pull {
         /// The model
         name: String,
+        #[command(flatten)]
+        at: WhereArgs,
     },
     /// Copy a GGUF file into the store
     Import {
@@ -74,6 +126,8 @@ pub(crate) enum ModelsCommand {
         /// The model
         #[arg(value_parser = ModelName::parse)]
         name: ModelName,
+        #[command(flatten)]
+        at: WhereArgs,
     },
     /// List the models that can be pulled by a short name
     Catalogue {
@@ -83,16 +137,32 @@ pub(crate) enum ModelsCommand {
     },
 }
 
-pub(super) fn run(global: &Global, command: &ModelsCommand) -> Result<ExitCode> {
+pub(super) fn run(global: &Global, args: &ModelsArgs) -> Result<ExitCode> {
     let settings = global.settings(&[])?;
     let _telemetry = global.begin_quiet_logs(&settings)?;
+    let Some(command) = &args.command else {
+        super::block_on(list::list(global, &settings, &args.list))?;
+        return Ok(ExitCode::SUCCESS);
+    };
     match command {
-        ModelsCommand::List { json } => super::block_on(list::list(global, &settings, *json))?,
+        ModelsCommand::List(args) => super::block_on(list::list(global, &settings, args))?,
         ModelsCommand::Show { name, json } => super::block_on(show::show(global, &settings, name, *json))?,
         ModelsCommand::Cp { from, to } => super::block_on(change::copy(global, &settings, from, to))?,
-        ModelsCommand::Pull { name } => return super::block_on(pull_model(global, name)),
+        ModelsCommand::Pull { name, at } => {
+            at.check()?;
+            if at.is_elsewhere() {
+                return super::block_on(remote::run(global, remote::Work::Pull, name, at));
+            }
+            return super::block_on(pull_model(global, name));
+        }
         ModelsCommand::Import { file, name } => import(global, file, name.as_ref())?,
-        ModelsCommand::Rm { name } => super::block_on(change::remove(global, &settings, name))?,
+        ModelsCommand::Rm { name, at } => {
+            at.check()?;
+            if at.is_elsewhere() {
+                return super::block_on(remote::run(global, remote::Work::Remove, name.as_str(), at));
+            }
+            super::block_on(change::remove(global, &settings, name))?;
+        }
         ModelsCommand::Catalogue { json } => show_catalogue(*json)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -120,7 +190,7 @@ async fn pull_model(global: &Global, name: &str) -> Result<ExitCode> {
     let store = open_models(&data_dir)?;
     let sources = PullConfig::from_env();
     let pulled = tokio::select! {
-        pulled = pull(&store, &sources, name, |step| progress.pull(step)) => Some(pulled),
+        pulled = pull(&store, &sources, name, |step| progress.pull(&step)) => Some(pulled),
         _ = signals.next() => None,
     };
     progress.end();
@@ -200,7 +270,53 @@ fn of_pull(error: PullError) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        models: ModelsArgs,
+    }
+
+    fn parse(arguments: &[&str]) -> Option<ModelsArgs> {
+        Command::try_parse_from([&["models"], arguments].concat()).ok().map(|command| command.models)
+    }
+
+    #[test]
+    fn without_a_subcommand_models_are_listed() {
+        let listed = |arguments: &[&str]| match parse(arguments)? {
+            ModelsArgs { command: None, list } | ModelsArgs { command: Some(ModelsCommand::List(list)), .. } => {
+                Some(list)
+            }
+            ModelsArgs { .. } => None,
+        };
+        for arguments in [&[][..], &["list"]] {
+            assert_eq!(listed(arguments), Some(ListArgs::default()), "{arguments:?}");
+        }
+        let of_hive = ListArgs { json: true, local: false, node: Some("hive".to_owned()) };
+        assert_eq!(listed(&["--node", "hive", "--json"]), Some(of_hive.clone()));
+        assert_eq!(listed(&["list", "--node", "hive", "--json"]), Some(of_hive));
+        assert_eq!(listed(&["--local", "--node", "hive"]), None);
+        assert!(parse(&["--json", "pull", "m"]).is_none());
+    }
+
+    #[test]
+    fn models_of_other_nodes_are_managed_at_one_or_at_all() {
+        let at = |arguments: &[&str]| match parse(arguments)?.command? {
+            ModelsCommand::Pull { at, .. } | ModelsCommand::Rm { at, .. } => Some(at),
+            _ => None,
+        };
+        for command in ["pull", "rm"] {
+            assert!(!at(&[command, "m"]).unwrap().is_elsewhere());
+            assert_eq!(at(&[command, "m", "--node", "hive"]).unwrap().node.as_deref(), Some("hive"));
+            assert!(at(&[command, "m", "--all", "--json"]).unwrap().check().is_ok());
+            assert!(at(&[command, "m", "--json"]).unwrap().check().is_err());
+            assert_eq!(at(&[command, "m", "--all", "--node", "hive"]), None);
+            assert_eq!(at(&[command, "m", "--node", ""]), None);
+        }
+    }
 
     #[test]
     fn a_file_gives_its_model_a_name() {

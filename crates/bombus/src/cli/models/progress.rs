@@ -2,7 +2,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use bombus_infer::models::pull::{PullProgress, PullStage};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 /// Time between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -27,13 +27,18 @@ pub(super) struct Lines {
 impl Progress {
     /// Begins with nothing done.
     pub(super) fn new(subject: &str, quiet: bool) -> Self {
+        Self::among(&MultiProgress::new(), subject, quiet)
+    }
+
+    /// Begins one of several that are shown together.
+    pub(super) fn among(others: &MultiProgress, subject: &str, quiet: bool) -> Self {
         if quiet {
             return Self::Quiet;
         }
         if !std::io::stderr().is_terminal() {
             return Self::Lines(Lines { subject: subject.to_owned(), stage: String::new(), printed: None });
         }
-        let bar = ProgressBar::no_length().with_prefix(subject.to_owned());
+        let bar = others.add(ProgressBar::no_length().with_prefix(subject.to_owned()));
         let style = "{prefix} {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         bar.set_style(ProgressStyle::with_template(style).expect("a constant that indicatif accepts"));
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -41,8 +46,12 @@ impl Progress {
     }
 
     /// Shows how far a pull is.
-    pub(super) fn pull(&mut self, step: PullProgress) {
+    pub(super) fn pull(&mut self, step: &PullProgress) {
         let stage = match step.stage {
+            PullStage::Downloading if step.peers.is_some() => {
+                let stage = format!("from peer {}", step.peers.as_deref().unwrap_or_default());
+                return self.bytes(&stage, step.done_bytes, step.total_bytes);
+            }
             PullStage::Resolving => "looking it up",
             PullStage::Waiting => "waiting for another process that fetches it",
             PullStage::Downloading => "downloading",

@@ -99,7 +99,8 @@ async fn of_this_machine(settings: &Settings, data_dir: &DataDir, name: &ModelNa
         let listed = running.backends().find(name.as_str()).await?;
         let details = listed.backend.backend.details(&listed.name_there()).await?.unwrap_or_default();
         let local = (listed.backend.kind == "embedded").then(|| store.get(&listed.info.name).ok().flatten()).flatten();
-        Ok((Row { backend: Some(listed.backend.name.clone()), info: listed.info, local }, details))
+        let backend = Some(listed.backend.name.clone());
+        Ok((Row { backend, info: listed.info, local, places: Vec::new() }, details))
     };
     let shown = found.await;
     running.stop().await;
@@ -115,6 +116,7 @@ fn text(row: &Row, details: &ModelDetails) -> String {
     let lines = [
         ("name", Some(info.name.to_string())),
         ("backend", row.backend.clone()),
+        ("nodes", (!row.places.is_empty()).then(|| row.nodes())),
         ("size", info.size_bytes.map(output::size)),
         ("family", info.family.clone()),
         ("parameters", info.parameters.map(|count| format!("{:.2} B", count as f64 / 1e9))),
