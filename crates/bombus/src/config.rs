@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use bombus_core::model::ModelName;
 use bombus_http::HttpConfig;
+use bombus_infer::RouteConfig;
 use bombus_infer::models::catalogue::DEFAULT_MODEL;
+use bombus_swarm::route::ShareConfig;
 use serde::{Deserialize, Deserializer, Serialize};
 
 #[expect(clippy::result_large_err, reason = "the error is figment's own, and made at most once")]
@@ -32,6 +34,10 @@ pub(crate) struct Config {
     pub(crate) api: HttpConfig,
     /// The other nodes.
     pub(crate) p2p: P2pConfig,
+    /// What this node does for them.
+    pub(crate) share: ShareConfig,
+    /// Where requests go.
+    pub(crate) route: RouteConfig,
     /// Logging.
     pub(crate) log: LogConfig,
     /// What is used without having been configured.
@@ -48,6 +54,8 @@ impl Default for Config {
             default_model: ModelName::parse(DEFAULT_MODEL).expect("the catalogue's names are model names"),
             api: HttpConfig::default(),
             p2p: P2pConfig::default(),
+            share: ShareConfig::default(),
+            route: RouteConfig::default(),
             log: LogConfig::default(),
             discover: DiscoverConfig::default(),
             backends: BackendConfig::defaults(DiscoverConfig::default()),

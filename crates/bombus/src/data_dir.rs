@@ -7,6 +7,7 @@
 //! DIR/node.json      where the running node answers; gone after a clean stop
 //! DIR/session.key    API key of this run of the node for commands on this directory, 0600; goes with node.json
 //! DIR/keys.json      hashes of the API keys, 0600
+//! DIR/sharing.json   whether the owner keeps the machine for himself
 //! DIR/chat_history   what was asked in `bombus chat`, 0600
 //! DIR/swarms/        the swarms that the node belongs to and belonged to, with their keys, 0600 (`bombus_net::membership`)
 //! DIR/models/        the model store
@@ -24,9 +25,11 @@ use crate::platform;
 mod identity;
 mod lock;
 mod node_file;
+mod pause;
 
 pub(crate) use lock::NodeLock;
 pub(crate) use node_file::{Announcement, NodeRecord, reachable};
+pub(crate) use pause::Pause;
 
 /// Version of the layout that this program reads and writes.
 pub(crate) const FORMAT: u32 = 1;
@@ -112,6 +115,11 @@ impl DataDir {
     /// Returns the file with the hashes of the API keys.
     pub(crate) fn keys(&self) -> PathBuf {
         self.root.join("keys.json")
+    }
+
+    /// Returns where it stands whether the owner keeps the machine for himself.
+    pub(crate) fn pause(&self) -> Pause {
+        Pause::of(&self.root)
     }
 
     /// Returns the file of the node's key.

@@ -58,7 +58,8 @@ pub(crate) async fn run(settings: &Settings, data_dir: &DataDir, ready: impl FnO
     let metrics = Metrics::new();
     metrics.add_source(backends.samples());
     let machine = Machine::watch(data_dir.root());
-    let mesh = Mesh::open(settings, data_dir, key, backends.backends(), machine.sample())?;
+    let models = open_models(data_dir)?;
+    let mesh = Mesh::open(settings, data_dir, key, backends.backends(), models, machine.sample())?;
     metrics.add_source(mesh.samples());
     let (keys, session_key) = KeyStore::open(data_dir.keys()).with_session_key()?;
     let services = Services {
@@ -108,10 +109,10 @@ pub(crate) async fn run(settings: &Settings, data_dir: &DataDir, ready: impl FnO
     }
 
     stop.cancel();
-    mesh.drain();
     drop(announcement);
     let stopped = async {
-        serving.await;
+        // Own clients and other nodes have the same time for their answers; then the others hear the goodbye.
+        tokio::join!(serving, mesh.drain(Duration::from_millis(config.api.limits.grace_ms)));
         mesh.stop().await;
         refresh.stop().await;
         if timeout(BACKENDS_STOP_LIMIT, backends.stop()).await.is_err() {

@@ -1,5 +1,6 @@
 use std::fs;
 
+use bombus_swarm::route::Manage;
 use serde_json::json;
 
 use super::load::{Settings, Sources};
@@ -155,6 +156,12 @@ fn errors_name_the_key_the_place_and_the_remedy() {
         ("[p2p]\nexternal = ['hive.example']\n", vec!["`p2p.external`", "/dns4/hive.example/tcp/7891"]),
         ("[p2p]\nmdns = 'no'\n", vec!["`p2p.mdns`", "expected true or false"]),
         ("[p2p]\nsedes = []\n", vec!["unknown key `p2p.sedes`", "did you mean `p2p.seeds`?"]),
+        ("[share]\nserv = true\n", vec!["unknown key `share.serv`", "did you mean `share.serve`?"]),
+        ("[share]\nmodels = ['a b']\n", vec!["`share.models`", "c.toml", "not a model name"]),
+        ("[share]\nmanage = 3\n", vec!["`share.manage`", "c.toml", "true, false, or a list of names or ids"]),
+        ("[share]\nmax_slots = 'all'\n", vec!["`share.max_slots`", "a whole number"]),
+        ("[route]\nstall = 3\n", vec!["unknown key `route.stall`", "route.stall_ms"]),
+        ("[route]\nremote = 'yes'\n", vec!["`route.remote`", "expected true or false"]),
         ("[discover]\nollma = true\n", vec!["unknown key `discover.ollma`", "did you mean `discover.ollama`?"]),
         ("[[backends]]\nmodels = []\n", vec!["`backends.0`", "`kind` is missing"]),
         ("[backends]\nkind = 'fake'\n", vec!["`backends`", "[[backends]]"]),
@@ -292,6 +299,44 @@ fn the_mesh_is_configured_by_file_environment_and_flags() {
     assert_eq!(settings.origin("p2p.mdns"), "environment BOMBUS_P2P__MDNS");
     assert_eq!(settings.origin("p2p.seeds"), "flag --seed");
     assert!(settings.is_set("p2p.listen"));
+}
+
+#[test]
+fn a_node_does_everything_for_others_but_have_its_models_changed_unless_it_is_told_otherwise() {
+    let settings = setup().load();
+    let share = &settings.config.share;
+    assert!(share.serve && share.models.is_empty() && share.peers.is_empty() && share.max_slots.is_none());
+    assert_eq!(share.manage, Manage::Everybody(false));
+    assert!(settings.config.route.remote);
+    assert_eq!(settings.origin("route.stall_ms"), "default");
+}
+
+#[test]
+fn what_is_done_for_others_is_configured_by_file_and_environment() {
+    let all = setup()
+        .file(
+            "c.toml",
+            "[share]\nmodels = ['qwen3', 'a:b']\nmanage = ['bee']\n[route]\nremote = false\nstall_ms = 500\n",
+        )
+        .env("BOMBUS_SHARE__PEERS", "bee, wasp")
+        .env("BOMBUS_SHARE__MAX_SLOTS", "2")
+        .env("BOMBUS_SHARE__SERVE", "false")
+        .env("BOMBUS_ROUTE__WEIGHTS__WARM", "5");
+    let settings = all.load();
+    let share = &settings.config.share;
+    assert_eq!(
+        (share.models.as_slice(), share.peers.as_slice()),
+        (&["qwen3", "a:b"].map(str::to_owned)[..], &["bee", "wasp"].map(str::to_owned)[..])
+    );
+    assert_eq!((share.serve, share.max_slots), (false, Some(2)));
+    assert_eq!(share.manage, Manage::These(vec!["bee".to_owned()]));
+    let route = settings.config.route;
+    assert_eq!((route.remote, route.stall_ms, route.weights.warm), (false, 500, 5.0));
+    assert_eq!(settings.origin("share.max_slots"), "environment BOMBUS_SHARE__MAX_SLOTS");
+    assert!(settings.origin("route.stall_ms").ends_with("c.toml"));
+    let named = setup().env("BOMBUS_SHARE__MANAGE", "bee,wasp").load().config.share.manage;
+    assert_eq!(named, Manage::These(vec!["bee".to_owned(), "wasp".to_owned()]));
+    assert_eq!(setup().env("BOMBUS_SHARE__MANAGE", "true").load().config.share.manage, Manage::Everybody(true));
 }
 
 #[test]

@@ -35,7 +35,9 @@ impl RunningBackends {
                     engines.push((name.clone(), engine.clone()));
                     engine
                 }
-                BackendKind::Ollama(config) => Arc::new(rendering(set_up(name, OllamaBackend::new(name, config.clone()))?)),
+                BackendKind::Ollama(config) => {
+                    Arc::new(rendering(set_up(name, OllamaBackend::new(name, config.clone()))?))
+                }
                 BackendKind::OpenAi(config) => Arc::new(set_up(name, OpenAiBackend::new(name, config.clone()))?),
                 // A node that has Ollama's port would find itself there.
                 BackendKind::LocalOllama if config.api.listen.port() == OLLAMA_ADDRESS.port() => continue,

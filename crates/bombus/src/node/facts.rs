@@ -6,6 +6,7 @@ use std::time::Duration;
 use bombus_http::NodeSample;
 use bombus_infer::{BackendState, Backends};
 use bombus_swarm::OwnFacts;
+use bombus_swarm::route::RouteHandle;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -45,6 +46,7 @@ const PROGRAMS: &[&str] = &[
 #[derive(Clone)]
 pub(super) struct FactsSource {
     pub(super) backends: Backends,
+    pub(super) route: RouteHandle,
     /// Requests that the configured backends take at a time, by the backend's name; none where nothing limits them.
     pub(super) slots: Vec<(String, Option<u32>)>,
     pub(super) sample: watch::Receiver<NodeSample>,
@@ -92,6 +94,7 @@ impl FactsSource {
             let mut states = self.backends.states();
             states.retain(|state| state.node.is_none());
             let sample = self.sample.borrow().clone();
+            self.backends.set_gpu_memory_mb(sample.hardware.best_gpu().map_or(0, |gpu| gpu.vram_total_mb));
             self.facts.send_if_modified(|facts| {
                 let before = facts.clone();
                 facts.hardware = sample.hardware;
@@ -110,10 +113,11 @@ impl FactsSource {
         }
     }
 
+    /// Names the models that every member may use.
     async fn models(&self) -> Vec<String> {
         let mut listed = self.backends.models().await;
-        listed.retain(|listed| listed.node.is_none());
-        listed.into_iter().filter(|listed| listed.first).map(|listed| listed.info.name.to_string()).collect()
+        listed.retain(|listed| listed.node.is_none() && listed.first && self.route.is_for_all(listed));
+        listed.into_iter().map(|listed| listed.info.name.to_string()).collect()
     }
 }
 

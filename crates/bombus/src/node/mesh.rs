@@ -1,4 +1,5 @@
-//! The node's part of the swarm: the mesh, the membership and the swarm's own service, started in this order and stopped in reverse.
+//! The node's part of the swarm: the mesh, the membership, the swarm's own service, the exchange of models and answers for others, started
+//! in this order and stopped in reverse.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,20 +8,27 @@ use anyhow::{Error, Result};
 use bombus_core::identity::NodeKey;
 use bombus_http::{NodeSample, Sample, SampleKind, mesh};
 use bombus_infer::Backends;
+use bombus_infer::models::ModelStore;
 use bombus_net::membership::{Membership, MembershipHandle, MembershipService, MembershipTiming};
 use bombus_net::{ListenOn, NetConfig, NetHandle, NetIdentity, NetService};
+use bombus_swarm::route::{RouteHandle, RouteService, RunConfig};
+use bombus_swarm::weights::{ByShare, WeightsConfig, WeightsService};
 use bombus_swarm::{OwnFacts, SwarmConfig, SwarmHandle, SwarmService};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::facts::{FactsSource, slots};
 use super::supervised::{Essential, Supervised};
-use crate::config::{P2pConfig, Settings};
+use crate::config::{Config, P2pConfig, Settings};
 use crate::data_dir::DataDir;
 
+mod models;
 mod report;
+mod sharing;
 mod surface;
 
+use models::SwarmModels;
+use sharing::OwnersSwitch;
 use surface::Surface;
 
 /// Longest wait for the addresses that are listened on, before the node says where it is.
@@ -38,13 +46,16 @@ pub(super) struct Mesh {
     swarm: SwarmHandle,
     facts: FactsSource,
     listens_here: bool,
-    services: (NetService, MembershipService, SwarmService),
+    route: RouteHandle,
+    switch: OwnersSwitch,
+    services: (NetService, MembershipService, SwarmService, WeightsService, RouteService),
 }
 
 /// The running parts.
 pub(super) struct RunningMesh {
     net: NetHandle,
-    facts: watch::Sender<OwnFacts>,
+    route: RouteHandle,
+    switch: OwnersSwitch,
     /// Whether an address of this machine itself will be listened on.
     listens_here: bool,
     telling: Supervised,
@@ -52,6 +63,8 @@ pub(super) struct RunningMesh {
     net_task: Essential,
     membership_task: Essential,
     swarm_task: Essential,
+    weights_task: Essential,
+    route_task: Essential,
 }
 
 impl Mesh {
@@ -61,6 +74,7 @@ impl Mesh {
         data_dir: &DataDir,
         key: NodeKey,
         backends: &Backends,
+        store: ModelStore,
         sample: watch::Receiver<NodeSample>,
     ) -> Result<Self> {
         let config = &settings.config;
@@ -76,21 +90,43 @@ impl Mesh {
         let own = OwnFacts { name: config.name.clone(), version, ..OwnFacts::default() };
         let (facts, told) = watch::channel(own);
         let (swarm, swarm_service) = bombus_swarm::swarm(SwarmConfig::default(), net.clone(), told);
+        let (route, route_service) =
+            bombus_swarm::route::route(run_config(config), net.clone(), swarm.clone(), backends.clone());
+        let switch = OwnersSwitch::new(route.clone(), data_dir.pause(), facts.clone());
+        let (weights, weights_service) = bombus_swarm::weights::weights(
+            WeightsConfig::default(),
+            net.clone(),
+            swarm.clone(),
+            store,
+            backends.clone(),
+            Arc::new(ByShare::new(route.clone(), swarm.clone())),
+        );
+        weights.feed(backends);
         Ok(Self {
             surface: Arc::new(Surface::new(
                 net.clone(),
                 membership.clone(),
                 swarm.clone(),
                 config.p2p.external.clone(),
+                switch.clone(),
+                SwarmModels::new(weights),
             )),
             membership,
-            facts: FactsSource { backends: backends.clone(), slots: slots(&config.backends), sample, facts },
+            facts: FactsSource {
+                backends: backends.clone(),
+                route: route.clone(),
+                slots: slots(&config.backends),
+                sample,
+                facts,
+            },
+            route,
+            switch,
             listens_here: config
                 .p2p
                 .listen
                 .iter()
                 .any(|address| address.ip().is_unspecified() || address.ip().is_loopback()),
-            services: (net_service, membership_service, swarm_service),
+            services: (net_service, membership_service, swarm_service, weights_service, route_service),
             net,
             swarm,
         })
@@ -127,7 +163,7 @@ impl Mesh {
 
     /// Starts the parts. `api_port` is where this node's API is.
     pub(super) fn start(self, api_port: u16) -> RunningMesh {
-        let (net_service, membership_service, swarm_service) = self.services;
+        let (net_service, membership_service, swarm_service, weights_service, route_service) = self.services;
         let net = self.net.clone();
         let facts = self.facts.facts.clone();
         facts.send_modify(|facts| facts.api_port = api_port);
@@ -144,8 +180,17 @@ impl Mesh {
                 swarm_service.run(stop).await;
                 Ok(())
             }),
+            weights_task: Essential::start("exchange of models", |stop| async move {
+                weights_service.run(stop).await;
+                Ok(())
+            }),
+            route_task: Essential::start("answers for other nodes", |stop| async move {
+                route_service.run(stop).await;
+                Ok(())
+            }),
             net: self.net,
-            facts,
+            route: self.route,
+            switch: self.switch,
             listens_here: self.listens_here,
         }
     }
@@ -160,6 +205,15 @@ async fn remember_names(swarm: SwarmHandle, membership: MembershipHandle) {
         }
         sleep(NAMES_EVERY).await;
     }
+}
+
+/// Puts together what this node does for others.
+fn run_config(config: &Config) -> RunConfig {
+    let defaults = RunConfig::default();
+    let backend_slots = slots(&config.backends).iter().filter_map(|(_, slots)| *slots).fold(0, u32::saturating_add);
+    // Signs of life come at times of the other node's choosing, so no shorter time says anything.
+    let stall_limit = Duration::from_millis(config.route.stall_ms).max(defaults.stall_limit);
+    RunConfig { share: config.share.clone(), backend_slots, stall_limit, ..defaults }
 }
 
 /// Translates the configuration. A port that nobody chose may be another one if it is taken.
@@ -217,18 +271,30 @@ impl RunningMesh {
             error = self.net_task.ended() => error,
             error = self.membership_task.ended() => error,
             error = self.swarm_task.ended() => error,
+            error = self.weights_task.ended() => error,
+            error = self.route_task.ended() => error,
         }
     }
 
-    /// Tells the others that this node takes nothing new.
-    pub(super) fn drain(&self) {
-        self.facts.send_modify(|facts| facts.draining = true);
+    /// Tells the others that this node takes nothing new, and waits until what runs for them has ended, or the grace time is over.
+    pub(super) async fn drain(&self, grace: Duration) {
+        self.switch.set_draining(true);
+        if timeout(grace, self.route.idle()).await.is_err() {
+            let running = self.route.state().borrow().running;
+            tracing::warn!(
+                running,
+                grace_ms = grace.as_millis() as u64,
+                "requests of other nodes are cut off: the grace time is over"
+            );
+        }
     }
 
     /// Says goodbye, and ends the parts.
     pub(super) async fn stop(self) {
         self.telling.stop().await;
         self.naming.stop().await;
+        self.route_task.stop(STOP_LIMIT).await;
+        self.weights_task.stop(STOP_LIMIT).await;
         self.swarm_task.stop(STOP_LIMIT).await;
         self.membership_task.stop(STOP_LIMIT).await;
         self.net_task.stop(STOP_LIMIT).await;

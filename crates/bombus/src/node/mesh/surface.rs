@@ -5,7 +5,7 @@ use bombus_core::identity::NodeId;
 use bombus_core::liveness;
 use bombus_http::mesh::{
     FeedItem, Handed, Happening, Invitation, Membership, Mesh, MeshError, MeshReport, Moved, Named, Peer, PeerState,
-    Pong,
+    Pong, RemoteModels, Sharing,
 };
 use bombus_net::membership::{
     self, InviteError, JoinError, MembershipError, MembershipHandle, OwnerError, OwnerKey, Privacy, Ticket,
@@ -17,7 +17,9 @@ use futures::stream::BoxStream;
 use serde::Serialize;
 use tokio::time::timeout;
 
+use super::models::SwarmModels;
 use super::report;
+use super::sharing::OwnersSwitch;
 use crate::node::addresses::worth_telling;
 
 /// Longest wait for the mesh to be built anew after a change of the swarm.
@@ -33,11 +35,20 @@ pub(super) struct Surface {
     membership: MembershipHandle,
     swarm: SwarmHandle,
     external: Vec<String>,
+    switch: OwnersSwitch,
+    models: SwarmModels,
 }
 
 impl Surface {
-    pub(super) fn new(net: NetHandle, membership: MembershipHandle, swarm: SwarmHandle, external: Vec<String>) -> Self {
-        Self { net, membership, swarm, external }
+    pub(super) fn new(
+        net: NetHandle,
+        membership: MembershipHandle,
+        swarm: SwarmHandle,
+        external: Vec<String>,
+        switch: OwnersSwitch,
+        models: SwarmModels,
+    ) -> Self {
+        Self { net, membership, swarm, external, switch, models }
     }
 
     /// Waits until the mesh stands on another membership, so that who is seen then is of the new swarm.
@@ -192,6 +203,14 @@ impl Mesh for Surface {
             .parse()
             .map_err(|error: membership::ParseLineError| MeshError::BadOwnerKey(error.to_string()))?;
         self.membership.import_owner(key).await.map_err(of_owner)
+    }
+
+    fn sharing(&self) -> Option<&dyn Sharing> {
+        Some(&self.switch)
+    }
+
+    fn remote_models(&self) -> Option<&dyn RemoteModels> {
+        Some(&self.models)
     }
 }
 
