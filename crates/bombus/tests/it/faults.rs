@@ -20,7 +20,8 @@ fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(pid.try_into().unwrap()).unwrap()
 }
 
-fn kill(pid: u32) {
+/// Ends a process at once.
+pub(crate) fn kill(pid: u32) {
     // It may have ended by itself in this moment.
     let _ = kill_process(pid_of(pid), Signal::KILL);
 }

@@ -17,8 +17,13 @@ pub(crate) const MODEL: &str = "smollm2:135m";
 pub(crate) async fn home_with_model(lines: &str) -> Home {
     let config = format!("[api]\nlisten = '127.0.0.1:0'\n[[backends]]\nkind = 'embedded'\nthreads = 2\n{lines}\n");
     let home = Home::new(&config);
-    link_folder(&pulled_models().await.join("models"), &home.data_dir().join("models"));
+    give_model(&home).await;
     home
+}
+
+/// Puts the real model into the store of a home.
+pub(crate) async fn give_model(home: &Home) {
+    link_folder(&pulled_models().await.join("models"), &home.data_dir().join("models"));
 }
 
 /// Returns a data directory with the model, pulled by the program itself and kept for the next test run.
@@ -88,6 +93,18 @@ pub(crate) fn ticks(pid: u32) -> u64 {
     after_name.split(' ').nth(11).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }
 
+/// Returns the process ids of what a process has started; of a node these are its engines.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default()
+    };
+    tasks
+        .map(of_task)
+        .flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect()
+}
+
 /// Returns a chat request with temperature 0.
 pub(crate) fn chat(prompt: &str, max_tokens: u32) -> Value {
     json!({
@@ -140,15 +157,9 @@ impl Node {
 
     /// Returns the process ids of the node's engine processes.
     pub(crate) fn engines(&self) -> Vec<u32> {
-        let pid = &self.record()["pid"];
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let children = |task: std::io::Result<std::fs::DirEntry>| {
-            std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default()
-        };
-        tasks
-            .map(children)
-            .flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
-            .collect()
+        children(
+            self.record()["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a node's record has its pid"),
+        )
     }
 
     /// Returns the node's one engine process, waiting for it where it is about to be started again.

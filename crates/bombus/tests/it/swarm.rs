@@ -15,6 +15,7 @@ use crate::lab::{Lan, Machine};
 mod member;
 mod raw_peer;
 
+mod answers;
 mod attacks;
 mod crowd;
 mod discovery;

@@ -45,6 +45,11 @@ impl Member {
         &self.home
     }
 
+    /// Gives the node another configuration, from its next start on.
+    pub(crate) fn configure(&mut self, config: &str) {
+        std::fs::write(self.home.config_file(), config).unwrap();
+    }
+
     /// Moves the node to another machine, from its next start on.
     pub(crate) fn move_to(&mut self, machine: Machine) {
         self.machine = Some(machine);
@@ -116,7 +121,8 @@ impl Member {
     /// Runs a command that has to work and returns its stdout.
     pub(crate) async fn done(&self, arguments: &[&str]) -> String {
         let finished = self.run(arguments).await;
-        assert_eq!(finished.code, Some(0), "{arguments:?}: {}{}", finished.stdout, finished.stderr);
+        let Finished { code, stdout, stderr } = &finished;
+        assert_eq!(*code, Some(0), "{arguments:?}: {stdout}{stderr}\nthe node's log:\n{}", self.log_end());
         finished.stdout
     }
 
@@ -182,8 +188,13 @@ impl Member {
     }
 
     pub(super) async fn stop(&mut self) {
+        self.signal(Signal::Terminate);
+        self.stopped().await;
+    }
+
+    /// Waits for the end of a node that was told to stop, and expects a clean one.
+    pub(super) async fn stopped(&mut self) {
         let mut process = self.process.take().expect("the node runs");
-        process.signal(Signal::Terminate);
         let status = process.ended().await;
         assert_eq!(status.code(), Some(0), "{}", process.stderr());
     }
@@ -205,14 +216,18 @@ impl Member {
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
-    fn url(&self, path: &str) -> String {
+    /// Returns the address of a path of the node's API.
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("{}{path}", self.record["api"].as_str().expect("the node has been started"))
     }
 
     /// Gets JSON from the node's API.
     pub(crate) async fn get(&self, path: &str) -> Value {
         let text = match &self.machine {
-            Some(machine) => machine.fetch(&self.url(path)).await,
+            Some(machine) => match machine.fetch(&self.url(path)).await {
+                Ok(text) => text,
+                Err(error) => panic!("{path}: {error}\nthe node's log:\n{}", self.log_end()),
+            },
             None => {
                 let response = within(path, self.client.get(self.url(path)).send()).await.unwrap();
                 assert!(response.status().is_success(), "{path}: {}", response.status());
@@ -220,6 +235,24 @@ impl Member {
             }
         };
         serde_json::from_str(&text).unwrap_or_else(|_| panic!("{path}: {text}"))
+    }
+
+    /// Posts JSON to the API of a node on loopback; returns the status and the JSON that came back.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let response = within(path, self.client.post(self.url(path)).json(body).send()).await.unwrap();
+        let status = response.status().as_u16();
+        let text = within(path, response.text()).await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// Returns the machine on which the node is; `None`: this one.
+    pub(super) fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
+    }
+
+    /// Returns the client with which the node's API is asked.
+    pub(super) fn client(&self) -> &reqwest::Client {
+        &self.client
     }
 
     /// Returns the node's peers, as it tells them now.

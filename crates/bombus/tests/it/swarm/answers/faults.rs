@@ -1,0 +1,276 @@
+//! Workers that die, freeze and lose their network while they answer. `BOMBUS_FAULT_ROUNDS` repeats each loop more often.
+
+use std::time::Duration;
+
+use futures::future::{join, join_all};
+use serde_json::json;
+
+use super::client::{Answer, Question, Stream, words};
+use super::{Swarm, team, team_of, team_on_machines, worker};
+use crate::faults::rounds;
+use crate::harness::{LIMIT, Signal, within};
+use crate::swarm::State;
+
+/// Words of an answer, one a token.
+const WORDS: usize = 60;
+/// How long a stream may stand still when its worker is killed.
+const GAP_AT_KILL: Duration = Duration::from_millis(1_500);
+/// How long it may where its worker is silent: the default time to a stall, and the way to the next.
+const GAP_AT_STALL: Duration = Duration::from_millis(4_500);
+
+/// When a worker dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    BeforeItAccepts,
+    BeforeTheFirstToken,
+    InTheMiddle,
+    AtTheEnd,
+}
+
+/// Kills at this stage of an answer the node that gives it, of two that could. Returns the answer, what was expected, and who died.
+async fn killed_at(swarm: &Swarm, stage: Stage, round: usize) -> (Answer, String, usize) {
+    let text = words(round, WORDS);
+    let question = Question::new(&text);
+    let kill = |victim: usize| swarm.member(victim).signal(Signal::Kill);
+    let (stream, victim) = match stage {
+        Stage::BeforeItAccepts => {
+            let victim = swarm.index_of(&swarm.best("fake").await[0]);
+            // Frozen, it gets the offer and cannot accept it.
+            swarm.pause(victim);
+            let dies = async {
+                within("the request", swarm.member(0).answers(1)).await;
+                kill(victim);
+            };
+            (join(question.ask(swarm.member(0)), dies).await.0, victim)
+        }
+        Stage::BeforeTheFirstToken => {
+            let dies = async {
+                let victim = swarm.busy_one(&[1, 2]).await;
+                kill(victim);
+                victim
+            };
+            join(question.ask(swarm.member(0)), dies).await
+        }
+        Stage::InTheMiddle | Stage::AtTheEnd => {
+            let mut stream = question.ask(swarm.member(0)).await;
+            let victim = swarm.index_of(stream.so_far().node());
+            stream.until_words(if stage == Stage::AtTheEnd { WORDS - 1 - round % 2 } else { 1 + round * 7 % 50 }).await;
+            kill(victim);
+            (stream, victim)
+        }
+    };
+    (stream.rest().await, text, victim)
+}
+
+async fn survives(stage: Stage) {
+    let pace = worker(150, 8, "");
+    let mut swarm = team(&[pace.clone(), pace]).await;
+    let mut longest = Duration::ZERO;
+    let mut late = 0;
+    let mut seams = 0;
+    for round in 0..rounds() {
+        let (answer, text, victim) = killed_at(&swarm, stage, round).await;
+        answer.assert_whole(&text, "stop");
+        match stage {
+            Stage::BeforeItAccepts | Stage::BeforeTheFirstToken => {
+                assert_ne!(swarm.index_of(answer.node()), victim, "the answer is another's");
+                assert!(answer.seams.is_empty(), "nothing had come yet: {:?}", answer.seams);
+            }
+            Stage::InTheMiddle => {
+                assert_eq!(answer.seams.len(), 1, "{answer:?}");
+                assert!(answer.seams[0].starts_with(swarm.id(3 - victim)), "{:?}", answer.seams);
+            }
+            Stage::AtTheEnd => assert!(answer.seams.len() <= 1, "{answer:?}"),
+        }
+        seams += answer.seams.len();
+        longest = longest.max(answer.longest_gap);
+        late += usize::from(answer.longest_gap > GAP_AT_KILL);
+        swarm.kill(victim).await;
+        swarm.restart(victim).await;
+        swarm.all_see_each_other().await;
+        swarm.offers_of("fake", &[1, 2]).await;
+    }
+    println!("{stage:?}: {} answers whole, {seams} seams, longest gap {} ms", rounds(), longest.as_millis());
+    // A busy machine may be late once in a while.
+    assert!(late <= 1.max(rounds() / 10), "{stage:?}: {late} of {} gaps are too long, up to {longest:?}", rounds());
+    swarm.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_before_it_accepts_is_not_noticed() {
+    survives(Stage::BeforeItAccepts).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_before_the_first_token_is_not_noticed() {
+    survives(Stage::BeforeTheFirstToken).await;
+}
+
+#[tokio::test]
+async fn an_answer_whose_worker_dies_in_the_middle_goes_on_at_the_same_character() {
+    survives(Stage::InTheMiddle).await;
+}
+
+#[tokio::test]
+async fn an_answer_whose_worker_dies_at_its_last_words_ends_well() {
+    survives(Stage::AtTheEnd).await;
+}
+
+#[tokio::test]
+async fn many_answers_of_a_worker_that_dies_all_go_on_and_those_of_the_others_are_left_alone() {
+    let pace = worker(20, 15, "");
+    let mut swarm = team(&[pace.clone(), pace.clone(), pace]).await;
+    for round in 0..rounds() {
+        let texts: Vec<_> = (0..24).map(|number| words(round * 24 + number, 80)).collect();
+        let streams = join_all(texts.iter().map(async |text| {
+            let mut stream = Question::new(text).ask(swarm.member(0)).await;
+            stream.until_first_text().await;
+            stream
+        }))
+        .await;
+        let victim = swarm.index_of(streams[round % streams.len()].so_far().node());
+        let of_victim = streams.iter().map(|stream| stream.so_far().node() == swarm.id(victim)).collect::<Vec<_>>();
+        assert!(of_victim.iter().any(|is| !is), "24 answers are given by several");
+        swarm.member(victim).signal(Signal::Kill);
+        let answers = join_all(streams.into_iter().map(Stream::rest)).await;
+        for ((answer, text), of_victim) in answers.iter().zip(&texts).zip(of_victim) {
+            answer.assert_whole(text, "stop");
+            assert_eq!(answer.seams.len(), usize::from(of_victim), "{answer:?}");
+        }
+        swarm.kill(victim).await;
+        swarm.restart(victim).await;
+        swarm.offers_of("fake", &[1, 2, 3]).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_survives_one_worker_after_the_other_and_ends_at_the_node_that_was_asked() {
+    let pace = worker(20, 10, "");
+    // The first has the model too, but answers one at a time.
+    let mut swarm = team_of(&worker(20, 10, "max_concurrent = 1"), &[pace.clone(), pace]).await;
+    for round in 0..rounds() {
+        let mut full = Question::new(&words(1_000, 2_000)).within("local").ask(swarm.member(0)).await;
+        full.until_first_text().await;
+        let text = words(round, 90);
+        let mut stream = Question::new(&text).ask(swarm.member(0)).await;
+        let first = swarm.index_of(stream.so_far().node());
+        assert_ne!(first, 0, "it is full");
+        stream.until_words(20).await;
+        swarm.kill(first).await;
+        stream.until_words(50).await;
+        drop(full);
+        swarm.member(0).runs(0).await;
+        swarm.kill(3 - first).await;
+        let answer = stream.rest().await;
+        answer.assert_whole(&text, "stop");
+        assert_eq!(answer.seams.len(), 2, "{answer:?}");
+        assert!(answer.seams[0].starts_with(swarm.id(3 - first)), "{answer:?}");
+        assert!(answer.seams[1].starts_with(swarm.id(0)), "{answer:?}");
+        for index in [1, 2] {
+            swarm.restart(index).await;
+        }
+        swarm.offers_of("fake", &[1, 2]).await;
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_is_left_the_answer_ends_with_an_error_and_keeps_what_came() {
+    let pace = worker(20, 10, "");
+    let mut swarm = team(&[pace.clone(), pace]).await;
+    let text = words(1, 90);
+    let mut stream = Question::new(&text).ask(swarm.member(0)).await;
+    let first = swarm.index_of(stream.so_far().node());
+    stream.until_words(20).await;
+    swarm.kill(first).await;
+    stream.until_words(50).await;
+    swarm.kill(3 - first).await;
+    let answer = stream.rest().await;
+    assert!(answer.error.as_ref().is_some_and(|error| error["message"].is_string()), "{answer:?}");
+    assert!(!answer.done && answer.finish.is_none(), "{answer:?}");
+    assert!(text.starts_with(&answer.text) && answer.text.split(' ').count() > 50, "{answer:?}");
+    // And the next one is told at once that nobody is there.
+    let refused = Question::new(&text).answer(swarm.member(0)).await;
+    assert!(refused.status >= 400 && refused.error.is_some(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_worker_that_freezes_is_left_within_the_time_to_a_stall() {
+    let pace = worker(20, 10, "");
+    let mut swarm = team(&[pace.clone(), pace]).await;
+    for round in 0..rounds() {
+        let text = words(round, WORDS);
+        let mut stream = Question::new(&text).ask(swarm.member(0)).await;
+        let victim = swarm.index_of(stream.so_far().node());
+        stream.until_words(5 + round % 40).await;
+        swarm.pause(victim);
+        let answer = stream.rest().await;
+        answer.assert_whole(&text, "stop");
+        assert_eq!(answer.seams.len(), 1, "{answer:?}");
+        assert!(answer.longest_gap < GAP_AT_STALL, "{answer:?}");
+        // Nor does a new request wait for it.
+        let text = words(round + 100, 10);
+        let answer = Question::new(&text).answer(swarm.member(0)).await;
+        answer.assert_whole(&text, "stop");
+        assert!(answer.longest_gap < GAP_AT_STALL, "{answer:?}");
+        swarm.resume(victim);
+        swarm.all_see_each_other().await;
+        swarm.offers_of("fake", &[1, 2]).await;
+        // What it began is no longer wanted, and it knows.
+        swarm.member(victim).runs(0).await;
+    }
+    swarm.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_cut_cable_moves_an_answer_and_a_healed_one_brings_the_worker_back() {
+    let pace = worker(20, 20, "");
+    let Some(mut swarm) = team_on_machines(&[pace.clone(), pace]).await else { return };
+    for round in 0..rounds() {
+        let text = words(round, WORDS);
+        let mut stream = Question::new(&text).ask(swarm.member(0)).await;
+        let victim = swarm.index_of(stream.so_far().node());
+        stream.until_words(10).await;
+        swarm.cut(0, &[victim]).await;
+        let answer = stream.rest().await;
+        answer.assert_whole(&text, "stop");
+        assert_eq!(answer.seams.len(), 1, "{answer:?}");
+        assert!(answer.longest_gap < GAP_AT_STALL, "{answer:?}");
+        swarm.heal().await;
+        swarm.wait_for_state(0, victim, &[State::Alive], LIMIT).await;
+        swarm.offers_of("fake", &[1, 2]).await;
+    }
+    swarm.stop_all().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_may_call_tools_ends_with_an_error_when_its_worker_dies() {
+    let pace = worker(20, 10, "");
+    let mut swarm = team(&[pace.clone(), pace]).await;
+    let tool = json!({ "type": "function", "function": { "name": "hive", "parameters": { "type": "object" } } });
+    for round in 0..rounds() {
+        let text = words(round, WORDS);
+        let mut stream = Question::new(&text).with(&json!({ "tools": [tool] })).ask(swarm.member(0)).await;
+        let victim = swarm.index_of(stream.so_far().node());
+        stream.until_words(10).await;
+        swarm.kill(victim).await;
+        let answer = stream.rest().await;
+        assert!(answer.error.as_ref().is_some_and(|error| error["message"].is_string()), "{answer:?}");
+        assert!(!answer.done && answer.finish.is_none() && text.starts_with(&answer.text), "{answer:?}");
+        swarm.restart(victim).await;
+        swarm.offers_of("fake", &[1, 2]).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_was_wanted_of_one_node_is_continued_by_no_other() {
+    let pace = worker(20, 10, "");
+    let mut swarm = team(&[pace.clone(), pace]).await;
+    let id = swarm.id(2).to_owned();
+    let text = words(1, WORDS);
+    let mut stream = Question::new(&text).within(&format!("node={id}")).ask(swarm.member(0)).await;
+    assert_eq!(stream.so_far().node(), id);
+    stream.until_words(10).await;
+    swarm.kill(2).await;
+    let answer = stream.rest().await;
+    assert!(answer.error.is_some() && !answer.done && text.starts_with(&answer.text), "{answer:?}");
+}
