@@ -1,7 +1,7 @@
 # Every target works on a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-mesh bench-node fuzz soak clean
+.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-mesh bench-node bench-swarm fuzz soak clean
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -11,7 +11,7 @@ help: ## list the targets
 setup: ## install what building and testing need (Debian and its relatives: with apt)
 	@scripts/setup.sh --tests
 
-demo: ## build bombus, fetch a small model and let it answer
+demo: ## a small model answers; then three nodes, of which one is killed while it answers
 	@scripts/demo.sh
 
 test: ## run every test: Rust, then real clients and servers before and behind running nodes
@@ -23,7 +23,7 @@ check: ## what a change has to pass: format, lints, tests, docs, licences
 fmt: ## format the Rust code
 	cargo fmt --all
 
-bench: bench-node bench-mesh bench-engine bench-gateway ## run all benchmarks and print their tables
+bench: bench-node bench-mesh bench-swarm bench-engine bench-gateway ## run all benchmarks and print their tables
 
 bench-engine: ## our engine against llama.cpp's own server on the same model and threads
 	@bench/engine.sh
@@ -36,6 +36,9 @@ bench-mesh: ## how soon nodes see each other, what an idle node costs, and how m
 
 bench-node: ## start-up time and memory of a node without a model
 	@bench/node.sh
+
+bench-swarm: ## what a hop costs, how long a client waits when its worker dies, weights between nodes, several workers
+	@bench/swarm.sh
 
 fuzz: ## feed every decoder what nobody should send (FUZZ_SECONDS for each, 20 by default)
 	@scripts/fuzz.sh
