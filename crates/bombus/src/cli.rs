@@ -31,8 +31,10 @@ mod peers;
 mod ping;
 mod reach;
 mod route;
+mod scope;
 mod screen;
 mod service;
+mod sharing;
 mod swarm;
 mod up;
 
@@ -97,13 +99,12 @@ enum Command {
     /// Talk with a model; the running node answers, or this process where none runs
     Chat(chat::ChatArgs),
     /// List, fetch, show, copy and remove models
-    #[command(subcommand)]
-    Models(models::ModelsCommand),
+    Models(models::ModelsArgs),
     /// Show the backends: how they are, how fast they are
     Backends(backends::BackendsArgs),
-    /// Say which backend would answer for a model
+    /// Say which backend or node would answer for a model
     Route(route::RouteArgs),
-    /// Measure how fast every backend runs a model
+    /// Measure how fast every backend of this machine, or with --remote every other node, runs a model
     Bench(bench::BenchArgs),
     /// Look at this machine: what it is, what it can run, what runs on it already
     Detect(detect::DetectArgs),
@@ -115,6 +116,14 @@ enum Command {
     Ping(ping::PingArgs),
     /// Show what happened in the swarm, and what happens
     Events(events::EventsArgs),
+    /// Take no requests of other nodes for now; those that run go on, and so does everything asked of this node
+    Pause(sharing::SharingArgs),
+    /// Answer for the other nodes again after a pause
+    Resume(sharing::SharingArgs),
+    /// Take no more requests of other nodes since this one is about to go, and tell them so
+    Drain(sharing::DrainArgs),
+    /// Stay after all: answer for the other nodes again after a drain
+    Undrain(sharing::SharingArgs),
     /// Print a ticket with which another machine joins
     Invite(membership::InviteArgs),
     /// Join the swarm of a ticket
@@ -158,7 +167,7 @@ pub(crate) fn main() -> ExitCode {
 fn run(global: &Global, command: Command) -> Result<ExitCode> {
     match command {
         Command::Up(args) => up::run(global, &args),
-        Command::Models(command) => models::run(global, &command),
+        Command::Models(args) => models::run(global, &args),
         Command::Keys(command) => keys::run(global, &command),
         Command::Doctor(args) => doctor::run(global, &args),
         Command::Ask(args) => ask::run(global, &args),
@@ -171,6 +180,10 @@ fn run(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Swarm(args) => swarm::run(global, &args),
         Command::Ping(args) => ping::run(global, &args),
         Command::Events(args) => events::run(global, &args),
+        Command::Pause(args) => sharing::pause(global, &args),
+        Command::Resume(args) => sharing::resume(global, &args),
+        Command::Drain(args) => sharing::drain(global, &args),
+        Command::Undrain(args) => sharing::undrain(global, &args),
         Command::Invite(args) => membership::invite(global, &args),
         Command::Join(args) => membership::join(global, &args),
         Command::Leave(args) => membership::leave(global, &args),

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use anyhow::Result;
+use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -50,7 +51,18 @@ impl NodeClient {
 
     /// Sends a request. A status that is no success is a [`Refusal`].
     pub(crate) async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Response> {
-        let mut request = self.client.request(method, format!("{}{path}", self.record.api));
+        self.send_with(method, path, body, HeaderMap::new()).await
+    }
+
+    /// Sends a request with headers of its own. A status that is no success is a [`Refusal`].
+    pub(crate) async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        headers: HeaderMap,
+    ) -> Result<Response> {
+        let mut request = self.client.request(method, format!("{}{path}", self.record.api)).headers(headers);
         if let Some(body) = body {
             request = request.json(body);
         }

@@ -5,21 +5,38 @@ use std::time::Instant;
 use anyhow::Result;
 use bombus_core::chat::{ChatEvent, FinishReason, Timings, Usage};
 use futures::StreamExt;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::answerer::{Route, Started};
+use super::answerer::{Answerer, Route, Started};
+use super::peers::printable;
 use super::screen::Screen;
 use crate::failure::{Exit, Failure};
 use crate::platform::StopSignal;
+
+/// How a reason begins that says once more that an answer broke off.
+const BROKE_OFF: &str = "the answer broke off: ";
 
 /// An answer that comes in, or has come.
 pub(super) struct Answer {
     begun: Instant,
     model: String,
     route: Route,
+    /// Whether another node than the one that was asked answered.
+    elsewhere: bool,
     text: String,
     left_out: u32,
+    /// Who went on each time that it broke off.
+    continued: Vec<Continued>,
     end: Option<(FinishReason, Usage, Timings)>,
+}
+
+/// Who went on with an answer that had broken off.
+#[derive(Debug, Clone, Serialize)]
+struct Continued {
+    #[serde(flatten)]
+    by: Route,
+    model: String,
 }
 
 /// How an answer ended without an error.
@@ -33,6 +50,16 @@ pub(super) enum Ended {
     Stopped(StopSignal),
 }
 
+impl Route {
+    /// Names what ran the model.
+    pub(super) fn runner(&self) -> String {
+        match self.node_name.as_ref().or(self.node.as_ref()) {
+            Some(node) => format!("{} of node {}", printable(&self.backend), printable(node)),
+            None => format!("{} in this process", self.backend),
+        }
+    }
+}
+
 impl Answer {
     /// Begins to wait for an answer.
     pub(super) fn new() -> Self {
@@ -40,8 +67,10 @@ impl Answer {
             begun: Instant::now(),
             model: String::new(),
             route: Route::default(),
+            elsewhere: false,
             text: String::new(),
             left_out: 0,
+            continued: Vec::new(),
             end: None,
         }
     }
@@ -61,7 +90,13 @@ impl Answer {
                     self.left_out = messages;
                     true
                 }
-                ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::ToolCall(_) => true,
+                ChatEvent::Continued { by, reason } => {
+                    let node = by.node.map(String::from);
+                    let by = (Route { node, node_name: None, backend: by.backend, reason: Some(reason) }, by.model);
+                    self.continued.push(Continued { by: by.0, model: by.1 });
+                    true
+                }
+                ChatEvent::AnsweredBy(_) | ChatEvent::ToolCall(_) => true,
                 ChatEvent::Done { finish, usage, timings, .. } => {
                     self.end = Some((finish, usage, timings));
                     return Ok(Ended::Whole);
@@ -84,16 +119,48 @@ impl Answer {
         &self.route
     }
 
+    /// Returns whether another node than the one that was asked answered.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.elsewhere
+    }
+
     /// Returns how many turns of the conversation the model was not told, since its context holds no more.
     pub(super) fn left_out(&self) -> u32 {
         self.left_out
     }
 
+    /// Looks up what people call the nodes that answered.
+    pub(super) async fn name_nodes(&mut self, answerer: &Answerer) {
+        let routes = || std::iter::once(&self.route).chain(self.continued.iter().map(|continued| &continued.by));
+        let ids: Vec<&str> = routes().filter_map(|route| route.node.as_deref()).collect();
+        let names = answerer.names_of(&ids).await;
+        self.elsewhere = self.route.node.as_deref() != answerer.node_id();
+        let routes = std::iter::once(&mut self.route).chain(self.continued.iter_mut().map(|one| &mut one.by));
+        for route in routes {
+            route.node_name = route.node.as_ref().and_then(|node| names.get(node).cloned());
+        }
+    }
+
+    /// Says, one line for each, who went on where the answer had broken off.
+    pub(super) fn takeovers(&self) -> Vec<String> {
+        let mut before = &self.route;
+        let mut lines = Vec::new();
+        for Continued { by, .. } in &self.continued {
+            let reason = by.reason.as_deref().map(|reason| reason.strip_prefix(BROKE_OFF).unwrap_or(reason));
+            let reason = reason.filter(|reason| !reason.is_empty());
+            let because = reason.map(|reason| format!(" ({})", printable(reason))).unwrap_or_default();
+            lines.push(format!("{} broke off{because}; {} went on", before.runner(), by.runner()));
+            before = by;
+        }
+        lines
+    }
+
     /// Says in a line what ran and what it cost.
     pub(super) fn summary(&self) -> String {
-        let runner = match &self.route.node {
-            Some(node) => format!("{} of node {node}", self.route.backend),
-            None => format!("{} in this process", self.route.backend),
+        let last = self.continued.last().map_or(&self.route, |continued| &continued.by);
+        let runner = match self.continued.len() {
+            0 => last.runner(),
+            _ => format!("{}, then {}", self.route.runner(), last.runner()),
         };
         let (_, usage, timings) = self.end.unwrap_or((FinishReason::Stop, Usage::default(), Timings::default()));
         let speed = timings.tokens_per_second(&usage).map(|speed| format!(", {speed:.1} tok/s")).unwrap_or_default();
@@ -114,6 +181,7 @@ impl Answer {
         json!({
             "model": self.model,
             "route": self.route,
+            "continued": self.continued,
             "answer": self.text,
             "finish_reason": finish,
             "usage": usage,

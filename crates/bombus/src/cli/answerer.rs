@@ -1,5 +1,7 @@
 //! Who answers a command: the running node, or this process where none runs.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use bombus_core::chat::{ChatRequest, Sampling};
 use bombus_core::placement::{Need, Offer, Ranked, Rejection};
@@ -7,6 +9,8 @@ use bombus_infer::{BackendError, ChatStream};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::peers::{Peer, printable};
+use super::scope::ScopeArgs;
 use crate::config::Settings;
 use crate::data_dir::{DataDir, NodeRecord};
 use crate::failure::{Exit, Failure};
@@ -39,6 +43,9 @@ pub(super) struct Started {
 pub(super) struct Route {
     /// The node's id; none where this process runs the model itself.
     pub(super) node: Option<String>,
+    /// What people call the node, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) node_name: Option<String>,
     /// The backend's name.
     pub(super) backend: String,
     /// Why that one.
@@ -57,8 +64,17 @@ pub(super) struct Placement {
 /// A backend that could answer, or could not.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Candidate {
-    /// The backend's name.
+    /// The backend's name; for another node that node's id.
     pub(super) backend: String,
+    /// The node's id; none where this process looked for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) node_id: Option<String>,
+    /// What people call the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) node: Option<String>,
+    /// Whether it is on the node that was asked, or in this process.
+    #[serde(default = "yes")]
+    pub(super) here: bool,
     /// The model that it would run.
     #[serde(default)]
     pub(super) model: Option<String>,
@@ -71,6 +87,10 @@ pub(super) struct Candidate {
     /// What its points are for.
     #[serde(default)]
     pub(super) reasons: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Answerer {
@@ -100,23 +120,43 @@ impl Answerer {
     }
 
     /// Begins an answer.
-    pub(super) async fn chat(&self, request: ChatRequest) -> Result<Started> {
+    pub(super) async fn chat(&self, request: ChatRequest, scope: &ScopeArgs) -> Result<Started> {
         match self {
-            Self::Node(node) => remote::chat(node, &request).await,
+            Self::Node(node) => remote::chat(node, &request, scope).await,
             Self::Here(running) => {
+                scope.must_be_here()?;
                 let route = running.backends().route(&request.model, &Need::default()).await?;
                 let routed = route.chat(request).await?;
-                let route = Route { node: None, backend: routed.backend, reason: Some(routed.reason) };
+                let reason = Some(routed.reason);
+                let route = Route { node: None, node_name: None, backend: routed.backend, reason };
                 Ok(Started { model: routed.model.to_string(), route, events: routed.value })
             }
         }
     }
 
+    /// Returns what people call nodes, by their ids, as far as that is known.
+    pub(super) async fn names_of(&self, nodes: &[&str]) -> BTreeMap<String, String> {
+        let Self::Node(node) = self else { return BTreeMap::new() };
+        let own = (node.record().node_id.to_string(), node.record().name.clone());
+        let mut names = BTreeMap::from([own]);
+        if nodes.iter().any(|node| !names.contains_key(*node)) {
+            match node.get::<Vec<Peer>>("/peers").await {
+                Ok(peers) => names.extend(peers.into_iter().map(|peer| (peer.node_id, printable(&peer.hostname)))),
+                Err(error) => tracing::debug!(%error, "the names of the other nodes are not known"),
+            }
+        }
+        names
+    }
+
     /// Tells who could answer a request to a model.
-    pub(super) async fn placement(&self, model: &str) -> Result<Placement> {
+    pub(super) async fn placement(&self, model: &str, scope: &ScopeArgs) -> Result<Placement> {
         match self {
-            Self::Node(node) => node.get(&format!("/route?model={}", encoded(model))).await,
+            Self::Node(node) => {
+                let scope = scope.text().map(|scope| format!("&scope={}", encoded(&scope))).unwrap_or_default();
+                node.get(&format!("/route?model={}{scope}", encoded(model))).await
+            }
             Self::Here(running) => {
+                scope.must_be_here()?;
                 let ranking = running.backends().rank(model, &Need::default()).await?;
                 Ok(Placement::of(model, &ranking))
             }
@@ -175,6 +215,9 @@ impl Candidate {
     fn of(ranked: &Ranked) -> Self {
         Self {
             backend: ranked.candidate.backend.to_string(),
+            node_id: ranked.candidate.peer.as_ref().map(|peer| peer.node.to_string()),
+            node: ranked.candidate.peer.as_ref().map(|peer| peer.name.to_string()),
+            here: ranked.candidate.peer.is_none(),
             model: match &ranked.candidate.offer {
                 Offer::Has { alias_of: Some(there), .. } => Some(there.to_string()),
                 Offer::Has { info, alias_of: None } => Some(info.name.to_string()),
@@ -183,6 +226,14 @@ impl Candidate {
             score: ranked.score(),
             rejected: ranked.rejection().map(ToString::to_string),
             reasons: ranked.reasons(),
+        }
+    }
+
+    /// Names it: a backend, or another node.
+    pub(super) fn shown(&self) -> String {
+        match &self.node {
+            Some(node) if !self.here => format!("node {}", printable(node)),
+            _ => self.backend.clone(),
         }
     }
 
@@ -226,8 +277,8 @@ impl Placement {
         if self.candidates.is_empty() {
             return vec!["no backend is configured".to_owned()];
         }
-        let width = self.candidates.iter().map(|candidate| candidate.backend.chars().count()).max().unwrap_or(0);
-        self.candidates.iter().map(|candidate| format!("{:width$}  {}", candidate.backend, candidate.line())).collect()
+        let width = self.candidates.iter().map(|candidate| candidate.shown().chars().count()).max().unwrap_or(0);
+        self.candidates.iter().map(|candidate| format!("{:width$}  {}", candidate.shown(), candidate.line())).collect()
     }
 }
 
@@ -249,6 +300,8 @@ pub(super) struct AnswerArgs {
     /// Makes the answer repeatable
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
+    #[command(flatten)]
+    pub(super) scope: ScopeArgs,
 }
 
 impl AnswerArgs {

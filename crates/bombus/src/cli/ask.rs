@@ -108,14 +108,16 @@ async fn ask(global: &Global, args: &AskArgs, settings: &Settings, prompt: Strin
         let answerer = answerer.insert(Answerer::find(settings, &data_dir).await?);
         let model = args.answer.model.clone().unwrap_or_else(|| answerer.default_model(settings));
         if args.explain {
-            let found = placement.insert(answerer.placement(&model).await?);
+            let found = placement.insert(answerer.placement(&model, &args.answer.scope).await?);
             if !args.json {
                 explain(found);
             }
         }
         tracing::debug!(model.name = model, node.id = answerer.node_id(), "asking");
-        let started = answerer.chat(request(args, model, prompt)).await?;
-        answer.read(started, &mut screen).await
+        let started = answerer.chat(request(args, model, prompt), &args.answer.scope).await?;
+        let ended = answer.read(started, &mut screen).await?;
+        answer.name_nodes(answerer).await;
+        Ok(ended)
     };
 
     let outcome = tokio::select! {
@@ -162,11 +164,15 @@ fn finish(
     if answer.left_out() > 0 {
         global.notice(&format!("note: {} turns were left out: the model's context holds no more", answer.left_out()));
     }
+    for takeover in answer.takeovers() {
+        global.notice(&format!("note: {takeover}"));
+    }
     Ok(match ended {
         Ended::Whole => {
             if args.explain && !args.json {
                 let route = answer.route();
-                eprintln!("answered by {}{}", route.backend, because(route.reason.as_deref()));
+                let place = if answer.is_elsewhere() { route.runner() } else { route.backend.clone() };
+                eprintln!("answered by {place}{}", because(route.reason.as_deref()));
             }
             global.notice(&answer.summary());
             ExitCode::SUCCESS

@@ -5,6 +5,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::answerer::Answerer;
+use super::peers::printable;
 use super::{Global, output};
 use crate::node::RunningBackends;
 
@@ -35,6 +36,15 @@ struct Told {
 pub(super) struct State {
     pub(super) name: String,
     pub(super) kind: String,
+    /// Id of the node that it stands for, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) node: Option<String>,
+    /// What people call that node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) node_name: Option<String>,
+    /// How that node is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) peer: Option<PeerNow>,
     pub(super) ready: bool,
     pub(super) error: Option<String>,
     pub(super) breaker: String,
@@ -84,8 +94,41 @@ async fn look(running: &RunningBackends) -> Result<Vec<State>> {
     Ok(serde_json::from_value(states)?)
 }
 
+/// How another node is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PeerNow {
+    pub(super) reachable: bool,
+    #[serde(default)]
+    pub(super) paused: bool,
+    #[serde(default)]
+    pub(super) draining: bool,
+    /// What else the node tells.
+    #[serde(flatten)]
+    pub(super) rest: serde_json::Map<String, serde_json::Value>,
+}
+
+impl PeerNow {
+    /// Says why it takes no requests, where it takes none.
+    fn refuses(&self) -> Option<&'static str> {
+        match self {
+            Self { reachable: false, .. } => Some("not connected"),
+            Self { draining: true, .. } => Some("draining, it is about to go"),
+            Self { paused: true, .. } => Some("paused by its owner"),
+            _ => None,
+        }
+    }
+}
+
 impl State {
+    /// Names it: a backend, or another node.
+    fn shown(&self) -> String {
+        self.node_name.as_deref().map_or_else(|| self.name.clone(), |node| format!("node {}", printable(node)))
+    }
+
     fn words(&self) -> String {
+        if let Some(refuses) = self.peer.as_ref().and_then(PeerNow::refuses) {
+            return refuses.to_owned();
+        }
         let because = self.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
         match (self.ready, self.breaker.as_str()) {
             (true, "closed") if self.models == 0 => "no models".to_owned(),
@@ -107,7 +150,7 @@ fn table(states: &[State]) -> String {
         let slots = state.max_concurrent.map(|slots| format!(" of {slots}")).unwrap_or_default();
         let waiting = if state.waiting > 0 { format!(", {} wait", state.waiting) } else { String::new() };
         [
-            state.name.clone(),
+            state.shown(),
             state.kind.clone(),
             state.models.to_string(),
             format!("{}{slots}{waiting}", state.running),
@@ -127,6 +170,9 @@ mod tests {
         State {
             name: "a".to_owned(),
             kind: "openai".to_owned(),
+            node: None,
+            node_name: None,
+            peer: None,
             ready,
             error: error.map(str::to_owned),
             breaker: breaker.to_owned(),
@@ -138,6 +184,13 @@ mod tests {
             tokens_per_second: None,
             models: 1,
         }
+    }
+
+    #[test]
+    fn another_node_is_shown_by_its_name_and_why_it_takes_no_requests() {
+        let paused = PeerNow { reachable: true, paused: true, draining: false, rest: serde_json::Map::new() };
+        let state = State { node_name: Some("hive".into()), peer: Some(paused), ..state(false, "closed", None) };
+        assert_eq!((state.shown().as_str(), state.words().as_str()), ("node hive", "paused by its owner"));
     }
 
     #[test]

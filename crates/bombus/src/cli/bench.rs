@@ -1,22 +1,24 @@
-//! `bombus bench`: how fast every backend runs a model.
+//! `bombus bench`: how fast every backend of this machine, or every other node, runs a model.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bombus_core::chat::{ChatEvent, ChatRequest, Message, Prompt, Role, Sampling, Usage};
-use bombus_core::placement::{Need, Offer, Ranked};
-use bombus_infer::{Backend, BackendError};
+use bombus_infer::{Backend, BackendError, ChatStream};
 use clap::Args;
 use futures::StreamExt;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::answerer::{Placement, running_node};
+use super::answerer::{Answerer, Candidate, running_node};
+use super::scope::ScopeArgs;
 use super::{Global, output};
 use crate::config::Settings;
 use crate::failure::{self, Exit, Failure};
 use crate::node::RunningBackends;
+use crate::node_client::Refusal;
 use crate::platform::StopSignals;
 
 /// Arguments of `bombus bench`.
@@ -37,6 +39,8 @@ pub(crate) struct BenchArgs {
     /// As one JSON object, with every round
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    scope: ScopeArgs,
 }
 
 /// What was measured.
@@ -84,19 +88,13 @@ pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode> {
 
 async fn bench(global: &Global, args: &BenchArgs, settings: &Settings) -> Result<ExitCode> {
     let mut stop = StopSignals::listen().context("signals cannot be listened to")?;
-    let data_dir = global.data_dir()?;
-    if running_node(&data_dir).await?.is_some() {
-        global.notice(
-            "note: a node runs; this process measures beside it, and loads a model of the embedded engine itself",
-        );
-    }
-    let running = RunningBackends::start(&settings.config, &data_dir)?;
-    let model = args.model.clone().unwrap_or_else(|| settings.config.default_model.to_string());
+    let answerer = find(global, args, settings).await?;
+    let model = args.model.clone().unwrap_or_else(|| answerer.default_model(settings));
     let measured = tokio::select! {
-        measured = measure_all(global, args, &running, &model) => Some(measured),
+        measured = measure_all(global, args, &answerer, &model) => Some(measured),
         _ = stop.next() => None,
     };
-    running.stop().await;
+    answerer.stop().await;
     let Some(results) = measured.transpose()? else {
         global.notice("stopped");
         return Ok(Exit::Interrupted.into());
@@ -114,12 +112,26 @@ async fn bench(global: &Global, args: &BenchArgs, settings: &Settings) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure_all(global: &Global, args: &BenchArgs, running: &RunningBackends, model: &str) -> Result<Results> {
-    let backends = running.backends();
+/// Finds who is measured: the backends of this machine, by this process, or other nodes, through the one that runs here.
+async fn find(global: &Global, args: &BenchArgs, settings: &Settings) -> Result<Answerer> {
+    let data_dir = global.data_dir()?;
+    match running_node(&data_dir).await? {
+        Some(node) if args.scope.asks_for_others() => return Ok(Answerer::Node(node)),
+        Some(_) => global.notice(
+            "note: a node runs; this process measures beside it, and loads a model of the embedded engine itself",
+        ),
+        None => args.scope.must_be_here()?,
+    }
+    Ok(Answerer::Here(RunningBackends::start(&settings.config, &data_dir)?))
+}
+
+async fn measure_all(global: &Global, args: &BenchArgs, answerer: &Answerer, model: &str) -> Result<Results> {
     // The lists of all backends, and not only until one is found that has the model.
-    backends.models().await;
-    let ranking = backends.rank(model, &Need::default()).await?;
-    Placement::of(model, &ranking).best()?;
+    if let Answerer::Here(running) = answerer {
+        running.backends().models().await;
+    }
+    let placement = answerer.placement(model, &args.scope).await?;
+    placement.best()?;
     let mut results = Results {
         model: model.to_owned(),
         tokens: args.tokens,
@@ -127,37 +139,65 @@ async fn measure_all(global: &Global, args: &BenchArgs, running: &RunningBackend
         backends: Vec::new(),
     };
     let progress = Progress::new(global.quiet);
-    for ranked in &ranking {
-        let Some(named) = backends.named(&ranked.candidate.backend) else { continue };
-        results.backends.push(measure(args, ranked, named.backend.as_ref(), &progress).await);
+    for candidate in &placement.candidates {
+        let place = match answerer {
+            Answerer::Node(_) if candidate.here => continue,
+            Answerer::Node(_) => {
+                let node = candidate.node_id.clone().unwrap_or_default();
+                Place::Node { answerer, model, scope: ScopeArgs::of_node(node) }
+            }
+            Answerer::Here(running) => match running.backends().named(&candidate.backend) {
+                Some(named) => Place::Backend(named.backend.clone()),
+                None => continue,
+            },
+        };
+        results.backends.push(measure(args, candidate, &place, &progress).await);
     }
     progress.end();
     Ok(results)
 }
 
+/// What is measured.
+enum Place<'a> {
+    /// A backend in this process.
+    Backend(Arc<dyn Backend>),
+    /// Another node, through the one that runs here, by this name of the model.
+    Node { answerer: &'a Answerer, model: &'a str, scope: ScopeArgs },
+}
+
+impl Place<'_> {
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream> {
+        match self {
+            Self::Backend(backend) => Ok(backend.chat(request).await?),
+            Self::Node { answerer, model, scope } => {
+                let request = ChatRequest { model: (*model).to_owned(), ..request };
+                Ok(answerer.chat(request, scope).await?.events)
+            }
+        }
+    }
+}
+
 /// Measures one backend; what goes wrong is a part of the result.
-async fn measure(args: &BenchArgs, ranked: &Ranked, backend: &dyn Backend, progress: &Progress) -> Measured {
-    let name = ranked.candidate.backend.to_string();
-    let mut measured = Measured { backend: name.clone(), ..Measured::default() };
-    let Offer::Has { info, alias_of } = &ranked.candidate.offer else {
-        measured.error = ranked.rejection().map(ToString::to_string);
+async fn measure(args: &BenchArgs, candidate: &Candidate, place: &Place<'_>, progress: &Progress) -> Measured {
+    let name = candidate.shown();
+    let mut measured = Measured { backend: name.clone(), model: candidate.model.clone(), ..Measured::default() };
+    let Some(there) = candidate.model.as_deref() else {
+        measured.error.clone_from(&candidate.rejected);
         return measured;
     };
-    let there = alias_of.as_deref().unwrap_or(info.name.as_str());
-    measured.model = Some(there.to_owned());
-    let work = async |measured: &mut Measured| -> Result<(), BackendError> {
+    let work = async |measured: &mut Measured| -> Result<()> {
         progress.show(&format!("{name}: first answer"));
-        let first = answer(backend, request(there, 1, 1, 0)).await?;
+        let first = answer(place, request(there, 1, 1, 0)).await?;
         measured.first_answer_ms = Some(first.total_ms);
         for round in 1..=args.rounds {
             progress.show(&format!("{name}: round {round} of {}", args.rounds));
             let request = request(there, args.prompt_tokens, args.tokens, round);
-            measured.rounds.push(answer(backend, request).await?);
+            measured.rounds.push(answer(place, request).await?);
         }
         Ok(())
     };
     if let Err(error) = work(&mut measured).await {
-        measured.error = Some(failure::message_of(&error.into()));
+        measured.error = Some(failure::message_of(&error));
     }
     measured.first_token_ms = median(measured.rounds.iter().map(|round| round.first_token_ms));
     measured.tokens_per_second = median(measured.rounds.iter().filter_map(|round| round.tokens_per_second));
@@ -184,12 +224,10 @@ fn request(model: &str, prompt_tokens: u32, tokens: u32, round: u32) -> ChatRequ
 }
 
 /// Measures one answer. A backend that cannot go on past the end of an answer may end it early.
-async fn answer(backend: &dyn Backend, request: ChatRequest) -> Result<Round, BackendError> {
+async fn answer(place: &Place<'_>, request: ChatRequest) -> Result<Round> {
     let begun = Instant::now();
-    let mut events = match backend.chat(request.clone()).await {
-        Err(BackendError::Unsupported { param: "ignore_eos", .. }) => {
-            backend.chat(ChatRequest { ignore_eos: false, ..request }).await?
-        }
+    let mut events = match place.chat(request.clone()).await {
+        Err(error) if cannot_go_on(&error) => place.chat(ChatRequest { ignore_eos: false, ..request }).await?,
         begun => begun?,
     };
     let (mut first, mut last, mut pieces) = (None, begun, 0_u32);
@@ -206,7 +244,14 @@ async fn answer(backend: &dyn Backend, request: ChatRequest) -> Result<Round, Ba
             }
         }
     }
-    Err(BackendError::Interrupted { reason: "the backend ended it without saying why".to_owned() })
+    Err(BackendError::Interrupted { reason: "the backend ended it without saying why".to_owned() }.into())
+}
+
+/// Returns whether all that is wrong is that the answer's own end cannot be passed over.
+fn cannot_go_on(error: &anyhow::Error) -> bool {
+    let unsupported = |refusal: &Refusal| refusal.code.as_deref() == Some("unsupported_parameter");
+    matches!(error.downcast_ref(), Some(BackendError::Unsupported { param: "ignore_eos", .. }))
+        || error.downcast_ref().is_some_and(unsupported)
 }
 
 impl Round {

@@ -160,7 +160,7 @@ impl Chat<'_> {
                 eprintln!("{}; there are: {}", self.conversation.model(), names.join(", "));
             }
             Command::UseModel(name) => {
-                let placement = self.answerer.placement(&name).await?;
+                let placement = self.answerer.placement(&name, &self.args.answer.scope).await?;
                 // One that is only busy answers after a while.
                 if !placement.candidates.iter().any(|candidate| candidate.model.is_some()) {
                     placement.best()?;
@@ -212,7 +212,12 @@ impl Chat<'_> {
 
     async fn answer(&mut self, request: ChatRequest, answer: &mut Answer) -> Result<Ended> {
         let (answerer, screen) = (&self.answerer, &mut self.screen);
-        let work = async { answer.read(answerer.chat(request).await?, screen).await };
+        let work = async {
+            let started = answerer.chat(request, &self.args.answer.scope).await?;
+            let ended = answer.read(started, screen).await?;
+            answer.name_nodes(answerer).await;
+            Ok(ended)
+        };
         let outcome = tokio::select! {
             outcome = work => outcome,
             signal = self.stop.next() => Ok(Ended::Stopped(signal)),
@@ -227,6 +232,9 @@ impl Chat<'_> {
         let ended = outcome?;
         if self.args.json {
             output::print(&format!("{}\n", answer.as_json()))?;
+        }
+        for takeover in answer.takeovers() {
+            self.global.notice(&format!("note: {takeover}"));
         }
         Ok(match ended {
             Ended::Whole => {

@@ -51,6 +51,18 @@ pub(super) struct Peer {
     pub(super) slots: Option<u32>,
     pub(super) cpu_usage_percent: Option<f64>,
     pub(super) clock_skew_ms: Option<i64>,
+    pub(super) sharing: Option<Sharing>,
+}
+
+/// How a peer stands to requests of this node.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct Sharing {
+    pub(super) paused: bool,
+    pub(super) draining: bool,
+    pub(super) running: u32,
+    pub(super) waiting: u32,
+    pub(super) slots: Option<u32>,
 }
 
 impl Default for Peer {
@@ -75,6 +87,7 @@ impl Default for Peer {
             slots: None,
             cpu_usage_percent: None,
             clock_skew_ms: None,
+            sharing: None,
         }
     }
 }
@@ -169,6 +182,9 @@ impl Peer {
             (_, Some(reason), _) if !reason.is_empty() => line("why", &printable(reason)),
             _ => {}
         }
+        if let Some(sharing) = &self.sharing {
+            line("shares", &sharing.words());
+        }
         if let Some(skew_ms) = self.clock_skew_ms {
             line("clock", &format!("{} compared to this node's: set it right, messages are ignored", skew(skew_ms)));
         }
@@ -182,6 +198,23 @@ impl Peer {
             }
         }
         text
+    }
+}
+
+impl Sharing {
+    /// Says whether it answers for this node, and how much it does for others.
+    fn words(&self) -> String {
+        let running = match self.slots {
+            Some(slots) => format!("{} of {slots} requests at a time", self.running),
+            None if self.running == 0 => "idle".to_owned(),
+            None => format!("{} requests", self.running),
+        };
+        let waiting = if self.waiting > 0 { format!(", {} wait", self.waiting) } else { String::new() };
+        match (self.draining, self.paused) {
+            (true, _) => format!("draining, it is about to go: {running}{waiting}"),
+            (false, true) => format!("paused by its owner: {running}{waiting}"),
+            (false, false) => format!("{running}{waiting}"),
+        }
     }
 }
 
@@ -283,6 +316,15 @@ mod tests {
         assert_eq!(lines[2], "  12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN");
         assert_eq!(lines[3], "  gpu     Test GPU, 16368 MB");
         assert_eq!(lines[5], "  models  qwen3:8b, smollm2:135m");
+    }
+
+    #[test]
+    fn who_takes_no_requests_is_told() {
+        let told = |sharing| text(&[Peer { sharing: Some(sharing), ..hive() }], 1_000.0, 80);
+        let busy = Sharing { running: 2, waiting: 1, slots: Some(4), ..Sharing::default() };
+        assert!(told(busy.clone()).contains("  shares  2 of 4 requests at a time, 1 wait\n"));
+        assert!(told(Sharing { paused: true, ..Sharing::default() }).contains("  shares  paused by its owner: idle\n"));
+        assert!(told(Sharing { draining: true, ..busy }).contains("  shares  draining, it is about to go: 2 of 4"));
     }
 
     #[test]

@@ -33,6 +33,10 @@ struct Overview {
     running: u32,
     slots: u32,
     cpu_usage_percent: Option<f64>,
+    #[serde(default)]
+    paused: Vec<String>,
+    #[serde(default)]
+    draining: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,6 +81,11 @@ impl Overview {
             slots => format!("{} of {slots} answers at a time", self.running),
         };
         lines.push(("load", format!("{running}{busy}")));
+        for (name, nodes) in [("paused", &self.paused), ("draining", &self.draining)] {
+            if !nodes.is_empty() {
+                lines.push((name, printable(&nodes.join(", "))));
+            }
+        }
         for (index, model) in self.models.iter().enumerate() {
             let place = printable(&format!("{} on {}", model.name, model.nodes.join(", ")));
             lines.push((if index == 0 { "models" } else { "" }, place));
@@ -123,6 +132,8 @@ mod tests {
             running: 2,
             slots: 12,
             cpu_usage_percent: Some(31.25),
+            paused: vec!["hive".into()],
+            draining: Vec::new(),
         }
     }
 
@@ -134,6 +145,7 @@ mod tests {
             "nodes    2 alive, 1 gone\n",
             "tiers    1 light, 1 specialist\n",
             "load     2 of 12 answers at a time, processors 31% busy\n",
+            "paused   hive\n",
             "models   qwen3:8b on bee, hive\n         smollm2:135m on bee\n",
         ] {
             assert!(text.contains(wanted), "{text}\nlacks {wanted:?}");

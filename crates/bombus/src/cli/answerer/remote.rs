@@ -2,31 +2,41 @@ use std::pin::pin;
 use std::time::Instant;
 
 use anyhow::Result;
-use bombus_core::chat::{ChatEvent, ChatRequest, Delta, FinishReason, Prompt, Role, Timings, Usage};
+use bombus_core::chat::{Answerer, ChatEvent, ChatRequest, Delta, FinishReason, Prompt, Role, Timings, Usage};
+use bombus_core::identity::NodeId;
 use bombus_infer::BackendError;
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::Method;
+use reqwest::header::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
 use super::{Route, Started};
+use crate::cli::scope::ScopeArgs;
+use crate::failure::{Exit, Failure};
 use crate::node_client::{NodeClient, Refusal};
 
 /// Longest accepted line of a stream of events.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// Asks the running node over its HTTP API.
-pub(super) async fn chat(node: &NodeClient, request: &ChatRequest) -> Result<Started> {
-    let response = node.send(Method::POST, "/v1/chat/completions", Some(&body(request))).await?;
+pub(super) async fn chat(node: &NodeClient, request: &ChatRequest, scope: &ScopeArgs) -> Result<Started> {
+    let mut headers = HeaderMap::new();
+    if let Some(scope) = scope.text() {
+        let value = HeaderValue::from_bytes(scope.as_bytes());
+        let value = value.map_err(|_| Failure::new(Exit::Usage, "a node's name has no control characters"))?;
+        headers.insert("x-bombus-scope", value);
+    }
+    let response = node.send_with(Method::POST, "/v1/chat/completions", Some(&body(request)), headers).await?;
     let route = response.headers().get("x-bombus-route").and_then(|value| value.to_str().ok()).map(Route::parse);
     let lines = FramedRead::new(
         StreamReader::new(response.bytes_stream().map_err(std::io::Error::other)),
         LinesCodec::new_with_max_length(LINE_BYTES_MAX),
     );
-    let (model, route) = route.unwrap_or_else(|| (request.model.clone(), Route::default()));
-    let route = Route { node: Some(node.record().node_id.to_string()), ..route };
+    let (model, mut route) = route.unwrap_or_else(|| (request.model.clone(), Route::default()));
+    route.node.get_or_insert_with(|| node.record().node_id.to_string());
     Ok(Started { model, route, events: events(lines.map_err(|error| error.to_string())).boxed() })
 }
 
@@ -48,6 +58,7 @@ fn body(request: &ChatRequest) -> Value {
         ("max_completion_tokens", request.max_tokens.map(Value::from)),
         ("temperature", request.sampling.temperature.map(Value::from)),
         ("seed", request.sampling.seed.map(Value::from)),
+        ("ignore_eos", request.ignore_eos.then(|| true.into())),
     ];
     for (name, value) in options {
         if let Some(value) = value {
@@ -61,11 +72,19 @@ impl Route {
     /// Reads `node;model;backend;reason`.
     fn parse(header: &str) -> (String, Self) {
         let mut parts = header.split(';').map(|part| part.trim().to_owned());
-        let node = parts.next();
+        let node = parts.next().filter(|node| !node.is_empty());
         let model = parts.next().unwrap_or_default();
         let backend = parts.next().unwrap_or_default();
-        (model, Self { node, backend, reason: parts.next() })
+        (model, Self { node, node_name: None, backend, reason: parts.next() })
     }
+}
+
+/// Reads who went on with an answer out of a comment, `continued by NODE;MODEL;BACKEND; REASON`; `None` where it says something else.
+fn continued(comment: &str) -> Option<ChatEvent> {
+    let mut parts = comment.trim().strip_prefix("continued by ")?.splitn(4, ';');
+    let (node, model, backend) = (parts.next()?, parts.next()?, parts.next()?);
+    let by = Answerer { node: NodeId::parse(node).ok(), backend: backend.to_owned(), model: model.to_owned() };
+    Some(ChatEvent::Continued { by, reason: parts.next().unwrap_or_default().trim().to_owned() })
 }
 
 /// One event of the stream.
@@ -179,6 +198,10 @@ fn events(
         let mut clock = Clock::start();
         while let Some(line) = lines.next().await {
             let line = line.map_err(broken)?;
+            if let Some(event) = line.strip_prefix(':').and_then(continued) {
+                yield event;
+                continue;
+            }
             let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
             if data == "[DONE]" {
                 let timings = timings.unwrap_or_else(|| clock.timings());
@@ -245,6 +268,24 @@ mod tests {
         .await;
         assert!(matches!(&events[0], Ok(ChatEvent::Thinking(thought)) if thought.text == "hm"), "{events:?}");
         assert!(matches!(&events[1], Ok(ChatEvent::Delta(delta)) if delta.text == "hi"), "{events:?}");
+    }
+
+    #[tokio::test]
+    async fn who_goes_on_in_the_middle_is_read_from_a_comment() {
+        let id = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+        let events = read(&[
+            r#"data: {"choices":[{"delta":{"content":"one "}}]}"#,
+            &format!(": continued by {id};m:latest;embedded; hive is gone; it was stopped"),
+            "",
+            r#"data: {"choices":[{"delta":{"content":"two"},"finish_reason":"stop"}]}"#,
+            "data: [DONE]",
+        ])
+        .await;
+        let Ok(ChatEvent::Continued { by, reason }) = &events[1] else { panic!("{events:?}") };
+        let parts = (by.node.as_ref().map(NodeId::as_str), by.model.as_str(), by.backend.as_str());
+        assert_eq!(parts, (Some(id), "m:latest", "embedded"));
+        assert_eq!(reason, "hive is gone; it was stopped");
+        assert_eq!(events.len(), 4);
     }
 
     #[test]
