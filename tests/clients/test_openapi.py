@@ -16,7 +16,7 @@ HERE = pathlib.Path(__file__).parent
 LIMIT_S = 300
 ANSWERS_MIN = 2
 # No request to these is answered well: there is no registry to push to, and nothing that may be deleted or is a blob; the node is alone, and
-# what changes its membership needs a key.
+# what changes its membership, or what it does for others, needs a key.
 NEVER_WELL = [
     "/api/blobs/{digest}",
     "/api/delete",
@@ -28,6 +28,10 @@ NEVER_WELL = [
     "/mesh/owner",
     "/mesh/ping/{peer}",
     "/mesh/rekey",
+    "/node/drain",
+    "/node/pause",
+    "/node/resume",
+    "/node/undrain",
 ]
 PATHS = [
     "/",
@@ -59,6 +63,12 @@ PATHS = [
     "/mesh/rekey",
     "/mesh/report",
     "/metrics",
+    "/models",
+    "/node/drain",
+    "/node/pause",
+    "/node/resume",
+    "/node/sharing",
+    "/node/undrain",
     "/openapi.json",
     "/peers",
     "/route",
