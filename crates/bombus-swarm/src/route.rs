@@ -80,12 +80,7 @@ pub struct RouteService {
 ///
 /// From when the service runs, `backends` has the peers that offer anything among its own.
 #[must_use]
-pub fn route(
-    config: RunConfig,
-    net: NetHandle,
-    swarm: SwarmHandle,
-    backends: Backends,
-) -> (RouteHandle, RouteService) {
+pub fn route(config: RunConfig, net: NetHandle, swarm: SwarmHandle, backends: Backends) -> (RouteHandle, RouteService) {
     let standing = Arc::new(Standing::default());
     let slots = Slots::new(config.slots(), config.queue(), Arc::clone(&standing));
     let peers = Peers::new(net.clone(), swarm.clone(), backends.clone(), config.clone());
@@ -165,6 +160,8 @@ impl RouteHandle {
 
 impl fmt::Debug for RouteHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RouteHandle").field("state", &*self.shared.standing.subscribe().borrow()).finish_non_exhaustive()
+        f.debug_struct("RouteHandle")
+            .field("state", &*self.shared.standing.subscribe().borrow())
+            .finish_non_exhaustive()
     }
 }

@@ -45,7 +45,15 @@ struct Known {
 
 impl Peers {
     pub(super) fn new(net: NetHandle, swarm: SwarmHandle, backends: Backends, config: RunConfig) -> Self {
-        Self { net, swarm, backends, config, watching: Arc::default(), known: Mutex::default(), telling: Mutex::default() }
+        Self {
+            net,
+            swarm,
+            backends,
+            config,
+            watching: Arc::default(),
+            known: Mutex::default(),
+            telling: Mutex::default(),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

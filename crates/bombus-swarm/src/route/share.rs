@@ -28,9 +28,11 @@ pub(super) fn is_told(share: &ShareConfig, peer: &NodeId, name: &str) -> bool {
 pub(super) fn shares(share: &ShareConfig, listed: &Listed) -> bool {
     share.models.is_empty() || {
         let there = listed.name_there();
-        share.models.iter().filter_map(|name| ModelName::parse(name).ok()).any(|name| {
-            name == listed.info.name || name == there
-        })
+        share
+            .models
+            .iter()
+            .filter_map(|name| ModelName::parse(name).ok())
+            .any(|name| name == listed.info.name || name == there)
     }
 }
 

@@ -11,7 +11,7 @@ use bombus_net::{NetEvent, NetStream, OpenError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::share;
@@ -35,6 +35,9 @@ pub(super) async fn tell_all(shared: &Arc<Shared>, stop: &CancellationToken) -> 
     let mut standing = shared.standing.subscribe();
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Requests of peers come and go faster than anybody needs to be told.
+    let pause = shared.config.tell_every / 2;
+    let (mut looked, mut due): (Instant, Option<Instant>) = (Instant::now(), None);
     let (news, _) = watch::channel(Own::look(shared));
     let mut tellers = Tellers { shared: Arc::clone(shared), news, tasks: JoinSet::new(), by_peer: HashMap::new() };
     tellers.look_who_is_there();
@@ -49,7 +52,14 @@ pub(super) async fn tell_all(shared: &Arc<Shared>, stop: &CancellationToken) -> 
                 _ => {}
             },
             Some(_) = tellers.tasks.join_next() => tellers.by_peer.retain(|_, task| !task.is_finished()),
-            Ok(()) = standing.changed() => tellers.look(),
+            Ok(()) = standing.changed() => {
+                standing.mark_unchanged();
+                due = due.or_else(|| Some(Instant::now().max(looked + pause)));
+            }
+            () = sleep_until(due.unwrap_or(looked)), if due.is_some() => {
+                tellers.look();
+                (looked, due) = (Instant::now(), None);
+            }
             _ = looks.tick() => tellers.look(),
         }
     }
@@ -116,8 +126,16 @@ async fn tell(shared: Arc<Shared>, peer: NodeId, mut news: watch::Receiver<Own>)
             pause = PAUSE_MIN;
         }
         sleep(pause).await;
+        // To open a stream would dial a peer that is away: who comes back is told then.
+        if !is_connected(&shared, &peer) {
+            return;
+        }
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+fn is_connected(shared: &Shared, peer: &NodeId) -> bool {
+    shared.net.peers().iter().any(|known| known.node_id == *peer && known.connected.is_some())
 }
 
 async fn tell_over(

@@ -21,8 +21,8 @@ use super::failure::Failure;
 
 /// Most bytes of a frame, without its length.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
-/// Most bytes of a request.
-pub const REQUEST_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most bytes of a request: 32 MiB of texts and pictures, and room for what stands around them.
+pub const REQUEST_BYTES_MAX: usize = 32 * 1024 * 1024 + 64 * 1024;
 /// Most bytes of any other message to a requester: room for the tokens of the longest contexts.
 pub(super) const REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Most bytes of the message that announces a request.

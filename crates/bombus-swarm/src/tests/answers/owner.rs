@@ -25,7 +25,9 @@ async fn a_pause_is_told_and_holds_until_it_ends() {
     answering.route.pause();
     asking.sees(&answering.id(), |_, now| now.paused && !now.draining).await;
     let error = refusal_of(&asking, &answering).await;
-    assert!(matches!(&error, BackendError::Rejected { reason } if reason.contains("node-2") && reason.contains("himself")));
+    assert!(
+        matches!(&error, BackendError::Rejected { reason } if reason.contains("node-2") && reason.contains("himself"))
+    );
     assert_eq!(answering.route.state().borrow().running, 1, "what ran goes on");
     drop(before);
     answering.route.resume();

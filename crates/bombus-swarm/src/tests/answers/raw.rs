@@ -116,7 +116,8 @@ async fn what_later_versions_say_is_passed_over() {
             say(&mut stream, cbor!({"delta" => {"text" => "hi", "colour" => "red"}, "and" => 1}).unwrap()).await;
             let usage = cbor!({"prompt_tokens" => 1, "cached_tokens" => 0, "completion_tokens" => 1, "joules" => 3});
             let timings = cbor!({"load_ms" => 0.0, "queue_ms" => 0.0, "prompt_ms" => 1.0, "generate_ms" => 2.5});
-            let done = cbor!({"done" => {"finish" => "stop", "usage" => usage.unwrap(), "timings" => timings.unwrap()}});
+            let done =
+                cbor!({"done" => {"finish" => "stop", "usage" => usage.unwrap(), "timings" => timings.unwrap()}});
             say(&mut stream, done.unwrap()).await;
         })
         .await;
@@ -250,7 +251,8 @@ async fn a_request_of_a_later_version_gets_this_one() {
     });
     let mut body = Vec::new();
     ciborium::into_writer(&request.unwrap(), &mut body).unwrap();
-    let ask = cbor!({"v" => 99, "id" => "x", "kind" => "chat", "model" => "fake", "bytes" => body.len(), "hat" => "red"});
+    let ask =
+        cbor!({"v" => 99, "id" => "x", "kind" => "chat", "model" => "fake", "bytes" => body.len(), "hat" => "red"});
     let opened = async {
         loop {
             match mesh.net.open_stream(&answering.id(), RUN_PROTOCOL).await {
