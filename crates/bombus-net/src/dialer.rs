@@ -5,7 +5,6 @@
 //! one goes, so that the two never close both: a direct one beats a relayed one, a much shorter round trip beats a longer one, and of two
 //! that were dialled at the same time the one dialled by the smaller id stays.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,8 @@ use crate::failure::DialFailure;
 use crate::peer::{AddressSource, Path};
 
 mod book;
+mod dials;
+mod due;
 mod links;
 #[cfg(test)]
 mod tests;
@@ -35,20 +36,10 @@ const PEERS_MAX: usize = 1024;
 const SEEDS_MAX: usize = 256;
 /// How many addresses are dialled at once for one peer.
 const ADDRESSES_AT_ONCE: usize = 8;
-/// How long the direct addresses are tried before the relayed ones are tried as well.
-const RELAY_AFTER: Duration = Duration::from_secs(1);
 /// How long the side with the greater id leaves a newly found peer to the other side, so that they do not dial each other at once.
 const COURTESY: Duration = Duration::from_millis(150);
-/// A round trip below which no better address is looked for.
-const NEAR: Duration = Duration::from_millis(3);
-/// Between two tries to find a better address for a connected peer.
-const BETTER_EVERY: Duration = Duration::from_secs(600);
-/// The same while the peer is only reached through a relay.
-const DIRECT_EVERY: Duration = Duration::from_secs(60);
-/// How long streams keep a redundant connection open.
-const BUSY_MAX: Duration = Duration::from_secs(60);
-/// How long somebody who asked for a peer keeps it wanted.
-const WANTED_FOR: Duration = Duration::from_secs(60);
+/// Before the first try to reach a peer directly that is only reached through a relay; it doubles.
+const DIRECT_FIRST: Duration = Duration::from_secs(3);
 /// How long a peer is left alone that closed its connection in an orderly way while more peers are known than fit.
 const REST: Duration = Duration::from_secs(600);
 
@@ -133,8 +124,12 @@ pub(crate) struct Peer {
     /// Dials that run for it.
     dials: usize,
     dial_began: Option<Instant>,
+    /// At how many addresses somebody else answered since it was last given up for a while.
+    strangers: usize,
     relays_tried: bool,
     better_at: Instant,
+    /// How often a hole through routers was looked for while the peer was only reached through a relay.
+    punches: u32,
 }
 
 /// When the next try may be made.
@@ -310,8 +305,12 @@ impl Dialer {
         peer.pauses.failures = 0;
         peer.dials = 0;
         peer.dial_began = None;
-        peer.better_at = now + DIRECT_EVERY.min(Duration::from_secs(5));
+        peer.strangers = 0;
         let is_first = peer.links.is_empty();
+        if is_first || matches!(path, Path::Direct { .. }) {
+            peer.punches = 0;
+            peer.better_at = now + DIRECT_FIRST;
+        }
         peer.links.add(Link { connection, path: path.clone(), dialled_by_smaller, since: now, round_trip: None });
         let mut outputs = Vec::new();
         for seed in self.seeds.iter_mut().filter(|seed| seed.peer.as_ref() == Some(id)) {
@@ -359,104 +358,6 @@ impl Dialer {
         self.settings.redial_min.mul_f64(share)
     }
 
-    fn failed(&mut self, now: Instant, id: &NodeId, addr: &Multiaddr, why: &DialFailure) -> Vec<Output> {
-        let (addr, _) = address::split_peer(addr.clone());
-        let mut outputs = vec![Output::Tell(NetEvent::DialFailed {
-            addr: addr.to_string(),
-            peer: Some(id.clone()),
-            why: why.clone(),
-        })];
-        for seed in self.seeds.iter_mut().filter(|seed| seed.addr == addr) {
-            seed.tried += 1;
-            seed.last_failure = Some((now, why.clone()));
-            // Another machine may have the address now.
-            if matches!(why, DialFailure::WrongPeer { .. }) {
-                seed.peer = None;
-            }
-        }
-        let source = self.peers.get(id).and_then(|peer| peer.addresses.source(&addr));
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.addresses.failed(now, &addr, why, self.settings.foreign_key_pause);
-        }
-        // Who is there has proved who it is.
-        if let (DialFailure::WrongPeer { found }, Some(source)) = (why, source) {
-            outputs.extend(self.learned(now, found.clone(), &addr, source, Some(found.clone())));
-        }
-        outputs
-    }
-
-    fn dial_ended(&mut self, now: Instant, id: &NodeId, why: DialFailure) -> Vec<Output> {
-        let Some(peer) = self.peers.get_mut(id) else {
-            return vec![Output::NotReached { peer: id.clone(), why }];
-        };
-        peer.dials = peer.dials.saturating_sub(1);
-        if !peer.links.is_empty() || peer.dials > 0 {
-            return Vec::new();
-        }
-        let relayed = peer.addresses.due(now, true);
-        if !peer.relays_tried && !relayed.is_empty() {
-            return self.dial_relayed(id, relayed);
-        }
-        peer.dial_began = None;
-        peer.relays_tried = false;
-        peer.pauses.failures += 1;
-        let failures = peer.pauses.failures;
-        let pause = self.pause(failures);
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.pauses.next = now + pause;
-        }
-        vec![Output::NotReached { peer: id.clone(), why }]
-    }
-
-    fn dial_relayed(&mut self, id: &NodeId, mut addrs: Vec<Multiaddr>) -> Vec<Output> {
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.relays_tried = true;
-            peer.dials += 1;
-        }
-        addrs.truncate(ADDRESSES_AT_ONCE);
-        vec![Output::Dial { peer: id.clone(), addrs }]
-    }
-
-    fn pause(&mut self, failures: u32) -> Duration {
-        let doubled = self.settings.redial_min.saturating_mul(1 << failures.saturating_sub(1).min(20));
-        doubled.min(self.settings.redial_max).mul_f64(self.random.random_range(0.8..1.2))
-    }
-
-    fn seed_failed(&mut self, now: Instant, addr: &Multiaddr, why: DialFailure) -> Vec<Output> {
-        let (addr, _) = address::split_peer(addr.clone());
-        let Some(at) = self.seeds.iter().position(|seed| seed.addr == addr) else {
-            return Vec::new();
-        };
-        let failures = self.seeds[at].pauses.failures + 1;
-        let mut pause = self.pause(failures);
-        if why == DialFailure::AnotherSwarmKey && failures >= book::FOREIGN_KEY_TRIES {
-            pause = self.settings.foreign_key_pause;
-        }
-        let seed = &mut self.seeds[at];
-        seed.is_dialled = false;
-        seed.tried += 1;
-        seed.last_failure = Some((now, why.clone()));
-        seed.pauses = Pauses { next: now + pause, failures };
-        vec![Output::Tell(NetEvent::DialFailed { addr: addr.to_string(), peer: None, why })]
-    }
-
-    fn seed_reached(&mut self, now: Instant, addr: &Multiaddr, peer: &NodeId) -> Vec<Output> {
-        let (addr, _) = address::split_peer(addr.clone());
-        for seed in self.seeds.iter_mut().filter(|seed| seed.addr == addr) {
-            seed.is_dialled = false;
-            seed.peer = Some(peer.clone());
-            seed.last_ok = Some(now);
-            seed.tried += 1;
-            seed.pauses.failures = 0;
-        }
-        let mut outputs = self.learned(now, peer.clone(), &addr, AddressSource::Seed, Some(peer.clone()));
-        if let Some(known) = self.peers.get_mut(peer) {
-            known.addresses.worked(now, &addr);
-        }
-        outputs.retain(|output| matches!(output, Output::Tell(_)));
-        outputs
-    }
-
     fn round_trip(&mut self, now: Instant, id: &NodeId, connection: ConnectionId, time: Duration) -> Vec<Output> {
         let Some(peer) = self.peers.get_mut(id) else {
             return Vec::new();
@@ -464,168 +365,6 @@ impl Dialer {
         peer.last_seen = Some(now);
         peer.links.measured(connection, time);
         self.choose(id)
-    }
-
-    fn want(&mut self, now: Instant, id: NodeId) -> Vec<Output> {
-        if id == self.me {
-            return vec![Output::NotReached { peer: id, why: DialFailure::SameIdentity }];
-        }
-        let is_smaller = self.me < id;
-        let peer = self.peers.entry(id.clone()).or_insert_with(|| Peer::new(now, is_smaller));
-        peer.wanted_until = Some(now + WANTED_FOR);
-        if !peer.links.is_empty() || peer.dials > 0 {
-            return Vec::new();
-        }
-        // Somebody waits: pauses are for tries that nobody asked for.
-        peer.addresses.forgive(now);
-        peer.pauses.next = now;
-        if peer.addresses.is_empty() {
-            return vec![Output::NotReached { peer: id, why: DialFailure::NoAddress }];
-        }
-        self.dial(now, &id)
-    }
-
-    /// Dials a peer at its direct addresses, or at relayed ones where it has no other.
-    fn dial(&mut self, now: Instant, id: &NodeId) -> Vec<Output> {
-        let Some(peer) = self.peers.get_mut(id) else {
-            return Vec::new();
-        };
-        let mut addrs = peer.addresses.due(now, false);
-        peer.relays_tried = addrs.is_empty();
-        if addrs.is_empty() {
-            addrs = peer.addresses.due(now, true);
-        }
-        if addrs.is_empty() {
-            return Vec::new();
-        }
-        addrs.truncate(ADDRESSES_AT_ONCE);
-        peer.dials += 1;
-        peer.dial_began = Some(now);
-        vec![Output::Dial { peer: id.clone(), addrs }]
-    }
-
-    fn tick(&mut self, now: Instant) -> Vec<Output> {
-        let mut outputs = self.dial_seeds(now);
-        outputs.extend(self.dial_due(now));
-        outputs.extend(self.dial_relays(now));
-        outputs.extend(self.look_for_better(now));
-        outputs.extend(self.close_redundant(now));
-        if self.last_sweep.is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1)) {
-            self.last_sweep = Some(now);
-            self.sweep(now);
-        }
-        outputs
-    }
-
-    /// A seed whose peer is known is that peer's address; the others are dialled as they are.
-    fn dial_seeds(&mut self, now: Instant) -> Vec<Output> {
-        let mut outputs = Vec::new();
-        let mut known = Vec::new();
-        for seed in &mut self.seeds {
-            if let Some(peer) = &seed.peer {
-                let has = self.peers.get(peer).is_some_and(|peer| peer.addresses.contains(&seed.addr));
-                if !has {
-                    known.push((peer.clone(), seed.addr.clone()));
-                }
-            } else if !seed.is_dialled && seed.pauses.next <= now {
-                seed.is_dialled = true;
-                outputs.push(Output::DialSeed { addr: seed.addr.clone() });
-            }
-        }
-        for (peer, addr) in known {
-            outputs.extend(self.learned(now, peer.clone(), &addr, AddressSource::Seed, Some(peer)));
-        }
-        outputs
-    }
-
-    fn dial_due(&mut self, now: Instant) -> Vec<Output> {
-        let connected = self.peers.values().filter(|peer| !peer.links.is_empty() || peer.dials > 0).count();
-        let mut room = self.settings.mesh_max.saturating_sub(connected);
-        let mut due: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.links.is_empty() && peer.dials == 0 && peer.pauses.next <= now)
-            .map(|(id, peer)| (Reverse(peer.is_wanted(now)), peer.pauses.failures, id.clone()))
-            .collect();
-        due.sort();
-        let mut outputs = Vec::new();
-        for (Reverse(is_wanted), _, id) in due {
-            if room == 0 && !is_wanted {
-                break;
-            }
-            let dialled = self.dial(now, &id);
-            if !dialled.is_empty() {
-                room = room.saturating_sub(1);
-                outputs.extend(dialled);
-            }
-        }
-        outputs
-    }
-
-    /// Dials the relayed addresses as well where the direct ones do not answer soon.
-    fn dial_relays(&mut self, now: Instant) -> Vec<Output> {
-        let late = |peer: &Peer| peer.dial_began.is_some_and(|began| now.duration_since(began) >= RELAY_AFTER);
-        let waiting: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.links.is_empty() && peer.dials > 0 && !peer.relays_tried && late(peer))
-            .map(|(id, peer)| (id.clone(), peer.addresses.due(now, true)))
-            .filter(|(_, relayed)| !relayed.is_empty())
-            .collect();
-        waiting.into_iter().flat_map(|(id, relayed)| self.dial_relayed(&id, relayed)).collect()
-    }
-
-    fn look_for_better(&mut self, now: Instant) -> Vec<Output> {
-        let mut outputs = Vec::new();
-        for (id, peer) in &mut self.peers {
-            let Some(best) = peer.links.best() else {
-                continue;
-            };
-            if peer.dials > 0 || now < peer.better_at {
-                continue;
-            }
-            let is_relayed = matches!(best.path, Path::Relayed { .. });
-            let is_far = best.round_trip.is_some_and(|time| time > NEAR);
-            let is_worth_it = is_relayed || is_far && self.me < *id;
-            if !is_worth_it {
-                continue;
-            }
-            peer.better_at = now + if is_relayed { DIRECT_EVERY } else { BETTER_EVERY };
-            let mut addrs = peer.addresses.due(now, false);
-            addrs.retain(|addr| !matches!(&best.path, Path::Direct { addr: used } if *used == addr.to_string()));
-            addrs.truncate(3);
-            if !addrs.is_empty() {
-                peer.dials += 1;
-                outputs.push(Output::Dial { peer: id.clone(), addrs });
-            }
-        }
-        outputs
-    }
-
-    fn close_redundant(&self, now: Instant) -> Vec<Output> {
-        let mut outputs = Vec::new();
-        for (id, peer) in &self.peers {
-            // Where the other side does not decide, because it is another program, this side does later.
-            let grace = self.settings.redundant_grace * if self.me < *id { 1 } else { 10 };
-            for link in peer.links.redundant(now, grace) {
-                let unless_busy = peer.links.redundant_for(now) < grace + BUSY_MAX;
-                outputs.push(Output::Close { peer: id.clone(), connection: link.connection, unless_busy });
-            }
-        }
-        outputs
-    }
-
-    /// Drops addresses and peers that led nowhere for long.
-    fn sweep(&mut self, now: Instant) {
-        let expiry = self.settings.peer_expiry;
-        for peer in self.peers.values_mut().filter(|peer| peer.links.is_empty()) {
-            peer.addresses.expire(now, expiry);
-        }
-        self.peers.retain(|_, peer| {
-            let last = peer.last_seen.unwrap_or(peer.known_since);
-            let is_stale = peer.addresses.is_empty() || now.duration_since(last) >= expiry;
-            !peer.links.is_empty() || peer.dials > 0 || peer.is_wanted(now) || !is_stale
-        });
     }
 
     /// Prefers the best connection of a peer, if that changed.
@@ -636,20 +375,6 @@ impl Dialer {
         let mut outputs = vec![Output::Prefer { peer: id.clone(), connection }];
         if path_changed {
             outputs.push(Output::Tell(NetEvent::PathChanged { peer: id.clone(), path }));
-        }
-        outputs
-    }
-
-    /// Keeps connections to as many peers as the mesh may have, those that were there first.
-    fn keep(&mut self) -> Vec<Output> {
-        let mut connected: Vec<_> =
-            self.peers.iter_mut().filter_map(|(id, peer)| Some((peer.links.since()?, id, peer))).collect();
-        connected.sort_by_key(|(since, _, _)| *since);
-        let mut outputs = Vec::new();
-        for (at, (_, id, peer)) in connected.into_iter().enumerate() {
-            for (connection, keep) in peer.links.keep(at < self.settings.mesh_max) {
-                outputs.push(Output::Keep { peer: id.clone(), connection, keep });
-            }
         }
         outputs
     }
@@ -681,8 +406,10 @@ impl Peer {
             pauses: Pauses { next, failures: 0 },
             dials: 0,
             dial_began: None,
+            strangers: 0,
             relays_tried: false,
             better_at: now,
+            punches: 0,
         }
     }
 

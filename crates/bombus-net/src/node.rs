@@ -9,7 +9,6 @@ use bombus_core::identity::NodeId;
 use futures::StreamExt;
 use libp2p::core::transport::ListenerId;
 use libp2p::identity::Keypair;
-use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, kad, relay};
 use tokio::sync::{mpsc, oneshot};
@@ -22,18 +21,18 @@ use crate::behaviour::{self, Behaviour, BehaviourEvent, MdnsFailures};
 use crate::config::NetConfig;
 use crate::conflict::{Conflicts, End};
 use crate::dialer::{Dialer, Input, Output};
-use crate::events::NetEvent;
 use crate::failure::{DialFailure, NetError};
 use crate::membership::MembershipState;
 use crate::report::{DialReport, Reachability};
-use crate::reservations::{self, Reservations};
+use crate::reservations::Reservations;
 use crate::shared::{Command, Shared, lock};
 use crate::transport::{self, MetSelf};
-use crate::{address, id};
 
 mod connections;
 mod discovery;
+mod doing;
 mod listening;
+mod members;
 mod picture;
 mod relaying;
 mod requests;
@@ -121,6 +120,8 @@ pub(crate) struct Node {
     reservations: Reservations,
     reachability: Reachability,
     inbound_seen: bool,
+    /// A peer sees this node at an address that is none of its own.
+    is_behind_router: bool,
     first_outbound: Option<Instant>,
     lookup_at: Option<Instant>,
     lookups: HashMap<kad::QueryId, NodeId>,
@@ -216,6 +217,7 @@ impl Node {
             reservations: Reservations::default(),
             reachability: Reachability::Unknown,
             inbound_seen: false,
+            is_behind_router: false,
             first_outbound: None,
             lookup_at: None,
             lookups: HashMap::new(),
@@ -308,46 +310,6 @@ impl Node {
         let _ = timeout(GOODBYE, closed).await;
     }
 
-    /// Takes a new membership; says whether it needs another transport.
-    fn on_membership(&mut self, state: MembershipState) -> bool {
-        if self.state.needs_new_transport(&state) {
-            return true;
-        }
-        self.state = state;
-        self.block_removed();
-        self.recall();
-        false
-    }
-
-    /// Blocks the peers that were taken out of the swarm, and nobody else.
-    fn block_removed(&mut self) {
-        let removed: BTreeMap<PeerId, NodeId> =
-            self.state.removed.iter().filter_map(|node| Some((id::peer_id(node)?, node.clone()))).collect();
-        let blocked = self.swarm.behaviour().removed.blocked_peers().clone();
-        for peer in blocked.iter().filter(|peer| !removed.contains_key(peer)) {
-            self.swarm.behaviour_mut().removed.unblock_peer(*peer);
-        }
-        for (peer, node) in removed.into_iter().filter(|(peer, _)| !blocked.contains(peer)) {
-            self.swarm.behaviour_mut().removed.block_peer(peer);
-            if !self.memory.dialer.is_connected(&node) {
-                self.feed(Input::Forget { peer: node });
-            }
-        }
-    }
-
-    /// Tells the dialer the addresses that are known from tickets and earlier runs.
-    fn recall(&mut self) {
-        for known in self.shared.membership.known_addresses() {
-            let Ok(target) = address::parse_target(&known.addr) else {
-                continue;
-            };
-            match known.peer.or_else(|| target.peer.as_ref().and_then(id::node_id)) {
-                Some(peer) => self.learn(peer.clone(), target.addr, crate::AddressSource::Ticket, Some(peer)),
-                None => self.memory.dialer.add_seed(Instant::now(), target.addr),
-            }
-        }
-    }
-
     fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
@@ -410,109 +372,6 @@ impl Node {
         }
         if std::mem::take(&mut self.is_changed) {
             self.publish_picture();
-        }
-    }
-
-    /// Tells the dialer what happened, and does what it says.
-    fn feed(&mut self, input: Input) {
-        let now = Instant::now();
-        let mut outputs: VecDeque<_> = self.memory.dialer.on(now, input).into();
-        while let Some(output) = outputs.pop_front() {
-            match output {
-                Output::Dial { peer, addrs } => {
-                    for input in self.dial(&peer, addrs) {
-                        outputs.extend(self.memory.dialer.on(now, input));
-                    }
-                }
-                Output::DialSeed { addr } => {
-                    if let Some(input) = self.dial_seed(addr) {
-                        outputs.extend(self.memory.dialer.on(now, input));
-                    }
-                }
-                Output::Close { peer, connection, unless_busy } => self.close(&peer, connection, unless_busy),
-                Output::Prefer { peer, connection } => {
-                    if let Some(peer) = id::peer_id(&peer) {
-                        self.swarm.behaviour_mut().streams.prefer(&peer, connection);
-                    }
-                }
-                Output::Keep { peer, connection, keep } => {
-                    if let Some(peer) = id::peer_id(&peer) {
-                        self.swarm.behaviour_mut().streams.keep(peer, connection, keep);
-                    }
-                }
-                Output::NotReached { peer, why } => self.on_not_reached(&peer, &why),
-                Output::Tell(event) => self.tell(event),
-            }
-        }
-    }
-
-    /// Dials a peer; returns what to tell the dialer where that fails at once.
-    fn dial(&mut self, peer: &NodeId, addrs: Vec<Multiaddr>) -> Vec<Input> {
-        let Some(peer_id) = id::peer_id(peer) else {
-            let why = DialFailure::InvalidAddress { why: "it is no peer id".to_owned() };
-            return vec![Input::DialEnded { peer: peer.clone(), why }];
-        };
-        let options = DialOpts::peer_id(peer_id).addresses(addrs).condition(PeerCondition::Always).build();
-        let connection = options.connection_id();
-        match self.swarm.dial(options) {
-            Ok(()) => {
-                self.attempts.insert(connection, Attempt::Peer(peer.clone()));
-                Vec::new()
-            }
-            Err(error) => {
-                let (failures, why) = connections::explain(error);
-                let failed = failures.into_iter().map(|(addr, why)| Input::Failed { peer: peer.clone(), addr, why });
-                failed.chain([Input::DialEnded { peer: peer.clone(), why }]).collect()
-            }
-        }
-    }
-
-    fn dial_seed(&mut self, addr: Multiaddr) -> Option<Input> {
-        let options: DialOpts = addr.clone().into();
-        let connection = options.connection_id();
-        match self.swarm.dial(options) {
-            Ok(()) => {
-                self.attempts.insert(connection, Attempt::Seed(addr));
-                None
-            }
-            Err(error) => Some(Input::SeedFailed { addr, why: connections::explain(error).1 }),
-        }
-    }
-
-    fn close(&mut self, peer: &NodeId, connection: ConnectionId, unless_busy: bool) {
-        let Some(peer) = id::peer_id(peer) else {
-            return;
-        };
-        if !(unless_busy && self.swarm.behaviour().streams.is_busy(&peer, connection)) {
-            self.swarm.close_connection(connection);
-        }
-    }
-
-    fn tell(&mut self, event: NetEvent) {
-        // Who hears of a change finds it in the picture.
-        match &event {
-            NetEvent::PeerConnected { .. } | NetEvent::PeerDisconnected { .. } | NetEvent::PathChanged { .. } => {
-                self.publish_picture();
-            }
-            NetEvent::DialFailed { addr, peer, why } => self.remember_failure(addr, peer.as_ref(), why),
-            _ => self.is_changed = true,
-        }
-        // Without readers nobody hears it.
-        let _ = self.shared.events.send(event);
-    }
-
-    fn tell_conflict(&mut self, addr: String) {
-        tracing::error!(peer.addr = addr, "another process has this node's identity: one of the two must get its own");
-        if self.memory.counts.identity_conflicts.len() < 16 {
-            self.memory.counts.identity_conflicts.insert(addr.clone());
-        }
-        self.tell(NetEvent::IdentityConflict { addr });
-    }
-
-    /// Tells the plan of reservations what happened, and does what it says.
-    fn feed_reservations(&mut self, input: reservations::Input) {
-        for output in self.reservations.on(Instant::now(), input) {
-            self.on_reservation(output);
         }
     }
 }

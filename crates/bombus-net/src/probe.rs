@@ -135,9 +135,11 @@ async fn probe_member(
         Ok(upgraded) => upgraded,
         Err(error) => {
             let why = transport::explain(&target.addr, &error);
-            return Err(match why {
-                DialFailure::Handshake { .. } => look_at(&target.addr, limit).await.unwrap_or(why),
-                other => other,
+            // Who has greeted behind the key is a member, whatever went wrong then; of the others it takes another look what they are.
+            return Err(if transport::is_unclear(&error) {
+                look_at(&target.addr, limit).await.unwrap_or(why)
+            } else {
+                why
             });
         }
     };

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
@@ -105,12 +107,19 @@ impl NetService {
                 let _ = self.shared.events.send(NetEvent::Rebuilt { generation });
             }
             is_first = false;
-            let ended = node.run(&mut self.requests, &stop).await;
-            memory = node.end(ended == Ended::Stopped).await;
-            if ended == Ended::Stopped {
-                return Ok(());
+            // libp2p ends with a panic where it meets what it holds for impossible, and peers bring that about.
+            let ended = AssertUnwindSafe(node.run(&mut self.requests, &stop)).catch_unwind().await;
+            memory = node.end(matches!(ended, Ok(Ended::Stopped))).await;
+            match ended {
+                Ok(Ended::Stopped) => return Ok(()),
+                Ok(Ended::Rebuild) => tracing::info!("the swarm's key changed; connections are made anew"),
+                Err(_) => {
+                    tracing::error!("libp2p failed with a panic; all connections are made anew");
+                    if stop.run_until_cancelled(tokio::time::sleep(REBUILD_PAUSE)).await.is_none() {
+                        return Ok(());
+                    }
+                }
             }
-            tracing::info!("the swarm's key changed; connections are made anew");
         }
     }
 

@@ -33,6 +33,9 @@ pub(crate) enum Command {
     Connect { peer: NodeId, reply: oneshot::Sender<Result<(), DialFailure>> },
     /// Dials an address.
     Dial { addr: String, reply: oneshot::Sender<Result<NodeId, DialFailure>> },
+    /// Fails as libp2p may.
+    #[cfg(test)]
+    Panic,
     /// Closes the connections to a peer.
     Disconnect { peer: NodeId, reply: oneshot::Sender<()> },
 }

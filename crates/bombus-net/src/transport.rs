@@ -165,6 +165,14 @@ pub(crate) fn explain(addr: &Multiaddr, error: &TransportError<io::Error>) -> Di
     }
 }
 
+/// Says whether it takes another look what is at an address that failed so.
+pub(crate) fn is_unclear(error: &TransportError<io::Error>) -> bool {
+    let TransportError::Other(error) = error else {
+        return false;
+    };
+    matches!(find::<Broken>(error), Some(Broken::NotPrivate | Broken::NotLibp2p | Broken::HandshakeTimeout) | None)
+}
+
 /// Finds an error of a type among what an error stands for.
 pub(crate) fn find<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);

@@ -20,6 +20,8 @@ const TOLD_BY_NOBODY_MAX: usize = 512;
 const FAILURES_MAX: u32 = 4;
 /// After so many times in a row, an address that speaks another swarm's key is left alone for long.
 pub(super) const FOREIGN_KEY_TRIES: u32 = 3;
+/// How long a configured address is left alone at which another peer answered.
+const STRANGER_PAUSE: Duration = Duration::from_secs(30);
 
 /// Who told an address of somebody else; `None` where it is the result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,6 +170,7 @@ impl Addresses {
                 self.0.swap_remove(at);
                 return;
             }
+            DialFailure::WrongPeer { .. } => address.not_before = now + STRANGER_PAUSE,
             DialFailure::AnotherSwarmKey if address.failures >= FOREIGN_KEY_TRIES => {
                 address.not_before = now + foreign_key_pause;
             }

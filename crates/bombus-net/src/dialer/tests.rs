@@ -1,5 +1,6 @@
 use bombus_core::identity::NodeKey;
 
+use super::due::RELAY_AFTER;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -422,4 +423,67 @@ fn a_new_swarm_begins_without_connections_and_with_all_addresses() {
     let told = bench.dialer.restart(bench.now);
     assert!(matches!(&told[..], [Output::Tell(NetEvent::PeerDisconnected { .. })]), "{told:?}");
     assert_eq!(dialled(&bench.on(Input::Tick)), [(great, vec![addr(1)])]);
+}
+
+#[test]
+fn a_peer_is_dialled_at_its_other_addresses_at_once_where_somebody_else_answered_at_one() {
+    let (me, peer) = pair();
+    let mut bench = Bench::of(me);
+    bench.learn_from(&peer, addr(1), AddressSource::Peer, None);
+    bench.learn_from(&peer, addr(2), AddressSource::Peer, None);
+    assert_eq!(dialled(&bench.after(SECOND)), [(peer.clone(), vec![addr(1), addr(2)])]);
+    // Whoever answers first ends the dial: the address that leads to the peer had no chance.
+    let stranger = DialFailure::WrongPeer { found: node(3) };
+    bench.on(Input::Failed { peer: peer.clone(), addr: addr(1), why: stranger.clone() });
+    let again = bench.on(Input::DialEnded { peer: peer.clone(), why: stranger });
+    assert_eq!(dialled(&again), [(peer, vec![addr(2)])]);
+}
+
+#[test]
+fn a_configured_address_where_somebody_else_answers_is_left_alone_for_a_while() {
+    let (me, peer) = pair();
+    let mut bench = Bench::with(me, settings(), vec![(addr(1), Some(peer.clone()))]);
+    bench.after(SECOND);
+    bench.learn_from(&peer, addr(2), AddressSource::Peer, None);
+    let stranger = DialFailure::WrongPeer { found: node(3) };
+    bench.on(Input::Failed { peer: peer.clone(), addr: addr(1), why: stranger.clone() });
+    let again = bench.on(Input::DialEnded { peer: peer.clone(), why: stranger });
+    assert_eq!(dialled(&again), [(peer, vec![addr(2)])]);
+}
+
+#[test]
+fn a_hole_is_looked_for_again_while_there_is_only_a_relay() {
+    let (me, peer) = pair();
+    let relay = node(9);
+    let mut bench = Bench::of(me);
+    bench.learn(&peer, relayed(&relay));
+    bench.connect(&peer, 1, Path::Relayed { via: relay.clone() }, Some(relayed(&relay)));
+    let mut tries = Vec::new();
+    for second in 1..=60 {
+        let dials = dialled(&bench.after(SECOND));
+        if dials.iter().any(|(_, addrs)| addrs.iter().any(address::is_relayed)) {
+            tries.push(second);
+            bench.on(Input::DialEnded { peer: peer.clone(), why: DialFailure::Timeout });
+        }
+    }
+    assert!(tries.len() >= 3 && tries[0] <= 5, "a new relayed connection is a new try: {tries:?}");
+    let pauses: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.is_sorted(), "and they become fewer: {tries:?}");
+}
+
+#[test]
+fn what_lookups_tell_is_bounded_for_all_together() {
+    let mut bench = Bench::of(node(0));
+    let strangers = |number: usize| {
+        let secret: [u8; 32] = std::array::from_fn(|at| if at < 2 { number.to_be_bytes()[6 + at] } else { 77 });
+        NodeKey::from_secret(&secret).node_id()
+    };
+    for number in 0..600 {
+        bench.learn_from(&strangers(number), addr(1), AddressSource::Peer, None);
+    }
+    assert_eq!(bench.dialer.peers().len(), 512);
+    assert_eq!(bench.dialer.addresses_dropped, 600 - 512);
+    let own = strangers(700);
+    bench.learn(&own, addr(2));
+    assert!(bench.dialer.peers().contains_key(&own), "what a peer tells of itself has room all the same");
 }

@@ -51,6 +51,7 @@ impl Node {
             self.inbound_seen = true;
             // A peer came in this way, so it is one: relays name it to those that reserve.
             self.swarm.add_external_address(local_addr.clone());
+            self.review_reservations(Instant::now());
         } else if matches!(path, Path::Direct { .. }) {
             self.first_outbound.get_or_insert_with(Instant::now);
         }

@@ -61,8 +61,8 @@ impl Node {
     }
 
     pub(super) fn on_identify(&mut self, event: identify::Event) {
-        let (identify::Event::Received { peer_id, info, .. } | identify::Event::Pushed { peer_id, info, .. }) = event
-        else {
+        // What a peer pushes is received, too. `Pushed` has what this node has told.
+        let identify::Event::Received { peer_id, info, .. } = event else {
             return;
         };
         let Some(peer) = id::node_id(&peer_id) else {
@@ -78,11 +78,15 @@ impl Node {
             Path::Direct { addr } => addr.parse().ok(),
             Path::Relayed { .. } => None,
         };
+        if remote.is_some() {
+            self.note_observed(&info.observed_addr);
+        }
         // Another machine's loopback addresses lead to this one.
         let is_here = remote.as_ref().is_some_and(address::is_loopback);
         for addr in info.listen_addrs.into_iter().take(OWN_ADDRESSES_MAX) {
             let (addr, _) = address::split_peer(addr);
             if address::is_dialable(&addr) && (is_here || !address::is_loopback(&addr)) {
+                tracing::debug!(peer.id = %peer, %addr, "a peer tells where it is reached");
                 // Through a relay, too: for a peer behind a router that is the only way that others can be told.
                 self.swarm.behaviour_mut().kademlia.add_address(&peer_id, addr.clone());
                 self.learn(peer.clone(), addr, AddressSource::Peer, Some(peer.clone()));
@@ -104,6 +108,20 @@ impl Node {
             self.lookup_at = Some(Instant::now() + LOOKUP_SOON);
         }
         self.is_changed = true;
+    }
+
+    /// Takes the address at which a peer sees this node: where it is none of its own, a router translates.
+    fn note_observed(&mut self, observed: &Multiaddr) {
+        let Some(seen) = address::ip_of(observed).filter(|ip| !ip.is_loopback()) else {
+            return;
+        };
+        let listens = self.swarm.listeners().filter(|addr| !address::is_relayed(addr));
+        let own: Vec<_> = listens.filter_map(address::ip_of).filter(|own| !own.is_loopback()).collect();
+        // Before the interfaces are known nothing can be told.
+        if !own.is_empty() && !own.contains(&seen) {
+            self.is_behind_router = true;
+            self.review_reservations(Instant::now());
+        }
     }
 
     /// Says whether an address is on a link of this machine.
@@ -180,6 +198,10 @@ impl Node {
     }
 
     pub(super) fn on_autonat(&mut self, event: &autonat::v2::client::Event) {
+        // What a relay makes possible says nothing of how this node is reached without one.
+        if address::is_relayed(&event.tested_addr) {
+            return;
+        }
         match &event.result {
             Ok(()) => self.reachability = Reachability::Public,
             Err(error) => {

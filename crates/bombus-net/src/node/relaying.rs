@@ -19,11 +19,16 @@ impl Node {
     pub(super) fn review_reservations(&mut self, now: Instant) {
         let waited_in_vain =
             self.first_outbound.is_some_and(|at| now.duration_since(at) >= REACHED_WITHIN) && !self.inbound_seen;
-        let is_needed = self.memory.external.is_empty()
+        let is_configured = !self.memory.external.is_empty();
+        let is_reached = is_configured || self.inbound_seen || self.reachability == Reachability::Public;
+        if let Some(relay) = self.swarm.behaviour_mut().relay_server.as_mut() {
+            relay.serve(is_reached);
+        }
+        let is_needed = !is_configured
             && match self.reachability {
                 Reachability::Public => false,
                 Reachability::Private => true,
-                Reachability::Unknown => waited_in_vain,
+                Reachability::Unknown => waited_in_vain || self.is_behind_router,
             };
         self.feed_reservations(Input::Needed(is_needed));
     }

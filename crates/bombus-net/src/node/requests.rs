@@ -24,6 +24,8 @@ impl Node {
             }
             Command::Connect { peer, reply } => self.connect(peer, reply),
             Command::Dial { addr, reply } => self.dial_by_hand(&addr, reply),
+            #[cfg(test)]
+            Command::Panic => panic!("as the test wants"),
             Command::Disconnect { peer, reply } => {
                 if let Some(peer) = id::peer_id(&peer) {
                     // Without a connection there is nothing to do.

@@ -104,3 +104,17 @@ async fn two_nodes_that_dial_each_other_end_with_one_connection() {
     assert!(quiet.await.is_err(), "closing one of the two does not lose the peer");
     one.hear_echo(&id(2), "/test/echo/1").await;
 }
+
+#[tokio::test]
+async fn a_panic_of_libp2p_costs_the_connections_and_not_the_node() {
+    let (one, other) = (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await);
+    other.echo("/test/echo/1");
+    let mut events = one.net.events();
+    one.net.dial(&other.addr()).await.unwrap();
+    connected(&mut events, &id(2)).await;
+    one.net.shared.commands.send(crate::shared::Command::Panic).await.unwrap_or_else(|_| panic!("it runs"));
+    disconnected(&mut events, &id(2)).await;
+    connected(&mut events, &id(2)).await;
+    one.hear_echo(&id(2), "/test/echo/1").await;
+    one.stop().await;
+}

@@ -126,3 +126,23 @@ async fn nodes_that_know_one_all_find_each_other() {
         node.report_with(|report| report.connected == 4).await;
     }
 }
+
+#[tokio::test]
+async fn what_a_node_tells_of_itself_anew_is_not_taken_for_what_its_peer_says() {
+    let (one, other) = (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await);
+    let mut events = one.net.events();
+    one.net.dial(&other.addr()).await.unwrap();
+    connected(&mut events, &id(2)).await;
+    let speaks = |peers: &Vec<NetPeer>, protocol: &str| {
+        peers.iter().any(|peer| peer.protocols.iter().any(|spoken| spoken == protocol))
+    };
+    one.peers_with(|peers| speaks(peers, "/ipfs/ping/1.0.0")).await;
+    one.echo("/test/echo/1");
+    // The other one hears of it, and tells of its own in the same way; by then this one has told.
+    other.peers_with(|peers| speaks(peers, "/test/echo/1")).await;
+    other.echo("/test/other/1");
+    let peers = one.peers_with(|peers| speaks(peers, "/test/other/1")).await;
+    assert!(!speaks(&peers, "/test/echo/1"), "its own words came back: {peers:?}");
+    let own = one.addr().rsplit_once("/p2p/").unwrap().0.to_owned();
+    assert!(peers.iter().all(|peer| peer.addresses.iter().all(|address| address.addr != own)), "{peers:?}");
+}

@@ -1,0 +1,32 @@
+//! What the fuzz targets need of what is private here.
+
+use std::io;
+
+use futures::FutureExt;
+
+use crate::wire::{DATAGRAM_MAX, HELLO_MAX, read_datagram, read_hello};
+
+/// Most bytes of a frame of either kind.
+pub const FRAME_MAX: [usize; 2] = [HELLO_MAX, DATAGRAM_MAX];
+
+/// Reads frames with first words until the bytes end or are none.
+pub fn hellos(mut bytes: &[u8]) -> (Vec<Vec<u8>>, io::Error) {
+    let mut frames = Vec::new();
+    loop {
+        match read_hello(&mut bytes).now_or_never().expect("bytes in memory are there at once") {
+            Ok(frame) => frames.push(frame),
+            Err(error) => return (frames, error),
+        }
+    }
+}
+
+/// Reads frames with datagrams of the failure detector until the bytes end or are none.
+pub fn datagrams(mut bytes: &[u8]) -> (Vec<Vec<u8>>, io::Error) {
+    let mut frames = Vec::new();
+    loop {
+        match read_datagram(&mut bytes).now_or_never().expect("bytes in memory are there at once") {
+            Ok(frame) => frames.push(frame),
+            Err(error) => return (frames, error),
+        }
+    }
+}
