@@ -125,8 +125,8 @@ async fn an_answer_at_its_end_asks_the_server_for_nothing_more() {
 #[tokio::test]
 async fn a_context_that_the_beginning_fills_ends_the_answer() {
     let (upstream, backend) = server("vllm").await;
-    let refusal =
-        json!({"error": {"message": "too long", "code": "context_length_exceeded", "type": "invalid_request_error"}});
+    let words = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4900 in the messages, 100 in the completion).";
+    let refusal = json!({"error": {"message": words, "code": 400}});
     upstream.on(CHAT, Script::json(400, &refusal));
     let ended = events(&backend, resumed(ask("Count"), "One", "")).await.unwrap();
     assert_eq!(end_of(&ended).0, FinishReason::Length);
