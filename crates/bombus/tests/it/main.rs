@@ -23,6 +23,7 @@ mod faults;
 mod keys;
 mod logs;
 mod models;
+mod resume;
 mod route;
 mod signals;
 mod swarm;
