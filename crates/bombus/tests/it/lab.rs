@@ -234,9 +234,14 @@ impl Machine {
         self.space.rules(rules).await;
     }
 
-    /// Fetches a page that this machine alone can reach.
-    pub(crate) async fn fetch(&self, url: &str) -> String {
+    /// Fetches a page that this machine alone can reach; the error is what the client says.
+    pub(crate) async fn fetch(&self, url: &str) -> Result<String, String> {
         let mut command = self.command("curl");
-        run(command.args(["--silent", "--show-error", "--fail-with-body", "--max-time", "20", url]), url).await
+        command.args(["--silent", "--show-error", "--fail-with-body", "--max-time", "20", url]);
+        let output = within(url, command.output()).await.unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).expect("the API answers in UTF-8")),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
     }
 }

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::attacks::socket_address;
 use super::crowd::{dreaming, faketime};
+use super::raw_peer::half_a_member;
 use super::{Member, Plan, State, Swarm};
 use crate::harness::{LIMIT, free_address};
 use crate::lab::{Lan, skip};
@@ -71,6 +72,13 @@ async fn a_member_is_told_from_what_else_listens_somewhere() {
     finds(node, &swarm.member(0).address(), 12, "itself").await;
     let (exit, codes) = look(node, "/ip4/192.0.2.7/udp/5").await;
     assert!(exit != 0 && codes == ["invalid_address"], "{exit} {codes:?}");
+}
+
+#[tokio::test]
+async fn a_member_that_breaks_off_in_the_handshake_is_told_from_strangers() {
+    let swarm = Plan::of(1).start().await;
+    let address = half_a_member(swarm.member(0)).await;
+    finds(swarm.member(0), &address, 1, "handshake").await;
 }
 
 #[tokio::test]

@@ -60,6 +60,12 @@ impl Member {
         self.arguments.push(argument.to_owned());
     }
 
+    /// Has the node listen for others at a port of all its machine's addresses, from the next start on.
+    pub(crate) fn listen_at(&mut self, port: u16) {
+        self.arguments.retain(|argument| !argument.starts_with("--p2p="));
+        self.arguments.push(format!("--p2p=0.0.0.0:{port}"));
+    }
+
     /// Sets a variable in the environment of `bombus up`, from the next start on.
     pub(crate) fn set_variable(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Plan, State, Swarm};
 use crate::harness::LIMIT;
+use crate::model::eventually;
 
 /// Long enough for a node that may come in to do so.
 const COMES_IN_WITHIN: Duration = Duration::from_secs(4);
@@ -28,6 +29,11 @@ async fn a_kicked_peer_is_out_and_stays_out_when_everybody_has_restarted() {
         swarm.stays_out(index, &kicked, COMES_IN_WITHIN / 3).await;
     }
     swarm.see_each_other(&[0, 1, 2]).await;
+    let told = async || {
+        let examined = swarm.member(3).run(&["doctor"]).await;
+        examined.stdout.contains("removed") && examined.stdout.contains("bombus join")
+    };
+    eventually("the doctor of the one that was removed says so", told).await;
     restart_all(&mut swarm).await;
     swarm.see_each_other(&[0, 1, 2]).await;
     for index in 0..3 {
@@ -83,7 +89,7 @@ async fn a_new_key_reaches_all_members_and_they_stay_together() {
     };
     let before = key();
     swarm.member(0).done(&["rekey"]).await;
-    crate::model::eventually("the new key on another node", async || key() != before).await;
+    eventually("the new key on another node", async || key() != before).await;
     swarm.all_see_each_other().await;
 }
 

@@ -49,6 +49,8 @@ async fn homes_reach_each_other_whether_or_not_a_hole_is_punched_by_fault_rounds
     for number in 0..tries {
         if number > 0 {
             swarm.stop(2).await;
+            // TCP keeps the two ports of a connection that has ended from meeting again for a minute.
+            swarm.member_mut(2).listen_at(7_891 + u16::try_from(number).unwrap());
             swarm.restart(2).await;
         }
         swarm.see_each_other(&[1, 2]).await;
@@ -69,4 +71,6 @@ async fn homes_reach_each_other_whether_or_not_a_hole_is_punched_by_fault_rounds
     }
     // Not `eprintln!`, which nobody sees of a test that passes.
     let _ = writeln!(std::io::stderr(), "hole punching: {punched} of {tries} tries led to a direct connection");
+    // With routers like these nothing stands in the way; a busy machine may miss the moment once in a while.
+    assert!(punched * 4 >= tries * 3, "{punched} of {tries} tries led to a direct connection");
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::Either;
+use futures::{AsyncWriteExt, StreamExt};
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
 use libp2p::core::{muxing::StreamMuxerBox, transport::Transport};
@@ -15,7 +15,9 @@ use libp2p::{Multiaddr, PeerId, identify, noise, ping, tcp, yamux};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use super::member::Member;
 use crate::harness::within;
@@ -299,4 +301,21 @@ async fn act(
             },
         }
     }
+}
+
+/// Listens as a member of a node's swarm that breaks off as soon as it has shown that it has the key; returns where.
+pub(crate) async fn half_a_member(node: &Member) -> String {
+    let key = PreSharedKey::new(swarm_of(node).1.expect("the swarm has a key"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // It ends with the test's runtime; a failure shows in what the node finds.
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            if let Ok(mut socket) = PnetConfig::new(key).handshake(socket.compat()).await {
+                let _ = socket.write_all(b"\x13/multistream/1.0.0\n").await;
+                let _ = socket.flush().await;
+            }
+        }
+    });
+    address
 }
