@@ -25,6 +25,7 @@ mod logs;
 mod models;
 mod resume;
 mod route;
+mod sharing;
 mod signals;
 mod swarm;
 mod up;
