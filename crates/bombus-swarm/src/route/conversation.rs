@@ -142,8 +142,12 @@ impl Conversation {
         if self.gone.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(self.broke("it is gone")));
         }
+        let due = self.heard_at + self.limit;
+        if self.silence.deadline() > due {
+            // It was set for the acceptance, which may take longer.
+            self.silence.as_mut().reset(due);
+        }
         while self.silence.as_mut().poll(cx).is_ready() {
-            let due = self.heard_at + self.limit;
             if due <= Instant::now() {
                 return Poll::Ready(Err(self.broke(&format!("it fell silent for {} ms", self.limit.as_millis()))));
             }

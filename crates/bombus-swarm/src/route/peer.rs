@@ -103,6 +103,11 @@ impl Peer {
         self.info().gone.clone()
     }
 
+    /// Says whether the view has ever shown it.
+    pub(super) fn was_seen(&self) -> bool {
+        self.info().was_seen
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.info().is_gone
     }

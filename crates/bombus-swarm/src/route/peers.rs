@@ -16,6 +16,7 @@ use super::peer::{Peer, PeerBackend};
 use super::wire::Told;
 use crate::handle::SwarmHandle;
 use crate::supervised::PartEnded;
+use crate::view::PeerView;
 
 /// Most peers that are kept; offers of those beyond are not taken.
 const PEERS_MAX: usize = 1_024;
@@ -78,7 +79,10 @@ impl Peers {
         };
         let models = told.models();
         let models_changed = peer.0.told(models, told.load);
-        if let Some(view) = self.swarm.peer(node) {
+        // Later on the view is followed.
+        if !peer.0.was_seen()
+            && let Some(view) = self.swarm.peer(node)
+        {
             peer.0.seen(&view);
         }
         if !self.list() {
@@ -96,7 +100,7 @@ impl Peers {
         let mut renamed = false;
         {
             let mut known = self.known();
-            known.peers.retain(|node, peer| match views.iter().find(|view| view.node_id == *node) {
+            known.peers.retain(|node, peer| match view_of(&views, node) {
                 Some(view) => {
                     renamed |= peer.0.seen(view);
                     true
@@ -141,6 +145,11 @@ impl Peers {
         let peers: Vec<_> = self.known().peers.values().cloned().collect();
         peers.iter().filter(|peer| peer.0.rest()).count() > 0
     }
+}
+
+/// Finds a peer among those of the view, which are in the order of their ids.
+fn view_of<'a>(views: &'a [PeerView], node: &NodeId) -> Option<&'a PeerView> {
+    views.binary_search_by(|view| view.node_id.cmp(node)).ok().map(|at| &views[at])
 }
 
 /// Follows the view until `stop`: who is gone, who is back, who is called what.

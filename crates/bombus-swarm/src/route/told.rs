@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bombus_core::identity::NodeId;
 use bombus_core::model::ModelInfo;
 
-use super::wire::{Load, MODELS_MAX};
+use super::wire::{Load, MODELS_MAX, NAME_BYTES_MAX, cut};
 use super::{Shared, share};
 
 /// What there is to tell now, whoever is told.
@@ -22,7 +22,7 @@ impl Own {
         let config = &shared.config;
         let known = shared.backends.known();
         let models = known.into_iter().filter(|listed| listed.first && share::shares(&config.share, listed));
-        let models: Vec<ModelInfo> = models.map(|listed| listed.info).take(MODELS_MAX).collect();
+        let models: Vec<ModelInfo> = models.map(|listed| bounded(listed.info)).take(MODELS_MAX).collect();
         let (mut running, mut waiting) = (0_u32, 0_u32);
         for state in shared.backends.states().iter().filter(|state| state.node.is_none()) {
             running = running.saturating_add(state.running);
@@ -50,4 +50,10 @@ impl Own {
     pub(super) fn load_for(&self, shared: &Shared, peer: &NodeId) -> Load {
         Load { ours: shared.slots.of(peer), ..self.load }
     }
+}
+
+/// Cuts what comes from the files of models, so that all of it fits into a message.
+fn bounded(info: ModelInfo) -> ModelInfo {
+    let short = |text: String| cut(text, NAME_BYTES_MAX);
+    ModelInfo { family: info.family.map(short), quantization: info.quantization.map(short), ..info }
 }
