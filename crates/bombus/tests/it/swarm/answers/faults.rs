@@ -121,7 +121,7 @@ async fn many_answers_of_a_worker_that_dies_all_go_on_and_those_of_the_others_ar
     let pace = worker(20, 15, "");
     let mut swarm = team(&[pace.clone(), pace.clone(), pace]).await;
     for round in 0..rounds() {
-        let texts: Vec<_> = (0..24).map(|number| words(round * 24 + number, 80)).collect();
+        let texts: Vec<_> = (0..12).map(|number| words(round * 12 + number, 120)).collect();
         let streams = join_all(texts.iter().map(async |text| {
             let mut stream = Question::new(text).ask(swarm.member(0)).await;
             stream.until_first_text().await;
@@ -130,7 +130,7 @@ async fn many_answers_of_a_worker_that_dies_all_go_on_and_those_of_the_others_ar
         .await;
         let victim = swarm.index_of(streams[round % streams.len()].so_far().node());
         let of_victim = streams.iter().map(|stream| stream.so_far().node() == swarm.id(victim)).collect::<Vec<_>>();
-        assert!(of_victim.iter().any(|is| !is), "24 answers are given by several");
+        assert!(of_victim.iter().any(|is| !is), "12 answers are given by several");
         swarm.member(victim).signal(Signal::Kill);
         let answers = join_all(streams.into_iter().map(Stream::rest)).await;
         for ((answer, text), of_victim) in answers.iter().zip(&texts).zip(of_victim) {

@@ -67,8 +67,7 @@ async fn a_drained_node_gets_nothing_until_it_is_undrained() {
     answer.assert_whole(&text, "stop");
     assert!(answer.seams.is_empty(), "{answer:?}");
     let shown = swarm.member(0).done(&["peers"]).await;
-    let line = shown.lines().find(|line| line.contains("node2")).unwrap_or_else(|| panic!("{shown}"));
-    assert!(line.contains("drain"), "the others see it: {shown}");
+    assert!(shown.contains("draining"), "the others see it: {shown}");
     swarm.member(2).done(&["undrain"]).await;
     swarm.offers_of("fake", &[2]).await;
 }
