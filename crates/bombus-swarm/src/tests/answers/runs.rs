@@ -8,7 +8,7 @@ use bombus_core::placement::{Need, Scope};
 use bombus_infer::fake::{FakeBackend, FakeConfig};
 use bombus_infer::{Backend, BackendError, NamedBackend};
 use futures::{FutureExt, StreamExt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Answering, LIMIT, Script, Scripted, ask, collect, fake, named, pair, text_of, until};
 use crate::route::{REQUEST_BYTES_MAX, RunConfig, ShareConfig};
@@ -97,15 +97,17 @@ async fn a_slow_reader_holds_the_run_back() {
     let peer = asking.peer(&answering.id()).await;
     let mut events = peer.chat(ask("x")).await.unwrap();
     timeout(LIMIT, events.next()).await.unwrap().unwrap().unwrap();
-    let mut before = usize::MAX;
-    until(|| {
-        let now = backend.produced();
-        let stands = now == before;
-        before = now;
-        std::thread::sleep(Duration::from_millis(50));
-        stands
-    })
-    .await;
+    let stands = async {
+        let mut before = 0;
+        loop {
+            sleep(Duration::from_millis(50)).await;
+            match backend.produced() {
+                now if now == before => return before,
+                now => before = now,
+            }
+        }
+    };
+    let before = timeout(LIMIT, stands).await.expect("it stops");
     assert!(before < 4_000, "{before} KB wait for a reader that reads nothing");
     for _ in 0..2_000 {
         timeout(LIMIT, events.next()).await.unwrap().unwrap().unwrap();
