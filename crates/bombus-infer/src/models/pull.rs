@@ -34,6 +34,9 @@ use peers::NotFetched;
 use reference::Reference;
 pub use secret::Secret;
 
+/// What the source of a model begins with that came from other nodes; their names follow.
+const FROM_PEER: &str = "peer: ";
+
 /// How far a pull is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullProgress {
@@ -212,14 +215,17 @@ pub async fn pull(
     let report: Report<'_> = &mut progress;
     report(PullProgress::new(PullStage::Resolving, 0, None));
     // For a name that is here already, who asks wants what it stands for now; peers may well have what it stood for before.
-    let is_here = reference.name().is_ok_and(|name| store.get(&name).is_ok_and(|model| model.is_some()));
+    let here = reference.name().ok().and_then(|name| store.get(&name).ok().flatten());
+    let is_here = here.is_some();
     if !is_here && let Some(model) = puller.by_name_from_peers(&reference, report).await? {
         return Ok(model);
     }
     let target = match puller.resolve(&reference).await {
         Ok(target) => target,
-        Err(error @ PullError::Network { .. }) if is_here => {
-            return puller.by_name_from_peers(&reference, report).await?.ok_or(error);
+        Err(error @ (PullError::Network { .. } | PullError::NotFound { .. })) if is_here => {
+            let of_peers = puller.by_name_from_peers(&reference, report).await?;
+            // What did not come from there is nothing that it could know better.
+            return of_peers.or(here.filter(|model| !is_of_the_internet(&model.source))).ok_or(error);
         }
         Err(error) => return Err(error),
     };
@@ -232,6 +238,15 @@ pub async fn pull(
         }
     }
     puller.bring(target, report).await
+}
+
+/// Says whether a source on the internet gave a model its name.
+fn is_of_the_internet(source: &ModelSource) -> bool {
+    match source {
+        ModelSource::Pulled { from } => !from.starts_with(FROM_PEER),
+        ModelSource::Ollama => true,
+        ModelSource::Imported { .. } | ModelSource::Derived { .. } | ModelSource::Sent => false,
+    }
 }
 
 /// A pull, with what it stands on.
@@ -309,7 +324,7 @@ impl Puller<'_> {
         let names = peers::names(&copies);
         let Target { name, weights: Weights { sha256, size_bytes, .. }, defaults, .. } = target;
         let weights = Weights { sha256: sha256.clone(), size_bytes: *size_bytes, place: Place::Peers(copies) };
-        let from = format!("peer: {names}");
+        let from = format!("{FROM_PEER}{names}");
         let target = Target { name: name.clone(), from, weights, defaults: defaults.clone() };
         let from: Arc<str> = names.into();
         let mut with_names = |step| report(PullProgress { peers: Some(Arc::clone(&from)), ..step });

@@ -337,6 +337,21 @@ async fn for_a_name_that_is_here_the_registry_says_what_it_stands_for_and_peers_
 }
 
 #[tokio::test]
+async fn a_name_that_only_the_swarm_knows_can_be_pulled_again() {
+    let registry = Registry::start().await.unwrap();
+    let contents = tiny_model("Own", 200_000);
+    let mut place = Place::new();
+    place.config.registry_url = registry.site.url().to_owned();
+    place.among(FakePeers::default().with("our-own", &contents, Fault::default()));
+    let first = place.pull("our-own").await.unwrap();
+    assert_eq!(place.pull("our-own").await.unwrap(), first);
+    place.among(FakePeers::default());
+    assert_eq!(place.pull("our-own").await.unwrap(), first, "nobody knows a newer one");
+    let error = place.pull("nobodys").await.unwrap_err();
+    assert!(matches!(error, PullError::NotFound { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_peer_that_refuses_is_not_asked_again() {
     let contents = tiny_model("Qwen", 1_000_000);
     let mut place = Place::new();
