@@ -78,8 +78,8 @@ const GPU_MEMORY_MIDDLE: f64 = 12_288.0;
 impl Weights {
     /// Returns the same weights, each between 0 and [`WEIGHT_MAX`].
     pub(super) fn bounded(&self) -> Self {
-        // What is no number is no match for 0 either.
-        let bound = |weight: f64| weight.max(0.0).min(WEIGHT_MAX);
+        // What is no number is not more than 0 either.
+        let bound = |weight: f64| if weight > 0.0 { weight.min(WEIGHT_MAX) } else { 0.0 };
         Self {
             warm: bound(self.warm),
             idle: bound(self.idle),

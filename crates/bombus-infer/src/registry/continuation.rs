@@ -65,7 +65,8 @@ struct Answering {
 impl Answering {
     fn new(route: &Route, attempted: &Attempted<Begun>) -> Self {
         let entry = attempted.entry.clone();
-        let stall = (!entry.is_peer()).then(|| Stall::new(*route.config()));
+        let gap = || entry.expected_gap(&attempted.info.name);
+        let stall = (!entry.is_peer()).then(|| Stall::new(*route.config(), gap()));
         Self { by: attempted.answerer(), entry, stall }
     }
 }
@@ -238,7 +239,8 @@ impl Unbroken {
         self.answering = Answering::new(&self.route, &attempted);
         self.told.taken_over(attempted.info.sha256.clone());
         self.state = State::Running(Box::new(attempted.answer.run));
-        ChatEvent::Continued { by: self.answering.by.clone(), reason: cause.to_string() }
+        let reason = cause.to_string().replace(|c: char| c.is_control(), " ");
+        ChatEvent::Continued { by: self.answering.by.clone(), reason }
     }
 }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -80,6 +81,9 @@ struct Record {
     node_name: RwLock<Arc<str>>,
     running: AtomicU32,
     waiting: AtomicU32,
+    /// Those that wait for a peer, by the numbers that they drew. A slot of this node has a queue of its own.
+    queue: Mutex<BTreeSet<u64>>,
+    numbers: AtomicU64,
     /// Told where a peer may have a slot again.
     freed: Notify,
     vitals: Mutex<Vitals>,
@@ -125,18 +129,29 @@ pub(super) struct Place {
 }
 
 /// A place in the queue for a backend's slots.
-pub(super) struct Waiting(Arc<Entry>);
+pub(super) struct Waiting {
+    entry: Arc<Entry>,
+    /// Whoever has a lower one gets a slot before.
+    number: u64,
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.record.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.entry.record.waiting.fetch_sub(1, Ordering::Relaxed);
+        if self.entry.is_peer() {
+            self.entry.record.queue().remove(&self.number);
+            // Whoever is next may have left a slot to this one, which has another one now.
+            if self.entry.free() > 0 {
+                self.entry.freed();
+            }
+        }
     }
 }
 
 impl Waiting {
     /// Waits for a slot.
     pub(super) async fn seat(&self) -> Seat {
-        let entry = &self.0;
+        let entry = &self.entry;
         if let Some(slots) = &entry.slots {
             let permit = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
             entry.record.running.fetch_add(1, Ordering::Relaxed);
@@ -147,7 +162,7 @@ impl Waiting {
             tokio::pin!(freed);
             // From here on no word of a free slot is missed.
             freed.as_mut().enable();
-            if let Some(seat) = entry.seat(0) {
+            if let Some(seat) = entry.seat(Some(self.number)) {
                 return seat;
             }
             let _ = timeout(PEER_LOOK_INTERVAL, freed).await;
@@ -373,7 +388,7 @@ impl Entry {
     /// Lets a request for a model begin, where there is a slot and the breaker admits it. Where others wait already, it does not
     /// get ahead of them.
     pub(super) fn begin(self: &Arc<Self>, info: &Arc<ModelInfo>) -> Result<Place, NoTurn> {
-        let seat = self.seat(self.record.waiting.load(Ordering::Relaxed)).ok_or(NoTurn::Busy)?;
+        let seat = self.seat(None).ok_or(NoTurn::Busy)?;
         Self::begin_with(seat, info)
     }
 
@@ -391,8 +406,18 @@ impl Entry {
         Ok(Place { seat, ticket, info: info.clone() })
     }
 
-    /// Takes a slot, where one is free beyond those that others wait for.
-    fn seat(self: &Arc<Self>, ahead: u32) -> Option<Seat> {
+    /// Returns how many slots of a peer are free.
+    fn free(&self) -> u32 {
+        // One that is gone is not waited for: whoever is sent there learns of it at once.
+        let peer = self.peer_now().filter(|peer| peer.reachable);
+        let Some((slots, of_others)) = peer.and_then(|now| Some((now.slots?, now.of_others()))) else {
+            return u32::MAX;
+        };
+        slots.saturating_sub(of_others).saturating_sub(self.record.running.load(Ordering::Relaxed))
+    }
+
+    /// Takes a slot, where one is free beyond those that are for whoever waits already, or has a lower number than this.
+    fn seat(self: &Arc<Self>, number: Option<u64>) -> Option<Seat> {
         let running = &self.record.running;
         if let Some(slots) = &self.slots {
             // The semaphore itself lets nobody get ahead of those that wait.
@@ -400,16 +425,19 @@ impl Entry {
             running.fetch_add(1, Ordering::Relaxed);
             return Some(Seat::new(self, Some(permit)));
         }
-        // One that is gone is not waited for: whoever is sent there learns of it at once.
-        let peer = self.peer_now().filter(|peer| peer.reachable);
-        let limit = peer.and_then(|now| Some((now.slots?, now.of_others())));
-        let Some((slots, of_others)) = limit else {
+        if self.is_peer() {
+            // The queue is held until the slot is taken, so that nobody else takes it in between.
+            let queue = self.record.queue();
+            let free = self.free();
+            let least = usize::try_from(free).unwrap_or(usize::MAX);
+            let ahead = queue.range(..number.unwrap_or(u64::MAX)).take(least).count();
+            if ahead >= least {
+                return None;
+            }
             running.fetch_add(1, Ordering::Relaxed);
             return Some(Seat::new(self, None));
-        };
-        let taken = |ours: u32| of_others.saturating_add(ours).saturating_add(ahead);
-        let one_more = |ours: u32| (taken(ours) < slots).then_some(ours + 1);
-        running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        }
+        running.fetch_add(1, Ordering::Relaxed);
         Some(Seat::new(self, None))
     }
 
@@ -417,8 +445,21 @@ impl Entry {
     pub(super) fn wait(self: &Arc<Self>, backends: usize) -> Option<Waiting> {
         let most = WAITING_MAX.saturating_mul(u32::try_from(backends).unwrap_or(u32::MAX));
         let waiting = self.record.waiting.fetch_add(1, Ordering::Relaxed);
-        let mark = Waiting(self.clone());
-        (waiting < most).then_some(mark)
+        let number = self.record.numbers.fetch_add(1, Ordering::Relaxed);
+        let mark = Waiting { entry: self.clone(), number };
+        if waiting >= most {
+            return None;
+        }
+        if self.is_peer() {
+            self.record.queue().insert(number);
+        }
+        Some(mark)
+    }
+
+    /// Returns how far apart the pieces of an answer by a model are expected to come, where that was measured lately.
+    pub(super) fn expected_gap(&self, model: &ModelName) -> Option<Duration> {
+        let speed = self.vitals().pace_of(model).tokens_per_second(&self.shared.config, self.now_ms())?;
+        Duration::try_from_secs_f64(1.0 / speed).ok()
     }
 
     pub(super) fn error(&self) -> Option<String> {
@@ -458,6 +499,12 @@ impl Entry {
     }
 }
 
+impl Record {
+    fn queue(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Default for Record {
     fn default() -> Self {
         Self {
@@ -467,6 +514,8 @@ impl Default for Record {
             node_name: RwLock::new("".into()),
             running: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            queue: Mutex::default(),
+            numbers: AtomicU64::new(0),
             freed: Notify::new(),
             vitals: Mutex::default(),
         }

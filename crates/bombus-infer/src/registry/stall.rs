@@ -13,6 +13,8 @@ use super::RouteConfig;
 /// whole answer; it is set anew only when it fires.
 pub(super) struct Stall {
     config: RouteConfig,
+    /// The time between two pieces as others showed it. Counts until the answer shows its own.
+    expected_gap: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     /// Since when the next piece is waited for.
     since: Option<Instant>,
@@ -22,8 +24,11 @@ pub(super) struct Stall {
 }
 
 impl Stall {
-    pub(super) fn new(config: RouteConfig) -> Self {
-        Self { config, timer: None, since: None, waited: Duration::ZERO, pieces: 0 }
+    /// Begins with an answer of which the pieces are expected to come so far apart. Where that is not known the answer gets more time
+    /// until its second piece.
+    pub(super) fn new(config: RouteConfig, expected_gap: Option<Duration>) -> Self {
+        let expected_gap = expected_gap.unwrap_or_else(|| config.stall(Duration::ZERO));
+        Self { config, expected_gap, timer: None, since: None, waited: Duration::ZERO, pieces: 0 }
     }
 
     /// Takes note of a piece.
@@ -41,10 +46,14 @@ impl Stall {
 
     /// Is called whenever there is no piece yet. Ready where none has come for too long, with how long that is.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
-        let limit = self.config.stall(self.waited / self.pieces.max(1));
+        let gap = if self.pieces > 1 { self.waited / (self.pieces - 1) } else { self.expected_gap };
+        let limit = self.config.stall(gap);
         let end = *self.since.get_or_insert_with(Instant::now) + limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        if timer.deadline() > end {
+            timer.as_mut().reset(end);
+        }
         loop {
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
             ready!(timer.as_mut().poll(cx));
             if Instant::now() >= end {
                 return Poll::Ready(limit);

@@ -1,6 +1,9 @@
+mod continuation;
 mod failover;
 mod flapping;
 mod lists;
+mod peers;
+mod scribe;
 mod slots;
 
 use std::sync::Mutex;
