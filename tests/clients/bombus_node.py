@@ -1,5 +1,6 @@
 """Starts and stops a `bombus` node for the tests, each with a data directory of its own."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = "smollm2:135m"
@@ -64,12 +66,14 @@ def link_models(source, data_dir):
 class Node:
     """A running node. Use it as a context manager."""
 
-    def __init__(self, data_dir, config="", listen="127.0.0.1:0"):
+    def __init__(self, data_dir, config="", listen="127.0.0.1:0", name="clients"):
         self.data_dir = pathlib.Path(data_dir)
         self.config = config
         self.listen = listen
+        self.name = name
         self.process = None
         self.api = None
+        self.id = None
         self.killed = False
 
     def __enter__(self):
@@ -78,7 +82,7 @@ class Node:
         config.write_text(self.config)
         log = open(self.data_dir / "node.log", "wb")
         self.process = subprocess.Popen(
-            [binary(), "up", "--data-dir", self.data_dir, "--config", config, "--api", self.listen, "--name", "clients"],
+            [binary(), "up", "--data-dir", self.data_dir, "--config", config, "--api", self.listen, "--name", self.name],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -90,6 +94,8 @@ class Node:
             record = self._record()
             if record:
                 self.api = record["api"].rstrip("/")
+                self.id = record["node_id"]
+                self.killed = False
                 return self
             if self.process.poll() is not None or time.monotonic() > deadline:
                 code = self.process.poll()
@@ -133,3 +139,54 @@ class Node:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+    def get(self, path):
+        """Gets JSON from the node's API."""
+        with urllib.request.urlopen(f"{self.api}{path}", timeout=20) as answer:
+            return json.load(answer)
+
+    def candidates(self, model):
+        """Returns the ids of the nodes that could answer for a model now, best first, as this node sees it."""
+        route = self.get(f"/route?model={model}")
+        return [candidate["node_id"] for candidate in route["candidates"] if "score" in candidate]
+
+
+class Swarm:
+    """Nodes of one swarm on this machine, called node0, node1, ... Use it as a context manager.
+
+    `configs` has a configuration for each; `prepare` gets each node before it starts, for example to give it models.
+    """
+
+    def __init__(self, folder, configs, prepare=None):
+        self.nodes = [Node(pathlib.Path(folder) / f"node{index}", config, name=f"node{index}") for index, config in enumerate(configs)]
+        self.prepare = prepare
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        with self.stack:
+            for node in self.nodes if self.prepare else []:
+                node.data_dir.mkdir(parents=True, exist_ok=True)
+                self.prepare(node)
+            first, *others = self.nodes
+            self.stack.enter_context(first)
+            ticket = bombus(first.data_dir, "invite", "--quiet").stdout.strip()
+            for node in others:
+                bombus(node.data_dir, "join", "--quiet", ticket)
+                self.stack.enter_context(node)
+            # What follows ends the nodes only at the end of the swarm.
+            self.stack = self.stack.pop_all()
+        return self
+
+    def __exit__(self, *error):
+        return self.stack.__exit__(*error)
+
+    def __getitem__(self, index):
+        return self.nodes[index]
+
+    def wait_for(self, model, *workers, at=0):
+        """Waits until a node would send requests for a model to each of these."""
+        wanted = {self.nodes[index].id for index in workers}
+        deadline = time.monotonic() + START_LIMIT_S
+        while not wanted <= set(self.nodes[at].candidates(model)):
+            assert time.monotonic() < deadline, f"node{at} does not know of {model} at {workers}\n{self.nodes[at].log()}"
+            time.sleep(0.02)

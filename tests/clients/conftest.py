@@ -11,7 +11,7 @@ import pytest
 
 import servers
 import tiny_bert
-from bombus_node import MODEL, Node, bombus, cached_models, link_models
+from bombus_node import MODEL, Node, Swarm, bombus, cached_models, link_models
 
 EMBEDDER = "tiny-bert"
 
@@ -60,10 +60,22 @@ class Served:
 
     kind: str
     node: Node
+    # The node that runs the models, where that is another one.
+    worker: Node | None = None
 
     @property
     def api(self):
         return self.node.api
+
+    @property
+    def backend(self):
+        """The name of the backend that answers."""
+        return "embedded" if self.worker else self.kind
+
+    @property
+    def manager_api(self):
+        """Where models are made and removed."""
+        return (self.worker or self.node).api
 
     @property
     def is_ollama_behind(self):
@@ -75,7 +87,7 @@ class Served:
         return self.kind == "llama-server"
 
 
-KINDS = ["embedded", pytest.param("ollama", marks=pytest.mark.others), pytest.param("llama-server", marks=pytest.mark.others)]
+KINDS = ["embedded", "peer", pytest.param("ollama", marks=pytest.mark.others), pytest.param("llama-server", marks=pytest.mark.others)]
 
 
 def or_skip(make, *arguments):
@@ -101,10 +113,15 @@ def embedder_file(tmp_path_factory):
     return file
 
 
-def node_with_models(data_dir, embedder_file):
-    """Returns a node, not yet started, with the small chat model and a tiny embedding model, which it runs itself."""
+def give_models(data_dir, embedder_file):
+    """Puts the small chat model and a tiny embedding model into a data directory."""
     link_models(cached_models(), data_dir)
     bombus(data_dir, "models", "import", embedder_file, "--name", EMBEDDER)
+
+
+def node_with_models(data_dir, embedder_file):
+    """Returns a node, not yet started, with the two models, which it runs itself."""
+    give_models(data_dir, embedder_file)
     return Node(data_dir)
 
 
@@ -113,6 +130,21 @@ def node(tmp_path_factory, embedder_file):
     """A running node with the two models."""
     with node_with_models(tmp_path_factory.mktemp("node"), embedder_file) as node:
         yield node
+
+
+@pytest.fixture(scope="session")
+def swarm(tmp_path_factory, embedder_file):
+    """Two running nodes, of which the second has the two models and the first has none."""
+
+    def prepare(node):
+        if node.name == "node1":
+            give_models(node.data_dir, embedder_file)
+
+    embedded = '[[backends]]\nkind = "embedded"\n'
+    with Swarm(tmp_path_factory.mktemp("swarm"), [embedded, embedded], prepare) as swarm:
+        for model in (MODEL, EMBEDDER):
+            swarm.wait_for(model, 1)
+        yield swarm
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +198,11 @@ models = ["{EMBEDDER}"]
 
 @pytest.fixture(scope="session", params=KINDS)
 def served(request):
-    """Each kind of node in turn: one that runs the models itself, one before a real Ollama, one before real llama-servers."""
+    """Each kind of node in turn: one that runs the models itself, one whose peer does, one before a real Ollama, one before real
+    llama-servers."""
+    if request.param == "peer":
+        swarm = request.getfixturevalue("swarm")
+        return Served("peer", swarm[0], worker=swarm[1])
     names = {"embedded": "node", "ollama": "node_before_ollama", "llama-server": "node_before_llama_server"}
     return Served(request.param, request.getfixturevalue(names[request.param]))
 

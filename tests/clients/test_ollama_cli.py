@@ -10,7 +10,9 @@ import servers
 from conftest import or_skip
 
 pytestmark = pytest.mark.others
-where_models_are_known = pytest.mark.only_over("embedded", "ollama")
+where_models_are_known = pytest.mark.only_over("embedded", "peer", "ollama")
+# Managing them, and knowing all about them, is up to the node that has them.
+where_models_are_managed = pytest.mark.only_over("embedded", "ollama")
 WAIT_LIMIT_S = 20
 
 
@@ -49,9 +51,13 @@ def talker(served, cli, model, tmp_path):
         return
     modelfile = tmp_path / "Modelfile-talker"
     modelfile.write_text(f"FROM {model}\nPARAMETER num_predict 48\nPARAMETER temperature 0\n")
-    cli("create", "talker", "-f", modelfile)
+    servers.run_ollama(served.manager_api, tmp_path, "create", "talker", "-f", modelfile)
+    deadline = time.monotonic() + WAIT_LIMIT_S
+    while "talker:latest" not in table(cli("list")):
+        assert time.monotonic() < deadline, "the model does not show where it is asked for"
+        time.sleep(0.05)
     yield "talker"
-    cli("rm", "talker")
+    servers.run_ollama(served.manager_api, tmp_path, "rm", "talker")
 
 
 def table(text):
@@ -103,7 +109,7 @@ def test_run_with_an_unknown_model_says_so(fails):
     assert "Error" in fails("run", "no-such-model-anywhere:1b", "hello")
 
 
-@where_models_are_known
+@where_models_are_managed
 def test_show(cli, model):
     shown = cli("show", model)
     facts = dict(re.findall(r"^\s+(architecture|parameters|context length|embedding length|quantization)\s+(\S.*?)\s*$", shown, re.MULTILINE))
@@ -111,7 +117,7 @@ def test_show(cli, model):
     assert "completion" in shown
 
 
-@where_models_are_known
+@where_models_are_managed
 def test_show_prints_each_part(cli, model):
     assert "<|im_start|>" in cli("show", "--template", model)
     modelfile = cli("show", "--modelfile", model)
@@ -126,7 +132,7 @@ def test_show_of_nothing_is_an_error(fails):
     assert "not found" in fails("show", "nope")
 
 
-@where_models_are_known
+@where_models_are_managed
 def test_ps_and_stop(cli, talker):
     cli("run", "--keepalive", "10m", talker, "Say hello.")
     running = table(cli("ps"))[f"{talker}:latest"]
@@ -138,7 +144,7 @@ def test_ps_and_stop(cli, talker):
         assert time.monotonic() < deadline, "the model is still in memory"
 
 
-@where_models_are_known
+@where_models_are_managed
 def test_stop_of_nothing_is_an_error(fails):
     assert "couldn't find model" in fails("stop", "nope")
 
@@ -147,7 +153,7 @@ def test_ps_is_a_table_even_if_nothing_runs(cli):
     assert cli("ps").split()[:3] == ["NAME", "ID", "SIZE"]
 
 
-@where_models_are_known
+@where_models_are_managed
 def test_cp_and_rm(cli, fails, talker):
     assert "copied" in cli("cp", talker, "a-copy")
     assert "a-copy:latest" in table(cli("list"))
@@ -158,7 +164,7 @@ def test_cp_and_rm(cli, fails, talker):
     assert "not found" in fails("cp", "nope", "something")
 
 
-@where_models_are_known
+@where_models_are_managed
 def test_create_of_another_model(cli, model, tmp_path):
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text(f'FROM {model}\nSYSTEM You keep bees.\nPARAMETER temperature 0\nPARAMETER num_predict 3\nMESSAGE user Hi\nMESSAGE assistant Bzz\n')
@@ -171,7 +177,7 @@ def test_create_of_another_model(cli, model, tmp_path):
         cli("rm", "beekeeper")
 
 
-@where_models_are_known
+@where_models_are_managed
 def test_create_of_a_file(cli, model_file, tmp_path):
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text(f'FROM {model_file}\nTEMPLATE """{{{{ .Prompt }}}}"""\nPARAMETER num_predict 4\nLICENSE Apache-2.0\n')
@@ -184,7 +190,7 @@ def test_create_of_a_file(cli, model_file, tmp_path):
         cli("rm", "made-of-a-file")
 
 
-@where_models_are_known
+@where_models_are_managed
 def test_create_of_nothing_is_an_error(fails, tmp_path):
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text("FROM no-such-model-anywhere:1b\n")

@@ -160,7 +160,7 @@ def test_an_impossible_schema_is_the_requests_fault(client, model):
         ask(client, model, response_format={"type": "json_schema", "json_schema": schema})
 
 
-@pytest.mark.only_over("embedded", "ollama")
+@pytest.mark.only_over("embedded", "peer", "ollama")
 def test_tools_are_refused_where_the_model_has_no_place_for_them(client, model):
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
     with pytest.raises(openai.BadRequestError) as caught:
@@ -186,7 +186,7 @@ def test_a_completion_streams(client, model):
     assert "".join(choice.text for chunk in stream for choice in chunk.choices) == whole
 
 
-@pytest.mark.only_over("embedded", "llama-server")
+@pytest.mark.only_over("embedded", "peer", "llama-server")
 def test_a_prompt_of_tokens_is_taken_as_it_is(client, model):
     answer = client.completions.create(model=model, prompt=[504, 253, 702], max_tokens=2)
     assert answer.usage.prompt_tokens == 3
@@ -211,7 +211,7 @@ def test_embeddings_as_base64_are_the_same_numbers(client, embedder):
     assert struct.unpack(f"<{len(raw) // 4}f", raw) == pytest.approx(floats, abs=1e-5)
 
 
-@pytest.mark.only_over("embedded", "llama-server")
+@pytest.mark.only_over("embedded", "peer", "llama-server")
 def test_embeddings_of_tokens_are_made(client, embedder):
     assert len(client.embeddings.create(model=embedder, input=[[5, 6, 7], [8]]).data) == 2
 
@@ -224,7 +224,7 @@ def test_tokens_are_refused_where_the_server_behind_takes_only_text(client, mode
         client.embeddings.create(model=embedder, input=[[5, 6, 7], [8]])
 
 
-@pytest.mark.only_over("embedded", "llama-server")
+@pytest.mark.only_over("embedded", "peer", "llama-server")
 def test_an_image_is_refused_where_the_model_does_not_see(client, model):
     dot = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": dot}}]
@@ -235,8 +235,9 @@ def test_an_image_is_refused_where_the_model_does_not_see(client, model):
 
 def test_an_answer_names_the_backend_that_gave_it(client, model, served):
     raw = client.chat.completions.with_raw_response.create(model=model, messages=QUESTION, max_tokens=1)
-    _, model_there, backend, reason = raw.headers["x-bombus-route"].split(";")
-    assert model_there and backend == served.kind and reason
+    node_id, model_there, backend, reason = raw.headers["x-bombus-route"].split(";")
+    assert node_id == (served.worker or served.node).id
+    assert model_there and backend == served.backend and reason
 
 
 def test_a_chat_with_an_unknown_model_is_not_found(client):
