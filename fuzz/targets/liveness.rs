@@ -23,7 +23,7 @@ fn take<'a>(data: &mut &'a [u8], count: usize) -> &'a [u8] {
 
 fuzz_target!(|data: &[u8]| {
     let mut script = data;
-    let mut detector = Detector::new(NODES[0].clone(), BootId::new(7), DetectorConfig::default(), 42);
+    let mut detector = Detector::new(&NODES[0], BootId::new(7), DetectorConfig::default(), 42);
     let mut now_ms = 1_000;
     for _ in 0..512 {
         let &[kind, whom] = take(&mut script, 2) else { return };
