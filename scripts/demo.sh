@@ -104,7 +104,7 @@ say "meadow\$ bombus models pull $model     # from 'hive', over the swarm"
 at meadow models pull "$model" >&2
 until_true "both nodes with the model are found" offered garden 2
 # Both have it in memory, as after a first question.
-for node in hive meadow; do at garden ask --quiet --node "$node" --model "$model" --max-tokens 1 Hello > /dev/null; done
+for node in hive meadow; do at garden ask --quiet --node "$node" --model "$model" --max-tokens 8 Hello > /dev/null; done
 
 say
 say "garden\$ bombus ask --model $model \"$story\""
