@@ -42,7 +42,7 @@ impl Behaviour {
     }
 
     fn takes_nothing(&self, handler: &NotifyHandler) -> bool {
-        matches!(handler, NotifyHandler::One(connection) if self.relayed.contains(&connection))
+        matches!(handler, NotifyHandler::One(connection) if self.relayed.contains(connection))
     }
 }
 
