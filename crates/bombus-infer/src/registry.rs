@@ -86,7 +86,8 @@ impl NamedBackend {
     /// Makes a backend of another node, by its id. The backend's [`Backend::models`] has to answer without waiting.
     #[must_use]
     pub fn of_peer(peer: Arc<dyn PeerFacts>, backend: Arc<dyn Backend>) -> Self {
-        Self { peer: Some(peer.clone()), ..Self::new(peer.node().as_str(), "peer", backend) }
+        let name = peer.node().as_str().to_owned();
+        Self { peer: Some(peer), ..Self::new(name, "peer", backend) }
     }
 }
 

@@ -109,7 +109,8 @@ async fn a_node_that_is_to_keep_its_requests_sends_none_away() {
 
 #[tokio::test]
 async fn peers_that_take_no_requests_get_none_and_what_they_have_is_not_listed() {
-    let changes: [(fn(&mut PeerNow), &str); 3] = [
+    type Change = fn(&mut PeerNow);
+    let changes: [(Change, &str); 3] = [
         (|now| now.reachable = false, "there is no connection to this node"),
         (|now| now.draining = true, "this node takes no more requests, since it is about to stop"),
         (|now| now.paused = true, "this node's owner has paused it for others"),
