@@ -104,7 +104,8 @@ impl FromStr for Hash {
     type Err = HashError;
 
     fn from_str(text: &str) -> Result<Self, HashError> {
-        let digits = text.as_bytes().strip_prefix(b"z").filter(|digits| digits.len() == TEXT_LEN - 1).ok_or(HashError)?;
+        let digits =
+            text.as_bytes().strip_prefix(b"z").filter(|digits| digits.len() == TEXT_LEN - 1).ok_or(HashError)?;
         // Words of 32 bits, the least first, with room above for one carry.
         let mut words = [0_u64; 9];
         for digit in digits {
@@ -166,7 +167,8 @@ mod tests {
     #[test]
     fn other_texts_are_refused() {
         let good = Hash::of(b"block").to_string();
-        for text in ["", "z", &good[1..], &format!("{good}1"), &good.replace("zdpu", "zdpx"), &good.to_lowercase(), "ä"] {
+        for text in ["", "z", &good[1..], &format!("{good}1"), &good.replace("zdpu", "zdpx"), &good.to_lowercase(), "ä"]
+        {
             assert_eq!(text.parse::<Hash>(), Err(HashError), "{text}");
         }
         // Another codec: a raw block.

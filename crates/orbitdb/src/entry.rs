@@ -156,11 +156,6 @@ impl Entry {
         &self.payload
     }
 
-    /// Returns the bytes of the clock's id, by which entries of one time are ordered.
-    pub(crate) fn writer(&self) -> Option<KeyBytes> {
-        bytes_of_hex(&self.clock_id)
-    }
-
     /// Returns the bytes over which the signature is, in their parts.
     pub(crate) fn signed_parts(&self) -> [&[u8]; 3] {
         [SIGNED_HEAD, &self.plain[self.signed[0].clone()], &self.plain[self.signed[1].clone()]]

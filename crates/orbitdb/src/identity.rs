@@ -59,7 +59,8 @@ impl Identity {
         let key = PublicKey::from_hex(parts.public_key).map_err(|_| IdentityError::Key)?;
         let outer = PublicKey::from_hex(parts.id).map_err(|_| IdentityError::Key)?;
         key.verify(parts.id.as_bytes(), parts.signature_id)?;
-        outer.verify_parts(&[parts.public_key.as_bytes(), parts.signature_id.as_bytes()], parts.signature_public_key)?;
+        outer
+            .verify_parts(&[parts.public_key.as_bytes(), parts.signature_id.as_bytes()], parts.signature_public_key)?;
         Ok(Self { hash: Hash::of(block), id: parts.id.to_owned(), key })
     }
 
@@ -199,6 +200,9 @@ mod tests {
         assert_eq!(Identity::read(&value.encode().unwrap()), Err(IdentityError::Type));
         assert_eq!(Identity::read(&[0; BLOCK_BYTES_MAX + 1]), Err(IdentityError::Size));
         assert!(matches!(Identity::read(&[0xa0]), Err(IdentityError::Form(_))));
-        assert!(matches!(Identity::read(&[good.block(), &[0]].concat()), Err(IdentityError::Form(DecodeError::Trailing))));
+        assert!(matches!(
+            Identity::read(&[good.block(), &[0]].concat()),
+            Err(IdentityError::Form(DecodeError::Trailing))
+        ));
     }
 }

@@ -219,7 +219,14 @@ mod tests {
     fn keys_that_are_none_are_refused() {
         assert_eq!(SecretKey::from_bytes(&[0; 32]).unwrap_err(), KeyError::Secret);
         let good = SecretKey::from_bytes(&[1; 32]).unwrap().public_key().to_string();
-        for text in ["", "zz", &good.to_uppercase(), &good[2..], &format!("04{}", &good[2..]), &format!("02{}", "ff".repeat(32))] {
+        for text in [
+            "",
+            "zz",
+            &good.to_uppercase(),
+            &good[2..],
+            &format!("04{}", &good[2..]),
+            &format!("02{}", "ff".repeat(32)),
+        ] {
             assert_eq!(PublicKey::from_hex(text), Err(KeyError::Public), "{text}");
         }
         assert_eq!(format!("{:?}", SecretKey::from_bytes(&[1; 32]).unwrap()), "SecretKey(..)");

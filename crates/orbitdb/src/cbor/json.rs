@@ -14,7 +14,9 @@ pub enum JsonError {
     #[error("the number {0} is out of range")]
     Number(String),
     /// A map whose only key is "/" and that is neither bytes nor a link.
-    #[error("a map with the one key \"/\" must be {{\"/\": {{\"bytes\": \"<base64 without padding>\"}}}} or {{\"/\": \"<cid in base32>\"}}")]
+    #[error(
+        "a map with the one key \"/\" must be {{\"/\": {{\"bytes\": \"<base64 without padding>\"}}}} or {{\"/\": \"<cid in base32>\"}}"
+    )]
     Reserved,
 }
 

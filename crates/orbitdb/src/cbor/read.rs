@@ -108,7 +108,11 @@ impl<'a> Reader<'a> {
     /// Returns a number of items or bytes that can be there: each takes `least` bytes or more.
     fn count(&self, argument: u64, least: usize) -> Result<usize, DecodeError> {
         let count = usize::try_from(argument).map_err(|_| DecodeError::End)?;
-        if count.checked_mul(least).is_some_and(|bytes| bytes <= self.left()) { Ok(count) } else { Err(DecodeError::End) }
+        if count.checked_mul(least).is_some_and(|bytes| bytes <= self.left()) {
+            Ok(count)
+        } else {
+            Err(DecodeError::End)
+        }
     }
 
     pub(crate) fn unsigned(&mut self) -> Result<u64, DecodeError> {
@@ -188,7 +192,8 @@ impl<'a> Reader<'a> {
     fn pairs(&mut self, count: usize, depth: usize) -> Result<Map, DecodeError> {
         let mut pairs: Vec<(String, Value)> = Vec::with_capacity(count.min(64));
         for _ in 0..count {
-            let key = self.text().map_err(|error| if error == DecodeError::Kind { DecodeError::Keys } else { error })?;
+            let key =
+                self.text().map_err(|error| if error == DecodeError::Kind { DecodeError::Keys } else { error })?;
             if pairs.last().is_some_and(|(last, _)| map::order(last, key).is_ge()) {
                 return Err(DecodeError::Keys);
             }

@@ -56,7 +56,9 @@ proptest! {
 
 #[test]
 fn numbers_are_written_as_javascript_writes_them() {
-    for (number, hex) in [(1.0, "01"), (-0.0, "00"), (-3.0, "22"), (1.5, "fb3ff8000000000000"), (9.0e15, "1b001ff973cafa8000")] {
+    for (number, hex) in
+        [(1.0, "01"), (-0.0, "00"), (-3.0, "22"), (1.5, "fb3ff8000000000000"), (9.0e15, "1b001ff973cafa8000")]
+    {
         assert_eq!(hex::encode(Value::Float(number).encode().unwrap()), hex, "{number}");
     }
     assert_eq!(hex::encode(Value::from(SAFE_INTEGER_LIMIT).encode().unwrap()), "fb4340000000000000");

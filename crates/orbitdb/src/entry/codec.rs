@@ -250,7 +250,11 @@ impl Codec {
         let hash = Hash::of(&block);
         let (clock_id, time, signed) = (key.clone(), draft.time, [signed_front, signed_back]);
         let links = Links { hash, next: draft.next, refs: draft.refs, time };
-        Ok(Written { links, entry: Entry { hash, key, signature, clock_id, time, payload, identity, plain, signed }, block })
+        Ok(Written {
+            links,
+            entry: Entry { hash, key, signature, clock_id, time, payload, identity, plain, signed },
+            block,
+        })
     }
 
     /// Returns the block of nine fields.

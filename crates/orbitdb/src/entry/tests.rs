@@ -50,7 +50,8 @@ fn a_foreign_key_that_names_an_admitted_identity_is_refused() {
 #[test]
 fn what_is_signed_cannot_be_changed() {
     let alice = signer(1);
-    let refused = |received: Result<Received, BlockError>| received.unwrap().entry.unwrap().examine(Some(alice.identity()));
+    let refused =
+        |received: Result<Received, BlockError>| received.unwrap().entry.unwrap().examine(Some(alice.identity()));
     assert_eq!(refused(changed(|map| drop(map.insert("payload", "other")))), Err(Refusal::Signature));
     assert_eq!(refused(changed(|map| drop(map.insert("next", Value::List(vec![]))))), Err(Refusal::Signature));
     assert_eq!(refused(changed(|map| drop(map.insert("sig", "00")))), Err(Refusal::Signature));
@@ -107,7 +108,10 @@ fn what_javascript_might_take_keeps_its_place_in_the_graph() {
 fn blocks_without_a_place_in_the_graph_are_refused() {
     assert!(matches!(changed(|map| drop(map.remove("next"))), Err(BlockError::Form(_))));
     assert!(matches!(changed(|map| drop(map.remove("clock"))), Err(BlockError::Form(_))));
-    assert!(matches!(changed(|map| drop(map.insert("refs", Value::List(vec!["zdpu".into()])))), Err(BlockError::Form(_))));
+    assert!(matches!(
+        changed(|map| drop(map.insert("refs", Value::List(vec!["zdpu".into()])))),
+        Err(BlockError::Form(_))
+    ));
     assert!(matches!(codec().read(b""), Err(BlockError::Form(_))));
     let many = Value::List(vec![Hash::of(b"a").to_string().into(); Limits::default().links + 1]);
     assert_eq!(changed(|map| drop(map.insert("refs", many))).unwrap_err(), BlockError::Links);
@@ -132,7 +136,8 @@ fn both_hooks_hide_what_they_are_for() {
     use crate::crypt::Algorithm;
     let full = Encryption::of_swarm_key(Algorithm::XChaCha20Poly1305, &[7; 32]);
     let only_data = Encryption { replication: None, ..full.clone() };
-    let (codec_full, codec_data) = (Codec::new(LOG, full, Limits::default()), Codec::new(LOG, only_data, Limits::default()));
+    let (codec_full, codec_data) =
+        (Codec::new(LOG, full, Limits::default()), Codec::new(LOG, only_data, Limits::default()));
     let secret = Operation::put("k", "the secret text").into_payload();
 
     let written = codec_full.write(&signer(1), draft(7), secret.clone()).unwrap();

@@ -1,0 +1,159 @@
+//! Reading: rows in the order of their entries, and what there is to see of a log.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{Database, DatabaseError};
+use crate::{cid::Hash, entry::Refusal, index::Row, log::Position, manifest::DatabaseType, sync::Peer};
+
+/// Which part of a database to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// At most so many rows. With a lower bound and no upper one these are the oldest above it, otherwise the newest.
+    pub amount: Option<usize>,
+    /// Only what is newer than this entry.
+    pub gt: Option<Hash>,
+    /// Only this entry and what is newer.
+    pub gte: Option<Hash>,
+    /// Only what is older than this entry.
+    pub lt: Option<Hash>,
+    /// Only this entry and what is older.
+    pub lte: Option<Hash>,
+}
+
+/// What there is to see of a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// The heads, newest first.
+    pub heads: Vec<Hash>,
+    /// How many entries count.
+    pub entries: u64,
+    /// How many rows are shown.
+    pub rows: u64,
+    /// Bytes of all entries of the log.
+    pub log_bytes: u64,
+    /// Bytes that the space takes in the storage.
+    pub stored_bytes: u64,
+    /// How many more entries count than when it was opened; fewer after a revocation.
+    pub entries_grown: i64,
+    /// How many more bytes the log has than when it was opened.
+    pub bytes_grown: u64,
+    /// Entries that are kept and do not count, by reason.
+    pub refused: BTreeMap<Refusal, u64>,
+    /// Entries that were not kept since it was opened, by reason.
+    pub dropped: BTreeMap<Refusal, u64>,
+    /// Blocks that came since it was opened and are no part of the log.
+    pub broken: u64,
+    /// Blocks that wait for others.
+    pub parked: usize,
+    /// Blocks that are missing.
+    pub missing: usize,
+    /// Peers that have the database open.
+    pub peers: Vec<Peer>,
+}
+
+impl Database {
+    /// Returns rows newest first, within bounds.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError::NotFound`] for a bound that is not there, and when the storage fails.
+    pub fn iterate(&self, bounds: Bounds) -> Result<Vec<Row>, DatabaseError> {
+        let position = |hash: Hash| {
+            let position = self.inner.shared.state().replica.log().position(&hash);
+            position.ok_or(DatabaseError::NotFound(hash))
+        };
+        let bound = |inclusive: Option<Hash>, exclusive: Option<Hash>| match (inclusive, exclusive) {
+            (_, Some(hash)) => position(hash).map(Bound::Excluded),
+            (Some(hash), None) => position(hash).map(Bound::Included),
+            (None, None) => Ok(Bound::Unbounded),
+        };
+        let (lower, upper) = (bound(bounds.gte, bounds.gt)?, bound(bounds.lte, bounds.lt)?);
+        if is_empty(&lower, &upper) {
+            return Ok(Vec::new());
+        }
+        let amount = bounds.amount.unwrap_or(usize::MAX);
+        let from_below = !matches!(lower, Bound::Unbounded) && matches!(upper, Bound::Unbounded);
+        let places: Vec<(Position, Arc<str>)> = {
+            let index = self.inner.shared.index();
+            let range = index.range((lower, upper)).map(|(position, key)| (*position, Arc::clone(key)));
+            if from_below {
+                let mut places: Vec<_> = range.take(amount).collect();
+                places.reverse();
+                places
+            } else {
+                range.rev().take(amount).collect()
+            }
+        };
+        self.rows(places)
+    }
+
+    /// Returns all rows, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError`] when the storage fails.
+    pub fn all(&self) -> Result<Vec<Row>, DatabaseError> {
+        let mut rows = self.iterate(Bounds::default())?;
+        rows.reverse();
+        Ok(rows)
+    }
+
+    fn rows(&self, places: Vec<(Position, Arc<str>)>) -> Result<Vec<Row>, DatabaseError> {
+        if self.manifest().r#type != DatabaseType::Events {
+            let index = self.inner.shared.index();
+            return Ok(places.into_iter().filter_map(|(_, key)| index.get(&key)).collect());
+        }
+        let space = self.inner.shared.space()?;
+        let row = |(position, key): (Position, Arc<str>)| {
+            let record = self.inner.shared.record(&*space, &position.hash)?;
+            Some(Row { hash: position.hash, key, value: Arc::new(record.operation.value) })
+        };
+        Ok(places.into_iter().filter_map(row).collect())
+    }
+
+    /// Returns what there is to see of the database.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError::Closed`] when it is closed, and when the storage cannot be seen.
+    pub fn info(&self) -> Result<Info, DatabaseError> {
+        let shared = &self.inner.shared;
+        let stored_bytes = shared.space()?.bytes()?;
+        let rows = shared.index().len() as u64;
+        let state = shared.state();
+        let (log, sync) = (state.replica.log(), state.replica.sync());
+        let (parked, missing) = sync.waiting();
+        let entries = log.len() as u64;
+        let log_bytes = shared.sizes.bytes.load(Ordering::Relaxed);
+        Ok(Info {
+            heads: log.heads().map(|position| position.hash).collect(),
+            entries,
+            rows,
+            log_bytes,
+            stored_bytes,
+            entries_grown: entries.wrapping_sub(shared.sizes.entries_at_open).cast_signed(),
+            bytes_grown: log_bytes.saturating_sub(shared.sizes.bytes_at_open),
+            refused: log.refused().clone(),
+            dropped: state.replica.dropped().iter().map(|(refusal, count)| (*refusal, *count)).collect(),
+            broken: state.replica.broken(),
+            parked,
+            missing,
+            peers: sync.peers().cloned().collect(),
+        })
+    }
+}
+
+/// Returns whether nothing can lie between two bounds, which a range of a map does not take.
+fn is_empty(lower: &Bound<Position>, upper: &Bound<Position>) -> bool {
+    match (lower, upper) {
+        (Bound::Included(lower), Bound::Included(upper)) => lower > upper,
+        (Bound::Included(lower) | Bound::Excluded(lower), Bound::Excluded(upper) | Bound::Included(upper)) => {
+            lower >= upper
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,492 @@
+//! A replica: a log, its sync and its checks in one. Pure: bytes in, effects out.
+
+mod check;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    cbor::read::Reader,
+    cid::Hash,
+    entry::{BlockError, Codec, Entry, Links, Operation, Received, Refusal, WriteError},
+    identity::{BLOCK_BYTES_MAX as IDENTITY_BYTES_MAX, Identity, Signer},
+    log::{Admission, ClockExhausted, Joined, Log, Position, Stamp},
+    sync::{Block, Kind, Offered, Peer, Request, Sync, SyncConfig},
+};
+
+/// Greatest size of what a stream of heads carries, in bytes.
+pub const HEADS_BYTES_MAX: usize = 8 << 20;
+
+/// What the network tells a replica.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A peer has the database open.
+    Subscribed(Peer),
+    /// A peer has closed the database, or is gone.
+    Unsubscribed(Peer),
+    /// A peer sent all these bytes on a stream of heads.
+    Heads(Peer, Vec<u8>),
+    /// A peer published the block of an entry.
+    Published(Peer, Vec<u8>),
+    /// A peer gave a block that it was asked for.
+    Block(Peer, Vec<u8>),
+    /// A peer gave many blocks, entries and identities, each after those that it follows.
+    Bulk(Peer, Vec<Vec<u8>>),
+    /// A peer has not got a block.
+    Absent(Peer, Hash),
+    /// An exchange of heads with a peer ended, well or not.
+    Exchanged(Peer, bool),
+    /// Time has passed.
+    Tick,
+}
+
+/// What a replica asks for, or tells.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Keep a block. They come in an order in which each has what it needs.
+    Store(Stored),
+    /// Ask a peer for something.
+    Request(Request),
+    /// An entry does not count. It was stored if others build on it, and dropped otherwise.
+    Refused(Hash, Refusal),
+    /// A block is no part of the log; so many that follow it were dropped.
+    Broken(Hash, BlockError, usize),
+    /// Heads were exchanged with a peer for the first time.
+    PeerJoined(Peer),
+    /// A peer has closed the database, or is gone.
+    PeerLeft(Peer),
+}
+
+/// A block that is to be kept.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its name.
+    pub hash: Hash,
+    /// Its bytes.
+    pub block: Arc<[u8]>,
+    /// What it is.
+    pub what: What,
+}
+
+/// What a block is that is to be kept.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// The identity of a writer.
+    Identity,
+    /// An entry.
+    Entry {
+        /// What its own checks and its clock said, which holds for ever.
+        own: Option<Refusal>,
+        /// Where it stands in the order; none when it does not count.
+        position: Option<Position>,
+        /// The entry; none when its form is not right.
+        entry: Option<Arc<Entry>>,
+        /// Who wrote it, as write lists call them; none when its own checks do not hold.
+        writer: Option<Arc<str>>,
+        /// Who sent it; none for an own one.
+        peer: Option<Peer>,
+    },
+}
+
+/// A block that was kept, as [`Replica::load`] takes it.
+#[derive(Clone, Debug)]
+pub enum Loaded {
+    /// The identity of a writer.
+    Identity(Vec<u8>),
+    /// An entry, with what its own checks and its clock had said.
+    Entry(Vec<u8>, Option<Refusal>),
+}
+
+/// An own entry that was appended.
+#[derive(Clone, Debug)]
+pub struct Appended {
+    /// The entry.
+    pub entry: Arc<Entry>,
+    /// Its block, to be published once it is safe.
+    pub block: Arc<[u8]>,
+    /// What is to be kept.
+    pub stored: Vec<Stored>,
+}
+
+/// Why an entry cannot be appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The writer is not admitted.
+    #[error("this identity may not write to the database: ask one of its admins for a grant")]
+    NotAdmitted,
+    /// The entry has no form.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The clock has come to its end.
+    #[error(transparent)]
+    Clock(#[from] ClockExhausted),
+}
+
+/// A replica of a log.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    codec: Codec,
+    log: Log,
+    sync: Sync,
+    /// Those that are known; none for a block that is no valid identity.
+    identities: HashMap<Hash, Option<Identity>>,
+    joined: BTreeSet<Peer>,
+    refused: HashMap<Refusal, u64>,
+    broken: u64,
+}
+
+impl Replica {
+    /// Makes an empty replica.
+    #[must_use]
+    pub fn new(codec: Codec, admission: Admission, config: SyncConfig) -> Self {
+        let (log, sync) = (Log::new(admission), Sync::new(config));
+        Self {
+            codec,
+            log,
+            sync,
+            identities: HashMap::new(),
+            joined: BTreeSet::new(),
+            refused: HashMap::new(),
+            broken: 0,
+        }
+    }
+
+    /// Makes a replica of what was kept, in any order. Blocks that cannot be read are left out.
+    pub fn load(
+        codec: Codec,
+        admission: Admission,
+        config: SyncConfig,
+        blocks: impl IntoIterator<Item = Loaded>,
+    ) -> Self {
+        let mut replica = Self::new(codec, Admission::Everyone, config);
+        let mut entries = Vec::new();
+        for block in blocks {
+            match block {
+                Loaded::Identity(block) => {
+                    replica.identities.insert(Hash::of(&block), Identity::read(&block).ok());
+                }
+                Loaded::Entry(block, own) => entries.extend(replica.codec.read(&block).ok().map(|read| (read, own))),
+            }
+        }
+        let nodes = entries.into_iter().map(|(received, own)| {
+            let stamp = match own {
+                Some(refusal) => Err(refusal),
+                None => stamp_of(&received, &replica.identities),
+            };
+            (received.links, stamp)
+        });
+        replica.log = Log::load(admission, nodes);
+        replica
+    }
+
+    /// Returns the log.
+    #[must_use]
+    pub const fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Returns the codec.
+    #[must_use]
+    pub const fn codec(&self) -> &Codec {
+        &self.codec
+    }
+
+    /// Returns the sync.
+    #[must_use]
+    pub const fn sync(&self) -> &Sync {
+        &self.sync
+    }
+
+    /// Returns how many entries were dropped since it was made, by reason: refused, and with nothing that builds on them.
+    #[must_use]
+    pub const fn dropped(&self) -> &HashMap<Refusal, u64> {
+        &self.refused
+    }
+
+    /// Returns how many blocks came that are no part of the log.
+    #[must_use]
+    pub const fn broken(&self) -> u64 {
+        self.broken
+    }
+
+    /// Counts the entries of others from now on. Returns whether anything changed.
+    pub fn readmit(&mut self, admission: Admission) -> bool {
+        self.log.readmit(admission)
+    }
+
+    /// Appends an entry, `step` above the time of the heads.
+    ///
+    /// # Errors
+    ///
+    /// [`AppendError`] when the writer is not admitted, or the entry has no form.
+    pub fn append(&mut self, signer: &Signer, operation: Operation, step: u64) -> Result<Appended, AppendError> {
+        let identity = signer.identity();
+        if !self.log.admission().admits(identity.id()) {
+            return Err(AppendError::NotAdmitted);
+        }
+        let written = self.codec.write(signer, self.log.draft(step)?, operation.into_payload())?;
+        let mut stored = Vec::with_capacity(2);
+        if self.identities.insert(identity.hash(), Some(identity.clone())).is_none() {
+            stored.push(Stored { hash: identity.hash(), block: signer.block().into(), what: What::Identity });
+        }
+        let writer: Arc<str> = identity.id().into();
+        let stamp = Stamp { writer: identity.key().to_bytes(), identity: Arc::clone(&writer) };
+        let joined = self.log.join(&written.links, Ok(stamp)).expect("the draft names what is there");
+        let position = if let Joined::Admitted(position) = joined { Some(position) } else { None };
+        let (entry, block): (_, Arc<[u8]>) = (Arc::new(written.entry), written.block.into());
+        let what =
+            What::Entry { own: None, position, entry: Some(Arc::clone(&entry)), writer: Some(writer), peer: None };
+        stored.push(Stored { hash: written.links.hash, block: Arc::clone(&block), what });
+        Ok(Appended { entry, block, stored })
+    }
+
+    /// Takes an input, at a time since any one moment. Returns what is to be done.
+    pub fn on(&mut self, now: Duration, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Subscribed(peer) => drop(self.sync.subscribed(now, peer)),
+            Input::Unsubscribed(peer) => {
+                self.sync.unsubscribed(now, &peer);
+                if self.joined.remove(&peer) {
+                    effects.push(Effect::PeerLeft(peer));
+                }
+            }
+            Input::Heads(peer, bytes) => self.heads(now, &peer, &bytes, &mut effects),
+            Input::Published(peer, block) => self.receive(now, Some(peer), block.into(), &mut effects),
+            Input::Block(peer, block) => self.block(now, peer, block.into(), &mut effects),
+            Input::Bulk(peer, blocks) => self.bulk(now, &peer, blocks, &mut effects),
+            Input::Absent(peer, hash) => self.sync.absent(now, &peer, &hash),
+            Input::Exchanged(peer, worked) => {
+                self.sync.exchanged(now, &peer, worked);
+                if worked && self.joined.insert(peer.clone()) {
+                    effects.push(Effect::PeerJoined(peer));
+                }
+            }
+            Input::Tick => {}
+        }
+        effects.extend(self.sync.poll(now).into_iter().map(Effect::Request));
+        effects
+    }
+
+    /// Takes the bytes of a stream of heads apart: blocks without anything between them, each of which knows its end.
+    fn heads(&mut self, now: Duration, peer: &Peer, bytes: &[u8], effects: &mut Vec<Effect>) {
+        let mut reader = Reader::new(&bytes[..bytes.len().min(HEADS_BYTES_MAX)]);
+        while reader.end().is_err() {
+            let start = reader.position();
+            if let Err(error) = reader.skip() {
+                self.report_broken(Hash::of(&bytes[start..]), error.into(), 0, effects);
+                return;
+            }
+            self.receive(now, Some(peer.clone()), bytes[start..reader.position()].into(), effects);
+        }
+    }
+
+    /// Takes a block that was asked for; what was not is passed over.
+    fn block(&mut self, now: Duration, peer: Peer, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) {
+        let hash = Hash::of(&bytes);
+        match self.sync.wanted(&hash) {
+            Some(Kind::Entry) => self.receive(now, Some(peer), bytes, effects),
+            Some(Kind::Identity) => self.identity(now, hash, bytes, effects),
+            None => {}
+        }
+    }
+
+    fn identity(&mut self, now: Duration, hash: Hash, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) {
+        self.identities.insert(hash, Identity::read(&bytes).ok());
+        // What is far too large is remembered as no identity as long as this replica lives, and looked at anew by the next.
+        if bytes.len() <= IDENTITY_BYTES_MAX {
+            effects.push(Effect::Store(Stored { hash, block: bytes, what: What::Identity }));
+        }
+        let ready = self.sync.arrived(&hash);
+        self.settle(now, ready, effects);
+    }
+
+    fn receive(&mut self, now: Duration, peer: Option<Peer>, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) {
+        let hash = Hash::of(&bytes);
+        if self.log.contains(&hash) || self.sync.is_parked(&hash) {
+            self.sync.forget(&hash);
+            return;
+        }
+        match self.codec.read(&bytes) {
+            Ok(received) => self.consider(now, Block { hash, bytes, peer, joins: true }, &received, effects),
+            Err(error) => {
+                let dropped = self.sync.broken(&hash);
+                self.report_broken(hash, error, dropped, effects);
+            }
+        }
+    }
+
+    fn report_broken(&mut self, hash: Hash, error: BlockError, dropped: usize, effects: &mut Vec<Effect>) {
+        self.broken += 1;
+        effects.push(Effect::Broken(hash, error, dropped));
+    }
+
+    /// Decides what a block needs before it joins.
+    ///
+    /// One that nothing builds on must count by itself before anything is done for it, so that strangers cannot make a node fetch and keep
+    /// what they like. One that others build on is needed whatever is wrong with it.
+    fn consider(&mut self, now: Duration, mut block: Block, received: &Received, effects: &mut Vec<Effect>) {
+        let identity = received.entry.as_ref().ok().map(Entry::identity);
+        let mut needs: Vec<(Hash, Kind)> = identity.into_iter().map(|hash| (hash, Kind::Identity)).collect();
+        let unknown_writer = identity.is_some_and(|hash| !self.identities.contains_key(&hash));
+        if self.sync.is_needed(&block.hash) {
+            needs.extend(links_of(&received.links));
+        } else if unknown_writer {
+            block.joins = false;
+        } else {
+            if let Err(refusal) = self.counts(received) {
+                *self.refused.entry(refusal).or_default() += 1;
+                self.sync.forget(&block.hash);
+                effects.push(Effect::Refused(block.hash, refusal));
+                return;
+            }
+            needs.extend(links_of(&received.links));
+        }
+        let (log, identities) = (&self.log, &self.identities);
+        let known = |hash: &Hash| log.contains(hash) || identities.contains_key(hash);
+        if let (Offered::Ready, Some(block)) = self.sync.offer(now, block, &needs, known) {
+            let mut ready = vec![block];
+            ready.extend(self.sync.arrived(&received.links.hash));
+            self.settle(now, ready, effects);
+        }
+    }
+
+    /// Checks an entry by itself and its writer by the access controller, without what it follows.
+    fn counts(&self, received: &Received) -> Result<(), Refusal> {
+        let stamp = check::own(received, &self.identities)?;
+        if self.log.admission().admits(&stamp.identity) { Ok(()) } else { Err(Refusal::Access) }
+    }
+
+    /// Lets blocks join that have what they need, each after those that it follows, and looks again at those that do not join yet.
+    fn settle(&mut self, now: Duration, ready: Vec<Block>, effects: &mut Vec<Effect>) {
+        let checked = check::all(&self.codec, &self.identities, &ready);
+        let mut again = Vec::new();
+        for (block, checked) in ready.into_iter().zip(checked) {
+            let Ok((received, stamp)) = checked else { continue };
+            if block.joins {
+                self.join(block.bytes, block.peer, received, stamp, effects);
+            } else {
+                again.push((block, received));
+            }
+        }
+        for (block, received) in again {
+            self.consider(now, Block { joins: true, ..block }, &received, effects);
+        }
+    }
+
+    /// Lets a block join that has what it follows.
+    fn join(
+        &mut self,
+        block: Arc<[u8]>,
+        peer: Option<Peer>,
+        received: Received,
+        stamp: Result<Stamp, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let writer = stamp.as_ref().ok().map(|stamp| Arc::clone(&stamp.identity));
+        let hash = received.links.hash;
+        let position = match self.log.join(&received.links, stamp) {
+            Err(_) | Ok(Joined::Known) => return,
+            Ok(Joined::Admitted(position)) => Some(position),
+            Ok(Joined::Opaque(refusal)) => {
+                effects.push(Effect::Refused(hash, refusal));
+                None
+            }
+        };
+        let own = self.log.own_refusal(&hash);
+        let what = What::Entry { own, position, entry: received.entry.ok().map(Arc::new), writer, peer };
+        effects.push(Effect::Store(Stored { hash, block, what }));
+    }
+
+    /// Takes many blocks that are in order. They are checked on all cores.
+    fn bulk(&mut self, now: Duration, peer: &Peer, blocks: Vec<Vec<u8>>, effects: &mut Vec<Effect>) {
+        let blocks: Vec<Block> = blocks
+            .into_iter()
+            .map(|bytes| Block { hash: Hash::of(&bytes), bytes: bytes.into(), peer: Some(peer.clone()), joins: true })
+            .filter(|block| !self.log.contains(&block.hash))
+            .collect();
+        let received = check::read(&self.codec, &blocks);
+        let named = received.iter().filter_map(|read| read.as_ref().ok()?.entry.as_ref().ok().map(Entry::identity));
+        let named: HashSet<Hash> = named.collect();
+        let mut entries = Vec::with_capacity(blocks.len());
+        for (block, received) in blocks.into_iter().zip(received) {
+            if !named.contains(&block.hash) {
+                entries.push((block, received));
+            } else if !self.identities.contains_key(&block.hash) {
+                self.identity(now, block.hash, block.bytes, effects);
+            }
+        }
+        let stamps = check::stamps(&entries, &self.identities);
+        let needed = self.needed(&entries, &stamps);
+        for ((block, received), stamp) in entries.into_iter().zip(stamps) {
+            match received {
+                Ok(received) => {
+                    let needed = needed.contains(&block.hash);
+                    self.bulk_entry(now, block, received, stamp, needed, effects);
+                }
+                Err(error) => {
+                    let dropped = self.sync.broken(&block.hash);
+                    self.report_broken(block.hash, error, dropped, effects);
+                }
+            }
+        }
+    }
+
+    fn bulk_entry(
+        &mut self,
+        now: Duration,
+        block: Block,
+        received: Received,
+        stamp: Result<Stamp, Refusal>,
+        needed: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let known_writer =
+            received.entry.as_ref().map_or(true, |entry| self.identities.contains_key(&entry.identity()));
+        let missing = links_of(&received.links).any(|(hash, _)| !self.log.contains(&hash));
+        if missing || !known_writer || !(needed || self.admits(&stamp)) {
+            // As if it had come by itself.
+            self.consider(now, block, &received, effects);
+            return;
+        }
+        self.join(block.bytes, block.peer, received, stamp, effects);
+        let ready = self.sync.arrived(&block.hash);
+        self.settle(now, ready, effects);
+    }
+
+    fn admits(&self, stamp: &Result<Stamp, Refusal>) -> bool {
+        stamp.as_ref().is_ok_and(|stamp| self.log.admission().admits(&stamp.identity))
+    }
+
+    /// Returns which of many blocks that are in order others build on that count, directly or over others that do not.
+    fn needed(
+        &self,
+        entries: &[(Block, Result<Received, BlockError>)],
+        stamps: &[Result<Stamp, Refusal>],
+    ) -> HashSet<Hash> {
+        let mut needed = HashSet::new();
+        for ((block, received), stamp) in entries.iter().zip(stamps).rev() {
+            let Ok(received) = received else { continue };
+            if self.admits(stamp) || needed.contains(&block.hash) || self.sync.is_needed(&block.hash) {
+                needed.extend(links_of(&received.links).map(|(hash, _)| hash));
+            }
+        }
+        needed
+    }
+}
+
+fn links_of(links: &Links) -> impl Iterator<Item = (Hash, Kind)> {
+    links.next.iter().chain(&links.refs).map(|hash| (*hash, Kind::Entry))
+}
+
+/// Returns who wrote an entry whose own checks have held before.
+fn stamp_of(received: &Received, identities: &HashMap<Hash, Option<Identity>>) -> Result<Stamp, Refusal> {
+    let entry = received.entry.as_ref().map_err(|refusal| *refusal)?;
+    let identity = identities.get(&entry.identity()).and_then(Option::as_ref).ok_or(Refusal::Identity)?;
+    Ok(Stamp { writer: identity.key().to_bytes(), identity: identity.id().into() })
+}

@@ -1,0 +1,64 @@
+//! The checks of many blocks at once, on all cores.
+
+use std::{collections::HashMap, num::NonZero, thread};
+
+use crate::{
+    cid::Hash,
+    entry::{BlockError, Codec, Received, Refusal},
+    identity::Identity,
+    log::Stamp,
+    sync::Block,
+};
+
+/// Below so many blocks further threads cost more than they save: a check takes about 50 us.
+const PARALLEL_MIN: usize = 32;
+
+/// A block that was read, and what its own checks said.
+pub(super) type Checked = Result<(Received, Result<Stamp, Refusal>), BlockError>;
+
+/// Checks an entry by itself. An identity that is not known counts as not valid.
+pub(super) fn own(received: &Received, identities: &HashMap<Hash, Option<Identity>>) -> Result<Stamp, Refusal> {
+    let entry = received.entry.as_ref().map_err(|refusal| *refusal)?;
+    let identity = identities.get(&entry.identity()).and_then(Option::as_ref);
+    let writer = entry.examine(identity)?;
+    let id = identity.ok_or(Refusal::Identity)?.id();
+    Ok(Stamp { writer, identity: id.into() })
+}
+
+/// Reads and checks blocks.
+pub(super) fn all(codec: &Codec, identities: &HashMap<Hash, Option<Identity>>, blocks: &[Block]) -> Vec<Checked> {
+    on_all_cores(blocks, |block| {
+        let received = codec.read(&block.bytes)?;
+        let stamp = own(&received, identities);
+        Ok((received, stamp))
+    })
+}
+
+/// Reads blocks.
+pub(super) fn read(codec: &Codec, blocks: &[Block]) -> Vec<Result<Received, BlockError>> {
+    on_all_cores(blocks, |block| codec.read(&block.bytes))
+}
+
+/// Checks what was read.
+pub(super) fn stamps(
+    received: &[(Block, Result<Received, BlockError>)],
+    identities: &HashMap<Hash, Option<Identity>>,
+) -> Vec<Result<Stamp, Refusal>> {
+    on_all_cores(received, |(_, received)| {
+        received.as_ref().map_err(|_| Refusal::Form).and_then(|received| own(received, identities))
+    })
+}
+
+fn on_all_cores<T: Sync, R: Send>(items: &[T], check: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    if items.len() < PARALLEL_MIN || threads == 1 {
+        return items.iter().map(check).collect();
+    }
+    let check = &check;
+    thread::scope(|scope| {
+        let parts = items.chunks(items.len().div_ceil(threads));
+        let running: Vec<_> =
+            parts.map(|part| scope.spawn(move || part.iter().map(check).collect::<Vec<_>>())).collect();
+        running.into_iter().flat_map(|thread| thread.join().expect("the checks do not panic")).collect()
+    })
+}

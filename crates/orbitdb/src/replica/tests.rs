@@ -1,0 +1,225 @@
+mod simulation;
+
+use super::*;
+use crate::{
+    cbor::Value,
+    crypt::Encryption,
+    entry::{
+        Draft, Limits, Written,
+        tests::{LOG, codec, signer},
+    },
+};
+
+const NOW: Duration = Duration::from_secs(1);
+
+fn replica(admission: Admission) -> Replica {
+    Replica::new(codec(), admission, SyncConfig::default())
+}
+
+fn peer() -> Peer {
+    Peer::new("peer")
+}
+
+fn write(signer: &Signer, time: u64, next: &[Hash], value: &str) -> Written {
+    let draft = Draft { time, next: next.to_vec(), refs: vec![] };
+    codec().write(signer, draft, Operation::put("k", value).into_payload()).unwrap()
+}
+
+/// Gives a replica an entry as if it were published, and every block that it asks for then.
+fn feed(replica: &mut Replica, head: &Written, blocks: &[&[u8]]) -> Vec<Effect> {
+    let mut all = Vec::new();
+    let mut inputs = vec![Input::Published(peer(), head.block.clone())];
+    while let Some(input) = inputs.pop() {
+        for effect in replica.on(NOW, input) {
+            if let Effect::Request(Request::Want { peer, hashes }) = &effect {
+                let asked = blocks.iter().filter(|block| hashes.contains(&Hash::of(block)));
+                inputs.extend(asked.map(|block| Input::Block(peer.clone(), block.to_vec())));
+            }
+            all.push(effect);
+        }
+    }
+    all
+}
+
+fn refusals(effects: &[Effect]) -> Vec<Refusal> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Refused(_, refusal) = effect { Some(*refusal) } else { None })
+        .collect()
+}
+
+fn stored(effects: &[Effect]) -> usize {
+    effects.iter().filter(|effect| matches!(effect, Effect::Store(_))).count()
+}
+
+#[test]
+fn an_entry_joins_once_its_writer_and_its_ancestors_are_there() {
+    let alice = signer(1);
+    let mut replica = replica(Admission::Everyone);
+    let first = write(&alice, 1, &[], "first");
+    let second = write(&alice, 2, &[first.links.hash], "second");
+    let effects = feed(&mut replica, &second, &[&first.block, alice.block()]);
+    assert_eq!(stored(&effects), 3);
+    assert_eq!((replica.log().len(), replica.sync().waiting()), (2, (0, 0)));
+    assert!(feed(&mut replica, &second, &[]).is_empty(), "a second time changes nothing");
+}
+
+#[test]
+fn a_key_that_names_an_admitted_identity_gets_nothing_in() {
+    // Signed by Mallory's key in every detail, with Alice's identity named: what peers in JavaScript accept.
+    let (alice, mallory) = (signer(1), signer(2));
+    let mut replica = replica(Admission::of_list([alice.identity().id()]));
+    let honest = write(&alice, 1, &[], "honest");
+    feed(&mut replica, &honest, &[alice.block()]);
+    let forged = write(&mallory, 2, &[honest.links.hash], "forged");
+    let Value::Map(mut map) = Value::decode(&forged.block).unwrap() else { unreachable!() };
+    map.insert("identity", alice.identity().hash().to_string());
+    let block = Value::Map(map).encode().unwrap();
+    let forged = Written { links: Links { hash: Hash::of(&block), ..forged.links }, block, ..forged };
+    let effects = feed(&mut replica, &forged, &[]);
+    assert_eq!((refusals(&effects), stored(&effects)), (vec![Refusal::Key], 0));
+
+    // A peer in JavaScript took it and wrote a hundred honest entries on top.
+    let mut blocks = vec![forged.clone()];
+    for number in 0..100 {
+        let last = blocks.last().unwrap().links.hash;
+        blocks.push(write(&alice, 3 + number, &[last], "on top"));
+    }
+    let bytes: Vec<&[u8]> = blocks.iter().map(|written| &written.block[..]).collect();
+    feed(&mut replica, blocks.last().unwrap(), &bytes);
+    assert_eq!(replica.log().len(), 101);
+    assert!(replica.log().contains(&forged.links.hash) && replica.log().position(&forged.links.hash).is_none());
+    assert_eq!(replica.log().refused().get(&Refusal::Key), Some(&1));
+    assert_eq!(replica.log().heads().len(), 1);
+}
+
+#[test]
+fn an_unknown_writer_gets_nothing_in_and_nothing_fetched() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let mut replica = replica(Admission::of_list([alice.identity().id()]));
+    let forged = write(&mallory, 1, &[Hash::of(b"bait")], "forged");
+    let effects = feed(&mut replica, &forged, &[mallory.block()]);
+    assert_eq!(refusals(&effects), [Refusal::Access]);
+    let bait = |effect: &Effect| matches!(effect, Effect::Request(Request::Want { hashes, .. }) if hashes.contains(&Hash::of(b"bait")));
+    assert!(!effects.iter().any(bait), "the bait is not asked for");
+    assert!(replica.log().is_empty() && !replica.log().contains(&forged.links.hash));
+    assert_eq!(replica.dropped().get(&Refusal::Access), Some(&1));
+    assert_eq!(replica.append(&mallory, Operation::add("x"), 1).unwrap_err(), AppendError::NotAdmitted);
+}
+
+#[test]
+fn an_entry_replayed_from_another_log_is_no_part_of_this_one() {
+    let alice = signer(1);
+    let mut replica = replica(Admission::Everyone);
+    let elsewhere = Codec::new(format!("{LOG}x"), Encryption::default(), Limits::default());
+    let replayed =
+        elsewhere.write(&alice, Draft { time: 1, ..Draft::default() }, Operation::add("x").into_payload()).unwrap();
+    let effects = feed(&mut replica, &replayed, &[alice.block()]);
+    assert!(matches!(effects[..], [Effect::Broken(_, BlockError::Log, 0)]), "{effects:?}");
+    let on_top = write(&alice, 2, &[replayed.links.hash], "on top");
+    feed(&mut replica, &on_top, &[alice.block(), &replayed.block]);
+    assert!(replica.log().is_empty(), "as in JavaScript, what builds on it does not join");
+    assert_eq!((replica.broken(), replica.sync().waiting()), (1, (0, 0)));
+}
+
+#[test]
+fn a_clock_far_ahead_does_not_count_but_what_honest_peers_built_on_it_does() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let mut replica = replica(Admission::Everyone);
+    let ahead = write(&mallory, 1 << 40, &[], "ahead");
+    feed(&mut replica, &ahead, &[mallory.block()]);
+    assert_eq!(replica.log().refused().get(&Refusal::Clock), Some(&1));
+    assert_eq!(replica.append(&alice, Operation::add("x"), 1).unwrap().entry.time(), 1);
+    let on_top = write(&alice, (1 << 40) + 1, &[ahead.links.hash], "on top");
+    feed(&mut replica, &on_top, &[]);
+    assert!(replica.log().position(&on_top.links.hash).is_some());
+}
+
+#[test]
+fn a_false_identity_is_looked_at_once_and_its_entries_do_not_count() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let mut replica = replica(Admission::Everyone);
+    let Value::Map(mut map) = Value::decode(mallory.block()).unwrap() else { unreachable!() };
+    map.insert("id", alice.identity().id());
+    let false_identity = Value::Map(map).encode().unwrap();
+    let mut entry = write(&mallory, 1, &[], "forged");
+    let Value::Map(mut map) = Value::decode(&entry.block).unwrap() else { unreachable!() };
+    map.insert("identity", Hash::of(&false_identity).to_string());
+    entry.block = Value::Map(map).encode().unwrap();
+    let effects = feed(&mut replica, &entry, &[&false_identity]);
+    assert_eq!(refusals(&effects), [Refusal::Identity]);
+    assert!(replica.log().is_empty());
+}
+
+#[test]
+fn heads_are_taken_apart_however_they_come() {
+    let alice = signer(1);
+    let heads = [write(&alice, 1, &[], "a"), write(&alice, 1, &[], "b"), write(&alice, 1, &[], "c")];
+    let mut replica = replica(Admission::Everyone);
+    let mut bytes = heads.iter().flat_map(|written| written.block.clone()).collect::<Vec<u8>>();
+    bytes.extend([0xff, 0x00]);
+    let effects = replica.on(NOW, Input::Heads(peer(), bytes));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Broken(..))), "the rest is reported");
+    replica.on(NOW, Input::Block(peer(), alice.block().to_vec()));
+    assert_eq!(replica.log().heads().len(), 3);
+}
+
+#[test]
+fn what_was_not_asked_for_is_passed_over() {
+    let alice = signer(1);
+    let mut replica = replica(Admission::Everyone);
+    assert!(replica.on(NOW, Input::Block(peer(), alice.block().to_vec())).is_empty());
+    assert!(replica.on(NOW, Input::Block(peer(), write(&alice, 1, &[], "a").block)).is_empty());
+    assert!(replica.log().is_empty());
+}
+
+#[test]
+fn many_blocks_in_order_join_at_once_and_only_those_that_are_of_use() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let mut source = replica(Admission::Everyone);
+    let mut blocks = vec![alice.block().to_vec(), mallory.block().to_vec()];
+    for number in 0..200_u32 {
+        blocks.push(source.append(&alice, Operation::add(number), 1).unwrap().block.to_vec());
+    }
+    let useless = write(&mallory, 201, &[source.log().heads().next().unwrap().hash], "of no use");
+    let forged = write(&mallory, 1, &[], "others build on it");
+    let on_top = write(&alice, 2, &[forged.links.hash], "on top");
+    blocks.extend([useless.block.clone(), forged.block.clone(), on_top.block, b"garbage".to_vec()]);
+    let mut target = replica(Admission::of_list([alice.identity().id()]));
+    let effects = target.on(NOW, Input::Bulk(peer(), blocks));
+    assert_eq!(target.log().len(), 201);
+    assert!(!target.log().contains(&useless.links.hash));
+    assert!(target.log().contains(&forged.links.hash));
+    assert_eq!(refusals(&effects), [Refusal::Access, Refusal::Access]);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Broken(..))));
+}
+
+#[test]
+fn a_replica_that_is_loaded_is_the_one_that_was_kept() {
+    let (alice, bob) = (signer(1), signer(2));
+    let mut original = replica(Admission::Everyone);
+    let mut kept: Vec<Loaded> = Vec::new();
+    let mut keep = |effects: Vec<Stored>| {
+        kept.extend(effects.into_iter().map(|stored| match stored.what {
+            What::Identity => Loaded::Identity(stored.block.to_vec()),
+            What::Entry { own, .. } => Loaded::Entry(stored.block.to_vec(), own),
+        }));
+    };
+    for number in 0..20_u32 {
+        keep(original.append(if number % 2 == 0 { &alice } else { &bob }, Operation::add(number), 1).unwrap().stored);
+    }
+    let ahead = write(&bob, 5000, &[], "ahead");
+    let effects = original.on(NOW, Input::Published(peer(), ahead.block));
+    keep(
+        effects
+            .into_iter()
+            .filter_map(|effect| if let Effect::Store(stored) = effect { Some(stored) } else { None })
+            .collect(),
+    );
+    kept.reverse();
+    let loaded = Replica::load(codec(), Admission::Everyone, SyncConfig::default(), kept);
+    assert!(loaded.log().newest_first().eq(original.log().newest_first()));
+    assert!(loaded.log().heads().eq(original.log().heads()));
+    assert_eq!(loaded.log().refused(), original.log().refused());
+    assert_eq!(loaded.log().len(), 20);
+}

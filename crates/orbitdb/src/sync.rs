@@ -1,0 +1,298 @@
+//! Sync as a state machine: without I/O, without a clock, without cryptography.
+//!
+//! It knows which peers are there, which blocks wait for which others, and when to ask whom. A block that is missing holds up only what
+//! follows it; it is asked for again, from other peers, at growing intervals. What a peer can make this node keep in memory is bounded.
+
+mod park;
+#[cfg(test)]
+mod tests;
+mod wants;
+
+pub use wants::Kind;
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use crate::cid::Hash;
+
+use park::Park;
+use wants::Wants;
+
+/// A peer, by whatever name the network gives it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(Arc<str>);
+
+impl Peer {
+    /// Takes the name of a peer.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// Returns the name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Times and bounds of sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyncConfig {
+    /// How often heads are sent to each peer. Default 30 s.
+    pub resend: Duration,
+    /// How long a peer has for a block before another one is asked. Default 5 s.
+    pub want_timeout: Duration,
+    /// First pause after all peers were asked in vain, or an exchange of heads failed; it doubles each time. Default 500 ms.
+    pub backoff: Duration,
+    /// Greatest pause. Default 60 s.
+    pub backoff_max: Duration,
+    /// How often all peers are asked for a block before it and what follows it are given up, until somebody names them again. Default 16.
+    pub rounds: u32,
+    /// Greatest memory for blocks that wait for others, in bytes. What does not fit is dropped, and comes again with the next heads.
+    /// Default 256 MiB.
+    pub parked_bytes: usize,
+    /// Greatest part of it for the blocks of one peer. Default 192 MiB.
+    pub parked_bytes_per_peer: usize,
+    /// Greatest number of peers that are kept in mind; further ones are passed over. Default 4,096.
+    pub peers: usize,
+}
+
+impl Default for SyncConfig {
+    fn default() -> Self {
+        Self {
+            resend: Duration::from_secs(30),
+            want_timeout: Duration::from_secs(5),
+            backoff: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(60),
+            rounds: 16,
+            parked_bytes: 256 << 20,
+            parked_bytes_per_peer: 192 << 20,
+            peers: 4096,
+        }
+    }
+}
+
+impl SyncConfig {
+    fn pause(&self, failures: u32) -> Duration {
+        let doubled = self.backoff.saturating_mul(1 << failures.min(20));
+        doubled.min(self.backoff_max)
+    }
+}
+
+/// What the machine asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Exchange heads with a peer, and tell by [`Sync::exchanged`] how that went.
+    OpenHeads(Peer),
+    /// Ask a peer for blocks, each at most once at a time.
+    Want {
+        /// Whom to ask.
+        peer: Peer,
+        /// For what.
+        hashes: Vec<Hash>,
+    },
+}
+
+/// What became of a block that was offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offered {
+    /// It can join now.
+    Ready,
+    /// It waits for others.
+    Parked,
+    /// It waits already.
+    Known,
+    /// It follows a block that is no entry, and can never join.
+    Broken,
+    /// There is no room for it.
+    Full,
+}
+
+/// What stands for an exchange of heads with one peer.
+#[derive(Clone, Copy, Debug)]
+struct Exchange {
+    due: Duration,
+    failures: u32,
+}
+
+/// The state machine. Times are durations since any one moment.
+#[derive(Clone, Debug)]
+pub struct Sync {
+    config: SyncConfig,
+    exchanges: BTreeMap<Peer, Exchange>,
+    park: Park,
+    wants: Wants,
+}
+
+impl Sync {
+    /// Makes the machine of a database without peers.
+    #[must_use]
+    pub fn new(config: SyncConfig) -> Self {
+        Self { config, exchanges: BTreeMap::new(), park: Park::new(config), wants: Wants::new(config) }
+    }
+
+    /// Takes note of a peer that has the database open: heads are exchanged with it at once. Returns whether it is new.
+    pub fn subscribed(&mut self, now: Duration, peer: Peer) -> bool {
+        if self.exchanges.contains_key(&peer) || self.exchanges.len() >= self.config.peers {
+            return false;
+        }
+        self.wants.add_peer(now, &peer);
+        self.exchanges.insert(peer, Exchange { due: now, failures: 0 });
+        true
+    }
+
+    /// Forgets a peer. What it was asked for is asked of others. Returns whether it was known.
+    pub fn unsubscribed(&mut self, now: Duration, peer: &Peer) -> bool {
+        self.wants.remove_peer(now, peer);
+        self.exchanges.remove(peer).is_some()
+    }
+
+    /// Takes note of how an exchange of heads went.
+    pub fn exchanged(&mut self, now: Duration, peer: &Peer, worked: bool) {
+        let Some(exchange) = self.exchanges.get_mut(peer) else { return };
+        exchange.failures = if worked { 0 } else { exchange.failures.saturating_add(1) };
+        exchange.due = now + if worked { self.config.resend } else { self.config.pause(exchange.failures - 1) };
+    }
+
+    /// Offers a block with what it needs; `known` says what of that is there. A block that waits is given back by [`Sync::arrived`].
+    pub fn offer(
+        &mut self,
+        now: Duration,
+        block: Block,
+        needs: &[(Hash, Kind)],
+        known: impl Fn(&Hash) -> bool,
+    ) -> (Offered, Option<Block>) {
+        let missing: Vec<(Hash, Kind)> = needs.iter().filter(|(hash, _)| !known(hash)).copied().collect();
+        if missing.is_empty() {
+            self.wants.forget(&block.hash);
+            return (Offered::Ready, Some(block));
+        }
+        let (peer, hash) = (block.peer.clone(), block.hash);
+        let offered = self.park.add(block, missing.iter().map(|(hash, _)| *hash));
+        // Where there is no room, those that wait for this block ask for it again later.
+        if offered != Offered::Full {
+            self.wants.forget(&hash);
+        }
+        if offered == Offered::Parked {
+            for (need, kind) in missing {
+                if !self.park.contains(&need) {
+                    self.wants.add(now, need, kind, peer.as_ref());
+                }
+            }
+        }
+        if offered == Offered::Broken {
+            self.broken(&hash);
+        }
+        (offered, None)
+    }
+
+    /// Takes note of a block that has joined or, for an identity, that is there. Returns what waited for it and waits for nothing more,
+    /// each after what it follows: those that join are taken to have done so.
+    pub fn arrived(&mut self, hash: &Hash) -> Vec<Block> {
+        self.wants.forget(hash);
+        self.park.release(hash)
+    }
+
+    /// Takes note of a block that is not kept.
+    pub fn forget(&mut self, hash: &Hash) {
+        self.wants.forget(hash);
+    }
+
+    /// Returns whether blocks wait for this one.
+    #[must_use]
+    pub fn is_needed(&self, hash: &Hash) -> bool {
+        self.park.is_needed(hash)
+    }
+
+    /// Takes note of a block that is no part of the log. Drops what follows it and returns how many blocks that were.
+    pub fn broken(&mut self, hash: &Hash) -> usize {
+        self.wants.forget(hash);
+        let dropped = self.park.break_off(hash);
+        self.forget_unneeded();
+        dropped
+    }
+
+    /// Takes note of a peer that has not got a block.
+    pub fn absent(&mut self, now: Duration, peer: &Peer, hash: &Hash) {
+        self.wants.absent(now, peer, hash);
+    }
+
+    /// Returns the kind of a block that is asked for.
+    #[must_use]
+    pub fn wanted(&self, hash: &Hash) -> Option<Kind> {
+        self.wants.kind(hash)
+    }
+
+    /// Returns whether a block waits for others.
+    #[must_use]
+    pub fn is_parked(&self, hash: &Hash) -> bool {
+        self.park.contains(hash)
+    }
+
+    /// Returns how many blocks wait, and how many are missing.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.park.len(), self.wants.len())
+    }
+
+    /// Returns the peers that have the database open.
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.exchanges.keys()
+    }
+
+    /// Returns what is to be done now. To be called after each input, and when [`Sync::deadline`] has come.
+    pub fn poll(&mut self, now: Duration) -> Vec<Request> {
+        let mut requests = Vec::new();
+        for (peer, exchange) in &mut self.exchanges {
+            if exchange.due <= now {
+                // Until it is told how the exchange went.
+                exchange.due = now + self.config.resend;
+                requests.push(Request::OpenHeads(peer.clone()));
+            }
+        }
+        let (asked, given_up) = self.wants.poll(now);
+        requests.extend(asked);
+        for hash in given_up {
+            self.park.give_up(&hash);
+        }
+        self.forget_unneeded();
+        requests
+    }
+
+    /// Returns when the machine wants to be polled next.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let exchange = self.exchanges.values().map(|exchange| exchange.due).min();
+        exchange.into_iter().chain(self.wants.deadline()).min()
+    }
+
+    fn forget_unneeded(&mut self) {
+        for hash in self.park.take_unneeded() {
+            self.wants.forget(&hash);
+        }
+    }
+}
+
+/// A block that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Its name.
+    pub hash: Hash,
+    /// Its bytes.
+    pub bytes: Arc<[u8]>,
+    /// Who sent it.
+    pub peer: Option<Peer>,
+    /// Whether it joins once it has what it waits for; otherwise it is only looked at then.
+    pub joins: bool,
+}

@@ -1,0 +1,162 @@
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn peer(name: &str) -> Peer {
+    Peer::new(name)
+}
+
+fn hash(name: &str) -> Hash {
+    Hash::of(name.as_bytes())
+}
+
+fn block(name: &str, from: &str) -> Block {
+    Block { hash: hash(name), bytes: vec![0; 100].into(), peer: Some(peer(from)), joins: true }
+}
+
+fn entries(names: &[&str]) -> Vec<(Hash, Kind)> {
+    names.iter().map(|name| (hash(name), Kind::Entry)).collect()
+}
+
+fn want(peer_name: &str, names: &[&str]) -> Request {
+    let mut hashes: Vec<Hash> = names.iter().map(|name| hash(name)).collect();
+    hashes.sort();
+    Request::Want { peer: peer(peer_name), hashes }
+}
+
+fn nothing(_: &Hash) -> bool {
+    false
+}
+
+fn machine() -> Sync {
+    Sync::new(SyncConfig::default())
+}
+
+#[test]
+fn heads_are_exchanged_at_once_then_again_and_soon_after_a_failure() {
+    let mut sync = machine();
+    assert!(sync.subscribed(SECOND, peer("a")));
+    assert!(!sync.subscribed(SECOND, peer("a")));
+    assert_eq!(sync.poll(SECOND), [Request::OpenHeads(peer("a"))]);
+    assert_eq!(sync.poll(SECOND), []);
+    sync.exchanged(SECOND, &peer("a"), false);
+    assert_eq!(sync.deadline(), Some(SECOND + SECOND / 2));
+    assert_eq!(sync.poll(2 * SECOND), [Request::OpenHeads(peer("a"))]);
+    sync.exchanged(2 * SECOND, &peer("a"), false);
+    assert_eq!(sync.deadline(), Some(3 * SECOND), "the pause doubles");
+    sync.exchanged(2 * SECOND, &peer("a"), true);
+    assert_eq!(sync.deadline(), Some(32 * SECOND));
+    assert_eq!(sync.poll(32 * SECOND), [Request::OpenHeads(peer("a"))]);
+    assert!(sync.unsubscribed(33 * SECOND, &peer("a")));
+    assert_eq!((sync.deadline(), sync.poll(99 * SECOND)), (None, vec![]));
+}
+
+#[test]
+fn a_missing_block_holds_up_only_what_follows_it() {
+    let mut sync = machine();
+    assert_eq!(sync.offer(SECOND, block("child", "a"), &entries(&["parent"]), nothing).0, Offered::Parked);
+    assert_eq!(
+        sync.offer(SECOND, block("grandchild", "a"), &entries(&["child", "parent"]), nothing).0,
+        Offered::Parked
+    );
+    assert_eq!(sync.offer(SECOND, block("other", "a"), &entries(&[]), nothing).0, Offered::Ready);
+    assert_eq!(sync.offer(SECOND, block("child", "b"), &entries(&["parent"]), nothing).0, Offered::Known);
+    assert_eq!(sync.poll(SECOND), [want("a", &["parent"])], "what waits itself is not asked for");
+    assert_eq!(sync.waiting(), (2, 1));
+    let ready: Vec<Hash> = sync.arrived(&hash("parent")).into_iter().map(|block| block.hash).collect();
+    assert_eq!(ready, [hash("child"), hash("grandchild")]);
+    assert_eq!((sync.waiting(), sync.deadline()), ((0, 0), None));
+}
+
+#[test]
+fn a_block_that_one_peer_does_not_give_is_asked_of_the_others() {
+    let mut sync = machine();
+    for name in ["a", "b"] {
+        sync.subscribed(Duration::ZERO, peer(name));
+        sync.exchanged(Duration::ZERO, &peer(name), true);
+    }
+    sync.offer(SECOND, block("child", "a"), &entries(&["parent"]), nothing);
+    assert_eq!(sync.poll(SECOND), [want("a", &["parent"])]);
+    assert_eq!(sync.poll(5 * SECOND), []);
+    assert_eq!(sync.poll(6 * SECOND), [want("b", &["parent"])], "a never answered");
+    sync.absent(7 * SECOND, &peer("b"), &hash("parent"));
+    assert_eq!(sync.poll(7 * SECOND), [], "nobody is left");
+    assert_eq!(sync.poll(7 * SECOND + SECOND / 2), [want("a", &["parent"])], "and all are asked again after a pause");
+    sync.unsubscribed(8 * SECOND, &peer("a"));
+    assert_eq!(sync.poll(8 * SECOND), [want("b", &["parent"])]);
+    sync.absent(8 * SECOND, &peer("a"), &hash("parent"));
+    assert_eq!(sync.poll(8 * SECOND), [], "an answer of one that was not asked changes nothing");
+}
+
+#[test]
+fn a_new_peer_is_asked_for_what_nobody_had() {
+    let mut sync = machine();
+    sync.offer(SECOND, block("child", "a"), &entries(&["parent"]), nothing);
+    sync.poll(SECOND);
+    sync.absent(SECOND, &peer("a"), &hash("parent"));
+    assert_eq!(sync.poll(SECOND), []);
+    sync.subscribed(SECOND, peer("b"));
+    assert_eq!(sync.poll(SECOND), [Request::OpenHeads(peer("b")), want("b", &["parent"])]);
+}
+
+#[test]
+fn what_nobody_has_is_given_up_and_may_come_again() {
+    let mut sync = Sync::new(SyncConfig { rounds: 2, ..SyncConfig::default() });
+    sync.offer(Duration::ZERO, block("child", "a"), &entries(&["parent", "uncle"]), nothing);
+    sync.offer(Duration::ZERO, block("grandchild", "a"), &entries(&["child"]), nothing);
+    let mut now = Duration::ZERO;
+    while let Some(deadline) = sync.deadline() {
+        now = deadline;
+        sync.poll(now);
+        sync.absent(now, &peer("a"), &hash("parent"));
+    }
+    assert!(now < 60 * SECOND);
+    assert_eq!(sync.waiting(), (0, 0));
+    assert_eq!(sync.offer(now, block("child", "a"), &entries(&["parent"]), nothing).0, Offered::Parked);
+}
+
+#[test]
+fn what_follows_a_block_that_is_no_entry_is_dropped_for_good() {
+    let mut sync = machine();
+    sync.offer(SECOND, block("child", "a"), &entries(&["bad", "other"]), nothing);
+    sync.offer(SECOND, block("grandchild", "a"), &entries(&["child"]), nothing);
+    assert_eq!(sync.broken(&hash("bad")), 2);
+    assert_eq!(sync.waiting(), (0, 0), "and what only they needed is no longer asked for");
+    assert_eq!(sync.offer(SECOND, block("child", "b"), &entries(&["bad"]), nothing).0, Offered::Broken);
+    assert_eq!(sync.offer(SECOND, block("third", "b"), &entries(&["grandchild"]), nothing).0, Offered::Broken);
+    assert_eq!(sync.offer(SECOND, block("fourth", "b"), &entries(&["third"]), nothing).0, Offered::Broken);
+}
+
+#[test]
+fn what_a_peer_can_make_us_keep_is_bounded() {
+    let config = SyncConfig { parked_bytes: 19_500, parked_bytes_per_peer: 10_000, ..SyncConfig::default() };
+    let mut sync = Sync::new(config);
+    let mut flood = |from: &str| {
+        let offer =
+            |number| sync.offer(SECOND, block(&format!("{from} {number}"), from), &entries(&["missing"]), nothing).0;
+        (0..100).map(offer).filter(|offered| *offered == Offered::Parked).count()
+    };
+    let first = flood("a");
+    assert!((10..100).contains(&first));
+    assert_eq!(flood("b"), first, "one peer leaves room for others");
+    assert_eq!(flood("c"), 0);
+    assert_eq!(sync.arrived(&hash("missing")).len(), 2 * first);
+    assert_eq!(
+        sync.offer(SECOND, block("late", "c"), &entries(&["gone"]), nothing).0,
+        Offered::Parked,
+        "the room is free"
+    );
+}
+
+#[test]
+fn what_is_only_looked_at_again_releases_nothing() {
+    let mut sync = machine();
+    let writer = [(hash("writer"), Kind::Identity)];
+    sync.offer(SECOND, Block { joins: false, ..block("head", "a") }, &writer, nothing);
+    sync.offer(SECOND, block("child", "a"), &entries(&["head"]), nothing);
+    assert_eq!(sync.wanted(&hash("writer")), Some(Kind::Identity));
+    assert!(sync.is_needed(&hash("head")));
+    let looked_at = sync.arrived(&hash("writer"));
+    assert_eq!(looked_at, [Block { joins: false, ..block("head", "a") }]);
+    assert!(sync.is_parked(&hash("child")));
+}

@@ -1,0 +1,386 @@
+//! Databases as applications see them, between nodes over a wire in this process.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use orbitdb::{
+    Access, Bounds, DatabaseError, Event, OpenError, OpenOptions, OrbitDb, Output, Update,
+    cbor::Value,
+    cid::Hash,
+    crypt::{Algorithm, Encryption},
+    entry::Op,
+    generation_name,
+    index::{Record, Row, View},
+    manifest::{Address, DatabaseType},
+    replica::{AppendError, Input},
+    storage::{Memory, Redb, RedbConfig, Storage},
+    sync::Peer,
+};
+
+use crate::wire::{Failing, Wire, node};
+
+fn document(id: &str, n: u64) -> Value {
+    Value::map([("_id", Value::from(id)), ("n", n.into())])
+}
+
+fn keys(rows: &[Row]) -> Vec<&str> {
+    rows.iter().map(|row| &*row.key).collect()
+}
+
+fn n(row: &Row) -> u64 {
+    row.value.get("n").and_then(Value::as_u64).unwrap()
+}
+
+fn everyone(r#type: DatabaseType) -> OpenOptions {
+    OpenOptions::of(r#type).access(Access::Everyone)
+}
+
+#[tokio::test]
+async fn documents_are_put_read_and_taken_away() {
+    let (orbit, _outputs) = node();
+    let tasks = orbit.open_documents("tasks", "_id").await.unwrap();
+    for (id, number) in [("b", 1), ("a", 2), ("c", 3), ("b", 4)] {
+        tasks.put_document(document(id, number)).await.unwrap();
+    }
+    assert_eq!(n(&tasks.get("b").unwrap()), 4);
+    assert_eq!(tasks.get("z"), None);
+    tasks.del("c").await.unwrap();
+    assert_eq!(tasks.get("c"), None);
+    assert_eq!(keys(&tasks.query(|value| value.get("n").and_then(Value::as_u64) > Some(1))), ["a", "b"]);
+    assert_eq!(keys(&tasks.all().unwrap()), ["a", "b"], "oldest first");
+    assert_eq!(keys(&tasks.iterate(Bounds { amount: Some(1), ..Bounds::default() }).unwrap()), ["b"], "newest first");
+    let refused = tasks.put_document(Value::map([("id", "x")])).await;
+    assert_eq!(refused, Err(DatabaseError::Key("_id".into())));
+    assert_eq!(tasks.add("x").await, Err(DatabaseError::Type(DatabaseType::Documents)));
+    assert_eq!(tasks.put("x", "y").await, Err(DatabaseError::Type(DatabaseType::Documents)));
+    let info = tasks.info().unwrap();
+    assert_eq!((info.entries, info.rows, info.entries_grown), (5, 2, 5));
+    assert!(info.log_bytes > 2000 && info.bytes_grown == info.log_bytes && info.heads.len() == 1);
+}
+
+#[tokio::test]
+async fn events_are_read_within_bounds() {
+    let (orbit, _outputs) = node();
+    let log = orbit.open_events("log").await.unwrap();
+    let mut hashes = Vec::new();
+    for number in 0..10_u64 {
+        hashes.push(log.add(number).await.unwrap());
+    }
+    let read = |bounds: Bounds| -> Vec<u64> {
+        log.iterate(bounds).unwrap().iter().map(|row| row.value.as_u64().unwrap()).collect()
+    };
+    let at = |number: usize| Some(hashes[number]);
+    let none = Bounds::default();
+    assert_eq!(read(none), (0..10).rev().collect::<Vec<_>>());
+    assert_eq!(read(Bounds { amount: Some(3), ..none }), [9, 8, 7]);
+    assert_eq!(read(Bounds { gt: at(6), ..none }), [9, 8, 7]);
+    assert_eq!(read(Bounds { gte: at(6), lt: at(9), ..none }), [8, 7, 6]);
+    assert_eq!(read(Bounds { lte: at(2), amount: Some(2), ..none }), [2, 1]);
+    assert_eq!(read(Bounds { gt: at(2), amount: Some(2), ..none }), [4, 3], "the oldest above a lower bound alone");
+    assert_eq!(read(Bounds { gt: at(5), lt: at(5), ..none }), Vec::<u64>::new());
+    assert_eq!(read(Bounds { gte: at(7), lt: at(3), ..none }), Vec::<u64>::new());
+    let unknown = Hash::of(b"unknown");
+    assert_eq!(log.iterate(Bounds { gt: Some(unknown), ..none }), Err(DatabaseError::NotFound(unknown)));
+    assert_eq!(log.all().unwrap().len(), 10);
+    assert_eq!(log.del("x").await, Err(DatabaseError::Type(DatabaseType::Events)));
+}
+
+#[tokio::test]
+async fn what_was_put_is_there_after_opening_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = async || {
+        let (orbit, outputs) = OrbitDb::builder().directory(directory.path()).identity("me").build().unwrap();
+        let database = orbit.open_key_value("settings").await.unwrap();
+        (orbit, outputs, database)
+    };
+    let (orbit, _outputs, settings) = open().await;
+    let (address, id) = (settings.address(), orbit.identity().id().to_owned());
+    settings.put("a", 1_u64).await.unwrap();
+    settings.put("b", 2_u64).await.unwrap();
+    settings.del("a").await.unwrap();
+    orbit.close().await.unwrap();
+    assert_eq!(settings.put("c", 3_u64).await, Err(DatabaseError::Closed));
+    assert_eq!(settings.all().map(|rows| rows.len()), Ok(1));
+    drop((settings, orbit));
+
+    let (orbit, _outputs, settings) = open().await;
+    assert_eq!((settings.address(), orbit.identity().id()), (address, &*id));
+    assert_eq!(keys(&settings.all().unwrap()), ["b"]);
+    settings.put("c", 3_u64).await.unwrap();
+    assert_eq!(settings.info().unwrap().entries, 4);
+    assert_eq!(settings.info().unwrap().entries_grown, 1);
+    let known = orbit.databases().unwrap();
+    assert_eq!((known.len(), &*known[0].name, known[0].address), (1, "settings", address));
+}
+
+#[tokio::test]
+async fn many_puts_in_flight_are_all_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let (orbit, _outputs) = OrbitDb::builder().directory(directory.path()).build().unwrap();
+    let tasks = orbit.open_documents("tasks", "_id").await.unwrap();
+    let put = |number: u64| {
+        let tasks = tasks.clone();
+        tokio::spawn(async move { tasks.put_document(document(&number.to_string(), number)).await })
+    };
+    let running: Vec<_> = (0..300).map(put).collect();
+    for put in running {
+        put.await.unwrap().unwrap();
+    }
+    drop(tasks);
+    let tasks = orbit.open_documents("tasks", "_id").await.unwrap();
+    assert_eq!(tasks.all().unwrap().len(), 300);
+    assert_eq!(tasks.info().unwrap().heads.len(), 1);
+}
+
+#[tokio::test]
+async fn two_writers_at_once_come_to_the_same_state() {
+    let mut wire = Wire::of(3);
+    let databases = wire.open("shared", &everyone(DatabaseType::Documents)).await;
+    for round in 0..5_u64 {
+        for (writer, database) in databases.iter().enumerate().take(2) {
+            database.put_document(document("contested", round * 10 + writer as u64)).await.unwrap();
+            database.put_document(document(&format!("{writer}/{round}"), round)).await.unwrap();
+        }
+        if round % 2 == 0 {
+            wire.settle().await;
+        }
+    }
+    wire.settle().await;
+    let all = databases[0].all().unwrap();
+    assert_eq!(all.len(), 11);
+    for database in &databases[1..] {
+        assert_eq!(database.all().unwrap(), all);
+        assert_eq!(database.info().unwrap().heads, databases[0].info().unwrap().heads);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_joins_late_opens_by_address_and_gets_everything() {
+    let mut wire = Wire::of(2);
+    let options = everyone(DatabaseType::Events);
+    let first = wire.orbit(0).open("late", options).await.unwrap();
+    for number in 0..100_u64 {
+        first.add(number).await.unwrap();
+    }
+    let (late, address) = (wire.orbit(1).clone(), first.address().to_string());
+    let opening = tokio::spawn(async move { late.open(&address, OpenOptions::default()).await });
+    let second = wire.supply_until(opening).await.unwrap();
+    let mut events = second.events();
+    wire.settle().await;
+    assert_eq!(second.all().unwrap(), first.all().unwrap());
+    let mut updates = 0;
+    let mut joined = false;
+    while let Ok(event) = events.try_recv() {
+        match event {
+            Event::Update(Update { peer: Some(_), operation: Some(operation), .. }) if operation.op == Op::Add => {
+                updates += 1;
+            }
+            Event::Join { peer, .. } => joined = peer == Peer::new("0"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((updates, joined), (100, true));
+    wire.part(1, 0).await;
+    assert_eq!(events.try_recv(), Ok(Event::Leave { peer: Peer::new("0") }));
+    let wrong = wire.orbit(1).open(&first.address().to_string(), OpenOptions::of(DatabaseType::KeyValue)).await;
+    assert!(matches!(wrong, Err(OpenError::Type { found: DatabaseType::Events, .. })));
+}
+
+#[tokio::test]
+async fn only_the_creator_writes_unless_it_is_said_otherwise() {
+    let mut wire = Wire::of(2);
+    let first = wire.orbit(0).open_key_value("mine").await.unwrap();
+    let (other, address) = (wire.orbit(1).clone(), first.address().to_string());
+    let second = wire.supply_until(tokio::spawn(async move { other.open_key_value(&address).await })).await.unwrap();
+    assert_eq!(second.put("k", "v").await, Err(DatabaseError::Append(AppendError::NotAdmitted)));
+    first.put("k", "v").await.unwrap();
+    wire.settle().await;
+    assert!(second.get("k").is_some());
+    assert_eq!(first.grant("write", "someone").await, Err(DatabaseError::Fixed));
+}
+
+#[tokio::test]
+async fn a_grant_lets_write_and_its_revocation_takes_away_what_was_written() {
+    let mut wire = Wire::of(3);
+    let options = OpenOptions::of(DatabaseType::Documents).access(Access::Capabilities(vec![]));
+    let first = wire.orbit(0).open("guarded", options.clone()).await.unwrap();
+    let mut others = Vec::new();
+    for node in 1..3 {
+        let (orbit, address) = (wire.orbit(node).clone(), first.address().to_string());
+        let opening = tokio::spawn(async move { orbit.open(&address, OpenOptions::default()).await });
+        others.push(wire.supply_until(opening).await.unwrap());
+    }
+    let (second, third) = (&others[0], &others[1]);
+    let id = wire.orbit(1).identity().id().to_owned();
+    assert_eq!(second.put_document(document("x", 1)).await, Err(DatabaseError::Append(AppendError::NotAdmitted)));
+    first.grant("write", &id).await.unwrap();
+    wire.settle().await;
+    wire.until(|| second.admission().admits(&id)).await;
+    second.put_document(document("x", 1)).await.unwrap();
+    first.put_document(document("y", 2)).await.unwrap();
+    wire.settle().await;
+    wire.until(|| third.all().unwrap().len() == 2).await;
+
+    first.revoke("write", &id).await.unwrap();
+    wire.settle().await;
+    wire.until(|| [&first, second, third].iter().all(|database| keys(&database.all().unwrap()) == ["y"])).await;
+    assert_eq!(second.put_document(document("z", 3)).await, Err(DatabaseError::Append(AppendError::NotAdmitted)));
+    assert_eq!(second.grant("write", &id).await, Err(DatabaseError::Append(AppendError::NotAdmitted)), "no admin");
+}
+
+/// Shows the first value that was put: later writers cannot take a key over.
+struct FirstCome;
+
+impl View for FirstCome {
+    fn evaluate(&self, _: &str, records: &[Record]) -> Option<Value> {
+        let owner = &records.first()?.writer;
+        let newest = records.iter().rev().find(|record| record.writer == *owner)?;
+        (newest.operation.op == Op::Put).then(|| newest.operation.value.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_view_of_the_application_shows_the_same_everywhere_and_after_opening_again() {
+    let mut wire = Wire::of(2);
+    let options = everyone(DatabaseType::KeyValue).view(Arc::new(FirstCome));
+    let databases = wire.open("names", &options).await;
+    databases[0].put("name", "first").await.unwrap();
+    wire.settle().await;
+    databases[1].put("name", "stolen").await.unwrap();
+    wire.settle().await;
+    databases[0].put("name", "renamed").await.unwrap();
+    wire.settle().await;
+    let address = databases[0].address();
+    for database in &databases {
+        assert_eq!(*database.get("name").unwrap().value, Value::from("renamed"));
+    }
+    databases[1].close().await.unwrap();
+    let again = wire.orbit(1).open(&address.to_string(), options).await.unwrap();
+    assert_eq!(*again.get("name").unwrap().value, Value::from("renamed"));
+}
+
+#[tokio::test]
+async fn encrypted_documents_are_read_with_the_key_only() {
+    let mut wire = Wire::of(2);
+    let with = |seed: u8| {
+        everyone(DatabaseType::Documents).encryption(Encryption::of_swarm_key(Algorithm::Aes256Gcm, &[seed; 32]))
+    };
+    let databases = wire.open("secret", &with(1)).await;
+    databases[0].put_document(Value::map([("_id", "a"), ("text", "the hidden text")])).await.unwrap();
+    let head = databases[0].head_blocks().unwrap().remove(0);
+    assert!(!head.windows(6).any(|window| window == b"hidden"));
+    wire.settle().await;
+    assert_eq!(databases[0].all().unwrap(), databases[1].all().unwrap());
+    assert_eq!(databases[1].get("a").unwrap().value.get("text"), Some(&"the hidden text".into()));
+    let mut strangers = Wire::of(1);
+    let stranger = strangers.open("secret", &with(2)).await.remove(0);
+    stranger.handle(Duration::ZERO, Input::Published(Peer::new("x"), head)).await.unwrap();
+    assert_eq!(stranger.info().unwrap().broken, 1);
+}
+
+#[tokio::test]
+async fn an_old_generation_is_dropped_and_its_space_is_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let (orbit, _outputs) = OrbitDb::builder().directory(directory.path()).build().unwrap();
+    assert_eq!((generation_name("tasks", 1), generation_name("tasks", 2)), ("tasks".into(), "tasks.2".into()));
+    let old = orbit.open_events(&generation_name("tasks", 1)).await.unwrap();
+    old.add(Value::Bytes(vec![7; 500_000])).await.unwrap();
+    let new = orbit.open_events(&generation_name("tasks", 2)).await.unwrap();
+    let used = || {
+        std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let before = used();
+    let address = old.address();
+    orbit.drop_database(&address).await.unwrap();
+    assert!(used() + 500_000 <= before);
+    assert_eq!(old.add(1_u64).await, Err(DatabaseError::Closed));
+    assert_eq!(orbit.databases().unwrap().len(), 1);
+    assert!(new.add(1_u64).await.is_ok());
+    let fresh = orbit.open_events("tasks").await.unwrap();
+    assert_eq!((fresh.address(), fresh.all().unwrap().len()), (address, 0));
+}
+
+#[tokio::test]
+async fn what_is_open_can_be_watched() {
+    let (orbit, _outputs) = node();
+    let mut addresses = orbit.addresses();
+    assert!(addresses.borrow_and_update().is_empty());
+    let events = orbit.open_events("log").await.unwrap();
+    assert!(addresses.borrow_and_update().contains(&events.address()));
+    assert_eq!(orbit.open_events("log").await.unwrap().address(), events.address());
+    let address = events.address();
+    assert!(orbit.database(&address).is_some());
+    drop(events);
+    assert!(addresses.borrow_and_update().is_empty());
+    assert!(orbit.database(&address).is_none());
+}
+
+#[tokio::test]
+async fn a_wait_for_a_block_can_be_given_up() {
+    let (orbit, _outputs) = node();
+    let address = Address::new(Hash::of(b"nobody has this")).to_string();
+    let missing = orbit.missing();
+    let opening = orbit.open(&address, OpenOptions::default());
+    assert!(tokio::time::timeout(Duration::from_millis(10), opening).await.is_err());
+    assert!(missing.borrow().is_empty());
+    let opening = tokio::spawn({
+        let orbit = orbit.clone();
+        async move { orbit.open(&Address::new(Hash::of(b"no manifest")).to_string(), OpenOptions::default()).await }
+    });
+    orbit.missing().wait_for(|missing| !missing.is_empty()).await.unwrap();
+    orbit.supply(b"something else");
+    orbit.supply(b"no manifest");
+    assert!(matches!(opening.await.unwrap(), Err(OpenError::Manifest(_))));
+}
+
+#[tokio::test]
+async fn a_put_is_published_and_its_block_is_served() {
+    let (orbit, mut outputs) = node();
+    let log = orbit.open_events("log").await.unwrap();
+    let hash = log.add("x").await.unwrap();
+    let Some(Output::Publish { address, block }) = outputs.recv().await else { panic!("a publication") };
+    assert_eq!((address, Hash::of(&block)), (log.address(), hash));
+    assert_eq!(orbit.block(&hash).unwrap().as_deref(), Some(&*block));
+    for served in [log.address().manifest(), orbit.identity().hash()] {
+        assert_eq!(Hash::of(&orbit.block(&served).unwrap().unwrap()), served);
+    }
+    assert_eq!(orbit.block(&Hash::of(b"not ours")).unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_relaxed_database_that_was_closed_loses_nothing_and_does_not_jump() {
+    let storage: Arc<dyn Storage> = Arc::new(Memory::default());
+    let open = async || {
+        let (orbit, _outputs) = OrbitDb::builder().storage(Arc::clone(&storage)).build().unwrap();
+        let log = orbit.open("log", OpenOptions::of(DatabaseType::Events).relaxed(true)).await.unwrap();
+        (orbit, log)
+    };
+    let (orbit, log) = open().await;
+    for number in 0..5_u64 {
+        log.add(number).await.unwrap();
+    }
+    orbit.close().await.unwrap();
+    drop((orbit, log));
+    let (_orbit, log) = open().await;
+    let mut events = log.events();
+    log.add(5_u64).await.unwrap();
+    let Ok(Event::Update(update)) = events.recv().await else { panic!("an update") };
+    assert_eq!(update.time, 6);
+}
+
+#[tokio::test]
+async fn a_storage_that_fails_stops_the_database_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let (storage, fails) = Failing::new(Redb::new(directory.path(), RedbConfig::default()).unwrap());
+    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    let log = orbit.open_events("log").await.unwrap();
+    log.add("kept").await.unwrap();
+    let mut events = log.events();
+    fails.store(true, Ordering::SeqCst);
+    assert!(matches!(log.add("lost").await, Err(DatabaseError::Storage(_))));
+    assert!(matches!(log.add("lost too").await, Err(DatabaseError::Storage(_))));
+    assert!(matches!(events.recv().await, Ok(Event::Error(_))));
+    assert_eq!(log.all().unwrap().len(), 1, "what was not safe is not shown");
+}

@@ -1,0 +1,8 @@
+//! The crate as others use it: against what JavaScript wrote, between nodes, and through crashes.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
+
+mod crash;
+mod databases;
+mod vectors;
+mod wire;

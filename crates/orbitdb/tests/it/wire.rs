@@ -1,0 +1,224 @@
+//! Nodes that are joined by a wire in this process, and a storage that fails when it is told to.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use orbitdb::{
+    Database, OpenOptions, OrbitDb, Output,
+    manifest::Address,
+    replica::Input,
+    storage::{Batch, Durability, Space, Storage, StorageError, Table},
+    sync::Peer,
+};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+
+/// How long anything may take before a test fails.
+const LIMIT: Duration = Duration::from_secs(20);
+
+pub(crate) fn node() -> (OrbitDb, mpsc::Receiver<Output>) {
+    OrbitDb::builder().build().unwrap()
+}
+
+/// Nodes that reach each other, named by their numbers.
+pub(crate) struct Wire {
+    nodes: Vec<(OrbitDb, mpsc::Receiver<Output>)>,
+    /// Who has been told of whose databases.
+    met: BTreeSet<(usize, usize, Address)>,
+    parted: BTreeSet<(usize, usize)>,
+    now: Duration,
+}
+
+fn name(node: usize) -> Peer {
+    Peer::new(node.to_string())
+}
+
+impl Wire {
+    pub(crate) fn of(count: usize) -> Self {
+        let nodes = (0..count).map(|_| node()).collect();
+        Self { nodes, met: BTreeSet::new(), parted: BTreeSet::new(), now: Duration::ZERO }
+    }
+
+    pub(crate) fn orbit(&self, node: usize) -> &OrbitDb {
+        &self.nodes[node].0
+    }
+
+    /// Opens a database by name on all nodes.
+    pub(crate) async fn open(&mut self, name: &str, options: &OpenOptions) -> Vec<Database> {
+        let mut databases = Vec::new();
+        for (orbit, _) in &self.nodes {
+            databases.push(orbit.open(name, options.clone()).await.unwrap());
+        }
+        databases
+    }
+
+    /// Tells one node that another is gone.
+    pub(crate) async fn part(&mut self, node: usize, other: usize) {
+        self.parted.insert((node, other));
+        for address in self.open_at(node) {
+            self.input(node, &address, Input::Unsubscribed(name(other))).await;
+        }
+    }
+
+    fn open_at(&self, node: usize) -> BTreeSet<Address> {
+        self.nodes[node].0.addresses().borrow().clone()
+    }
+
+    async fn input(&self, node: usize, address: &Address, input: Input) {
+        if let Some(database) = self.nodes[node].0.database(address) {
+            database.handle(self.now, input).await.unwrap();
+        }
+    }
+
+    /// Carries what is to be carried until nothing is.
+    pub(crate) async fn settle(&mut self) {
+        // The timers of an exchange of heads come with it.
+        self.now += Duration::from_secs(31);
+        let mut quiet = 0;
+        while quiet < 3 {
+            self.meet().await;
+            let mut carried = false;
+            for node in 0..self.nodes.len() {
+                while let Ok(output) = self.nodes[node].1.try_recv() {
+                    self.carry(node, output).await;
+                    carried = true;
+                }
+            }
+            quiet = if carried { 0 } else { quiet + 1 };
+            // What was handed to a writer is visible once it has answered the one behind it.
+            for node in 0..self.nodes.len() {
+                for address in self.open_at(node) {
+                    self.input(node, &address, Input::Tick).await;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Waits until something is so.
+    pub(crate) async fn until(&mut self, is_so: impl Fn() -> bool) {
+        timeout(LIMIT, async {
+            while !is_so() {
+                self.settle().await;
+            }
+        })
+        .await
+        .expect("it never came to be so");
+    }
+
+    async fn meet(&mut self) {
+        for node in 0..self.nodes.len() {
+            for other in 0..self.nodes.len() {
+                for address in &self.open_at(node) & &self.open_at(other) {
+                    if node != other && !self.parted.contains(&(node, other)) && self.met.insert((node, other, address))
+                    {
+                        self.input(node, &address, Input::Subscribed(name(other))).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn carry(&self, node: usize, output: Output) {
+        match output {
+            Output::Publish { address, block } => {
+                for other in (0..self.nodes.len()).filter(|other| *other != node) {
+                    self.input(other, &address, Input::Published(name(node), block.to_vec())).await;
+                }
+            }
+            Output::OpenHeads { address, peer } => {
+                let other: usize = peer.as_str().parse().unwrap();
+                for (from, to) in [(node, other), (other, node)] {
+                    let Some(database) = self.nodes[from].0.database(&address) else { continue };
+                    for head in database.head_blocks().unwrap() {
+                        self.input(to, &address, Input::Heads(name(from), head)).await;
+                    }
+                }
+                self.input(node, &address, Input::Exchanged(peer, true)).await;
+            }
+            Output::Want { address, peer, hashes } => {
+                let other: usize = peer.as_str().parse().unwrap();
+                for hash in hashes {
+                    let answer = match self.nodes[other].0.block(&hash).unwrap() {
+                        Some(block) => Input::Block(peer.clone(), block),
+                        None => Input::Absent(peer.clone(), hash),
+                    };
+                    self.input(node, &address, answer).await;
+                }
+            }
+        }
+    }
+
+    /// Gives nodes the blocks that they wait for until something is opened.
+    pub(crate) async fn supply_until<T>(&mut self, opening: JoinHandle<T>) -> T {
+        timeout(LIMIT, async {
+            while !opening.is_finished() {
+                for (orbit, _) in &self.nodes {
+                    let missing = orbit.missing().borrow().clone();
+                    for hash in missing {
+                        let found = self.nodes.iter().find_map(|(other, _)| other.block(&hash).unwrap());
+                        found.into_iter().for_each(|block| orbit.supply(&block));
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
+            opening.await.unwrap()
+        })
+        .await
+        .expect("it was never opened")
+    }
+}
+
+/// A storage that takes nothing more once it is told to.
+pub(crate) struct Failing<S> {
+    inner: S,
+    fails: Arc<AtomicBool>,
+}
+
+struct FailingSpace {
+    inner: Arc<dyn Space>,
+    fails: Arc<AtomicBool>,
+}
+
+impl<S> Failing<S> {
+    pub(crate) fn new(inner: S) -> (Self, Arc<AtomicBool>) {
+        let fails = Arc::new(AtomicBool::new(false));
+        (Self { inner, fails: Arc::clone(&fails) }, fails)
+    }
+}
+
+impl<S: Storage> Storage for Failing<S> {
+    fn open(&self, space: &str) -> Result<Arc<dyn Space>, StorageError> {
+        Ok(Arc::new(FailingSpace { inner: self.inner.open(space)?, fails: Arc::clone(&self.fails) }))
+    }
+
+    fn remove(&self, space: &str) -> Result<(), StorageError> {
+        self.inner.remove(space)
+    }
+}
+
+impl Space for FailingSpace {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        self.inner.get(table, key)
+    }
+
+    fn scan(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StorageError> {
+        self.inner.scan(table, each)
+    }
+
+    fn commit(&self, batch: &Batch, durability: Durability) -> Result<(), StorageError> {
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(StorageError::Failed { place: "here".into(), reason: "no space is left".into() });
+        }
+        self.inner.commit(batch, durability)
+    }
+
+    fn bytes(&self) -> Result<u64, StorageError> {
+        self.inner.bytes()
+    }
+}
