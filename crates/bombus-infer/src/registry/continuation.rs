@@ -200,6 +200,7 @@ impl Unbroken {
         let resume = &self.told.resume;
         let mut plan = self.route.plan_to_go_on(resume.sha256.clone());
         let bound = is_bound_to_weights(&self.request);
+        let request = ChatRequest { resume: Some(resume.clone()), ..(*self.request).clone() };
         let entries = plan.entries.clone();
         let entry = |ranked: &Ranked| entry_of(&entries, ranked).clone();
         plan.ranking.retain(|ranked| {
@@ -207,7 +208,7 @@ impl Unbroken {
                 || resume.sha256.is_some() && ranked.model().is_some_and(|info| info.sha256 == resume.sha256);
             let entry = entry(ranked);
             let gave_up = self.failed.contains(&entry.name) && (entry.is_peer() || !failed_too);
-            !gave_up && (!bound || same_weights()) && entry.named.backend.can_resume(&self.request)
+            !gave_up && (!bound || same_weights()) && entry.named.backend.can_resume(&request)
         });
         plan.ranking.sort_by_key(|ranked| self.failed.contains(&ranked.candidate.backend));
         (!plan.ranking.is_empty()).then_some(plan)

@@ -9,7 +9,7 @@ use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::identity::NodeId;
 use bombus_core::model::{ModelInfo, ModelName};
 use bombus_infer::models::{
-    ModelDefaults, ModelStore, PeerReadError, PeerSource, PullConfig, PullProgress, StoreLibrary, Wanted, pull,
+    LocalModel, ModelDefaults, ModelStore, PeerReadError, PeerSource, PullConfig, PullProgress, StoreLibrary, Wanted, pull,
 };
 use bombus_infer::{
     Backend, BackendError, Backends, ChatStream, CreateRequest, Health, ModelLibrary, NamedBackend, Progress,
@@ -59,7 +59,7 @@ struct Shelf {
 #[async_trait]
 impl Backend for Shelf {
     async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
-        Ok(self.store.list()?.iter().map(|model| model.to_model_info()).collect())
+        Ok(self.store.list()?.iter().map(LocalModel::to_model_info).collect())
     }
 
     async fn chat(&self, _request: ChatRequest) -> Result<ChatStream, BackendError> {

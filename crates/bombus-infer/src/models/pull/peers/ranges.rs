@@ -178,6 +178,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "the set has one range")]
     fn a_map_is_believed_as_far_as_the_file_goes_and_no_further() {
         let directory = TempDir::new().unwrap();
         let store = ModelStore::open(directory.path()).unwrap();
