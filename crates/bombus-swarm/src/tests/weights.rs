@@ -9,7 +9,8 @@ use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::identity::NodeId;
 use bombus_core::model::{ModelInfo, ModelName};
 use bombus_infer::models::{
-    LocalModel, ModelDefaults, ModelStore, PeerReadError, PeerSource, PullConfig, PullProgress, StoreLibrary, Wanted, pull,
+    LocalModel, ModelDefaults, ModelStore, PeerReadError, PeerSource, PullConfig, PullProgress, StoreLibrary, Wanted,
+    pull,
 };
 use bombus_infer::{
     Backend, BackendError, Backends, ChatStream, CreateRequest, Health, ModelLibrary, NamedBackend, Progress,
