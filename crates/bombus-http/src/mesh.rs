@@ -260,7 +260,7 @@ pub struct Trouble {
 /// What this node does for others now, and what its configuration lets it do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SharingState {
-    /// Whether its owner had it stop taking requests of others, until it is resumed or started again.
+    /// Whether its owner had it stop taking requests of others, until it is resumed; a restart changes nothing.
     pub paused: bool,
     /// Whether it takes no requests of others any more since it is about to go, and finishes those that run.
     pub draining: bool,

@@ -21,7 +21,7 @@ pub(crate) async fn state(State(app): State<SharedApp>) -> Result<Json<SharingSt
     Ok(Json(state_of(&app)))
 }
 
-/// Takes no further requests of other nodes until it is resumed or started again. What runs goes on.
+/// Takes no further requests of other nodes until it is resumed, also after a restart. What runs goes on.
 #[utoipa::path(post, operation_id = "node_pause", path = "/node/pause", tag = "native",
     responses((status = 200, description = "Others get nothing more", body = SharingState)))]
 pub(crate) async fn pause(_: KeyHolder, State(app): State<SharedApp>) -> Result<Json<SharingState>, ApiError> {
