@@ -1,6 +1,6 @@
 use bombus_core::model::ModelInfo;
-use bombus_core::placement::Need;
-use bombus_infer::Route;
+use bombus_core::placement::{Need, Scope};
+use bombus_infer::{BackendError, Listed, Route};
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -22,8 +22,15 @@ impl Target {
     /// No name at all; what [`bombus_infer::Backends::route`] says.
     pub(crate) async fn find(app: &App, model: Option<String>, need: Need) -> Result<Self, ApiError> {
         let model = name(app, model)?;
-        let route = app.services.backends.route(&model, &need).await?;
-        Ok(Self { route, model })
+        let backends = &app.services.backends;
+        match backends.route(&model, &need).await {
+            Ok(route) => Ok(Self { route, model }),
+            Err(error @ BackendError::ModelNotFound { .. }) if need.scope != Scope::Anywhere => {
+                let elsewhere = backends.find(&model).await.ok();
+                Err(elsewhere.map_or_else(|| error.into(), |listed| out_of_scope(&model, &listed)))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Takes note of how many answers each prompt gets. Of several, one that breaks off ends: nobody could tell which of them a comment
@@ -44,6 +51,16 @@ impl Target {
         let node = named.peer.as_ref().map(|peer| peer.node());
         ModelLabels { model: info.name.to_string(), backend: label_of(node, &named.name) }
     }
+}
+
+/// Says where a model is that the scope of a request leaves out.
+fn out_of_scope(model: &str, listed: &Listed) -> ApiError {
+    let place = match &listed.node_name {
+        Some(name) => format!("node '{name}'"),
+        None => "this node".to_owned(),
+    };
+    let message = format!("model '{model}' not found within the scope of the request; it is on {place}");
+    ApiError { message, ..ApiError::model_not_found(model) }
 }
 
 /// Returns the model that is named, or the default one.

@@ -138,6 +138,15 @@ async fn a_node_that_is_named_and_cannot_answer_is_said_so() {
     assert!(answer.body.contains("paused"), "{}", answer.body);
 }
 
+#[tokio::test]
+async fn a_model_outside_of_the_scope_is_said_to_be_elsewhere() {
+    let router = loopback(swarm_of(Vec::new(), vec![there(2, "hive", says("there"))]).await);
+    let [(chat, body), ..] = asking();
+    let answer = scoped(&router, chat, &body, &["local"]).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (404, &json!("model_not_found")));
+    assert!(answer.body.contains("it is on node 'hive'"), "{}", answer.body);
+}
+
 /// Where the first word comes from here and the second from elsewhere.
 async fn broken_here() -> Router {
     loopback(swarm_of(vec![here(breaks_after("one "))], vec![there(2, "hive", says("two"))]).await)
