@@ -232,6 +232,7 @@ async fn a_cut_cable_moves_an_answer_and_a_healed_one_brings_the_worker_back() {
         stream.until_words(10).await;
         swarm.cut(0, &[victim]).await;
         let answer = stream.rest().await;
+        assert!(answer.done, "{answer:?}\nits log:\n{}", swarm.member(0).log_end());
         answer.assert_whole(&text, "stop");
         assert_eq!(answer.seams.len(), 1, "{answer:?}");
         assert!(answer.longest_gap < GAP_AT_STALL, "{answer:?}");

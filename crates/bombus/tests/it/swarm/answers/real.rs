@@ -71,7 +71,7 @@ async fn a_real_answer_whose_worker_dies_is_as_it_would_have_been() {
         let question = ask(prompts[round % prompts.len()], TOKENS);
         let undisturbed = question.answer(swarm.member(0)).await;
         undisturbed.assert_ended("length");
-        let answer = interrupted(&mut swarm, &question, 1 + round * 11 % 30).await;
+        let answer = interrupted(&mut swarm, &question, 1 + round * 5 % 11).await;
         answer.assert_ended("length");
         assert_eq!(answer.seams.len(), 1, "{answer:?}");
         assert_eq!(answer.usage["completion_tokens"], TOKENS, "{answer:?}");
