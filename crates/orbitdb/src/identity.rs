@@ -192,6 +192,26 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_that_claims_anothers_key_is_refused() {
+        // All that Mallory can sign is right; that the inner key is Alice's only Alice could have signed.
+        let alice = signer(1);
+        let (outer, inner) = (SecretKey::from_bytes(&[3; 32]).unwrap(), SecretKey::from_bytes(&[4; 32]).unwrap());
+        let id = outer.public_key().to_string();
+        let public_key = alice.identity().key().to_string();
+        let signature_id = inner.sign(id.as_bytes());
+        let signature_public_key = outer.sign(format!("{public_key}{signature_id}").as_bytes());
+        let signatures = Value::map([("id", signature_id), ("publicKey", signature_public_key)]);
+        let value = Value::map([
+            ("id", Value::from(id)),
+            ("type", TYPE.into()),
+            ("publicKey", public_key.into()),
+            ("signatures", signatures),
+        ]);
+        let refused = Identity::read(&value.encode().unwrap());
+        assert_eq!(refused, Err(IdentityError::Signature(SignatureError::Wrong)));
+    }
+
+    #[test]
     fn other_blocks_are_no_identities() {
         let good = signer(1);
         let mut value = Value::decode(good.block()).unwrap();

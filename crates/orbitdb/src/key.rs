@@ -146,11 +146,8 @@ impl PublicKey {
             return Err(SignatureError::Form);
         }
         let der = hex::decode(signature).map_err(|_| SignatureError::Form)?;
+        // libsecp256k1 itself refuses every DER but the strict one, and a high S.
         let parsed = ecdsa::Signature::from_der(&der).map_err(|_| SignatureError::Form)?;
-        if parsed.serialize_der()[..] != der {
-            return Err(SignatureError::Form);
-        }
-        // libsecp256k1 itself refuses a high S.
         ecdsa::verify(&parsed, digest(parts), &self.point).map_err(|_| SignatureError::Wrong)
     }
 }
@@ -191,6 +188,14 @@ mod tests {
         assert_eq!(public.verify(b"message", &signature.to_uppercase()), Err(SignatureError::Form));
         assert_eq!(public.verify(b"message", &format!("{signature}00")), Err(SignatureError::Form));
         assert_eq!(public.verify(b"message", ""), Err(SignatureError::Form));
+        // The same numbers in other DER: a zero too many in front of the first, and a length in two bytes.
+        let (length, first) =
+            (u8::from_str_radix(&signature[2..4], 16).unwrap(), u8::from_str_radix(&signature[6..8], 16).unwrap());
+        let padded = format!("30{:02x}02{:02x}00{}", length + 1, first + 1, &signature[8..]);
+        let long = format!("3081{}", &signature[2..]);
+        for other in [padded, long] {
+            assert_eq!(public.verify(b"message", &other), Err(SignatureError::Form), "{other}");
+        }
     }
 
     #[test]

@@ -429,6 +429,8 @@ impl Replica {
                     let needed = needed.contains(&block.hash);
                     self.bulk_entry(now, block, received, stamp, needed, effects);
                 }
+                // An identity that no entry names is of no use, and no harm.
+                Err(_) if Identity::read(&block.bytes).is_ok() => {}
                 Err(error) => {
                     let dropped = self.sync.broken(&block.hash);
                     self.report_broken(block.hash, error, dropped, effects);

@@ -1,14 +1,23 @@
 //! What `@orbitdb/core` 4.0.0 wrote: every block comes out of this crate again, byte by byte.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
 use orbitdb::{
+    Access, Event, OpenOptions, OrbitDb,
     cbor::Value,
     cid::Hash,
     crypt::{Cipher, CipherError, Encryption},
     entry::{Codec, Draft, Limits, Received},
     identity::{Identity, Signer},
+    index::Row,
     key::{PublicKey, SecretKey},
     log::{Admission, Joined, Log, Stamp},
     manifest::{Address, ControllerAddress, Manifest, controller_block, read_controller},
+    replica::Input,
+    sync::Peer,
 };
 use serde_json::Value as Json;
 
@@ -152,6 +161,60 @@ fn every_log_is_traversed_in_its_order_and_would_be_continued_alike() {
             let fork: Vec<&str> =
                 list(&vectors, "/forkOrderNewestFirst").iter().map(|entry| text(entry, "/hash")).collect();
             assert_eq!(hashes[1..], fork);
+        }
+    }
+}
+
+/// Writes the bytes of the vectors, `{"$hex": ...}`, as DAG-JSON does.
+fn dag_json(json: &Json) -> Json {
+    match json {
+        Json::Object(object) => match object.get("$hex").and_then(Json::as_str) {
+            Some(bytes) => Value::Bytes(hex::decode(bytes).unwrap()).to_json(),
+            None => object.iter().map(|(key, value)| (key.clone(), dag_json(value))).collect(),
+        },
+        Json::Array(list) => list.iter().map(dag_json).collect(),
+        other => other.clone(),
+    }
+}
+
+#[tokio::test]
+async fn databases_have_the_addresses_of_javascript_and_show_what_it_wrote() {
+    let vectors = vectors();
+    let (orbit, _outputs) = OrbitDb::builder().signer(signer(&vectors)).build().unwrap();
+    let blocks = ["/identity/bytes", "/secondIdentity/bytes"].map(|pointer| bytes(&vectors, pointer));
+    let peer = Peer::new("javascript");
+    for (number, database) in list(&vectors, "/databases").iter().enumerate() {
+        let manifest = Manifest::read(&bytes(database, "/manifest/bytes")).unwrap();
+        let access = match manifest.controller {
+            ControllerAddress::Ipfs(_) => Access::Writers(read_controller(&bytes(database, "/access/bytes")).unwrap()),
+            ControllerAddress::OrbitDb(_) => Access::Capabilities(vec![]),
+        };
+        let mut options = OpenOptions::of(manifest.r#type).access(access);
+        if let Some(meta) = manifest.meta {
+            options = options.meta(meta);
+        }
+        let opened = orbit.open(&manifest.name, options).await.unwrap();
+        assert_eq!(opened.address().to_string(), text(database, "/address"), "database {number}");
+        let entries = list(database, "/entries").iter().map(|entry| bytes(entry, "/bytes"));
+        let mut events = opened.events();
+        let bulk = blocks.iter().cloned().chain(entries).collect();
+        opened.handle(Duration::ZERO, Input::Bulk(peer.clone(), bulk)).await.unwrap();
+        let mut values: BTreeMap<String, Json> = BTreeMap::new();
+        for entry in list(database, "/entries") {
+            let Event::Update(update) = events.recv().await.unwrap() else { panic!("only updates") };
+            assert_eq!(update.hash.to_string(), text(entry, "/hash"));
+            let payload = &entry["value"]["payload"];
+            match payload["op"].as_str() {
+                Some("PUT") => drop(values.insert(text(payload, "/key").to_owned(), payload["value"].clone())),
+                Some("DEL") => drop(values.remove(text(payload, "/key"))),
+                _ => drop(values.insert(text(entry, "/hash").to_owned(), payload["value"].clone())),
+            }
+        }
+        let key = |row: &Row| if row.key.is_empty() { row.hash.to_string() } else { row.key.to_string() };
+        let rows = opened.all().unwrap();
+        assert_eq!(rows.iter().map(key).collect::<BTreeSet<_>>(), values.keys().cloned().collect());
+        for row in &rows {
+            assert_eq!(row.value.to_json(), dag_json(&values[&key(row)]), "{}", key(row));
         }
     }
 }
