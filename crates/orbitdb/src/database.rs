@@ -292,7 +292,7 @@ impl Database {
             if !stored.is_empty() {
                 permit.send(Job::Store(Store { stored, publish: None, done: None, full: true }));
             } else if is_tick && shared.durability == Durability::Relaxed {
-                permit.send(Job::Flush);
+                permit.send(Job::Flush(None));
             }
         }
         for effect in rest {
@@ -347,6 +347,17 @@ impl Database {
             return Ok(Some(block));
         }
         Ok(space.get(crate::storage::Table::Blocks, hash.digest())?)
+    }
+
+    /// Waits until everything that was taken so far is safe and shown, what came from peers included.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError::Closed`] when the database is closed, and when the storage failed.
+    pub async fn flush(&self) -> Result<(), DatabaseError> {
+        let (done, receiver) = oneshot::channel();
+        self.inner.jobs.send(Job::Flush(Some(done))).await.map_err(|_| DatabaseError::Closed)?;
+        Ok(receiver.await.map_err(|_| DatabaseError::Closed)??)
     }
 
     /// Writes what is waiting, makes it safe and ends. Handles that are left answer [`DatabaseError::Closed`].

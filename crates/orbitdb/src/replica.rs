@@ -202,7 +202,8 @@ impl Replica {
         &self.sync
     }
 
-    /// Returns how many entries were dropped since it was made, by reason: refused, and with nothing that builds on them.
+    /// Returns how often entries were dropped since it was made, by reason: refused, and with nothing that builds on them. One that comes
+    /// again counts again.
     #[must_use]
     pub const fn dropped(&self) -> &HashMap<Refusal, u64> {
         &self.refused

@@ -41,8 +41,8 @@ pub(super) enum Job {
     Store(Store),
     /// Count the entries of others from now on.
     Readmit(Admission),
-    /// Make everything safe.
-    Flush,
+    /// Make everything safe, and tell when it is.
+    Flush(Option<Done>),
     /// Make everything safe, and end.
     Close(Done),
 }
@@ -110,9 +110,13 @@ impl Writer {
     fn other(&mut self, job: Job) -> Option<Done> {
         match job {
             Job::Close(done) => return Some(done),
-            Job::Flush => {
+            Job::Flush(done) => {
                 if self.unsafe_entries > 0 {
                     self.flush();
+                }
+                if let Some(done) = done {
+                    let failure = self.shared.state().failure.clone();
+                    drop(done.send(failure.map_or(Ok(()), Err)));
                 }
             }
             Job::Readmit(admission) => {

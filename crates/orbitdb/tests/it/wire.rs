@@ -79,24 +79,33 @@ impl Wire {
     pub(crate) async fn settle(&mut self) {
         // The timers of an exchange of heads come with it.
         self.now += Duration::from_secs(31);
-        let mut quiet = 0;
-        while quiet < 3 {
+        let mut carried = true;
+        while carried {
+            carried = false;
             self.meet().await;
-            let mut carried = false;
             for node in 0..self.nodes.len() {
                 while let Ok(output) = self.nodes[node].1.try_recv() {
                     self.carry(node, output).await;
                     carried = true;
                 }
             }
-            quiet = if carried { 0 } else { quiet + 1 };
-            // What was handed to a writer is visible once it has answered the one behind it.
-            for node in 0..self.nodes.len() {
-                for address in self.open_at(node) {
-                    self.input(node, &address, Input::Tick).await;
+            // Twice, because a database of capabilities hands its changes to the one that it guards.
+            for _ in 0..2 {
+                self.flush().await;
+            }
+            carried |= self.nodes.iter().any(|(_, outputs)| !outputs.is_empty());
+        }
+    }
+
+    /// Lets timers run out, and waits until everything is written and shown.
+    async fn flush(&self) {
+        for node in 0..self.nodes.len() {
+            for address in self.open_at(node) {
+                self.input(node, &address, Input::Tick).await;
+                if let Some(database) = self.orbit(node).database(&address) {
+                    database.flush().await.unwrap();
                 }
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
