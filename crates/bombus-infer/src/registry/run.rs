@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use super::entry::Place;
 use crate::{BackendError, ChatStream};
 
+/// Fewer tokens than this say nothing of a backend's speed.
+const MEASURED_TOKENS_MIN: u32 = 8;
 /// Events that may stand before an answer's first token.
 const PREFACE_MAX: usize = 8;
 
@@ -193,8 +195,9 @@ impl Run {
                 let took = self.first_token.elapsed().as_secs_f64();
                 (written.completion_tokens > 1 && took > 0.0).then(|| f64::from(written.completion_tokens - 1) / took)
             };
+            let is_enough = written.completion_tokens >= MEASURED_TOKENS_MIN;
             let speed = timings.tokens_per_second(&written).or_else(measured);
-            self.turn.answered(speed);
+            self.turn.answered(speed.filter(|_| is_enough));
         }
     }
 }

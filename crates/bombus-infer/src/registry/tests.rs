@@ -62,7 +62,7 @@ impl Player {
     }
 
     fn with_models(models: Vec<ModelInfo>) -> Arc<Self> {
-        let player = Self::always(Play::Say(1));
+        let player = Self::always(Play::Say(8));
         *player.models.lock().unwrap() = Ok(models);
         player
     }

@@ -84,7 +84,7 @@ async fn nobody_waits_for_a_slot_without_end_or_in_a_queue_without_end() {
 
 #[tokio::test(start_paused = true)]
 async fn speed_and_time_to_the_first_token_are_measured() {
-    let backends = backends_of(&[Player::always(Play::Say(5))]);
+    let backends = backends_of(&[Player::always(Play::Say(8))]);
     assert_eq!(state(&backends, "a").tokens_per_second, None);
     words(chat(&backends).await.unwrap()).await.unwrap();
     let state = state(&backends, "a");
