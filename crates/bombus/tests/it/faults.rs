@@ -70,8 +70,26 @@ async fn an_engine_killed_while_it_reads_a_prompt_is_replaced_and_the_request_an
 }
 
 #[tokio::test]
-async fn an_engine_killed_while_it_answers_ends_the_stream_with_an_error() {
-    let home = home_with_model("").await;
+async fn an_answer_goes_on_in_a_new_engine_process_when_its_own_is_killed() {
+    for _ in 0..rounds() {
+        let home = home_with_model("").await;
+        let node = Node::start(&home).await;
+        let mut stream = node.stream(with(chat("Tell me a long story.", 120), &json!({ "ignore_eos": true }))).await;
+        stream.first_text().await;
+        kill(node.engine().await);
+        let rest = stream.rest().await;
+        assert_eq!(rest.last().map(String::as_str), Some("[DONE]"), "{rest:?}");
+        assert!(
+            rest.iter().any(|event| event.contains("engine process was killed")),
+            "who took over is told: {rest:?}"
+        );
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_killed_while_it_answers_ends_the_stream_with_an_error_where_nothing_is_continued() {
+    let home = home_with_model("[route]\ncontinuations_max = 0").await;
     let node = Node::start(&home).await;
     for round in 0..rounds() {
         if round > 0 {
