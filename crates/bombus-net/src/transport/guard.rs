@@ -151,6 +151,11 @@ impl<S> Greeted<S> {
         Self { socket, matched: 0, limit: Some(Box::pin(tokio::time::sleep(limit))), is_private }
     }
 
+    /// Reads what a write says that fails: before the greeting it is the other side that could not read ours, and closed.
+    fn broken(&self, error: io::Error) -> io::Error {
+        if self.limit.is_some() { self.refusal() } else { error }
+    }
+
     fn refusal(&self) -> io::Error {
         if self.is_private {
             io::Error::new(io::ErrorKind::InvalidData, ForeignKey)
@@ -189,11 +194,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, data)
+        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, data));
+        Poll::Ready(written.map_err(|error| self.broken(error)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        let flushed = ready!(Pin::new(&mut self.socket).poll_flush(cx));
+        Poll::Ready(flushed.map_err(|error| self.broken(error)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -210,7 +217,9 @@ impl<S> fmt::Debug for Greeted<S> {
 #[cfg(test)]
 mod tests {
     use futures::AsyncReadExt;
+    use futures::AsyncWriteExt;
     use futures::io::Cursor;
+    use tokio_util::compat::TokioAsyncReadCompatExt;
 
     use super::*;
 
@@ -242,6 +251,15 @@ mod tests {
         let mut guarded = Greeted::new(Cursor::new(Vec::new()), LIMIT, true);
         let error = guarded.read_exact(&mut [0; 1]).await.unwrap_err();
         assert!(super::super::find::<ForeignKey>(&error).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_before_the_greeting_is_another_key_too() {
+        let (socket, other) = tokio::io::duplex(64);
+        drop(other);
+        let mut greeted = Greeted::new(socket.compat(), Duration::from_secs(5), true);
+        let error = greeted.write_all(GREETING).await.unwrap_err();
+        assert!(error.get_ref().is_some_and(|inner| inner.is::<ForeignKey>()), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
