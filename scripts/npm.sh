@@ -36,6 +36,8 @@ if [ ! -e "$folder/.complete" ] || [ ! -x "$folder/node" ]; then
   rm -rf "$folder"
   mkdir -p "$folder"
   cp "$project/package.json" "$project/package-lock.json" "$folder/"
+  # A package of the project's own, which stands in for one that nobody needs here.
+  [ ! -d "$project/stub" ] || cp -R "$project/stub" "$folder/"
   PATH=$bin:$PATH npm ci --ignore-scripts --no-audit --no-fund --silent --prefix "$folder" >&2
   ln -s "$bin/node" "$folder/node"
   touch "$folder/.complete"
