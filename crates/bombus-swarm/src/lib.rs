@@ -11,6 +11,7 @@
 //! liveness.rs    the failure detector's datagrams over streams: links.rs sends, readers.rs receives
 //! help.rs        requests for help, and answers to them
 //! route.rs       answers between nodes: requests that go to peers, and those of peers that this node answers
+//! db.rs          replicated databases: the library `orbitdb`, run over the mesh
 //! weights.rs     models between nodes: weights that travel, and nodes that manage the models of others
 //! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
 //! ```
@@ -18,6 +19,7 @@
 mod clock;
 mod config;
 mod counts;
+pub mod db;
 mod error;
 mod events;
 mod facts;

@@ -10,9 +10,12 @@ const ALLOWED_EDGES: &[(&str, &[&str])] = &[
     ("bombus-infer", &["bombus-core"]),
     ("bombus-llama", &["bombus-core", "bombus-infer"]),
     ("bombus-net", &["bombus-core"]),
-    ("bombus-swarm", &["bombus-core", "bombus-infer", "bombus-net"]),
+    ("bombus-swarm", &["bombus-core", "bombus-infer", "bombus-net", "orbitdb"]),
     ("bombus-http", &["bombus-core", "bombus-infer", "bombus-net", "bombus-swarm"]),
-    ("bombus", &["bombus-core", "bombus-infer", "bombus-llama", "bombus-net", "bombus-swarm", "bombus-http"]),
+    (
+        "bombus",
+        &["bombus-core", "bombus-infer", "bombus-llama", "bombus-net", "bombus-swarm", "bombus-http", "orbitdb"],
+    ),
     ("bombus-testkit", &[]),
     ("orbitdb", &[]),
 ];

@@ -142,6 +142,24 @@ impl OpenOptions {
         self
     }
 
+    /// Returns the field that holds the keys of documents, where one was said.
+    #[must_use]
+    pub fn index_field(&self) -> Option<&str> {
+        self.index_by.as_deref()
+    }
+
+    /// Returns whether the last puts may be lost in a crash.
+    #[must_use]
+    pub const fn is_relaxed(&self) -> bool {
+        self.relaxed
+    }
+
+    /// Returns whether they hold no view and no keys of the application, without which it cannot be opened in the same way again.
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        self.view.is_none() && self.encryption.data.is_none() && self.encryption.replication.is_none()
+    }
+
     fn rule(&self, r#type: DatabaseType) -> Rule {
         match (&self.view, r#type) {
             (_, DatabaseType::Events) => Rule::All,

@@ -1,0 +1,211 @@
+//! Settings of the databases.
+
+use std::time::Duration;
+
+use orbitdb::OpenOptions;
+use orbitdb::entry::Limits;
+use orbitdb::sync::SyncConfig;
+use serde::{Deserialize, Serialize};
+
+/// Replicated databases: the section `[db]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DbConfig {
+    /// Whether this node keeps databases and replicates them.
+    pub enabled: bool,
+    /// Most databases that are open at once, those that guard others included. Each takes a topic and a protocol of the mesh.
+    pub databases_max: usize,
+    /// Memory for pages of each open database, in MiB.
+    pub cache_mb: usize,
+    /// Whether the last puts to databases that are created may be lost in a crash, for speed. Otherwise a put is safe when it returns.
+    pub relaxed: bool,
+    /// Greatest size of an entry that counts, in KiB. Peers in JavaScript cannot exchange entries of 256 KiB.
+    pub entry_kb_max: usize,
+    /// Greatest size of a block that is looked at, in KiB; nothing that builds on a larger one joins.
+    pub block_kb_max: usize,
+    /// Most `next`, and most `refs`, that an entry may name.
+    pub links_max: usize,
+    /// How long to wait for what a database is, where it is opened by the address of a peer's, in milliseconds.
+    pub open_limit_ms: u64,
+    /// How long an exchange of heads may take, in milliseconds.
+    pub heads_limit_ms: u64,
+    /// Most exchanges of heads that run at once for one database, those that peers began included.
+    pub heads_streams_max: usize,
+    /// When to ask whom.
+    pub sync: DbSyncConfig,
+    /// The bulk catch-up between nodes.
+    pub oplog: OplogConfig,
+}
+
+impl Default for DbConfig {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            enabled: true,
+            databases_max: 48,
+            cache_mb: 16,
+            relaxed: false,
+            entry_kb_max: limits.entry_bytes >> 10,
+            block_kb_max: limits.block_bytes >> 10,
+            links_max: limits.links,
+            open_limit_ms: 30_000,
+            heads_limit_ms: 10_000,
+            heads_streams_max: 64,
+            sync: DbSyncConfig::default(),
+            oplog: OplogConfig::default(),
+        }
+    }
+}
+
+/// When peers are asked for what is missing: the section `[db.sync]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DbSyncConfig {
+    /// How often heads are exchanged with each peer, in milliseconds.
+    pub resend_ms: u64,
+    /// How long a peer has for a block before another one is asked, in milliseconds.
+    pub want_timeout_ms: u64,
+    /// First pause after all peers were asked in vain, or an exchange of heads failed, in milliseconds; it doubles each time.
+    pub backoff_ms: u64,
+    /// Greatest such pause, in milliseconds.
+    pub backoff_ms_max: u64,
+    /// How often all peers are asked for a block before it is given up, until somebody names it again.
+    pub rounds: u32,
+    /// Greatest memory for blocks of one database that wait for others, in MiB.
+    pub waiting_mb: usize,
+    /// Greatest part of it for the blocks of one peer, in MiB.
+    pub waiting_mb_per_peer: usize,
+    /// Most peers of one database that are kept in mind; further ones are passed over.
+    pub peers_max: usize,
+}
+
+impl Default for DbSyncConfig {
+    fn default() -> Self {
+        let sync = SyncConfig::default();
+        Self {
+            resend_ms: millis(sync.resend),
+            want_timeout_ms: millis(sync.want_timeout),
+            backoff_ms: millis(sync.backoff),
+            backoff_ms_max: millis(sync.backoff_max),
+            rounds: sync.rounds,
+            waiting_mb: sync.parked_bytes >> 20,
+            waiting_mb_per_peer: sync.parked_bytes_per_peer >> 20,
+            peers_max: sync.peers,
+        }
+    }
+}
+
+/// The bulk catch-up between nodes, `/bombus/oplog/1`: the section `[db.oplog]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OplogConfig {
+    /// Most peers that are served at once; who asks beyond is told to come back.
+    pub serve_max: usize,
+    /// How many of them may be one peer's.
+    pub serve_per_peer_max: usize,
+    /// About how much is sent and checked in one piece, in KiB.
+    pub frame_kb: usize,
+    /// Most entries that are sent to one request; who lacks more asks again.
+    pub entries_max: usize,
+    /// How long a peer may take for the first word of its answer, in milliseconds.
+    pub answer_limit_ms: u64,
+    /// How long a peer may take for the next piece, in milliseconds.
+    pub stall_limit_ms: u64,
+}
+
+impl Default for OplogConfig {
+    fn default() -> Self {
+        Self {
+            serve_max: 8,
+            serve_per_peer_max: 2,
+            frame_kb: 512,
+            entries_max: 1_000_000,
+            answer_limit_ms: 5_000,
+            stall_limit_ms: 10_000,
+        }
+    }
+}
+
+impl DbConfig {
+    /// Returns options with the bounds of this configuration.
+    pub(super) fn bound(&self, options: OpenOptions) -> OpenOptions {
+        let relaxed = self.relaxed || options.is_relaxed();
+        options.limits(self.limits()).sync(self.sync()).relaxed(relaxed)
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        let kib = |size: usize| size.saturating_mul(1 << 10);
+        Limits {
+            block_bytes: kib(self.block_kb_max),
+            entry_bytes: kib(self.entry_kb_max.min(self.block_kb_max)),
+            links: self.links_max,
+        }
+    }
+
+    fn sync(&self) -> SyncConfig {
+        let sync = &self.sync;
+        let mib = |size: usize| size.saturating_mul(1 << 20);
+        SyncConfig {
+            // Without a pause, what fails would be tried without an end.
+            resend: Duration::from_millis(sync.resend_ms.max(100)),
+            want_timeout: Duration::from_millis(sync.want_timeout_ms.max(10)),
+            backoff: Duration::from_millis(sync.backoff_ms.max(10)),
+            backoff_max: Duration::from_millis(sync.backoff_ms_max.max(sync.backoff_ms.max(10))),
+            rounds: sync.rounds,
+            parked_bytes: mib(sync.waiting_mb),
+            parked_bytes_per_peer: mib(sync.waiting_mb_per_peer),
+            peers: sync.peers_max,
+        }
+    }
+
+    pub(super) fn open_limit(&self) -> Duration {
+        Duration::from_millis(self.open_limit_ms)
+    }
+
+    pub(super) fn heads_limit(&self) -> Duration {
+        Duration::from_millis(self.heads_limit_ms)
+    }
+}
+
+impl OplogConfig {
+    pub(super) fn answer_limit(&self) -> Duration {
+        Duration::from_millis(self.answer_limit_ms)
+    }
+
+    pub(super) fn stall_limit(&self) -> Duration {
+        Duration::from_millis(self.stall_limit_ms)
+    }
+
+    pub(super) fn frame_bytes(&self) -> usize {
+        self.frame_kb.clamp(1, 16 << 10) << 10
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_word_the_bounds_are_those_of_the_library() {
+        let config = DbConfig::default();
+        assert_eq!(config.limits(), Limits::default());
+        assert_eq!(config.sync(), SyncConfig::default());
+    }
+
+    #[test]
+    fn a_pause_of_nothing_is_none() {
+        let sync = DbSyncConfig { resend_ms: 0, backoff_ms: 0, backoff_ms_max: 0, ..DbSyncConfig::default() };
+        let sync = DbConfig { sync, ..DbConfig::default() }.sync();
+        assert!(sync.resend > Duration::ZERO && sync.backoff > Duration::ZERO && sync.backoff_max >= sync.backoff);
+    }
+
+    #[test]
+    fn settings_that_are_not_known_are_told() {
+        let read = serde_json::from_str::<DbConfig>(r#"{ "oplog": { "entries": 3 } }"#);
+        assert!(read.unwrap_err().to_string().contains("entries"));
+    }
+}

@@ -1,0 +1,92 @@
+//! Why something could not be done with the databases of a node.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use orbitdb::manifest::Address;
+use orbitdb::storage::StorageError;
+use orbitdb::{BuildError, DatabaseError, OpenError};
+
+/// Why something could not be done with the databases of a node.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// The storage or the keys in it cannot be used.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The list of databases cannot be read or written.
+    #[error("{} cannot be {doing}: {error}", .path.display())]
+    Records {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The list of databases was written by a newer version.
+    #[error("{} is of format {found}, and this version knows {known}: use the newer version of the program", .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest that is known.
+        known: u32,
+    },
+    /// No database has this name or address here.
+    #[error("there is no database {0:?} here: create it, or open that of a peer by its address")]
+    NotFound(String),
+    /// Several databases have this name.
+    #[error("{} databases are called {name:?}: say which one by its address, {}", .addresses.len(), list(.addresses))]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// Their addresses.
+        addresses: Vec<Address>,
+    },
+    /// Another database has this name.
+    #[error("a database {name:?} is here already, {address}: open that one, drop it, or take another name")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The address of the other one.
+        address: Address,
+    },
+    /// The name cannot be one.
+    #[error("{0:?} is no name of a database: it has 1 to 128 bytes, no control characters, and does not begin with a slash")]
+    Name(String),
+    /// As many databases are open as may be.
+    #[error("{0} databases are open, and no more may be (db.databases_max): close or drop one")]
+    TooMany(usize),
+    /// No peer gave what the database is.
+    #[error("no peer that is connected gave the manifest of {address} within {limit:?}: connect to a node that has it open, and try again")]
+    NotReached {
+        /// Its address.
+        address: Address,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The databases are being closed.
+    #[error("the node is stopping")]
+    Stopped,
+    /// The work panicked.
+    #[error("an operation failed inside: {0}")]
+    Failed(String),
+}
+
+impl From<StorageError> for DbError {
+    fn from(error: StorageError) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+fn list(addresses: &[Address]) -> String {
+    addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(" or ")
+}

@@ -1,0 +1,201 @@
+//! The handle through which everybody but the service uses the databases.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bombus_core::identity::NodeId;
+use orbitdb::manifest::Address;
+use orbitdb::{Database, Known, OpenOptions, OrbitDb};
+
+use super::error::DbError;
+use super::records::Record;
+use super::shared::Shared;
+
+/// Longest name of a database, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+/// A cheap handle to the databases of this node.
+///
+/// What is created or opened with it stays open until it is closed or dropped, and is opened again at the next start. Where a name is asked
+/// for, that of a database that this handle created or opened is meant; an address always means one.
+#[derive(Clone)]
+pub struct DbHandle {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for DbHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DbHandle").finish_non_exhaustive()
+    }
+}
+
+impl DbHandle {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Returns the library, for what an application opens for itself: such databases are replicated as long as they are open, and are in no
+    /// list of this handle.
+    #[must_use]
+    pub fn orbit(&self) -> &OrbitDb {
+        &self.shared.orbit
+    }
+
+    /// Waits until the databases that were open before are open again. [`DbHandle::create`] and the like wait for it themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError::Stopped`] when the service stops.
+    pub async fn ready(&self) -> Result<(), DbError> {
+        self.shared.ready().await
+    }
+
+    /// Creates a database of a name, or opens the one that the name and the options give.
+    ///
+    /// One that is opened with a view or with encryption is not opened again at the next start, since no list could hold these: the
+    /// application opens it again with the same options.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError`] when another database has the name, when too many are open, or when it cannot be opened.
+    pub async fn create(&self, name: &str, options: OpenOptions) -> Result<Database, DbError> {
+        check_name(name)?;
+        let shared = &self.shared;
+        shared.ready().await?;
+        let _changing = shared.changing().await;
+        let stored = shared.stored()?;
+        let (index_by, is_plain) = (options.index_field().map(str::to_owned), options.is_plain());
+        let relaxed = shared.config.relaxed || options.is_relaxed();
+        let database = shared.keep(name.to_owned(), options).await?;
+        let record = Record::of(&database, index_by.as_deref(), relaxed, is_plain);
+        let namesake = shared.records().into_iter().find(|other| other.name == name && other.address != record.address);
+        if let Some(other) = namesake {
+            drop(database);
+            self.undo(&record, &stored).await?;
+            return Err(DbError::NameTaken { name: name.to_owned(), address: other.address });
+        }
+        shared.note(|records| records.put(record)).await?;
+        Ok(database)
+    }
+
+    /// Takes back what a creation stored.
+    async fn undo(&self, record: &Record, stored_before: &std::collections::BTreeSet<Address>) -> Result<(), DbError> {
+        let shared = &self.shared;
+        if stored_before.contains(&record.address) {
+            return shared.close(&record.address).await;
+        }
+        shared.remove(record.address).await?;
+        match record.guard.filter(|guard| !stored_before.contains(guard)) {
+            Some(guard) => shared.remove(guard).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Opens a database that is kept here by its name or address, or that of a peer by its address.
+    ///
+    /// By an address that is not known here this waits for a peer that has it, up to `open_limit_ms` of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError`] when no database has the name, when no peer gives what it is in time, or when it cannot be opened.
+    pub async fn open(&self, name_or_address: &str) -> Result<Database, DbError> {
+        self.open_with(name_or_address, OpenOptions::default()).await
+    }
+
+    /// Opens a database as [`DbHandle::open`] does, with options: those that it was created or opened with before count where none are said.
+    ///
+    /// # Errors
+    ///
+    /// As [`DbHandle::open`].
+    pub async fn open_with(&self, name_or_address: &str, options: OpenOptions) -> Result<Database, DbError> {
+        let shared = &self.shared;
+        shared.ready().await?;
+        let known = shared.find(name_or_address);
+        let address: Address = match (&known, name_or_address.parse()) {
+            (Ok(record), _) => record.address,
+            (Err(_), Ok(address)) => address,
+            (Err(_), Err(_)) => return Err(known.err().unwrap_or(DbError::NotFound(name_or_address.to_owned()))),
+        };
+        let (mut options, known) = (options, known.ok());
+        if let Some(index_by) = known.as_ref().and_then(|known| known.index_by.as_deref())
+            && options.index_field().is_none()
+        {
+            options = options.index_by(index_by);
+        }
+        let (index_by, is_plain) = (options.index_field().map(str::to_owned), options.is_plain());
+        let relaxed = shared.config.relaxed || options.is_relaxed() || known.is_some_and(|known| known.relaxed);
+        let database = shared.keep(address.to_string(), options.relaxed(relaxed)).await?;
+        let record = Record::of(&database, index_by.as_deref(), relaxed, is_plain);
+        let _changing = shared.changing().await;
+        if !shared.records().contains(&record) {
+            shared.note(|records| records.put(record)).await?;
+        }
+        Ok(database)
+    }
+
+    /// Returns an open database by its name or address.
+    #[must_use]
+    pub fn database(&self, name_or_address: &str) -> Option<Database> {
+        let address = match name_or_address.parse() {
+            Ok(address) => address,
+            Err(_) => self.shared.find(name_or_address).ok()?.address,
+        };
+        self.shared.database(&address)
+    }
+
+    /// Returns the databases that are kept here, open or not. Those that guard others are not among them.
+    ///
+    /// # Errors
+    ///
+    /// None now; a list that has to be read could fail.
+    pub fn list(&self) -> Result<Vec<Known>, DbError> {
+        Ok(self.shared.records().iter().map(Record::known).collect())
+    }
+
+    /// Closes a database; it stays stored here, and is not opened at the next start.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError`] when there is none, or something could not be written.
+    pub async fn close(&self, name_or_address: &str) -> Result<(), DbError> {
+        let shared = &self.shared;
+        shared.ready().await?;
+        let _changing = shared.changing().await;
+        let record = shared.find(name_or_address)?;
+        shared.note(|records| records.put(Record { open: false, ..record.clone() })).await?;
+        shared.close(&record.address).await
+    }
+
+    /// Removes a database from this node with everything in it, and what guards it where that guards nothing else. Others may still have it.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError`] when there is none, or something could not be removed.
+    pub async fn drop(&self, name_or_address: &str) -> Result<(), DbError> {
+        let shared = &self.shared;
+        shared.ready().await?;
+        let _changing = shared.changing().await;
+        let record = shared.find(name_or_address)?;
+        // Should what follows be interrupted, the list says no more of it, and the library finishes what it began.
+        shared.note(|records| records.remove(&record.address)).await?;
+        shared.remove(record.address).await?;
+        let others = shared.records();
+        match record.guard.filter(|guard| others.iter().all(|other| other.guard != Some(*guard) && other.address != *guard)) {
+            Some(guard) => shared.remove(guard).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the peers that have a database open, as far as this node sees them; ordered by id.
+    #[must_use]
+    pub fn peers(&self, address: &Address) -> Vec<NodeId> {
+        let info = self.shared.database(address).and_then(|database| database.info().ok());
+        let peers = info.into_iter().flat_map(|info| info.peers);
+        peers.filter_map(|peer| NodeId::parse(peer.as_str()).ok()).collect()
+    }
+}
+
+fn check_name(name: &str) -> Result<(), DbError> {
+    let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('/') && !name.chars().any(char::is_control);
+    if is_name { Ok(()) } else { Err(DbError::Name(name.to_owned())) }
+}

@@ -1,0 +1,196 @@
+//! What the service and the handles share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bombus_net::NetHandle;
+use orbitdb::manifest::Address;
+use orbitdb::storage::StorageError;
+use orbitdb::{Database, DatabaseError, OpenOptions, OrbitDb};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::config::DbConfig;
+use super::error::DbError;
+use super::records::{Record, Records};
+
+/// How many databases are opened at once.
+const OPENING_MAX: usize = 8;
+/// How often, and how many times, a space that somebody still reads is tried to be removed.
+const IN_USE_PAUSE: Duration = Duration::from_millis(50);
+const IN_USE_TRIES: u32 = 100;
+
+/// No lock is held across a wait, except that of `changing`.
+pub(super) struct Shared {
+    pub(super) config: DbConfig,
+    pub(super) net: NetHandle,
+    pub(super) orbit: OrbitDb,
+    /// Ends with the service.
+    pub(super) stopped: CancellationToken,
+    records: Mutex<Records>,
+    /// The handles that keep databases open.
+    kept: Mutex<BTreeMap<Address, Database>>,
+    /// The list of databases is changed by one at a time.
+    changing: tokio::sync::Mutex<()>,
+    opening: Semaphore,
+    /// Whether what was open before is open again.
+    ready: watch::Sender<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does work that blocks, futures included, where it holds up nobody else.
+async fn aside<T: Send + 'static>(
+    work: impl Future<Output = Result<T, DbError>> + Send + 'static,
+) -> Result<T, DbError> {
+    let runtime = Handle::current();
+    let done = spawn_blocking(move || runtime.block_on(work)).await;
+    done.unwrap_or_else(|error| Err(DbError::Failed(error.to_string())))
+}
+
+impl Shared {
+    pub(super) fn new(config: DbConfig, net: NetHandle, orbit: OrbitDb, records: Records) -> Self {
+        Self {
+            config,
+            net,
+            orbit,
+            stopped: CancellationToken::new(),
+            records: Mutex::new(records),
+            kept: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            opening: Semaphore::new(OPENING_MAX),
+            ready: watch::Sender::new(false),
+        }
+    }
+
+    pub(super) fn records(&self) -> Vec<Record> {
+        lock(&self.records).all().to_vec()
+    }
+
+    pub(super) fn find(&self, name_or_address: &str) -> Result<Record, DbError> {
+        lock(&self.records).find(name_or_address).cloned()
+    }
+
+    /// Returns an open database.
+    pub(super) fn database(&self, address: &Address) -> Option<Database> {
+        self.orbit.database(address).filter(|database| !database.is_closed())
+    }
+
+    /// Waits until what was open before is open again.
+    pub(super) async fn ready(&self) -> Result<(), DbError> {
+        let mut ready = self.ready.subscribe();
+        let waited = self.stopped.run_until_cancelled(ready.wait_for(|ready| *ready)).await;
+        waited.map(drop).ok_or(DbError::Stopped)
+    }
+
+    /// Opens what was open before. What cannot be opened stays in the list, and is tried again at the next start.
+    pub(super) async fn open_again(self: &Arc<Self>) {
+        for record in self.records().into_iter().filter(|record| record.open) {
+            if let Err(error) = self.open_record(&record).await {
+                tracing::error!(db.address = %record.address, db.name = record.name, %error, "a database cannot be opened");
+            }
+        }
+        self.ready.send_replace(true);
+    }
+
+    /// Opens a database as its record says.
+    pub(super) async fn open_record(self: &Arc<Self>, record: &Record) -> Result<Database, DbError> {
+        let mut options = OpenOptions::of(record.r#type).relaxed(record.relaxed);
+        if let Some(index_by) = &record.index_by {
+            options = options.index_by(index_by);
+        }
+        self.keep(record.address.to_string(), options).await
+    }
+
+    /// Opens a database, and keeps it open.
+    pub(super) async fn keep(self: &Arc<Self>, name_or_address: String, options: OpenOptions) -> Result<Database, DbError> {
+        let address: Option<Address> = name_or_address.parse().ok();
+        if let Some(database) = address.and_then(|address| self.database(&address)) {
+            lock(&self.kept).insert(database.address(), database.clone());
+            return Ok(database);
+        }
+        let open = self.orbit.addresses().borrow().len();
+        if open >= self.config.databases_max {
+            return Err(DbError::TooMany(open));
+        }
+        let _place = self.opening.acquire().await.map_err(|_| DbError::Stopped)?;
+        let (shared, limit) = (Arc::clone(self), self.config.open_limit());
+        let options = self.config.bound(options);
+        let database = aside(async move {
+            let opening = timeout(limit, shared.orbit.open(&name_or_address, options));
+            match shared.stopped.run_until_cancelled(opening).await {
+                None => Err(DbError::Stopped),
+                Some(Ok(opened)) => Ok(opened?),
+                Some(Err(_)) => match address {
+                    Some(address) => Err(DbError::NotReached { address, limit }),
+                    None => Err(DbError::Failed(format!("it was not opened within {limit:?}"))),
+                },
+            }
+        })
+        .await?;
+        lock(&self.kept).insert(database.address(), database.clone());
+        Ok(database)
+    }
+
+    /// Makes sure that only one changes which databases there are.
+    pub(super) async fn changing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    /// Changes the list of databases, on disk first.
+    pub(super) async fn note(self: &Arc<Self>, change: impl FnOnce(&mut Records)) -> Result<(), DbError> {
+        let mut records = lock(&self.records).clone();
+        change(&mut records);
+        let written = records.clone();
+        aside(async move { written.write() }).await?;
+        *lock(&self.records) = records;
+        Ok(())
+    }
+
+    /// Closes a database.
+    pub(super) async fn close(&self, address: &Address) -> Result<(), DbError> {
+        lock(&self.kept).remove(address);
+        match self.orbit.database(address) {
+            Some(database) => Ok(database.close().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes what is stored of a database.
+    pub(super) async fn remove(self: &Arc<Self>, address: Address) -> Result<(), DbError> {
+        lock(&self.kept).remove(&address);
+        let shared = Arc::clone(self);
+        aside(async move {
+            let mut tries = 0;
+            loop {
+                match shared.orbit.drop_database(&address).await {
+                    // Somebody reads what is still being sent to a peer.
+                    Err(DatabaseError::Storage(StorageError::InUse(_))) if tries < IN_USE_TRIES => {
+                        tries += 1;
+                        sleep(IN_USE_PAUSE).await;
+                    }
+                    removed => return Ok(removed?),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Returns the addresses of all databases that are stored here, those that guard others included.
+    pub(super) fn stored(&self) -> Result<BTreeSet<Address>, DbError> {
+        Ok(self.orbit.databases()?.into_iter().map(|known| known.address).collect())
+    }
+
+    /// Lets all databases go.
+    pub(super) async fn close_all(&self) -> Result<(), DbError> {
+        self.stopped.cancel();
+        lock(&self.kept).clear();
+        Ok(self.orbit.close().await?)
+    }
+}
