@@ -151,15 +151,14 @@ impl Log {
         }
     }
 
-    /// Makes a log of blocks that had joined before, in any order, with what their own checks and their clocks had said.
-    pub fn load(admission: Admission, blocks: impl IntoIterator<Item = (Links, Result<Stamp, Refusal>)>) -> Self {
-        let mut log = Self::new(admission);
-        for (links, stamp) in blocks {
-            let own = stamp.map(|stamp| log.intern(stamp));
-            log.nodes.insert(links.hash, Node { time: links.time, next: Next::new(&links.next), own });
-        }
-        log.judge();
-        log
+    /// Takes a block back that had joined before, in any order, with what its own checks and its clock had said; [`Log::judge`] follows when
+    /// all are there. Returns where it stands; none when it does not count.
+    pub(crate) fn restore(&mut self, links: &Links, stamp: Result<Stamp, Refusal>) -> Option<Position> {
+        let own = stamp.map(|stamp| self.intern(stamp));
+        let node = Node { time: links.time, next: Next::new(&links.next), own };
+        let position = self.position_of(links.hash, &node).ok();
+        self.nodes.insert(links.hash, node);
+        position
     }
 
     fn intern(&mut self, stamp: Stamp) -> u32 {
@@ -261,9 +260,9 @@ impl Log {
     }
 
     /// Works out anew who counts, and which are the heads.
-    fn judge(&mut self) {
+    pub(crate) fn judge(&mut self) {
         let mut refused = BTreeMap::new();
-        let mut order = Vec::new();
+        let mut order = Vec::with_capacity(self.nodes.len());
         for (hash, node) in &self.nodes {
             match self.position_of(*hash, node) {
                 Ok(position) => order.push(position),
@@ -271,12 +270,22 @@ impl Log {
             }
         }
         self.refused = refused;
-        self.order = order.into_iter().collect();
-        self.heads = self.order.clone();
         self.covered.clear();
-        let followed: Vec<Hash> =
-            self.order.iter().flat_map(|position| self.nodes[&position.hash].next.as_slice()).copied().collect();
-        self.cover(&followed);
+        let mut followed = HashSet::with_capacity(order.len());
+        let mut stack: Vec<Hash> = Vec::new();
+        for position in &order {
+            stack.extend(self.nodes[&position.hash].next.as_slice());
+            while let Some(hash) = stack.pop() {
+                let Some(node) = self.nodes.get(&hash) else { continue };
+                if self.position_of(hash, node).is_ok() {
+                    followed.insert(hash);
+                } else if self.covered.insert(hash) {
+                    stack.extend(node.next.as_slice());
+                }
+            }
+        }
+        self.heads = order.iter().filter(|position| !followed.contains(&position.hash)).copied().collect();
+        self.order = order.into_iter().collect();
     }
 
     /// Returns the heads, newest first.

@@ -1,8 +1,11 @@
 //! A replica: a log, its sync and its checks in one. Pure: bytes in, effects out.
 
 mod check;
+mod load;
 #[cfg(test)]
 mod tests;
+
+pub use load::{Kept, Loader, Restored};
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -93,15 +96,6 @@ pub enum What {
     },
 }
 
-/// A block that was kept, as [`Replica::load`] takes it.
-#[derive(Clone, Debug)]
-pub enum Loaded {
-    /// The identity of a writer.
-    Identity(Vec<u8>),
-    /// An entry, with what its own checks and its clock had said.
-    Entry(Vec<u8>, Option<Refusal>),
-}
-
 /// An own entry that was appended.
 #[derive(Clone, Debug)]
 pub struct Appended {
@@ -154,34 +148,6 @@ impl Replica {
             refused: HashMap::new(),
             broken: 0,
         }
-    }
-
-    /// Makes a replica of what was kept, in any order. Blocks that cannot be read are left out.
-    pub fn load(
-        codec: Codec,
-        admission: Admission,
-        config: SyncConfig,
-        blocks: impl IntoIterator<Item = Loaded>,
-    ) -> Self {
-        let mut replica = Self::new(codec, Admission::Everyone, config);
-        let mut entries = Vec::new();
-        for block in blocks {
-            match block {
-                Loaded::Identity(block) => {
-                    replica.identities.insert(Hash::of(&block), Identity::read(&block).ok());
-                }
-                Loaded::Entry(block, own) => entries.extend(replica.codec.read(&block).ok().map(|read| (read, own))),
-            }
-        }
-        let nodes = entries.into_iter().map(|(received, own)| {
-            let stamp = match own {
-                Some(refusal) => Err(refusal),
-                None => stamp_of(&received, &replica.identities),
-            };
-            (received.links, stamp)
-        });
-        replica.log = Log::load(admission, nodes);
-        replica
     }
 
     /// Returns the log.
@@ -485,11 +451,4 @@ impl Replica {
 
 fn links_of(links: &Links) -> impl Iterator<Item = (Hash, Kind)> {
     links.next.iter().chain(&links.refs).map(|hash| (*hash, Kind::Entry))
-}
-
-/// Returns who wrote an entry whose own checks have held before.
-fn stamp_of(received: &Received, identities: &HashMap<Hash, Option<Identity>>) -> Result<Stamp, Refusal> {
-    let entry = received.entry.as_ref().map_err(|refusal| *refusal)?;
-    let identity = identities.get(&entry.identity()).and_then(Option::as_ref).ok_or(Refusal::Identity)?;
-    Ok(Stamp { writer: identity.key().to_bytes(), identity: identity.id().into() })
 }

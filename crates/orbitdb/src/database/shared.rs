@@ -16,15 +16,18 @@ use crate::{
     cid::Hash,
     entry::{Codec, Refusal},
     index::{Index, Record, Rule},
-    log::Admission,
+    log::{Admission, Position},
     manifest::{Address, Manifest},
-    replica::{Loaded, Replica},
+    replica::{Kept, Loader, Replica, Restored},
     storage::{Durability, Space, StorageError, Table},
     sync::SyncConfig,
 };
 
 /// How many events wait for a slow listener.
 const EVENTS_MAX: usize = 1024;
+
+/// How many stored entries are in memory at once while a database is opened.
+const PART: usize = 1024;
 
 /// Noted while a database is open whose puts may be lost in a crash.
 pub(super) const RELAXED: &[u8] = b"relaxed";
@@ -103,23 +106,63 @@ pub(super) fn ids(value: &Value) -> BTreeSet<String> {
     value.as_list().into_iter().flatten().filter_map(|id| id.as_text().map(str::to_owned)).collect()
 }
 
+/// Shows all entries that are stored, in parts that fit into memory.
+fn scan_entries(space: &dyn Space, mut each: impl FnMut(Vec<Kept>)) -> Result<(), StorageError> {
+    let mut part = Vec::with_capacity(PART);
+    space.scan(Table::Entries, &mut |_, value| {
+        part.extend(split(value).map(|(own, block)| (block.to_vec(), own)));
+        if part.len() == PART {
+            each(std::mem::replace(&mut part, Vec::with_capacity(PART)));
+        }
+    })?;
+    each(part);
+    Ok(())
+}
+
+/// An index that is being made anew. What views evaluate is gathered first, so that each key is evaluated once.
+struct Building {
+    index: Index,
+    gathered: Vec<Record>,
+}
+
+impl Building {
+    fn new(rule: Rule) -> Self {
+        Self { index: Index::new(rule), gathered: Vec::new() }
+    }
+
+    fn take(&mut self, records: impl Iterator<Item = Record>) {
+        if matches!(self.index.rule(), Rule::View(_)) {
+            self.gathered.extend(records);
+        } else {
+            self.index.apply(records.collect(), |_| None);
+        }
+    }
+
+    fn finish(mut self) -> Index {
+        self.index.apply(self.gathered, |_| None);
+        self.index
+    }
+}
+
 impl Shared {
     pub(super) fn load(parts: Parts) -> Result<Self, DatabaseError> {
         let Parts { address, manifest, space, codec, admission, admins, rule, sync, durability, outputs } = parts;
-        let mut blocks = Vec::new();
+        let mut loader = Loader::new(codec.clone(), admission);
+        let mut building = Building::new(rule);
         let mut bytes = 0;
-        space.scan(Table::Blocks, &mut |_, block| blocks.push(Loaded::Identity(block.to_vec())))?;
-        space.scan(Table::Entries, &mut |_, value| {
-            if let Some((own, block)) = split(value) {
-                bytes += block.len() as u64;
-                blocks.push(Loaded::Entry(block.to_vec(), own));
-            }
+        space.scan(Table::Blocks, &mut |_, block| loader.identity(block))?;
+        scan_entries(&*space, |kept| {
+            bytes += kept.iter().map(|(block, _)| block.len() as u64).sum::<u64>();
+            building.take(loader.entries(&kept).into_iter().filter_map(|restored| {
+                let Restored { position, writer, operation } = restored;
+                Some(Record { position, writer, operation: operation? })
+            }));
         })?;
-        let replica = Replica::load(codec.clone(), admission, sync, blocks);
+        let replica = loader.finish(sync);
         // A crash may have taken entries that peers have seen: none is to be signed with their times.
         let step = if space.get(Table::Meta, RELAXED)?.is_some() { JUMP } else { 1 };
         let entries = replica.log().len() as u64;
-        let shared = Self {
+        Ok(Self {
             address,
             manifest,
             codec,
@@ -129,12 +172,10 @@ impl Shared {
             admins,
             outputs,
             state: Mutex::new(State { replica, step, closed: false, failure: None }),
-            index: RwLock::new(Index::new(rule)),
+            index: RwLock::new(building.finish()),
             space: Mutex::new(Some(space)),
             watchers: Mutex::default(),
-        };
-        shared.rebuild()?;
-        Ok(shared)
+        })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -193,13 +234,16 @@ impl Shared {
         }
     }
 
+    /// Returns where an entry that counts stands, and who wrote it.
+    fn place(&self, hash: &Hash) -> Option<(Position, Arc<str>)> {
+        let state = self.state();
+        let log = state.replica.log();
+        Some((log.position(hash)?, Arc::clone(&log.stamp(hash)?.identity)))
+    }
+
     /// Returns an entry that counts and is stored, as views see it.
     pub(super) fn record(&self, space: &dyn Space, hash: &Hash) -> Option<Record> {
-        let (position, writer) = {
-            let state = self.state();
-            let log = state.replica.log();
-            (log.position(hash)?, Arc::clone(&log.stamp(hash)?.identity))
-        };
+        let (position, writer) = self.place(hash)?;
         let block = entry_block(space, hash).ok()??;
         let operation = self.codec.operation(&self.codec.read(&block).ok()?.entry.ok()?)?;
         Some(Record { position, writer, operation })
@@ -216,27 +260,16 @@ impl Shared {
     /// Makes the index anew of what is stored and counts.
     pub(super) fn rebuild(&self) -> Result<(), DatabaseError> {
         let space = self.space()?;
-        let mut index = Index::new(self.index().rule().clone());
-        let mut records = Vec::new();
-        space.scan(Table::Entries, &mut |_, value| {
-            let Some((None, block)) = split(value) else { return };
-            let hash = Hash::of(block);
-            let position = self.state().replica.log().position(&hash);
-            let Some(position) = position else { return };
-            let Some(mut operation) =
-                self.codec.read(block).ok().and_then(|read| self.codec.operation(&read.entry.ok()?))
-            else {
-                return;
-            };
-            let Some(stamp) = self.state().replica.log().stamp(&hash).cloned() else { return };
-            if matches!(index.rule(), Rule::All) {
-                // The values of events stay in the storage.
-                operation.value = Value::Null;
-            }
-            records.push(Record { position, writer: stamp.identity, operation });
+        let mut building = Building::new(self.index().rule().clone());
+        scan_entries(&*space, |kept| {
+            building.take(kept.into_iter().filter_map(|(block, own)| {
+                let hash = Hash::of(&block);
+                let (position, writer) = self.place(&hash).filter(|_| own.is_none())?;
+                let operation = self.codec.operation(&self.codec.read(&block).ok()?.entry.ok()?)?;
+                Some(Record { position, writer, operation })
+            }));
         })?;
-        index.apply(records, |hash| self.record(&*space, hash));
-        *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
+        *self.index.write().unwrap_or_else(PoisonError::into_inner) = building.finish();
         Ok(())
     }
 

@@ -272,12 +272,23 @@ impl Codec {
     /// Returns what an entry does; none when its payload is no operation that is known, or cannot be decrypted with the key at hand.
     #[must_use]
     pub fn operation(&self, entry: &Entry) -> Option<Operation> {
-        let payload = match (&self.encryption.data, entry.payload()) {
-            (Some(cipher), Value::Bytes(encrypted)) => Value::decode(&cipher.decrypt(encrypted).ok()?).ok()?,
-            (Some(_), _) => return None,
-            (None, payload) => payload.clone(),
-        };
-        Operation::from_payload(payload)
+        match &self.encryption.data {
+            Some(_) => self.decrypted(entry.payload()),
+            None => Operation::from_payload(entry.payload().clone()),
+        }
+    }
+
+    /// Returns what an entry does that is needed no more.
+    pub(crate) fn into_operation(&self, entry: Entry) -> Option<Operation> {
+        match &self.encryption.data {
+            Some(_) => self.decrypted(entry.payload()),
+            None => Operation::from_payload(entry.payload),
+        }
+    }
+
+    fn decrypted(&self, payload: &Value) -> Option<Operation> {
+        let (Some(cipher), Value::Bytes(encrypted)) = (&self.encryption.data, payload) else { return None };
+        Operation::from_payload(Value::decode(&cipher.decrypt(encrypted).ok()?).ok()?)
     }
 }
 

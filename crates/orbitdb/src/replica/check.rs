@@ -49,7 +49,7 @@ pub(super) fn stamps(
     })
 }
 
-fn on_all_cores<T: Sync, R: Send>(items: &[T], check: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(super) fn on_all_cores<T: Sync, R: Send>(items: &[T], check: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     if items.len() < PARALLEL_MIN || threads == 1 {
         return items.iter().map(check).collect();

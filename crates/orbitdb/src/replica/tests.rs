@@ -198,12 +198,14 @@ fn many_blocks_in_order_join_at_once_and_only_those_that_are_of_use() {
 fn a_replica_that_is_loaded_is_the_one_that_was_kept() {
     let (alice, bob) = (signer(1), signer(2));
     let mut original = replica(Admission::Everyone);
-    let mut kept: Vec<Loaded> = Vec::new();
+    let (mut identities, mut kept): (Vec<Arc<[u8]>>, Vec<Kept>) = (Vec::new(), Vec::new());
     let mut keep = |effects: Vec<Stored>| {
-        kept.extend(effects.into_iter().map(|stored| match stored.what {
-            What::Identity => Loaded::Identity(stored.block.to_vec()),
-            What::Entry { own, .. } => Loaded::Entry(stored.block.to_vec(), own),
-        }));
+        for stored in effects {
+            match stored.what {
+                What::Identity => identities.push(stored.block),
+                What::Entry { own, .. } => kept.push((stored.block.to_vec(), own)),
+            }
+        }
     };
     for number in 0..20_u32 {
         keep(original.append(if number % 2 == 0 { &alice } else { &bob }, Operation::add(number), 1).unwrap().stored);
@@ -217,7 +219,12 @@ fn a_replica_that_is_loaded_is_the_one_that_was_kept() {
             .collect(),
     );
     kept.reverse();
-    let loaded = Replica::load(codec(), Admission::Everyone, SyncConfig::default(), kept);
+    let mut loader = Loader::new(codec(), Admission::Everyone);
+    identities.iter().for_each(|block| loader.identity(block));
+    let restored: Vec<Restored> = kept.chunks(3).flat_map(|part| loader.entries(part)).collect();
+    let loaded = loader.finish(SyncConfig::default());
+    let positions: BTreeSet<Position> = restored.iter().map(|restored| restored.position).collect();
+    assert!(positions.iter().eq(original.log().newest_first().rev()), "only what counts is given back");
     assert!(loaded.log().newest_first().eq(original.log().newest_first()));
     assert!(loaded.log().heads().eq(original.log().heads()));
     assert_eq!(loaded.log().refused(), original.log().refused());

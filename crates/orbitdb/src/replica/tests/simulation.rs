@@ -172,12 +172,17 @@ impl World {
 
     /// Takes a node down, and up again with what it had kept.
     fn crash(&mut self, node: usize) {
-        let blocks = self.nodes[node].disk.values().map(|(block, own)| match own {
-            None => Loaded::Identity(block.clone()),
-            Some(own) => Loaded::Entry(block.clone(), *own),
-        });
-        self.nodes[node].replica =
-            Replica::load(codec(), Admission::Everyone, SyncConfig::default(), blocks.collect::<Vec<_>>());
+        let mut loader = Loader::new(codec(), Admission::Everyone);
+        let (mut identities, mut entries) = (Vec::new(), Vec::new());
+        for (block, own) in self.nodes[node].disk.values() {
+            match own {
+                None => identities.push(block),
+                Some(own) => entries.push((block.clone(), *own)),
+            }
+        }
+        identities.into_iter().for_each(|block| loader.identity(block));
+        loader.entries(&entries);
+        self.nodes[node].replica = loader.finish(SyncConfig::default());
         self.queue.retain(|_, (_, to, _)| *to != node);
         self.meet(node);
     }
