@@ -12,7 +12,7 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    PeerId, StreamProtocol, allow_block_list, autonat, connection_limits, dcutr, gossipsub, identify, kad, mdns,
+    StreamProtocol, allow_block_list, autonat, connection_limits, dcutr, gossipsub, identify, kad, mdns,
     memory_connection_limits, ping, relay,
 };
 use tokio_util::sync::CancellationToken;
@@ -194,12 +194,14 @@ fn subscription_filter() -> MaxCountSubscriptionFilter<AllowAllSubscriptionFilte
     }
 }
 
-/// Names a message as js and go peers do: who published it, then its number as 8 bytes, the highest first.
+/// Names a message as js-libp2p does: the publisher's public key in its protobuf form, then the message's number as 8 bytes, the highest
+/// first. (Peers in Go put the two bytes before the key that make it a peer id.)
 ///
 /// Where the names differ, what peers offer each other never matches what they have, and everything is sent again.
-/// Source: <https://github.com/libp2p/specs/blob/master/pubsub/README.md#message-identification>.
+/// Source: <https://github.com/libp2p/specs/blob/master/pubsub/README.md#message-identification>, and `msgIdFnStrictSign` of js-libp2p.
 pub(crate) fn message_id(message: &Message) -> MessageId {
-    let mut id = message.source.map(PeerId::to_bytes).unwrap_or_default();
+    // The id of an Ed25519 key is the key itself behind a header of two bytes.
+    let mut id = message.source.map(|source| source.to_bytes().split_off(2)).unwrap_or_default();
     id.extend_from_slice(&message.sequence_number.unwrap_or_default().to_be_bytes());
     MessageId::from(id)
 }

@@ -114,6 +114,23 @@ impl NetHandle {
         Ok(Subscription { queue, on_drop: Some(Box::new(end)) })
     }
 
+    /// Follows which connected peers take part in a topic, whether or not this node does; ordered by id.
+    ///
+    /// It says no more once the mesh has stopped: [`watch::Receiver::changed`] fails then.
+    #[must_use]
+    pub fn topic_peers(&self, topic: &str) -> watch::Receiver<Vec<NodeId>> {
+        let receiver = {
+            let mut watched = lock(&self.shared.topic_peers);
+            if self.shared.stopped.is_cancelled() {
+                return watch::channel(Vec::new()).1;
+            }
+            watched.retain(|_, peers| peers.receiver_count() > 0);
+            watched.entry(topic.to_owned()).or_default().subscribe()
+        };
+        self.shared.wishes.notify_one();
+        receiver
+    }
+
     /// Opens a stream to a peer, and dials it before if there is no connection.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 
 mod address;
 mod behaviour;
+pub mod bitswap;
 mod config;
 mod conflict;
 mod dialer;

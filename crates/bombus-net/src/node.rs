@@ -235,7 +235,7 @@ impl Node {
         }
         node.block_removed();
         node.recall();
-        node.subscribe_wanted();
+        node.on_wishes();
         *lock(&node.shared.control) = Some(control);
         node.publish_picture();
         Ok(node)
@@ -258,7 +258,7 @@ impl Node {
                         return Ended::Rebuild;
                     }
                 }
-                () = shared.wishes.notified() => self.subscribe_wanted(),
+                () = shared.wishes.notified() => self.on_wishes(),
                 Some(request) = requests.recv() => self.on_request(request),
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
                 _ = ticks.tick() => self.on_tick(),

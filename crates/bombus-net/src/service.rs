@@ -43,6 +43,7 @@ pub fn net(config: NetConfig, identity: NetIdentity, membership: MembershipHandl
         events: broadcast::channel(EVENTS_MAX).0,
         listen: watch::channel(Vec::new()).0,
         topics: Mutex::new(HashMap::new()),
+        topic_peers: Mutex::default(),
         protocols: Arc::new(Protocols::default()),
         wishes: Notify::new(),
         control: Mutex::new(None),

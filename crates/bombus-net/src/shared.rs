@@ -56,8 +56,10 @@ pub(crate) struct Shared {
     pub(crate) events: broadcast::Sender<NetEvent>,
     pub(crate) listen: watch::Sender<Vec<String>>,
     pub(crate) topics: Mutex<HashMap<String, TopicEntry>>,
+    /// Who takes part in the topics for which somebody wants to know that; ordered.
+    pub(crate) topic_peers: Mutex<HashMap<String, watch::Sender<Vec<NodeId>>>>,
     pub(crate) protocols: Arc<Protocols>,
-    /// Topics have changed.
+    /// What is wanted of topics has changed.
     pub(crate) wishes: Notify,
     pub(crate) control: Mutex<Option<StreamControl>>,
     pub(crate) peers: Mutex<Arc<Vec<NetPeer>>>,
@@ -74,6 +76,7 @@ impl Shared {
         for (_, entry) in lock(&self.topics).drain() {
             entry.queue.close();
         }
+        lock(&self.topic_peers).clear();
         self.protocols.close();
     }
 

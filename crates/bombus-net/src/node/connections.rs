@@ -73,6 +73,9 @@ impl Node {
             Some(ConnectionError::IO(error)) => Some(transport::chain(error)),
         };
         self.feed(Input::Closed { peer: peer.clone(), connection, why });
+        if !self.swarm.is_connected(peer_id) {
+            self.show_gone_from_topics(&peer);
+        }
         if !self.memory.dialer.is_connected(&peer) {
             self.introductions.remove(&peer);
             self.feed_reservations(reservations::Input::Withdrawn { relay: peer.clone() });
