@@ -23,6 +23,7 @@ mod faults;
 mod keys;
 mod logs;
 mod models;
+mod orbitdb_js;
 mod resume;
 mod route;
 mod sharing;

@@ -257,7 +257,7 @@ impl Member {
     }
 
     /// Returns the client with which the node's API is asked.
-    pub(super) fn client(&self) -> &reqwest::Client {
+    pub(crate) fn client(&self) -> &reqwest::Client {
         &self.client
     }
 
