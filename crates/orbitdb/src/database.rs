@@ -1,12 +1,14 @@
 //! An open database: its replica, its index and its storage in one handle.
 
+mod bulk;
 mod event;
 mod read;
 mod shared;
 mod writer;
 
+pub use bulk::Told;
 pub use event::{Event, Output, Update};
-pub use read::{Bounds, Info};
+pub use read::{Bounds, Info, Take};
 
 use std::{
     collections::BTreeSet,
@@ -133,6 +135,12 @@ impl Database {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.inner.shared.manifest
+    }
+
+    /// Returns the field that holds the keys of documents.
+    #[must_use]
+    pub fn index_by(&self) -> &str {
+        &self.inner.index_by
     }
 
     /// Returns the database of capabilities that guards this one, if there is one.

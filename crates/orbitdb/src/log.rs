@@ -1,5 +1,6 @@
 //! The log: a graph of entries, its total order and its heads. Pure: it holds who follows whom, and not the entries themselves.
 
+mod catch_up;
 #[cfg(test)]
 mod tests;
 

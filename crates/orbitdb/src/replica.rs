@@ -186,6 +186,13 @@ impl Replica {
         self.log.readmit(admission)
     }
 
+    /// Returns the names of the identities that a stamp may come from.
+    pub(crate) fn identities_of(&self, stamp: &Stamp) -> Vec<Hash> {
+        let known = self.identities.iter().filter_map(|(hash, identity)| Some((hash, identity.as_ref()?)));
+        let same = known.filter(|(_, known)| known.id() == &*stamp.identity && known.key().to_bytes() == stamp.writer);
+        same.map(|(hash, _)| *hash).collect()
+    }
+
     /// Appends an entry, `step` above the time of the heads.
     ///
     /// # Errors

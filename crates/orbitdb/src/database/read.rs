@@ -9,11 +9,25 @@ use std::{
 use super::{Database, DatabaseError};
 use crate::{cid::Hash, entry::Refusal, index::Row, log::Position, manifest::DatabaseType, sync::Peer};
 
+/// Which rows an amount leaves, where bounds have more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Take {
+    /// With a lower bound and no upper one the oldest, otherwise the newest: as iterators in JavaScript have it.
+    #[default]
+    Nearest,
+    /// The oldest.
+    Oldest,
+    /// The newest.
+    Newest,
+}
+
 /// Which part of a database to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bounds {
-    /// At most so many rows. With a lower bound and no upper one these are the oldest above it, otherwise the newest.
+    /// At most so many rows.
     pub amount: Option<usize>,
+    /// Which these are.
+    pub take: Take,
     /// Only what is newer than this entry.
     pub gt: Option<Hash>,
     /// Only this entry and what is newer.
@@ -76,7 +90,11 @@ impl Database {
             return Ok(Vec::new());
         }
         let amount = bounds.amount.unwrap_or(usize::MAX);
-        let from_below = !matches!(lower, Bound::Unbounded) && matches!(upper, Bound::Unbounded);
+        let from_below = match bounds.take {
+            Take::Nearest => !matches!(lower, Bound::Unbounded) && matches!(upper, Bound::Unbounded),
+            Take::Oldest => true,
+            Take::Newest => false,
+        };
         let places: Vec<(Position, Arc<str>)> = {
             let index = self.inner.shared.index();
             let range = index.range((lower, upper)).map(|(position, key)| (*position, Arc::clone(key)));

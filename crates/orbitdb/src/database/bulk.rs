@@ -1,0 +1,114 @@
+//! The log in bulk, for peers that lack much of it.
+
+use std::collections::HashSet;
+
+use super::{Database, DatabaseError, shared};
+use crate::{
+    cbor::read::Reader,
+    cid::Hash,
+    entry::Entry,
+    log::Stamp,
+    storage::{Space, StorageError, Table},
+};
+
+/// Which identities a peer was given along with entries, so that each goes once.
+#[derive(Debug, Default)]
+pub struct Told {
+    stamps: HashSet<Stamp>,
+    identities: HashSet<Hash>,
+}
+
+impl Database {
+    /// Returns names that tell a peer what is here, for [`Database::lacking`]: the heads, and ever fewer of what lies behind them.
+    #[must_use]
+    pub fn have(&self) -> Vec<Hash> {
+        self.inner.shared.state().replica.log().have()
+    }
+
+    /// Returns the names of the entries that a peer lacks, each after those that it follows; `have` is what [`Database::have`] gave there.
+    #[must_use]
+    pub fn lacking(&self, have: &[Hash]) -> Vec<Hash> {
+        self.inner.shared.state().replica.log().lacking(have)
+    }
+
+    /// Returns whether an entry is in the log, whether or not it counts.
+    #[must_use]
+    pub fn contains(&self, entry: &Hash) -> bool {
+        self.inner.shared.state().replica.log().contains(entry)
+    }
+
+    /// Returns whether all entries of a stream of heads are in the log.
+    #[must_use]
+    pub fn contains_heads(&self, bytes: &[u8]) -> bool {
+        let mut reader = Reader::new(bytes);
+        while reader.end().is_err() {
+            let start = reader.position();
+            if reader.skip().is_err() || !self.contains(&Hash::of(&bytes[start..reader.position()])) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Returns the first of some entries, until their blocks take so many bytes, as [`crate::replica::Input::Bulk`] takes them: each behind the
+    /// identity that it names, unless the peer was told that before. Also how many entries these are: fewer than fit where the next one is
+    /// not safe yet.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError`] when they cannot be read.
+    pub fn bulk(
+        &self,
+        entries: &[Hash],
+        bytes: usize,
+        told: &mut Told,
+    ) -> Result<(usize, Vec<Vec<u8>>), DatabaseError> {
+        let space = self.inner.shared.space()?;
+        let (mut blocks, mut size, mut count) = (Vec::new(), 0, 0);
+        for hash in entries {
+            let Some(block) = shared::entry_block(&*space, hash)? else { break };
+            if count > 0 && size + block.len() > bytes {
+                break;
+            }
+            for identity in self.identities_of(&*space, hash, &block, told)? {
+                size += identity.len();
+                blocks.push(identity);
+            }
+            size += block.len();
+            blocks.push(block);
+            count += 1;
+        }
+        Ok((count, blocks))
+    }
+
+    /// Returns the blocks of the identities that an entry may name, of those that were not told yet.
+    fn identities_of(
+        &self,
+        space: &dyn Space,
+        entry: &Hash,
+        block: &[u8],
+        told: &mut Told,
+    ) -> Result<Vec<Vec<u8>>, StorageError> {
+        let stamp = self.inner.shared.state().replica.log().stamp(entry).cloned();
+        let named: Vec<Hash> = match stamp {
+            Some(stamp) if told.stamps.contains(&stamp) => Vec::new(),
+            Some(stamp) => {
+                let named = self.inner.shared.state().replica.identities_of(&stamp);
+                told.stamps.insert(stamp);
+                named
+            }
+            // What does not hold is read once more for what it names.
+            None => {
+                let read = self.inner.shared.codec.read(block).ok().and_then(|received| received.entry.ok());
+                read.as_ref().map(Entry::identity).into_iter().collect()
+            }
+        };
+        let mut blocks = Vec::new();
+        for hash in named {
+            if told.identities.insert(hash) {
+                blocks.extend(space.get(Table::Blocks, hash.digest())?);
+            }
+        }
+        Ok(blocks)
+    }
+}
