@@ -10,7 +10,7 @@ use orbitdb::{
     cbor::Value,
     cid::Hash,
     crypt::{Algorithm, Encryption},
-    entry::Op,
+    entry::{Op, Operation},
     generation_name,
     index::{Record, Row, View},
     manifest::{Address, DatabaseType},
@@ -113,6 +113,24 @@ async fn what_was_put_is_there_after_opening_again() {
     assert_eq!(settings.info().unwrap().entries_grown, 1);
     let known = orbit.databases().unwrap();
     assert_eq!((known.len(), &*known[0].name, known[0].address), (1, "settings", address));
+}
+
+#[tokio::test]
+async fn opening_reads_the_log_once() {
+    for options in [everyone(DatabaseType::Documents), everyone(DatabaseType::KeyValue).view(Arc::new(FirstCome))] {
+        let (storage, control) = Failing::new(Memory::default());
+        let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+        let database = orbit.open("log", options.clone()).await.unwrap();
+        for number in 0..3000_u64 {
+            database.append(Operation::put((number % 700).to_string(), number)).await.unwrap();
+        }
+        let before = database.query(|_| true);
+        database.close().await.unwrap();
+        control.logs_read.store(0, Ordering::SeqCst);
+        let database = orbit.open("log", options).await.unwrap();
+        assert_eq!(control.logs_read.load(Ordering::SeqCst), 1);
+        assert_eq!((database.query(|_| true), database.info().unwrap().entries), (before, 3000));
+    }
 }
 
 #[tokio::test]
@@ -373,12 +391,12 @@ async fn a_relaxed_database_that_was_closed_loses_nothing_and_does_not_jump() {
 #[tokio::test]
 async fn a_storage_that_fails_stops_the_database_and_says_so() {
     let directory = tempfile::tempdir().unwrap();
-    let (storage, fails) = Failing::new(Redb::new(directory.path(), RedbConfig::default()).unwrap());
+    let (storage, control) = Failing::new(Redb::new(directory.path(), RedbConfig::default()).unwrap());
     let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
     let log = orbit.open_events("log").await.unwrap();
     log.add("kept").await.unwrap();
     let mut events = log.events();
-    fails.store(true, Ordering::SeqCst);
+    control.fails.store(true, Ordering::SeqCst);
     assert!(matches!(log.add("lost").await, Err(DatabaseError::Storage(_))));
     assert!(matches!(log.add("lost too").await, Err(DatabaseError::Storage(_))));
     assert!(matches!(events.recv().await, Ok(Event::Error(_))));

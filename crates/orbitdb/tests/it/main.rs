@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
-mod crash;
+mod attacks;
 mod databases;
+mod faults;
 mod vectors;
 mod wire;

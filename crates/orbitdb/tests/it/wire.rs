@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -183,27 +183,34 @@ impl Wire {
     }
 }
 
-/// A storage that takes nothing more once it is told to.
+/// A storage that counts how often a whole log is read, and takes nothing more once it is told to.
 pub(crate) struct Failing<S> {
     inner: S,
-    fails: Arc<AtomicBool>,
+    control: Arc<Control>,
+}
+
+/// What is done with a storage, and what it has done.
+#[derive(Default)]
+pub(crate) struct Control {
+    pub(crate) fails: AtomicBool,
+    pub(crate) logs_read: AtomicUsize,
 }
 
 struct FailingSpace {
     inner: Arc<dyn Space>,
-    fails: Arc<AtomicBool>,
+    control: Arc<Control>,
 }
 
 impl<S> Failing<S> {
-    pub(crate) fn new(inner: S) -> (Self, Arc<AtomicBool>) {
-        let fails = Arc::new(AtomicBool::new(false));
-        (Self { inner, fails: Arc::clone(&fails) }, fails)
+    pub(crate) fn new(inner: S) -> (Self, Arc<Control>) {
+        let control = Arc::new(Control::default());
+        (Self { inner, control: Arc::clone(&control) }, control)
     }
 }
 
 impl<S: Storage> Storage for Failing<S> {
     fn open(&self, space: &str) -> Result<Arc<dyn Space>, StorageError> {
-        Ok(Arc::new(FailingSpace { inner: self.inner.open(space)?, fails: Arc::clone(&self.fails) }))
+        Ok(Arc::new(FailingSpace { inner: self.inner.open(space)?, control: Arc::clone(&self.control) }))
     }
 
     fn remove(&self, space: &str) -> Result<(), StorageError> {
@@ -217,11 +224,14 @@ impl Space for FailingSpace {
     }
 
     fn scan(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StorageError> {
+        if table == Table::Entries {
+            self.control.logs_read.fetch_add(1, Ordering::SeqCst);
+        }
         self.inner.scan(table, each)
     }
 
     fn commit(&self, batch: &Batch, durability: Durability) -> Result<(), StorageError> {
-        if self.fails.load(Ordering::SeqCst) {
+        if self.control.fails.load(Ordering::SeqCst) {
             return Err(StorageError::Failed { place: "here".into(), reason: "no space is left".into() });
         }
         self.inner.commit(batch, durability)
