@@ -197,6 +197,44 @@ fn keys_that_are_no_keys_are_not_taken_up() {
     assert!(detector.peers().all(|(peer, _)| NodeId::parse(peer.as_str()).is_ok()));
 }
 
+#[test]
+fn a_peer_that_nobody_watches_any_more_is_left_to_its_neighbours() {
+    let mut detector = detector();
+    let outputs: Vec<_> = (1..=4).flat_map(|peer| detector.on(1_000, LivenessInput::Connected(id(peer)))).collect();
+    let pinged = |outputs: &[LivenessOutput]| -> BTreeSet<NodeId> {
+        sent(outputs).into_iter().filter(|(_, sent)| sent.kind == Kind::Ping).map(|(to, _)| to).collect()
+    };
+    assert_eq!(pinged(&outputs).len(), 4, "whoever is connected is greeted");
+    let answered = |detector: &mut Detector, now_ms: u64| {
+        for peer in 1..=4 {
+            detector.on(now_ms, from(peer, datagram(Kind::Ack, u64::from(peer), Vec::new())));
+        }
+    };
+    // How often each is pinged in ten rounds, in none of which chance decides.
+    let rounds = |detector: &mut Detector, begin_ms: u64| {
+        let mut counts: BTreeMap<NodeId, u32> = BTreeMap::new();
+        let mut now_ms = begin_ms;
+        while now_ms < begin_ms + 4_000 {
+            let outputs = detector.on(now_ms, LivenessInput::Tick);
+            answered(detector, now_ms);
+            for peer in pinged(&outputs) {
+                *counts.entry(peer).or_default() += 1;
+            }
+            now_ms = wake(&outputs).max(now_ms + 1);
+        }
+        counts
+    };
+    let before = rounds(&mut detector, 1_100);
+    let neighbour = before.iter().max_by_key(|(_, count)| **count).map(|(peer, _)| peer.clone()).unwrap();
+    let watched = (1..=4).map(id).find(|peer| *peer != neighbour).unwrap();
+    detector.on(5_200, LivenessInput::Watch(watched.clone()));
+    let during = rounds(&mut detector, 5_300);
+    detector.on(9_400, LivenessInput::Unwatch(watched.clone()));
+    let after = rounds(&mut detector, 9_500);
+    let of = |counts: &BTreeMap<NodeId, u32>| counts.get(&watched).copied().unwrap_or(0);
+    assert!(of(&before) <= 1 && of(&during) >= 8 && of(&after) <= 1, "{before:?} {during:?} {after:?}");
+}
+
 fn inputs() -> impl Strategy<Value = LivenessInput> {
     let standing =
         prop_oneof![Just(Standing::Alive), Just(Standing::Suspect), Just(Standing::Gone), Just(Standing::Left)];
