@@ -130,7 +130,7 @@ impl FromStr for Hash {
 
 impl fmt::Display for Hash {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_text().iter().try_for_each(|byte| fmt::Write::write_char(formatter, char::from(*byte)))
+        formatter.write_str(str::from_utf8(&self.to_text()).expect("base58 is ASCII"))
     }
 }
 

@@ -1,6 +1,7 @@
 //! An open database: its replica, its index and its storage in one handle.
 
 mod bulk;
+mod entries;
 mod event;
 mod read;
 mod shared;
@@ -340,7 +341,7 @@ impl Database {
     pub fn head_blocks(&self) -> Result<Vec<Vec<u8>>, DatabaseError> {
         let heads: Vec<Hash> = self.inner.shared.state().replica.log().heads().map(|position| position.hash).collect();
         let space = self.inner.shared.space()?;
-        let blocks = heads.iter().map(|head| Ok(shared::entry_block(&*space, head)?));
+        let blocks = heads.iter().map(|head| Ok(self.inner.shared.entry_block(&*space, head)?));
         blocks.filter_map(Result::transpose).collect()
     }
 
@@ -351,7 +352,7 @@ impl Database {
     /// [`DatabaseError`] when it cannot be read.
     pub fn block(&self, hash: &Hash) -> Result<Option<Vec<u8>>, DatabaseError> {
         let space = self.inner.shared.space()?;
-        if let Some(block) = shared::entry_block(&*space, hash)? {
+        if let Some(block) = self.inner.shared.entry_block(&*space, hash)? {
             return Ok(Some(block));
         }
         Ok(space.get(crate::storage::Table::Blocks, hash.digest())?)

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// A table of a space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
-    /// Entries: digest to one byte, what their own checks said, and the block.
+    /// Entries: number to those that came together, each with what its own checks said.
     Entries,
     /// Identities, manifests and access controllers: digest to block.
     Blocks,
@@ -103,12 +103,23 @@ pub trait Storage: Send + Sync {
 
 /// A space of tables.
 pub trait Space: Send + Sync {
+    /// Shows the value under a key; nothing where there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] when it cannot be read.
+    fn read(&self, table: Table, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<(), StorageError>;
+
     /// Returns the value under a key.
     ///
     /// # Errors
     ///
     /// [`StorageError`] when it cannot be read.
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError>;
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        let mut found = None;
+        self.read(table, key, &mut |value| found = Some(value.to_vec()))?;
+        Ok(found)
+    }
 
     /// Shows all pairs of a table, ordered by key, as they are at one moment.
     ///

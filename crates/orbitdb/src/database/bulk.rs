@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Database, DatabaseError, shared};
+use super::{Database, DatabaseError};
 use crate::{
     cbor::read::Reader,
     cid::Hash,
@@ -66,7 +66,7 @@ impl Database {
         let space = self.inner.shared.space()?;
         let (mut blocks, mut size, mut count) = (Vec::new(), 0, 0);
         for hash in entries {
-            let Some(block) = shared::entry_block(&*space, hash)? else { break };
+            let Some(block) = self.inner.shared.entry_block(&*space, hash)? else { break };
             if count > 0 && size + block.len() > bytes {
                 break;
             }

@@ -10,24 +10,25 @@ use std::{
 
 use tokio::sync::{broadcast, mpsc};
 
-use super::{DatabaseError, Event, JUMP, Output, writer::Job};
+use super::{
+    DatabaseError, Event, JUMP, Output,
+    entries::{Entries, Packed, read_all},
+    writer::Job,
+};
 use crate::{
     cbor::Value,
     cid::Hash,
-    entry::{Codec, Refusal},
+    entry::Codec,
     index::{Index, Record, Rule},
     log::{Admission, Position},
     manifest::{Address, Manifest},
-    replica::{Kept, Loader, Replica, Restored},
+    replica::{Loader, Replica, Restored},
     storage::{Durability, Space, StorageError, Table},
     sync::SyncConfig,
 };
 
 /// How many events wait for a slow listener.
 const EVENTS_MAX: usize = 1024;
-
-/// How many stored entries are in memory at once while a database is opened.
-const PART: usize = 1024;
 
 /// Noted while a database is open whose puts may be lost in a crash.
 pub(super) const RELAXED: &[u8] = b"relaxed";
@@ -81,6 +82,9 @@ pub(crate) struct Shared {
     pub(super) sizes: Sizes,
     admins: Vec<String>,
     outputs: mpsc::Sender<Output>,
+    entries: Entries,
+    /// Where the writer goes on; nobody else asks for it.
+    next_segment: AtomicU64,
     state: Mutex<State>,
     index: RwLock<Index>,
     /// Gone once the database is closed.
@@ -89,34 +93,9 @@ pub(crate) struct Shared {
     watchers: Mutex<Vec<mpsc::WeakSender<Job>>>,
 }
 
-/// Returns an entry's block.
-pub(super) fn entry_block(space: &dyn Space, hash: &Hash) -> Result<Option<Vec<u8>>, StorageError> {
-    let value = space.get(Table::Entries, hash.digest())?;
-    Ok(value.and_then(|value| split(&value).map(|(_, block)| block.to_vec())))
-}
-
-/// Takes a value of the table of entries apart.
-fn split(value: &[u8]) -> Option<(Option<Refusal>, &[u8])> {
-    let (code, block) = value.split_first()?;
-    Some((Refusal::from_code(*code), block))
-}
-
 /// Returns the ids that a capability lists.
 pub(super) fn ids(value: &Value) -> BTreeSet<String> {
     value.as_list().into_iter().flatten().filter_map(|id| id.as_text().map(str::to_owned)).collect()
-}
-
-/// Shows all entries that are stored, in parts that fit into memory.
-fn scan_entries(space: &dyn Space, mut each: impl FnMut(Vec<Kept>)) -> Result<(), StorageError> {
-    let mut part = Vec::with_capacity(PART);
-    space.scan(Table::Entries, &mut |_, value| {
-        part.extend(split(value).map(|(own, block)| (block.to_vec(), own)));
-        if part.len() == PART {
-            each(std::mem::replace(&mut part, Vec::with_capacity(PART)));
-        }
-    })?;
-    each(part);
-    Ok(())
 }
 
 /// An index that is being made anew. What views evaluate is gathered first, so that each key is evaluated once.
@@ -151,7 +130,8 @@ impl Shared {
         let mut building = Building::new(rule);
         let mut bytes = 0;
         space.scan(Table::Blocks, &mut |_, block| loader.identity(block))?;
-        scan_entries(&*space, |kept| {
+        let entries = Entries::default();
+        let next_segment = entries.load(&*space, |kept| {
             bytes += kept.iter().map(|(block, _)| block.len() as u64).sum::<u64>();
             building.take(loader.entries(&kept).into_iter().filter_map(|restored| {
                 let Restored { position, writer, operation } = restored;
@@ -161,16 +141,18 @@ impl Shared {
         let replica = loader.finish(sync);
         // A crash may have taken entries that peers have seen: none is to be signed with their times.
         let step = if space.get(Table::Meta, RELAXED)?.is_some() { JUMP } else { 1 };
-        let entries = replica.log().len() as u64;
+        let entries_at_open = replica.log().len() as u64;
         Ok(Self {
             address,
             manifest,
             codec,
             durability,
             events: broadcast::Sender::new(EVENTS_MAX),
-            sizes: Sizes { bytes: bytes.into(), bytes_at_open: bytes, entries_at_open: entries },
+            sizes: Sizes { bytes: bytes.into(), bytes_at_open: bytes, entries_at_open },
             admins,
             outputs,
+            entries,
+            next_segment: next_segment.into(),
             state: Mutex::new(State { replica, step, closed: false, failure: None }),
             index: RwLock::new(building.finish()),
             space: Mutex::new(Some(space)),
@@ -244,7 +226,7 @@ impl Shared {
     /// Returns an entry that counts and is stored, as views see it.
     pub(super) fn record(&self, space: &dyn Space, hash: &Hash) -> Option<Record> {
         let (position, writer) = self.place(hash)?;
-        let block = entry_block(space, hash).ok()??;
+        let block = self.entries.block(space, hash).ok()??;
         let operation = self.codec.operation(&self.codec.read(&block).ok()?.entry.ok()?)?;
         Some(Record { position, writer, operation })
     }
@@ -261,7 +243,7 @@ impl Shared {
     pub(super) fn rebuild(&self) -> Result<(), DatabaseError> {
         let space = self.space()?;
         let mut building = Building::new(self.index().rule().clone());
-        scan_entries(&*space, |kept| {
+        read_all(&*space, |kept| {
             building.take(kept.into_iter().filter_map(|(block, own)| {
                 let hash = Hash::of(&block);
                 let (position, writer) = self.place(&hash).filter(|_| own.is_none())?;
@@ -273,7 +255,20 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn grow(&self, bytes: u64) {
-        self.sizes.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// Returns the block of an entry that is safe.
+    pub(super) fn entry_block(&self, space: &dyn Space, hash: &Hash) -> Result<Option<Vec<u8>>, StorageError> {
+        self.entries.block(space, hash)
+    }
+
+    /// Returns the number of the segment that the writer writes next.
+    pub(super) fn next_segment(&self) -> u64 {
+        self.next_segment.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of entries that are stored now.
+    pub(super) fn grow(&self, packed: Packed) {
+        self.sizes.bytes.fetch_add(packed.bytes, Ordering::Relaxed);
+        self.next_segment.store(packed.next, Ordering::Relaxed);
+        self.entries.add(packed);
     }
 }

@@ -6,10 +6,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     DatabaseError, Event, JUMP, Output, Update,
+    entries::pack,
     shared::{RELAXED, Shared},
 };
 use crate::{
-    entry::Refusal,
     index::Record,
     log::Admission,
     replica::{Stored, What},
@@ -173,18 +173,15 @@ impl Writer {
 
     fn commit(&mut self, stores: &[Store]) -> Result<(), StorageError> {
         let mut batch = Batch::default();
-        let mut bytes = 0;
-        for stored in stores.iter().flat_map(|store| &store.stored) {
-            let digest = stored.hash.digest();
-            match &stored.what {
-                What::Identity => batch.put(Table::Blocks, digest, stored.block.to_vec()),
-                What::Entry { own, .. } => {
-                    let code = own.map_or(0, |refusal: Refusal| refusal as u8);
-                    bytes += stored.block.len() as u64;
-                    batch.put(Table::Entries, digest, [&[code], &*stored.block].concat());
-                }
-            }
+        let stored = || stores.iter().flat_map(|store| &store.stored);
+        for stored in stored().filter(|stored| matches!(stored.what, What::Identity)) {
+            batch.put(Table::Blocks, stored.hash.digest(), stored.block.to_vec());
         }
+        let entries = stored().filter_map(|stored| match stored.what {
+            What::Entry { own, .. } => Some((stored.hash, own, &*stored.block)),
+            What::Identity => None,
+        });
+        let packed = pack(&mut batch, self.shared.next_segment(), entries);
         let own = stores.iter().filter(|store| store.publish.is_some()).count();
         let relaxed = self.shared.durability == Durability::Relaxed
             && stores.iter().all(|store| !store.full)
@@ -196,18 +193,21 @@ impl Writer {
         }
         self.space.commit(&batch, if relaxed { Durability::Relaxed } else { Durability::Full })?;
         self.unsafe_entries = if relaxed { self.unsafe_entries + own } else { 0 };
-        self.shared.grow(bytes);
+        self.shared.grow(packed);
         Ok(())
     }
 
     /// Takes what was stored into the index, and tells those who listen.
     fn show<'a>(&self, stored: impl Iterator<Item = &'a Stored>) {
         let listened = self.shared.events.receiver_count() > 0;
+        let counted: Vec<_> = {
+            let state = self.shared.state();
+            // Whether one counts is looked up now: the access controller may have changed its mind since it joined.
+            stored.filter_map(|stored| Some((stored, state.replica.log().position(&stored.hash)?))).collect()
+        };
         let (mut records, mut updates) = (Vec::new(), Vec::new());
-        for stored in stored {
+        for (stored, position) in counted {
             let What::Entry { entry: Some(entry), writer: Some(writer), peer, .. } = &stored.what else { continue };
-            // Whether it counts is looked up now: the access controller may have changed its mind since it joined.
-            let Some(position) = self.shared.state().replica.log().position(&stored.hash) else { continue };
             let operation = self.shared.codec.operation(entry);
             if listened {
                 let (hash, time, operation) = (stored.hash, entry.time(), operation.clone());

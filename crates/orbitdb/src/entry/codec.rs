@@ -279,7 +279,7 @@ impl Codec {
     }
 
     /// Returns what an entry does that is needed no more.
-    pub(crate) fn into_operation(&self, entry: Entry) -> Option<Operation> {
+    pub(crate) fn operation_of(&self, entry: Entry) -> Option<Operation> {
         match &self.encryption.data {
             Some(_) => self.decrypted(entry.payload()),
             None => Operation::from_payload(entry.payload),
@@ -299,7 +299,7 @@ fn back(key: &str, draft: &Draft, payload: &Value) -> Result<Vec<u8>, EncodeErro
         write::text(&mut bytes, name);
         write::head(&mut bytes, Major::List, hashes.len() as u64);
         for hash in hashes {
-            write::text(&mut bytes, &hash.to_string());
+            write::text(&mut bytes, str::from_utf8(&hash.to_text()).expect("base58 is ASCII"));
         }
     }
     write::text(&mut bytes, "clock");

@@ -51,7 +51,7 @@ impl Loader {
         let read = check::on_all_cores(kept, |(block, own)| {
             let received = codec.read(block).ok()?;
             let stamp = own.map_or_else(|| stamp_of(&received, identities), Err);
-            let operation = received.entry.ok().and_then(|entry| codec.into_operation(entry));
+            let operation = received.entry.ok().and_then(|entry| codec.operation_of(entry));
             Some((received.links, stamp, operation))
         });
         let restore = |(links, stamp, operation): (_, Result<Stamp, _>, _)| {

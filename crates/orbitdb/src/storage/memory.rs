@@ -38,8 +38,10 @@ impl Storage for Memory {
 }
 
 impl Space for MemorySpace {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        Ok(self.pairs.lock().unwrap_or_else(PoisonError::into_inner).get(&(table, key.to_vec())).cloned())
+    fn read(&self, table: Table, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
+        let pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        pairs.get(&(table, key.to_vec())).into_iter().for_each(|value| show(value));
+        Ok(())
     }
 
     fn scan(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StorageError> {

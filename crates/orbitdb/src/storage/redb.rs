@@ -166,9 +166,10 @@ impl RedbSpace {
         Ok(())
     }
 
-    fn read(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
+    fn show_one(&self, table: Table, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<(), redb::Error> {
         let table = self.database.begin_read()?.open_table(definition(table))?;
-        Ok(table.get(key)?.map(|value| value.value().to_vec()))
+        table.get(key)?.into_iter().for_each(|value| show(value.value()));
+        Ok(())
     }
 
     fn show(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), redb::Error> {
@@ -182,8 +183,8 @@ impl RedbSpace {
 }
 
 impl Space for RedbSpace {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        self.read(table, key).map_err(|error| self.failed(error))
+    fn read(&self, table: Table, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
+        self.show_one(table, key, show).map_err(|error| self.failed(error))
     }
 
     fn scan(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StorageError> {

@@ -157,7 +157,7 @@ fn run_and_kill(directory: &Path, relaxed: bool, (lines, later): (u64, Duration)
             said.push(line);
         }
     }
-    // Not to wait for anything: to die at any moment.
+    #[expect(clippy::disallowed_methods, reason = "not to wait for anything: to die at any moment")]
     thread::sleep(later);
     child.kill().unwrap();
     child.wait().unwrap();

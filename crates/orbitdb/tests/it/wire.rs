@@ -219,8 +219,8 @@ impl<S: Storage> Storage for Failing<S> {
 }
 
 impl Space for FailingSpace {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        self.inner.get(table, key)
+    fn read(&self, table: Table, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
+        self.inner.read(table, key, show)
     }
 
     fn scan(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StorageError> {
