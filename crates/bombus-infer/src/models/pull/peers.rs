@@ -227,10 +227,29 @@ impl Fetch {
     }
 
     /// Brings the file to its end from these peers, and returns its hash in lower-case hex.
-    async fn gather(&self, mut asked: VecDeque<usize>, report: Report<'_>) -> Result<String, NotFetched> {
+    async fn gather(&self, asked: VecDeque<usize>, report: Report<'_>) -> Result<String, NotFetched> {
+        let mut saving = None;
+        let gathered = self.gather_and_save(asked, report, &mut saving).await;
+        if let Some(saving) = saving {
+            // What it writes is older than what is written next; and where the map goes away next, it must not come back.
+            let saved = saving.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            return gathered.and_then(|hash| saved.map(|()| hash).map_err(NotFetched::from));
+        }
+        gathered
+    }
+
+    /// Does so, and leaves in `saving` what may still be writing down what is here.
+    async fn gather_and_save(
+        &self,
+        mut asked: VecDeque<usize>,
+        report: Report<'_>,
+        saving: &mut Option<JoinHandle<Result<(), StoreError>>>,
+    ) -> Result<String, NotFetched> {
         let shared = &self.shared;
         // The streams of a round before may have been dropped in the middle of something.
         shared.plan().release_all();
+        let here = shared.plan().have().bytes();
+        report(PullProgress::new(PullStage::Downloading, here, Some(shared.size_bytes)));
         let (mut streams, mut sending) = (Streams::new(), Vec::new());
         while sending.len() < PEERS_MAX * STREAMS_PER_PEER
             && let Some(peer) = asked.pop_front()
@@ -238,7 +257,6 @@ impl Fetch {
             begin(shared, peer, &streams, &mut sending);
         }
         let mut chase = Chase::new(Arc::clone(&shared.file), Arc::clone(&shared.lock));
-        let mut saving: Option<JoinHandle<Result<(), StoreError>>> = None;
         let mut saved = Instant::now();
         let mut tick = interval(TELL_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -280,7 +298,7 @@ impl Fetch {
                 }
                 hashed = chase.step(), if chase.is_busy() => hashed.map_err(StoreError::io(&self.partial))?,
                 ended = async { saving.as_mut().expect("it is asked only while it saves").await }, if saving.is_some() => {
-                    saving = None;
+                    *saving = None;
                     ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
                 }
                 _ = tick.tick() => {
@@ -292,14 +310,10 @@ impl Fetch {
                     }
                     if saving.is_none() && saved.elapsed() >= SAVE_EVERY {
                         saved = Instant::now();
-                        saving = Some(spawn_blocking(self.saves()));
+                        *saving = Some(spawn_blocking(self.saves()));
                     }
                 }
             }
-        }
-        if let Some(saving) = saving {
-            // The map goes away next, and must not come back.
-            saving.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         }
         report(PullProgress::new(PullStage::Downloading, shared.size_bytes, Some(shared.size_bytes)));
         Ok(chase.finish())
@@ -465,7 +479,10 @@ impl Shared {
                 left.end - left.start
             };
             if piece.len() as u64 >= left || piece.len() >= PIECE_BYTES || end.is_some() {
+                let writing = Instant::now();
                 piece = self.write(id, piece).await.map_err(RangeFailure::Here)?;
+                // It is not the peer's fault that this disk is slow.
+                deadline += writing.elapsed();
                 if self.plan().left(id).is_empty() {
                     return Ok(());
                 }

@@ -137,7 +137,6 @@ impl Place {
             retries: 0,
             retry_after: Duration::from_millis(1),
             peer_range_bytes: 256 * KIB,
-            peer_stall_timeout: Duration::from_millis(200),
             ..PullConfig::default()
         };
         Self { _directory: directory, store, config }
@@ -180,7 +179,7 @@ async fn a_model_comes_from_several_peers_at_once_and_the_internet_is_not_asked(
     assert_eq!(last.peers.as_deref(), Some("0, 1"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_peer_that_dies_or_falls_silent_does_not_send_others_do() {
     let contents = tiny_model("Qwen", 5_000_000);
     let dies = Fault { dies_after: Some(700_000), ..Fault::default() };
@@ -200,7 +199,7 @@ async fn what_a_peer_that_dies_or_falls_silent_does_not_send_others_do() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pull_goes_on_with_what_is_missing_and_nothing_else() {
     let contents = tiny_model("Qwen", 5_000_000);
     let mut place = Place::new();
