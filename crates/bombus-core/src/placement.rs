@@ -98,6 +98,7 @@ pub fn decisive(ranking: &[Ranked]) -> &'static str {
     let margins = [
         ("alive", ahead(|factor| matches!(factor, Factor::Suspect))),
         ("available", ahead(|factor| matches!(factor, Factor::HeldBack))),
+        ("local", ahead(|factor| matches!(factor, Factor::Cloud))),
         ("context", ahead(|factor| matches!(factor, Factor::ContextShort { .. }))),
         ("warm", ahead(|factor| matches!(factor, Factor::Warm(_)))),
         ("weights", ahead(|factor| matches!(factor, Factor::SameWeights))),

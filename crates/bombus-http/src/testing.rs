@@ -196,7 +196,7 @@ impl Backend for Scripted {
         match &self.refusal {
             Some(error) => Err(error.clone()),
             None if self.vectors.is_empty() => Err(BackendError::Unavailable { reason: "no vectors here".into() }),
-            None => Ok(EmbedResponse { vectors: self.vectors.clone(), prompt_tokens: 5 }),
+            None => Ok(EmbedResponse::new(self.vectors.clone(), 5)),
         }
     }
 
@@ -294,6 +294,7 @@ pub(crate) fn services_over(backends: Vec<NamedBackend>) -> Services {
         metrics: Metrics::new(),
         default_model: None,
         mesh: Some(Arc::new(ScriptedMesh::default())),
+        databases: None,
     }
 }
 

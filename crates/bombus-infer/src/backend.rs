@@ -44,6 +44,12 @@ pub trait Backend: Send + Sync + 'static {
         true
     }
 
+    /// Says whether somebody else's computers answer, beyond this network: what they are asked leaves the house, and costs money. They
+    /// are asked where nobody else can answer.
+    fn is_cloud(&self) -> bool {
+        false
+    }
+
     /// Makes embedding vectors. Dropping the future cancels the work.
     ///
     /// # Errors

@@ -161,14 +161,14 @@ impl Backend for FakeBackend {
         }
         if self.config.fail == Some(FakeFailure::Garbage) {
             let vectors = vec![vec![0.0; EMBEDDING_DIMENSIONS]; request.inputs.len()];
-            return Ok(EmbedResponse { vectors, prompt_tokens: 0 });
+            return Ok(EmbedResponse::new(vectors, 0));
         }
         let words = |input: &EmbedInput| match input {
             EmbedInput::Text(text) => split_tokens(text).len(),
             EmbedInput::Tokens(tokens) => tokens.len(),
         };
         let prompt_tokens = request.inputs.iter().map(words).sum::<usize>() as u32;
-        Ok(EmbedResponse { vectors: request.inputs.iter().map(unit_vector).collect(), prompt_tokens })
+        Ok(EmbedResponse::new(request.inputs.iter().map(unit_vector).collect(), prompt_tokens))
     }
 
     async fn health(&self) -> Health {

@@ -20,3 +20,4 @@ pub use openai::{OpenAiBackend, OpenAiConfig, OpenAiError};
 pub use registry::{
     BackendOptions, BackendState, Backends, Listed, NamedBackend, PeerFacts, PeerNow, Route, RouteConfig, Routed,
 };
+pub use resumed::goes_on_as_text;

@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 
 use crate::resumed::unsupported;
-use crate::upstream::{KeySource, UpstreamClient, UpstreamError, UpstreamOptions, base_url, headers};
+use crate::upstream::{KeySource, UpstreamClient, UpstreamError, UpstreamOptions, base_url, headers, is_beyond};
 use crate::{Backend, BackendError, ChatStream, Health};
 use listing::{LISTING_BYTES_MAX, Listed, Listing, Properties};
 
@@ -89,6 +89,7 @@ pub struct OpenAiBackend {
     client: Arc<UpstreamClient>,
     models_given: bool,
     provider_given: Option<Provider>,
+    is_cloud: bool,
     known: RwLock<Known>,
 }
 
@@ -124,11 +125,13 @@ impl OpenAiBackend {
         });
         let models = models.collect::<Result<Arc<[_]>, _>>()?;
         let timeout = Duration::from_millis(config.timeout_ms);
+        let is_cloud = is_beyond(&base);
         let client = UpstreamClient::new(UpstreamOptions { name: name.to_owned(), base, headers, timeout });
         Ok(Self {
             client: Arc::new(client.map_err(wrong)?),
             models_given: !models.is_empty(),
             provider_given: config.provider,
+            is_cloud,
             known: RwLock::new(Known { provider, models }),
         })
     }
@@ -231,6 +234,10 @@ impl Backend for OpenAiBackend {
 
     fn can_resume(&self, request: &ChatRequest) -> bool {
         resume::is_possible(request, self.known().provider)
+    }
+
+    fn is_cloud(&self) -> bool {
+        self.is_cloud
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {

@@ -11,6 +11,7 @@ mod listing;
 mod peer;
 mod route;
 mod run;
+mod search;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,8 @@ const WATCH_INTERVAL_CHEAP: Duration = Duration::from_secs(2);
 const LIST_AGE_MAX: Duration = Duration::from_secs(15);
 /// Shortest time between two looks at a backend for a name that nobody is known to have.
 const MISS_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest wait right after the start for this node's backends, where a peer has what is asked for.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(1);
 /// How long a more preferred backend may still answer when a name was looked for and found.
 const FOUND_GRACE: Duration = Duration::from_millis(200);
 
@@ -399,7 +402,24 @@ impl Backends {
         })
     }
 
+    /// Asks this node's backends of which nothing is known yet, where a peer has the model: what is here is not asked of others only
+    /// because the node has just started.
+    async fn look_here_first(&self, name: &ModelName, need: &Need) {
+        if !matches!(need.scope, Scope::Anywhere) {
+            return;
+        }
+        let entries = self.entries();
+        let (own, peers) = entries.split_at(self.0.own);
+        let unread: Vec<_> = own.iter().filter(|entry| entry.listing().asked_ms.is_none()).collect();
+        if unread.is_empty() || !peers.iter().any(|entry| matches!(entry.listing().offer(name), Offer::Has { .. })) {
+            return;
+        }
+        // What goes wrong is seen again when the backend is asked as ever.
+        let _ = timeout(FIRST_LOOK_MAX, join_all(unread.iter().map(|entry| entry.look_for(name)))).await;
+    }
+
     async fn rank_and_look(&self, name: &ModelName, need: &Need) -> (Plan, Troubles) {
+        self.look_here_first(name, need).await;
         let plan = self.rank_now(name, need, &Troubles::new(), false);
         if usable(&plan.ranking) {
             return (plan, Troubles::new());

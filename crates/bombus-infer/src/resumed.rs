@@ -41,6 +41,12 @@ pub(crate) fn has_pictures(prompt: &Prompt) -> bool {
     messages.iter().any(|message: &Message| message.content.iter().any(is_picture))
 }
 
+/// Returns whether an answer to this can go on wherever its text is enough to go on: it has no form, no tools and no pictures.
+#[must_use]
+pub fn goes_on_as_text(request: &ChatRequest) -> bool {
+    goes_on_by_text(request) && !has_pictures(&request.prompt)
+}
+
 /// Makes the filter for the thoughts in a raw answer to a rendered conversation.
 pub(crate) fn think_filter(rendered: &str, think: Option<&Think>) -> Option<ThinkFilter> {
     (think != Some(&Think::Off)).then(|| ThinkFilter::new(rendered.trim_end().ends_with("<think>")))

@@ -5,7 +5,7 @@ mod settings;
 
 use std::error::Error as _;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -306,6 +306,36 @@ fn is_loopback(url: &Url) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// Says whether a server is beyond this network: at a public address, or under a name that may well be public. Names of one word and those
+/// that no public server has are near.
+pub(crate) fn is_beyond(url: &Url) -> bool {
+    /// Shared by providers and their customers, and by networks over the internet such as Tailscale's: 100.64.0.0/10.
+    const SHARED: (u32, u32) = (0x6440_0000, 0xffc0_0000);
+    /// Endings of names that are given at home, or by networks over the internet.
+    const NEAR: [&str; 8] = ["local", "localhost", "lan", "internal", "intranet", "home", "home.arpa", "ts.net"];
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let is_public_v4 = |address: Ipv4Addr| {
+        let is_shared = u32::from(address) & SHARED.1 == SHARED.0;
+        let is_near = address.is_private() || address.is_loopback() || address.is_link_local();
+        !is_near && !is_shared && !address.is_unspecified()
+    };
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => is_public_v4(address),
+        Ok(IpAddr::V6(address)) => match address.to_ipv4_mapped() {
+            Some(address) => is_public_v4(address),
+            None => {
+                let is_near = address.is_unique_local() || address.is_unicast_link_local();
+                !is_near && !address.is_loopback() && !address.is_unspecified()
+            }
+        },
+        Err(_) => {
+            let name = host.trim_end_matches('.').to_ascii_lowercase();
+            let ends = |ending: &&str| name.strip_suffix(*ending).is_some_and(|rest| rest.ends_with('.'));
+            name.contains('.') && !NEAR.iter().any(|ending| ends(&ending))
+        }
+    }
+}
+
 /// Tells an error by what caused it, without the URL, which may hold a secret.
 pub(crate) fn explain(error: &reqwest::Error) -> String {
     if error.is_timeout() {
@@ -316,4 +346,32 @@ pub(crate) fn explain(error: &reqwest::Error) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beyond_this_network_is_told_by_its_address() {
+        for (host, beyond) in [
+            ("api.openai.com", true),
+            ("8.8.8.8", true),
+            ("[2606:4700::1111]", true),
+            ("127.0.0.1", false),
+            ("localhost:8000", false),
+            ("192.168.1.7:1234", false),
+            ("100.101.102.103", false),
+            ("[::1]", false),
+            ("[fd7a:115c::1]", false),
+            ("tower", false),
+            ("tower.local", false),
+            ("tower.home.arpa", false),
+            ("tower.tail1234.ts.net", false),
+            ("notlocal.example.org", true),
+        ] {
+            let url: Url = format!("http://{host}/v1/").parse().unwrap();
+            assert_eq!(is_beyond(&url), beyond, "{host}");
+        }
+    }
 }

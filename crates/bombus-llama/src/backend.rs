@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn shorter_vectors_have_length_one_again() {
-        let response = || EmbedResponse { vectors: vec![vec![0.6, 0.0, 0.8]], prompt_tokens: 1 };
+        let response = || EmbedResponse::new(vec![vec![0.6, 0.0, 0.8]], 1);
         assert_eq!(shortened(response(), None), Ok(response()));
         assert_eq!(shortened(response(), Some(2)).unwrap().vectors, [[1.0, 0.0]]);
         for refused in [0, 4] {

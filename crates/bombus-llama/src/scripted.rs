@@ -121,7 +121,7 @@ fn serve(outbox: &mut File) -> io::Result<()> {
             ToWorker::Chat { id, request, .. } => answer(id, &request, &cancelled, outbox)?,
             ToWorker::Embed { inputs, .. } if matches!(&inputs[0], EmbedInput::Text(text) if text == "die") => abort(),
             ToWorker::Embed { id, .. } => {
-                let response = EmbedResponse { vectors: vec![vec![1.0]], prompt_tokens: 1 };
+                let response = EmbedResponse::new(vec![vec![1.0]], 1);
                 write_message(outbox, &FromWorker::Embedded { id, response })?;
             }
             ToWorker::Cancel { id } => cancelled.push(id),

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Message, Resume};
+use super::{Answerer, Message, Resume};
 
 /// A request to generate text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -249,4 +249,15 @@ pub struct EmbedResponse {
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs together.
     pub prompt_tokens: u32,
+    /// Who made them, where a peer told that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Answerer>,
+}
+
+impl EmbedResponse {
+    /// Builds the answer of a backend of this node.
+    #[must_use]
+    pub fn new(vectors: Vec<Vec<f32>>, prompt_tokens: u32) -> Self {
+        Self { vectors, prompt_tokens, by: None }
+    }
 }

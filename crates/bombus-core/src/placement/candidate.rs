@@ -35,6 +35,8 @@ pub struct Candidate {
     pub now_ms: u64,
     /// Whether it lately said that it has too much to do, or that it does not answer this node.
     pub held_back: bool,
+    /// Whether it is a backend of this node behind which somebody else's computers answer, beyond this network.
+    pub cloud: bool,
 }
 
 /// What is known about another node.
@@ -95,6 +97,7 @@ impl Candidate {
             breaker: BreakerState::Closed,
             now_ms: 0,
             held_back: false,
+            cloud: false,
         }
     }
 

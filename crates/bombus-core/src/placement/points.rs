@@ -27,6 +27,9 @@ pub struct Weights {
     pub latency: f64,
     /// The weights are those that began the answer. Less than `warm`: while a model is loaded, whoever asked waits.
     pub same_weights: f64,
+    /// Taken away from what is beyond this network: own backends and peers are asked before, also those that first have to load the
+    /// model.
+    pub cloud: f64,
     /// Taken away where the model's context is smaller than what the request needs.
     pub context_short: f64,
     /// Taken away where the candidate lately asked for less, or refused this node: it is tried after all others.
@@ -47,6 +50,7 @@ impl Default for Weights {
             away: 5.0,
             latency: 20.0,
             same_weights: 500.0,
+            cloud: 2_000.0,
             context_short: 4_000.0,
             held_back: 8_000.0,
             suspect: 32_000.0,
@@ -90,6 +94,7 @@ impl Weights {
             away: bound(self.away),
             latency: bound(self.latency),
             same_weights: bound(self.same_weights),
+            cloud: bound(self.cloud),
             context_short: bound(self.context_short),
             held_back: bound(self.held_back),
             suspect: bound(self.suspect),
@@ -185,6 +190,9 @@ pub(super) fn points(
         }
     }
 
+    if candidate.cloud {
+        add(Factor::Cloud, -weights.cloud);
+    }
     if need.weights.is_some() && need.weights == info.sha256 {
         add(Factor::SameWeights, weights.same_weights);
     }

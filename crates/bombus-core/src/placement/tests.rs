@@ -165,6 +165,20 @@ fn the_own_node_is_left_for_a_peer_that_is_better_by_something() {
 }
 
 #[test]
+fn what_is_beyond_this_network_is_asked_after_own_backends_and_peers() {
+    let cloud = Candidate { cloud: true, tokens_per_second: Some(500.0), ..candidate("cloud", 0) };
+    let cold = Offer::Has { info: model(&[ModelCapability::Completion], false), alias_of: None };
+    let here = Candidate { offer: cold.clone(), running: 3, ..candidate("here", 1) };
+    let there = changed(at(1, Candidate { offer: cold, ..candidate("there", 0) }), |peer| peer.latency_ms = Some(80.0));
+    let ranking = rank(&text(), vec![cloud.clone(), there.clone(), here.clone()]);
+    assert_eq!(names(&ranking)[2], "cloud", "it is faster, idle, preferred and need not load anything");
+    let ranking = rank(&text(), vec![cloud.clone(), here]);
+    assert_eq!((names(&ranking), decisive(&ranking)), (vec!["here", "cloud"], "local"));
+    let gone = changed(there, |peer| peer.suspect = true);
+    assert_eq!(names(&rank(&text(), vec![gone, cloud]))[0], "cloud");
+}
+
+#[test]
 fn a_suspect_is_asked_where_nobody_else_is_left() {
     let suspect = changed(at(1, candidate("suspect", 0)), |peer| peer.suspect = true);
     let cold = Offer::Has { info: model(&[ModelCapability::Completion], false), alias_of: None };
@@ -257,9 +271,10 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
         1 => (0..2_000_u64).prop_map(|until_ms| BreakerState::HalfOpen { until_ms }),
     ];
     let load = (0..50_u32, 0..20_u32, prop::option::of(0..40_u32));
+    let sort = (prop::bool::weighted(0.2), prop::bool::weighted(0.1));
     let speed = (any_measured(), any_measured(), prop_oneof![Just(0), 0..200_000_u64, Just(u64::MAX)]);
-    (any_offer(), any_peer(), 0..4_u32, load, speed, breaker, prop::bool::weighted(0.2), 0..3_u64).prop_map(
-        |(offer, peer, preference, (running, waiting, slots), speed, breaker, held_back, lot)| Candidate {
+    (any_offer(), any_peer(), 0..4_u32, load, speed, breaker, sort, 0..3_u64).prop_map(
+        |(offer, peer, preference, (running, waiting, slots), speed, breaker, (held_back, cloud), lot)| Candidate {
             peer,
             lot,
             running,
@@ -271,6 +286,7 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
             breaker,
             now_ms: 1_000,
             held_back,
+            cloud,
             preference,
             ..Candidate::new("x", offer)
         },
@@ -308,7 +324,7 @@ fn any_need() -> impl Strategy<Value = Need> {
 fn any_weights() -> impl Strategy<Value = Weights> {
     let weight =
         prop_oneof![4 => 0.0..10_000.0, 1 => prop::sample::select(vec![f64::NAN, f64::INFINITY, -5.0, 0.0, 1e300])];
-    prop::collection::vec(weight, 12).prop_map(|weights| Weights {
+    prop::collection::vec(weight, 13).prop_map(|weights| Weights {
         warm: weights[0],
         idle: weights[1],
         preference_step: weights[2],
@@ -321,6 +337,7 @@ fn any_weights() -> impl Strategy<Value = Weights> {
         context_short: weights[9],
         held_back: weights[10],
         suspect: weights[11],
+        cloud: weights[12],
     })
 }
 

@@ -82,6 +82,8 @@ pub enum Factor {
     HeldBack,
     /// It may be gone.
     Suspect,
+    /// It is beyond this network.
+    Cloud,
 }
 
 /// Says why a candidate cannot answer.
@@ -220,6 +222,7 @@ impl fmt::Display for Points {
             }
             Factor::HeldBack => f.write_str("it lately refused or asked for less")?,
             Factor::Suspect => f.write_str("it may be gone")?,
+            Factor::Cloud => f.write_str("in the cloud")?,
         }
         write!(f, " ({:+.1})", self.points)
     }

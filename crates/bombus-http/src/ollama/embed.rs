@@ -95,7 +95,7 @@ async fn make(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResp
     let model = request.model.clone();
     let made = if request.inputs.is_empty() {
         let route = load(app, &model, &scope, request.keep_alive).await;
-        route.map(|route| (CoreResponse { vectors: Vec::new(), prompt_tokens: 0 }, route))
+        route.map(|route| (CoreResponse::new(Vec::new(), 0), route))
     } else {
         embed(app, request, scope).await
     };

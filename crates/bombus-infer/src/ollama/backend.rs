@@ -280,7 +280,7 @@ impl Backend for OllamaBackend {
             let reason = format!("it made {} vectors of {} inputs", response.embeddings.len(), body.input.len());
             return Err(self.fail(OllamaError::Garbage { reason }, &request.model));
         }
-        Ok(EmbedResponse { vectors: response.embeddings, prompt_tokens: response.prompt_eval_count })
+        Ok(EmbedResponse::new(response.embeddings, response.prompt_eval_count))
     }
 
     async fn health(&self) -> Health {

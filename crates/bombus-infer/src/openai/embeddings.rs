@@ -34,7 +34,7 @@ pub(super) async fn embed(
 ) -> Result<EmbedResponse, BackendError> {
     let failed = |error: UpstreamError| error.into_backend(client.name(), &request.model, false);
     if request.inputs.is_empty() {
-        return Ok(EmbedResponse { vectors: Vec::new(), prompt_tokens: 0 });
+        return Ok(EmbedResponse::new(Vec::new(), 0));
     }
     let body = body(request, id, provider);
     let answer: Answer = client.post_json("embeddings", &body, ANSWER_BYTES_MAX).await.map_err(failed)?;
@@ -42,7 +42,7 @@ pub(super) async fn embed(
     let vectors = in_order(answer.data, request.inputs.len());
     let vectors = vectors.map_err(|reason| failed(UpstreamError::Garbage { reason: reason.to_owned() }))?;
     let vectors = vectors.into_iter().map(|vector| unit(vector, request.dimensions));
-    Ok(EmbedResponse { vectors: vectors.collect::<Result<_, _>>()?, prompt_tokens })
+    Ok(EmbedResponse::new(vectors.collect::<Result<_, _>>()?, prompt_tokens))
 }
 
 /// Builds the request. Vectors are cut to length here: servers know `dimensions` for few models and refuse it for the others.

@@ -146,7 +146,7 @@ async fn vectors_come_in_the_order_of_the_inputs_and_have_length_1() {
 
     let request = EmbedRequest { dimensions: Some(2), ..EmbedRequest::new("m", inputs.clone()) };
     let answer = backend.embed(request.clone()).await.unwrap();
-    assert_eq!(answer, EmbedResponse { vectors: vec![vec![0.6, 0.8], vec![0.0, 1.0]], prompt_tokens: 5 });
+    assert_eq!(answer, EmbedResponse::new(vec![vec![0.6, 0.8], vec![0.0, 1.0]], 5));
     let sent = upstream.requests()[0].json();
     assert_eq!(sent, json!({"model": "m", "input": ["a", "b"], "encoding_format": "float"}));
 

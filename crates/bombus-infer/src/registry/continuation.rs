@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bombus_core::chat::{Answerer, ChatEvent, ChatRequest, Delta, Prompt, Resume, ToolChoice};
-use bombus_core::placement::Ranked;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{Stream, StreamExt};
@@ -13,8 +12,8 @@ use futures::stream::{Stream, StreamExt};
 use super::entry::Entry;
 use super::route::{Attempted, Route};
 use super::run::{Begun, Run, without_end};
+use super::search::{Found, Search};
 use super::stall::Stall;
-use super::{Plan, entry_of};
 use crate::BackendError;
 
 /// Returns whether the answer to a request could be gone on with. A call of a tool cannot: half of one cannot be taken back.
@@ -58,15 +57,14 @@ enum State {
 struct Answering {
     entry: Arc<Entry>,
     by: Answerer,
-    /// Of those that are elsewhere the backend hears from second to second, and ends the answer itself.
-    stall: Option<Stall>,
+    /// Peers are watched too: that one says every second that it is there says nothing of the backend behind it.
+    stall: Stall,
 }
 
 impl Answering {
     fn new(route: &Route, attempted: &Attempted<Begun>) -> Self {
         let entry = attempted.entry.clone();
-        let gap = || entry.expected_gap(&attempted.info.name);
-        let stall = (!entry.is_peer()).then(|| Stall::new(*route.config(), gap()));
+        let stall = Stall::new(*route.config(), entry.expected_gap(&attempted.info.name));
         Self { by: attempted.answerer(), entry, stall }
     }
 }
@@ -164,9 +162,7 @@ impl Unbroken {
 
     /// Takes note of an event, and says whether it is handed on.
     fn take(&mut self, event: &mut ChatEvent) -> bool {
-        if let Some(stall) = &mut self.answering.stall {
-            stall.came();
-        }
+        self.answering.stall.came();
         match event {
             ChatEvent::Delta(delta) => self.told.take(delta, false),
             ChatEvent::Thinking(delta) => self.told.take(delta, true),
@@ -190,28 +186,14 @@ impl Unbroken {
         true
     }
 
-    /// Looks for somebody to go on, best first: who has broken off is asked again only at last, and only if it is on this node, where
-    /// engines are started anew.
-    fn others(&self, failed_too: bool) -> Option<Plan> {
+    /// Returns what it takes to look for somebody who goes on, where anybody could.
+    fn search(&self) -> Option<Search> {
         let config = self.route.config();
         if self.told.is_final || self.is_done || self.continued >= config.continuations_max() {
             return None;
         }
-        let resume = &self.told.resume;
-        let mut plan = self.route.plan_to_go_on(resume.sha256.clone());
-        let bound = is_bound_to_weights(&self.request);
-        let request = ChatRequest { resume: Some(resume.clone()), ..(*self.request).clone() };
-        let entries = plan.entries.clone();
-        let entry = |ranked: &Ranked| entry_of(&entries, ranked).clone();
-        plan.ranking.retain(|ranked| {
-            let same_weights =
-                || resume.sha256.is_some() && ranked.model().is_some_and(|info| info.sha256 == resume.sha256);
-            let entry = entry(ranked);
-            let gave_up = self.failed.contains(&entry.name) && (entry.is_peer() || !failed_too);
-            !gave_up && (!bound || same_weights()) && entry.named.backend.can_resume(&request)
-        });
-        plan.ranking.sort_by_key(|ranked| self.failed.contains(&ranked.candidate.backend));
-        (!plan.ranking.is_empty()).then_some(plan)
+        let request = ChatRequest { resume: Some(self.told.resume.clone()), ..(*self.request).clone() };
+        Some(Search::new(self.route.clone(), request, self.failed.clone()))
     }
 
     /// Asks another one to go on where one can; else the answer ends with the error.
@@ -226,12 +208,14 @@ impl Unbroken {
         if !self.failed.contains(name) {
             self.failed.push(name.clone());
         }
-        let Some(plan) = self.others(failed_too) else { return Err(cause) };
+        let Some(mut search) = self.search() else { return Err(cause) };
+        let found = if failed_too { search.look() } else { search.look_for_others() };
+        if matches!(found, Found::Nobody) {
+            return Err(cause);
+        }
         self.continued += 1;
-        let mut request = (*self.request).clone();
-        request.resume = Some(self.told.resume.clone());
         tracing::warn!(backend.name = self.answering.entry.label(), error = %cause, "an answer goes on elsewhere");
-        self.state = State::Asking(self.route.clone().go_on(plan, request).boxed(), cause);
+        self.state = State::Asking(search.ask(found).boxed(), cause);
         Ok(())
     }
 
@@ -271,14 +255,14 @@ impl Stream for Unbroken {
                     }
                     Poll::Ready(ended) => (ended.and_then(Result::err).unwrap_or_else(without_end), true),
                     Poll::Pending => {
-                        let Some(stall) = &mut this.answering.stall else { return Poll::Pending };
+                        let stall = &mut this.answering.stall;
                         let after = ready!(stall.poll(cx));
                         stall.excuse();
                         // Where nobody else can go on, the answer may still come.
                         this.failed.push(this.answering.entry.name.clone());
-                        let others = this.others(false);
+                        let others = this.search().map(|mut search| search.look_for_others());
                         this.failed.pop();
-                        let (State::Running(run), true) = (&mut this.state, others.is_some()) else { continue };
+                        let (State::Running(run), Some(Found::Plan(_))) = (&mut this.state, others) else { continue };
                         let cause = BackendError::TimedOut { after };
                         run.failed(&cause);
                         (cause, false)

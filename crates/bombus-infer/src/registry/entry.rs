@@ -63,6 +63,7 @@ pub(super) struct Entry {
     pub(super) node: Option<Arc<NodeId>>,
     /// Whether asking for its models costs next to nothing.
     pub(super) lists_cheaply: bool,
+    is_cloud: bool,
     names: Names,
     max_concurrent: Option<u32>,
     slots: Option<Arc<Semaphore>>,
@@ -181,6 +182,7 @@ impl Entry {
         }
         Self {
             name: named.name.as_str().into(),
+            is_cloud: node.is_none() && named.backend.is_cloud(),
             lists_cheaply: node.is_some() || matches!(named.kind, "embedded" | "fake"),
             names: Names::of(&named.name, &named.options),
             max_concurrent,
@@ -248,6 +250,18 @@ impl Entry {
     pub(super) fn list_age(&self) -> Duration {
         let asked_ms = self.listing().asked_ms;
         asked_ms.map_or(Duration::MAX, |asked_ms| Duration::from_millis(self.now_ms().saturating_sub(asked_ms)))
+    }
+
+    /// Takes note that a model is in memory, since it has begun to answer: the next list may be seconds away. Of other servers nobody
+    /// knows what they have in memory, and lists would take it back.
+    fn warmed(&self, name: &ModelName) {
+        if !matches!(self.named.kind, "embedded" | "ollama") {
+            return;
+        }
+        let mut listing = self.record.listing.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(warmed) = listing.warmed(name) {
+            *listing = Arc::new(warmed);
+        }
     }
 
     /// Asks the backend for its models. Whoever comes while it is being asked waits, and asks again only if nobody else has done so
@@ -365,6 +379,7 @@ impl Entry {
                 latency_ms: now.latency_ms,
             });
         } else {
+            candidate.cloud = self.is_cloud;
             candidate.preference = u32::try_from(index).unwrap_or(u32::MAX);
             candidate.running = ours;
             candidate.waiting = record.waiting.load(Ordering::Relaxed);
@@ -534,6 +549,10 @@ impl Place {
         let mut vitals = entry.vitals();
         vitals.end(&entry.name, now_ms, self.ticket, Outcome::Began);
         vitals.began(&entry.shared.config, now_ms, &self.info.name, after.as_secs_f64() * 1_000.0);
+        drop(vitals);
+        if !self.info.warm {
+            entry.warmed(&self.info.name);
+        }
     }
 
     /// Ends with an answer, at this speed where it could be measured.

@@ -13,7 +13,7 @@ const MODELS_MAX: usize = 10_000;
 const FAILURES_KEPT: u32 = 1;
 
 /// What a backend is known to have.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Listing {
     /// By the names that they are offered by.
     offers: BTreeMap<ModelName, Offered>,
@@ -93,16 +93,26 @@ impl Listing {
 
     /// Returns the same models and one more.
     pub(super) fn with(&self, names: &Names, info: ModelInfo) -> Self {
-        let mut listing = Self {
-            offers: self.offers.clone(),
-            hidden: self.hidden.clone(),
-            error: self.error.clone(),
-            failures: self.failures,
-            asked_ms: self.asked_ms,
-            attempt: self.attempt,
-        };
+        let mut listing = self.clone();
         listing.add(names, info);
         listing
+    }
+
+    /// Returns the same models with this one in memory, by all of its names; `None` where it is so already, or there is no such model.
+    pub(super) fn warmed(&self, name: &ModelName) -> Option<Self> {
+        self.offers.get(name).filter(|offered| !offered.info.warm)?;
+        let there = |name: &ModelName, offered: &Offered| match offered.alias_of.as_deref().map(ModelName::parse) {
+            Some(Ok(there)) => there,
+            Some(Err(_)) | None => name.clone(),
+        };
+        let mut listing = self.clone();
+        let which = there(name, listing.offers.get(name)?);
+        for (name, offered) in &mut listing.offers {
+            if there(name, offered) == which {
+                Arc::make_mut(&mut offered.info).warm = true;
+            }
+        }
+        Some(listing)
     }
 
     fn add(&mut self, names: &Names, info: ModelInfo) {

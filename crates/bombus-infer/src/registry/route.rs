@@ -5,7 +5,7 @@ use std::time::Duration;
 use bombus_core::chat::{Answerer, ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::identity::NodeId;
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
-use bombus_core::placement::{Need, Offer, Ranked, decisive};
+use bombus_core::placement::{Need, Offer, Ranked, Rejection, decisive};
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::timeout;
 
@@ -166,8 +166,12 @@ impl Route {
     ///
     /// As [`Route::chat`].
     pub async fn embed(&self, request: EmbedRequest) -> Result<Routed<EmbedResponse>, BackendError> {
-        let Attempted { answer, entry, model, reason, .. } = self.send(&self.plan(), request).await?;
-        let (node, backend) = (entry.node.as_deref().cloned(), entry.name.to_string());
+        let Attempted { mut answer, entry, model, reason, .. } = self.send(&self.plan(), request).await?;
+        let node = entry.node.as_deref().cloned();
+        let (backend, model) = match answer.by.take() {
+            Some(by) => (by.backend, ModelName::parse(&by.model).unwrap_or(model)),
+            None => (entry.name.to_string(), model),
+        };
         Ok(Routed { value: answer, node, backend, model, reason })
     }
 
@@ -175,12 +179,16 @@ impl Route {
         self.inner.backends.config()
     }
 
-    /// Returns who could go on now with an answer of these weights, best first.
+    /// Returns who could go on with an answer of these weights, best first: now, or, of peers that are not reached, when they are.
     pub(super) fn plan_to_go_on(&self, weights: Option<String>) -> Plan {
         let Inner { backends, name, need, .. } = &*self.inner;
         let need = Need { continuation: true, weights, ..need.clone() };
         let mut plan = backends.rank_now(name, &need, &Troubles::new(), false);
-        plan.ranking.retain(|ranked| ranked.score().is_some() || is_busy(ranked));
+        let is_away = |ranked: &Ranked| {
+            let is_able = ranked.model().is_some_and(|info| info.continues);
+            is_able && matches!(ranked.rejection(), Some(Rejection::Unreachable))
+        };
+        plan.ranking.retain(|ranked| ranked.score().is_some() || is_busy(ranked) || is_away(ranked));
         plan
     }
 

@@ -110,7 +110,7 @@ impl Backend for Player {
         self.asked.lock().unwrap().push(request.model);
         match (self.play)() {
             Play::Refuse(error) => Err(error),
-            _ => Ok(EmbedResponse { vectors: vec![vec![3.0, 4.0, 12.0]; request.inputs.len()], prompt_tokens: 1 }),
+            _ => Ok(EmbedResponse::new(vec![vec![3.0, 4.0, 12.0]; request.inputs.len()], 1)),
         }
     }
 

@@ -131,7 +131,7 @@ impl Engine for Embedder<'_> {
             Ok(()) => {
                 let tokens: usize = job.inputs.iter().map(Vec::len).sum();
                 let prompt_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-                let response = EmbedResponse { vectors: job.vectors, prompt_tokens };
+                let response = EmbedResponse::new(job.vectors, prompt_tokens);
                 self.outbox.push(FromWorker::Embedded { id: job.id, response });
             }
         }

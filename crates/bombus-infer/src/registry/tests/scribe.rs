@@ -17,6 +17,8 @@ pub(super) enum End {
     BreakOff(usize),
     /// Nothing more comes after so many tokens of its own.
     Stall(usize),
+    /// It is not reached.
+    Refuse,
 }
 
 pub(super) struct Scribe {
@@ -86,6 +88,9 @@ impl Backend for Scribe {
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
         self.asked.lock().unwrap().push(request.clone());
         let end = self.ends.lock().unwrap().pop_front().unwrap_or(End::Whole);
+        if end == End::Refuse {
+            return Err(unavailable());
+        }
         let mut output = Output::new(request.stop.clone(), None, request.traced && self.traces);
         let (events, next, mut stopped) = match &request.resume {
             Some(resume) => self.go_on(&mut output, resume),
