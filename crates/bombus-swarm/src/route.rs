@@ -10,6 +10,7 @@
 //!       peers.rs    the peers that have told what they offer, kept in step with the registry and the view
 //!       peer.rs     a peer as a backend;  conversation.rs: one request to it;  answer.rs: the events that come back
 //!       told.rs     what this node has and how busy it is;  tell.rs: tells it each peer;  hear.rs: what peers tell
+//!       details.rs  what else there is to know about models, told to whoever asks
 //!       worker.rs   answers requests of peers;  client.rs: the stream to one of them
 //! ```
 //!
@@ -20,6 +21,7 @@ mod answer;
 mod client;
 mod config;
 mod conversation;
+mod details;
 mod failure;
 mod hear;
 mod peer;

@@ -28,6 +28,7 @@ use crate::SwarmHandle;
 use crate::supervised::keep_going;
 
 use self::fetch::Others;
+use self::serve::Counted;
 
 pub use access::{Access, ByShare};
 pub use remote::{ManageError, RemoteSteps};
@@ -79,6 +80,8 @@ struct Shared {
     store: ModelStore,
     backends: Backends,
     access: Arc<dyn Access>,
+    /// What is being sent to others.
+    transfers: Arc<Counted>,
 }
 
 /// Gets models from other nodes, as the [`PeerSource`] of pulls, and manages theirs.
@@ -112,7 +115,8 @@ pub fn weights(
     backends: Backends,
     access: Arc<dyn Access>,
 ) -> (WeightsHandle, WeightsService) {
-    let shared = Arc::new(Shared { config, net, swarm, store, backends, access });
+    let transfers = Arc::default();
+    let shared = Arc::new(Shared { config, net, swarm, store, backends, access, transfers });
     (WeightsHandle { shared: Arc::clone(&shared) }, WeightsService { shared })
 }
 
@@ -136,6 +140,12 @@ impl WeightsHandle {
                 library.use_peers(self.source());
             }
         }
+    }
+
+    /// Waits until nothing is being sent to others any more. What has no end is kept from beginning by [`Access`]: a whole model is asked
+    /// for in ranges of at most 64 MiB, of which those that have begun are waited for.
+    pub async fn idle(&self) {
+        self.shared.transfers.none().await;
     }
 
     /// Returns the other nodes as pulls need them.

@@ -2,26 +2,30 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
+use bombus_core::chat::{Answerer, ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::identity::NodeId;
 use bombus_core::liveness::PeerState;
-use bombus_core::model::ModelInfo;
-use bombus_infer::{Backend, BackendError, ChatStream, Health, PeerFacts, PeerNow};
+use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
+use bombus_infer::{Backend, BackendError, ChatStream, Health, PeerFacts, PeerNow, goes_on_as_text};
 use bombus_net::NetHandle;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Answer;
 use super::config::RunConfig;
 use super::conversation::Conversation;
-use super::wire::{Heard, Load};
+use super::wire::{Embedded, Heard, Load, NAME_BYTES_MAX, cut};
 use crate::handle::{SwarmHandle, Watched};
 use crate::view::PeerView;
 
 /// How many requests to one peer may wait for its first word at a time: as many as fit twice into what it has room for before it looks.
 const OPENING_MAX: usize = 8;
+/// How long a peer may take to say what it has in memory: a list of all nodes does not wait for one.
+const LOADED_LIMIT: Duration = Duration::from_secs(2);
 /// Most numbers of a vector.
 const DIMENSIONS_MAX: usize = 65_536;
 
@@ -41,6 +45,8 @@ pub(super) struct Peer {
 struct Info {
     name: String,
     models: Arc<Vec<ModelInfo>>,
+    /// Those of them that go on with answers of others by the text alone.
+    by_text: HashSet<ModelName>,
     load: Load,
     reachable: bool,
     suspect: bool,
@@ -71,6 +77,7 @@ impl Peer {
         let info = Info {
             name: String::new(),
             models: Arc::default(),
+            by_text: HashSet::new(),
             load: Load::default(),
             reachable: false,
             suspect: false,
@@ -112,11 +119,12 @@ impl Peer {
         self.info().is_gone
     }
 
-    /// Takes what it told; says whether its models are others now.
-    pub(super) fn told(&self, models: Option<Vec<ModelInfo>>, load: Load) -> bool {
+    /// Takes what it told: its models, and which of them go on by the text alone. Says whether the models are others now.
+    pub(super) fn told(&self, models: Option<(Vec<ModelInfo>, HashSet<ModelName>)>, load: Load) -> bool {
         let mut info = self.info();
         info.load = load;
-        let Some(mut models) = models else { return false };
+        let Some((mut models, by_text)) = models else { return false };
+        info.by_text = by_text;
         let mut names = HashSet::new();
         models.retain(|model| names.insert(model.name.clone()));
         let changed = *info.models != models;
@@ -200,6 +208,15 @@ impl Drop for Running {
 /// A peer as the registry has it.
 pub(super) struct PeerBackend(pub(super) Arc<Peer>);
 
+impl PeerBackend {
+    /// Says who made vectors, where the peer told that.
+    fn maker(&self, end: &Embedded) -> Option<Answerer> {
+        let short = |text: &String| cut(text.clone(), NAME_BYTES_MAX);
+        let node = Some(self.0.node.clone());
+        (!end.backend.is_empty()).then(|| Answerer { node, backend: short(&end.backend), model: short(&end.model) })
+    }
+}
+
 impl PeerFacts for PeerBackend {
     fn node(&self) -> &NodeId {
         &self.0.node
@@ -239,6 +256,12 @@ impl Backend for PeerBackend {
         Ok(Box::pin(Answer::of(conversation)))
     }
 
+    /// Says what the peer told: where it goes on by the text alone, an answer of a form cannot go on there.
+    fn can_resume(&self, request: &ChatRequest) -> bool {
+        let by_text = ModelName::parse(&request.model).is_ok_and(|name| self.0.info().by_text.contains(&name));
+        !by_text || goes_on_as_text(request)
+    }
+
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
         let mut conversation = Conversation::begin(&self.0, "embed", &request.model, &request).await?;
         let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(request.inputs.len());
@@ -248,11 +271,56 @@ impl Backend for PeerBackend {
                     vectors.push(vector.0);
                 }
                 Heard::Embedded(end) if vectors.len() == request.inputs.len() => {
-                    return Ok(EmbedResponse { vectors, prompt_tokens: end.prompt_tokens });
+                    return Ok(EmbedResponse {
+                        by: self.maker(&end),
+                        ..EmbedResponse::new(vectors, end.prompt_tokens)
+                    });
                 }
                 Heard::Error(failure) => return Err(failure.error()),
                 _ => return Err(conversation.broke("it said something else than the vectors that were asked for")),
             }
+        }
+    }
+
+    async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {
+        if self.model(name).await?.is_none() {
+            return Ok(None);
+        }
+        let asked = async {
+            let mut conversation = Conversation::begin(&self.0, "details", name.as_str(), &()).await?;
+            match conversation.heard().await? {
+                Heard::Details(details) => Ok(Some(*details)),
+                Heard::Error(failure) => Err(failure.error()),
+                _ => Err(conversation.broke("it said something else than what was asked about a model")),
+            }
+        };
+        match asked.await {
+            Err(BackendError::ModelNotFound { .. }) => Ok(None),
+            // One that tells nothing now may still be known to have it.
+            Err(BackendError::Rejected { .. }) => Ok(Some(ModelDetails::default())),
+            told => told,
+        }
+    }
+
+    /// Asks a peer that told of models in memory for more about them. What cannot be had within 2 s is left out.
+    async fn running(&self) -> Result<Vec<RunningModel>, BackendError> {
+        let warm = {
+            let info = self.0.info();
+            let warm = info.models.iter().find(|model| info.reachable && model.warm);
+            warm.map(|model| model.name.clone())
+        };
+        let Some(one) = warm else { return Ok(Vec::new()) };
+        let asked = async {
+            let mut conversation = Conversation::begin(&self.0, "loaded", one.as_str(), &()).await?;
+            match conversation.heard().await? {
+                Heard::Loaded(loaded) => Ok(loaded),
+                Heard::Error(failure) => Err(failure.error()),
+                _ => Err(conversation.broke("it said something else than what it has in memory")),
+            }
+        };
+        match timeout(LOADED_LIMIT, asked).await {
+            Ok(Err(BackendError::Rejected { .. })) | Err(_) => Ok(Vec::new()),
+            Ok(told) => told,
         }
     }
 

@@ -78,7 +78,8 @@ impl Peers {
             }
         };
         let models = told.models();
-        let models_changed = peer.0.told(models, told.load);
+        let by_text = told.by_text();
+        let models_changed = peer.0.told(models.map(|models| (models, by_text)), told.load);
         // Later on the view is followed.
         if !peer.0.was_seen()
             && let Some(view) = self.swarm.peer(node)

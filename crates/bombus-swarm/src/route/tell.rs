@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bombus_core::identity::NodeId;
-use bombus_core::model::ModelInfo;
+use bombus_core::model::{ModelInfo, ModelName};
 use bombus_net::{NetEvent, NetStream, OpenError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -145,16 +145,19 @@ async fn tell_over(
     mut stream: NetStream,
 ) -> io::Result<()> {
     let config = &shared.config;
-    let mut told: Option<(Arc<Vec<ModelInfo>>, Load)> = None;
+    let mut told: Option<(Models, Load)> = None;
     let mut bytes = Vec::new();
     loop {
         let own = news.borrow_and_update().clone();
-        let models = if is_told(shared, peer) { Arc::clone(&own.models) } else { Arc::default() };
+        let is_told = is_told(shared, peer);
+        let models: Models = if is_told { (own.models.clone(), own.by_text.clone()) } else { Models::default() };
         let load = own.load_for(shared, peer);
         let models_changed = told.as_ref().is_none_or(|(before, _)| *before != models);
         if models_changed || told.as_ref().is_none_or(|(_, before)| *before != load) {
             bytes.clear();
-            push(&mut bytes, &Telling { v: VERSION, models: models_changed.then_some(&models[..]), load })?;
+            let (all, by_text) = &models;
+            let by_text: &[ModelName] = if models_changed { by_text } else { &[] };
+            push(&mut bytes, &Telling { v: VERSION, models: models_changed.then_some(&all[..]), by_text, load })?;
             timeout(config.tell_limit, async {
                 stream.write_all(&bytes).await?;
                 stream.flush().await
@@ -178,6 +181,9 @@ async fn tell_over(
         }
     }
 }
+
+/// What a peer is told it may use, and which of that goes on with answers by the text alone.
+type Models = (Arc<Vec<ModelInfo>>, Arc<Vec<ModelName>>);
 
 fn is_told(shared: &Shared, peer: &NodeId) -> bool {
     let share = &shared.config.share;

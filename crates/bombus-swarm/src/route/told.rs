@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use bombus_core::chat::{ChatRequest, Prompt, ResponseFormat};
 use bombus_core::identity::NodeId;
-use bombus_core::model::ModelInfo;
+use bombus_core::model::{ModelInfo, ModelName};
+use bombus_infer::Listed;
 
 use super::wire::{Load, MODELS_MAX, NAME_BYTES_MAX, cut};
 use super::{Shared, share};
@@ -13,6 +15,8 @@ use super::{Shared, share};
 pub(super) struct Own {
     /// What may be shared with those that get anything.
     pub(super) models: Arc<Vec<ModelInfo>>,
+    /// Those of them that go on with answers of others by the text alone.
+    pub(super) by_text: Arc<Vec<ModelName>>,
     load: Load,
 }
 
@@ -22,7 +26,10 @@ impl Own {
         let config = &shared.config;
         let known = shared.backends.known();
         let models = known.into_iter().filter(|listed| listed.first && share::shares(&config.share, listed));
-        let models: Vec<ModelInfo> = models.map(|listed| bounded(listed.info)).take(MODELS_MAX).collect();
+        let models: Vec<Listed> = models.take(MODELS_MAX).collect();
+        let by_text = models.iter().filter(|listed| goes_on_by_text_alone(listed));
+        let by_text: Vec<ModelName> = by_text.map(|listed| listed.info.name.clone()).collect();
+        let models: Vec<ModelInfo> = models.into_iter().map(|listed| bounded(listed.info)).collect();
         let (mut running, mut waiting) = (0_u32, 0_u32);
         for state in shared.backends.states().iter().filter(|state| state.node.is_none()) {
             running = running.saturating_add(state.running);
@@ -43,13 +50,23 @@ impl Own {
             draining: state.draining,
             paused: state.paused,
         };
-        Self { models: Arc::new(models), load }
+        Self { models: Arc::new(models), by_text: Arc::new(by_text), load }
     }
 
     /// Returns how busy this node is, as one peer is told.
     pub(super) fn load_for(&self, shared: &Shared, peer: &NodeId) -> Load {
         Load { ours: shared.slots.of(peer), ..self.load }
     }
+}
+
+/// Says whether a model goes on with some answers, and not with one that has to have a form, as all do that read tokens.
+fn goes_on_by_text_alone(listed: &Listed) -> bool {
+    let prompt = Prompt::Raw(String::new());
+    let of_a_form = ChatRequest {
+        response_format: ResponseFormat::JsonObject,
+        ..ChatRequest::new(listed.name_there().as_str(), prompt)
+    };
+    listed.info.continues && !listed.backend.backend.can_resume(&of_a_form)
 }
 
 /// Cuts what comes from the files of models, so that all of it fits into a message.

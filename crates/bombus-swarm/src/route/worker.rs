@@ -21,7 +21,7 @@ use super::client::Client;
 use super::failure::Failure;
 use super::slots::{Admission, Seat};
 use super::wire::{Accepted, Ask, Declined, Embedded, Load, REQUEST_BYTES_MAX, Reason, Reply, VERSION, Vector};
-use super::{RUN_PROTOCOL, Shared, share};
+use super::{RUN_PROTOCOL, Shared, details, share};
 use crate::supervised::PartEnded;
 
 /// Most streams at a time, those included that are about to be declined.
@@ -32,6 +32,13 @@ const BODIES_KIB_MAX: usize = 256 * 1024;
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a whole request may take to come.
 const READ_LIMIT: Duration = Duration::from_secs(300);
+/// How long an answer to a question about models may take.
+const QUESTION_LIMIT: Duration = Duration::from_secs(4);
+/// So many KiB such a question counts for among those that are being read.
+const QUESTION_KIB: u32 = 1_024;
+/// The kinds of such questions.
+const DETAILS: &str = "details";
+const LOADED: &str = "loaded";
 /// A request of more bytes than this is worth a word before all of it is there.
 const LARGE_BYTES: u64 = 64 * 1024;
 
@@ -116,6 +123,9 @@ impl Worker {
             asked => asked?,
         };
         self.consider(&ask)?;
+        if is_question(&ask.kind) {
+            return self.tell(client, &ask).await;
+        }
         let mut alive = interval(config.alive_every);
         alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         alive.reset();
@@ -150,7 +160,7 @@ impl Worker {
         if let Some(reason) = share::refusal(share, shared.standing.now(), &self.peer, &name) {
             return declined(reason);
         }
-        if ask.v == 0 || !matches!(ask.kind.as_str(), "chat" | "embed") {
+        if ask.v == 0 || !(matches!(ask.kind.as_str(), "chat" | "embed") || is_question(&ask.kind)) {
             return declined(Reason::Malformed);
         }
         let Ok(model) = ModelName::parse(&ask.model) else { return declined(Reason::NotShared) };
@@ -160,6 +170,27 @@ impl Worker {
         if ask.bytes > REQUEST_BYTES_MAX as u64 {
             return declined(Reason::TooLarge);
         }
+        Ok(())
+    }
+
+    /// Answers a question about models.
+    async fn tell(&self, client: &mut Client, ask: &Ask) -> Result<(), Ended> {
+        let _place = self.bodies.try_acquire_many(QUESTION_KIB).map_err(|_| Ended::Declined(Reason::Full))?;
+        client.push(&Reply::Accepted(Accepted { v: ask.v.min(VERSION) }))?;
+        let answer = async {
+            match ModelName::parse(&ask.model) {
+                Ok(model) if ask.kind == DETAILS => details::of(&self.shared, &model).await,
+                Ok(_) => details::loaded(&self.shared).await,
+                Err(_) => Err(BackendError::ModelNotFound { model: String::new() }),
+            }
+        };
+        let answer = tokio::select! {
+            biased;
+            () = client.gone() => return Err(Ended::Gone(io::ErrorKind::ConnectionReset.into())),
+            answer = timeout(QUESTION_LIMIT, answer) => answer,
+        };
+        let answer = answer.unwrap_or(Err(BackendError::TimedOut { after: QUESTION_LIMIT }));
+        client.push(&answer.unwrap_or_else(|error| Reply::Error(Failure::from(&error))))?;
         Ok(())
     }
 
@@ -251,14 +282,15 @@ impl Worker {
         let made = while_there(client, alive, made).await?;
         drop(body);
         match made {
-            Ok(Routed { value, .. }) => {
+            Ok(Routed { value, backend, model, .. }) => {
                 for vector in value.vectors {
                     client.push(&Reply::Vector(Vector(vector)))?;
                     if client.is_full() {
                         client.send().await?;
                     }
                 }
-                client.push(&Reply::Embedded(Embedded { prompt_tokens: value.prompt_tokens }))
+                let model = model.to_string();
+                client.push(&Reply::Embedded(Embedded { prompt_tokens: value.prompt_tokens, backend, model }))
             }
             Err(error) => client.push(&Reply::Error(Failure::from(&error))),
         }
@@ -276,6 +308,10 @@ impl Worker {
         };
         Declined { reason, message: reason.words().to_owned(), load }
     }
+}
+
+fn is_question(kind: &str) -> bool {
+    matches!(kind, DETAILS | LOADED)
 }
 
 /// Gathers one event; says whether more may follow.

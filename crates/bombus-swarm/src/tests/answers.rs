@@ -1,6 +1,7 @@
 //! Answers between nodes, over real connections on the loopback address.
 
 mod owner;
+mod questions;
 mod raw;
 mod runs;
 

@@ -292,6 +292,24 @@ async fn a_peer_gets_two_transfers_at_a_time_and_is_told_to_come_back_for_more()
 }
 
 #[tokio::test]
+async fn what_is_on_its_way_is_waited_for() {
+    let contents = tiny_model("Qwen", 50_000_000);
+    let a = Keeper::start(1, &[], Owner::default()).await;
+    a.keep("m", &contents);
+    timeout(LIMIT, a.exchange.idle()).await.expect("nothing is sent yet");
+    let b = Keeper::start(2, &[&a], Owner::default()).await;
+    b.meets(&a).await;
+    let copy = b.others.find(&Wanted::Weights(sha256(&contents))).await.remove(0);
+    let mut bytes = b.others.read(&copy, 0..40_000_000).await.unwrap();
+    bytes.next().await.unwrap().unwrap();
+    // Nobody reads on, so that it cannot have ended.
+    assert!(futures::FutureExt::now_or_never(a.exchange.idle()).is_none());
+    let rest = async { bytes.try_fold(0, async |sum, piece| Ok(sum + piece.len())).await.unwrap() };
+    let (rest, ()) = timeout(LIMIT, async { tokio::join!(rest, a.exchange.idle()) }).await.expect("it ends");
+    assert!(rest > 30_000_000, "{rest}");
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_refused_and_harms_nobody() {
     let contents = tiny_model("Qwen", 1_000_000);
     let a = Keeper::start(1, &[], Owner::default()).await;

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bombus_core::identity::NodeId;
@@ -10,6 +11,7 @@ use bombus_core::model::ModelName;
 use bombus_infer::models::{OpenWeights, SharedModel, StoreError};
 use bombus_net::{NetStream, Path};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +34,6 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Answers requests for weights until `stop`.
 pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), PartEnded> {
     let mut incoming = shared.net.accept(WEIGHTS_PROTOCOL)?;
-    let transfers = Arc::new(Counted::default());
     let open = Arc::new(Counted::default());
     // Dropping it ends what runs.
     let mut streams = JoinSet::new();
@@ -45,10 +46,10 @@ pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) ->
                 let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
                 // Dropping the stream resets it.
                 if let Some(place) = open.take(&peer, STREAMS_MAX, STREAMS_PER_PEER_MAX) {
-                    let (shared, transfers) = (Arc::clone(shared), Arc::clone(&transfers));
+                    let shared = Arc::clone(shared);
                     streams.spawn(async move {
                         let _place = place;
-                        answer(&shared, &transfers, &peer, stream).await
+                        answer(&shared, &peer, stream).await
                     });
                 }
             }
@@ -64,7 +65,7 @@ fn report(ended: Result<io::Result<()>, tokio::task::JoinError>) {
     }
 }
 
-async fn answer(shared: &Shared, transfers: &Arc<Counted>, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
+async fn answer(shared: &Shared, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
     let limit = shared.config.answer_limit;
     let request = timeout(limit, wire::read(&mut stream, REQUEST_MAX)).await.map_err(too_slow)?;
     let answer = match request {
@@ -72,7 +73,7 @@ async fn answer(shared: &Shared, transfers: &Arc<Counted>, peer: &NodeId, mut st
         Ok(WeightsRequest::FindHash { sha256 }) => find_hash(shared, peer, sha256).await,
         Ok(WeightsRequest::Read { sha256, offset, len }) => {
             let is_relayed = matches!(stream.path(), Path::Relayed { .. });
-            match open(shared, transfers, peer, is_relayed, sha256, (offset, len)).await {
+            match open(shared, peer, is_relayed, sha256, (offset, len)).await {
                 Ok(transfer) => return send(shared, transfer, stream).await,
                 Err(answer) => answer,
             }
@@ -143,7 +144,6 @@ struct Transfer {
 /// Decides whether a peer gets bytes, and looks for them.
 async fn open(
     shared: &Shared,
-    transfers: &Arc<Counted>,
     peer: &NodeId,
     is_relayed: bool,
     sha256: String,
@@ -153,7 +153,7 @@ async fn open(
         return Err(refused("weights do not go through a relay: connect the two nodes directly"));
     }
     let config = &shared.config;
-    let place = transfers.take(peer, config.transfers_max, config.transfers_per_peer_max);
+    let place = shared.transfers.take(peer, config.transfers_max, config.transfers_per_peer_max);
     let retry_ms = u64::try_from(RETRY_AFTER.as_millis()).unwrap_or(u64::MAX);
     let place = place.ok_or(WeightsAnswer::Busy { retry_ms })?;
     let store = shared.store.clone();
@@ -213,7 +213,11 @@ async fn read(transfer: &Transfer, at: u64, end: u64, mut memory: Vec<u8>) -> io
 
 /// What each peer has of something that there is little of.
 #[derive(Default)]
-pub(super) struct Counted(Mutex<HashMap<NodeId, usize>>);
+pub(super) struct Counted {
+    by_peer: Mutex<HashMap<NodeId, usize>>,
+    /// Told when nobody has anything of it any more.
+    freed: Notify,
+}
 
 /// A peer's part of it, as long as this lives.
 pub(super) struct Place {
@@ -224,7 +228,7 @@ pub(super) struct Place {
 impl Counted {
     /// Takes one for a peer, where there is one left of all and of this peer's.
     pub(super) fn take(self: &Arc<Self>, peer: &NodeId, max: usize, per_peer_max: usize) -> Option<Place> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts();
         let of_peer = counts.get(peer).copied().unwrap_or(0);
         if counts.values().sum::<usize>() >= max || of_peer >= per_peer_max {
             return None;
@@ -232,16 +236,35 @@ impl Counted {
         counts.insert(peer.clone(), of_peer + 1);
         Some(Place { counted: Arc::clone(self), peer: peer.clone() })
     }
+
+    /// Waits until nobody has anything of it.
+    pub(super) async fn none(&self) {
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable();
+            if self.counts().is_empty() {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<NodeId, usize>> {
+        self.by_peer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.counted.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counted.counts();
         if let Some(count) = counts.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
                 counts.remove(&self.peer);
             }
+        }
+        if counts.is_empty() {
+            self.counted.freed.notify_waiters();
         }
     }
 }

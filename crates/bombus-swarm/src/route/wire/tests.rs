@@ -1,6 +1,9 @@
 use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
 
-use bombus_core::chat::{ChatRequest, Message, Prompt, Role, Trace};
+use bombus_core::chat::{ChatEvent, ChatRequest, Delta, Message, Prompt, Role, Trace};
+use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use proptest::prelude::*;
 
 use super::*;
@@ -58,8 +61,8 @@ fn frames_look_as_they_always_did() {
         ("alive", written(&Reply::Alive {})),
         ("delta", written(&ChatEvent::Delta(delta))),
         ("vector", written(&Reply::Vector(Vector(vec![0.5, -1.0])))),
-        ("embedded", written(&Reply::Embedded(Embedded { prompt_tokens: 9 }))),
-        ("telling", written(&Telling { v: 1, models: None, load })),
+        ("embedded", written(&Reply::Embedded(embedded()))),
+        ("telling", written(&Telling { v: 1, models: None, by_text: &[], load })),
     ];
     for (name, bytes) in &all {
         let recorded = RECORDED.iter().find(|(recorded, _)| recorded == name).map_or("", |(_, hex)| hex);
@@ -73,13 +76,41 @@ fn recorded_frames_are_read() {
     let heard = |name: &str| messages_of(&read(name), REPLY_BYTES_MAX).next::<Heard>().unwrap().unwrap();
     assert_eq!(heard("accepted"), Heard::Accepted(Accepted { v: 1 }));
     assert_eq!(heard("alive"), Heard::Alive);
-    assert_eq!(heard("embedded"), Heard::Embedded(Embedded { prompt_tokens: 9 }));
+    assert_eq!(heard("embedded"), Heard::Embedded(embedded()));
     assert_eq!(heard("vector"), Heard::Vector(Vector(vec![0.5, -1.0])));
     assert!(matches!(heard("declined"), Heard::Declined(Declined { reason: Reason::Full, load, .. }) if load.paused));
     let Heard::Event(ChatEvent::Delta(delta)) = heard("delta") else { panic!("no delta") };
     assert_eq!((delta.text.as_str(), delta.trace.unwrap().tokens), ("hi", vec![7, 300]));
     let mut told = messages_of(&read("telling"), OFFER_BYTES_MAX).next::<Told>().unwrap().unwrap();
     assert_eq!((told.load.slots, told.models()), (Some(8), None));
+}
+
+fn embedded() -> Embedded {
+    Embedded { prompt_tokens: 9, backend: String::new(), model: String::new() }
+}
+
+#[test]
+fn what_is_told_about_models_comes_out_as_it_went_in() {
+    let heard = |reply: &Reply| messages_of(&written(reply), REPLY_BYTES_MAX).next::<Heard>().unwrap().unwrap();
+    let mut details = ModelDetails { template: "{{ .Prompt }}".into(), ..ModelDetails::default() };
+    details.metadata.insert("llama.embedding_length".into(), 576.into());
+    details.metadata.insert("general.languages".into(), vec!["en"].into());
+    details.messages.push(Message::text(Role::User, "Hi"));
+    let details = Box::new(details);
+    assert_eq!(heard(&Reply::Details(details.clone())), Heard::Details(details));
+    let name = ModelName::parse("m").unwrap();
+    let info = ModelInfo { family: Some("f".repeat(5_000)), ..ModelInfo::named(name.clone()) };
+    let model =
+        RunningModel { info, memory_bytes: 5, gpu_bytes: 3, context_tokens: 4_096, expires_unix_s: Some(1 << 40) };
+    let Heard::Loaded(loaded) = heard(&Reply::Loaded(vec![model.clone()])) else { panic!("no list") };
+    assert_eq!(loaded[0].info.family.as_ref().unwrap().len(), NAME_BYTES_MAX, "what is too long is cut");
+    assert_eq!(loaded, [RunningModel { info: loaded[0].info.clone(), ..model }]);
+    let by_text = [name.clone()];
+    let bytes = written(&Telling { v: 1, models: Some(&[]), by_text: &by_text, load: Load::default() });
+    let mut told = messages_of(&bytes, OFFER_BYTES_MAX).next::<Told>().unwrap().unwrap();
+    assert_eq!((told.by_text(), told.models()), ([name].into(), Some(vec![])));
+    let made = Embedded { backend: "b".into(), model: "m".into(), ..embedded() };
+    assert_eq!(heard(&Reply::Embedded(made.clone())), Heard::Embedded(made));
 }
 
 #[test]
@@ -100,7 +131,7 @@ fn models_that_are_none_and_what_is_too_long_stay_out() {
     let mut long = ModelInfo::named(ModelName::parse("long").unwrap());
     long.family = Some("f".repeat(5_000));
     let many = vec![long; MODELS_MAX + 10];
-    let bytes = written(&Telling { v: 1, models: Some(&many[..100]), load: Load::default() });
+    let bytes = written(&Telling { v: 1, models: Some(&many[..100]), by_text: &[], load: Load::default() });
     let models = messages_of(&bytes, OFFER_BYTES_MAX).next::<Told>().unwrap().unwrap().models().unwrap();
     assert_eq!((models.len(), models[0].family.as_ref().unwrap().len()), (100, NAME_BYTES_MAX));
 }

@@ -44,7 +44,14 @@ async fn vectors_come_as_the_peer_makes_them() {
     let inputs: Vec<EmbedInput> = (0..500).map(|number| EmbedInput::Text(format!("text {number}"))).collect();
     let request = EmbedRequest::new("fake", inputs);
     let there = FakeBackend::new(FakeConfig::default()).embed(request.clone()).await.unwrap();
-    assert_eq!(timeout(LIMIT, peer.embed(request)).await.unwrap().unwrap(), there);
+    let made = timeout(LIMIT, peer.embed(request.clone())).await.unwrap().unwrap();
+    assert_eq!((made.vectors, made.prompt_tokens), (there.vectors, there.prompt_tokens));
+    let by = made.by.expect("a peer says who made them");
+    assert_eq!((by.node, by.backend.as_str(), by.model.as_str()), (Some(answering.id()), "fake", "fake:latest"));
+    let route = asking.backends.route("fake", &Need::of([ModelCapability::Embedding])).await.unwrap();
+    let routed = route.embed(request).await.unwrap();
+    let told = (routed.node, routed.backend.as_str(), routed.model.as_str());
+    assert_eq!(told, (Some(answering.id()), "fake", "fake:latest"));
 }
 
 #[tokio::test]
