@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bombus_infer::Listed;
+use bombus_infer::{Listed, NamedBackend};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -64,6 +64,19 @@ pub(crate) async fn find(app: &App, model: &str) -> Result<Found, ApiError> {
 }
 
 impl Places {
+    /// Adds the node of a backend.
+    pub(crate) fn add_backend(&mut self, app: &App, named: &NamedBackend) {
+        let own = &app.services.node;
+        match &named.peer {
+            None => self.add(own.node_id.to_string(), own.name.clone()),
+            Some(peer) => {
+                let (id, name) = (peer.node().to_string(), peer.node_name());
+                let name = if name.is_empty() { id.clone() } else { name };
+                self.add(id, name);
+            }
+        }
+    }
+
     fn add(&mut self, node_id: String, name: String) {
         if self.nodes.iter().all(|holder| holder.node_id != node_id) {
             self.nodes.push(Holder { node_id, name });

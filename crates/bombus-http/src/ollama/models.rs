@@ -16,7 +16,7 @@ use super::{model_name, modelfile, places, timestamp};
 use crate::app::{App, SharedApp};
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::models::{self, Found};
+use crate::models::{self, Found, Places};
 
 /// Longest list of a model's file that is told without being asked for.
 const LIST_LENGTH_MAX: usize = 5;
@@ -50,15 +50,24 @@ fn digest(info: &ModelInfo) -> String {
     info.sha256.clone().unwrap_or_else(|| hex::encode(Sha256::digest(info.name.as_str())))
 }
 
-/// Lists the models in memory, those that stay longest first.
+/// Lists the models in the memory of the swarm's nodes, each name once as its most preferred place has it, those that stay longest first.
 #[utoipa::path(get, operation_id = "ollama_ps", path = "/api/ps", tag = "ollama",
     responses((status = 200, description = "The models in memory", body = Processes)))]
 pub(crate) async fn running(State(app): State<SharedApp>) -> Json<Processes> {
     let backends = app.services.backends.all();
-    let asked = backends.iter().map(|named| running_at(&app, named));
-    let mut running: Vec<RunningModel> = join_all(asked).await.into_iter().flatten().collect();
-    running.sort_by_key(|model| std::cmp::Reverse(model.expires_unix_s.unwrap_or(u64::MAX)));
-    let models = running.into_iter().map(|model| Process {
+    let asked = backends.iter().map(async |named| (named, running_at(&app, named).await));
+    let mut running: Vec<(RunningModel, Places)> = Vec::new();
+    for (named, models) in join_all(asked).await {
+        for model in models {
+            let at = running.iter().position(|(other, _)| other.info.name == model.info.name).unwrap_or_else(|| {
+                running.push((model, Places::default()));
+                running.len() - 1
+            });
+            running[at].1.add_backend(&app, named);
+        }
+    }
+    running.sort_by_key(|(model, _)| std::cmp::Reverse(model.expires_unix_s.unwrap_or(u64::MAX)));
+    let models = running.into_iter().map(|(model, places)| Process {
         name: model.info.name.to_string(),
         model: model.info.name.to_string(),
         size: model.memory_bytes,
@@ -67,6 +76,7 @@ pub(crate) async fn running(State(app): State<SharedApp>) -> Json<Processes> {
         expires_at: model.expires_unix_s.map_or_else(|| timestamp::NEVER.to_owned(), timestamp::of_unix),
         size_vram: model.gpu_bytes,
         context_length: model.context_tokens,
+        bombus: places,
     });
     Json(Processes { models: models.collect() })
 }

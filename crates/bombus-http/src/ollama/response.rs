@@ -329,6 +329,8 @@ pub(crate) struct Process {
     pub(super) size_vram: u64,
     /// Tokens that its loaded context holds.
     pub(super) context_length: u32,
+    /// The nodes that have it in memory.
+    pub(super) bombus: Places,
 }
 
 /// Everything about a model.

@@ -1,13 +1,16 @@
 //! What is told about models and the node.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::Request;
 use bombus_core::chat::{Message, Role};
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
+use bombus_infer::NamedBackend;
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 
-use crate::testing::{Scripted, get, loopback, model, post, send, services};
+use crate::testing::{Scripted, get, loopback, model, other_node, post, send, services, swarm_of};
 
 fn known() -> ModelInfo {
     ModelInfo {
@@ -74,6 +77,21 @@ async fn models_are_listed_newest_first() {
 #[tokio::test]
 async fn models_in_memory_are_listed_with_those_that_stay_first() {
     assert_snapshot!(get(&loopback(services(two_models())), "/api/ps").await.shown());
+}
+
+#[tokio::test]
+async fn models_in_the_memory_of_other_nodes_are_listed_with_where_they_are() {
+    let others = vec![other_node(2, "hive", two_models())];
+    let services = swarm_of(vec![NamedBackend::new("test", "fake", Arc::new(two_models()))], others).await;
+    let listed = get(&loopback(services), "/api/ps").await.json();
+    let models = listed["models"].as_array().unwrap();
+    let names: Vec<_> = models.iter().map(|model| model["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["elsewhere:latest", "smollm2:135m"], "each name once");
+    for model in models {
+        let nodes = model["bombus"]["nodes"].as_array().unwrap();
+        let told: Vec<_> = nodes.iter().map(|node| node["name"].as_str().unwrap()).collect();
+        assert_eq!(told, ["bee", "hive"], "the own one first");
+    }
 }
 
 #[tokio::test]
