@@ -86,7 +86,8 @@ enum ModelsCommand {
     List(ListArgs),
     /// Fetch a model
     #[command(
-        about = "Fetch a model, from nodes that have it or from the internet: a name of the catalogue, hf.co/OWNER/REPO[:QUANT], or a name of Ollama's registry such as qwen3:8b"
+        about = "Fetch a model, from nodes that have it or from the internet: a name of the catalogue, hf.co/OWNER/REPO[:QUANT], or a name of Ollama's registry such as qwen3:8b",
+        after_help = "The running node asks the other nodes of its swarm first. Where none runs, they are not known, and the model comes from the internet."
     )]
     Pull {
         /// The model
@@ -173,7 +174,11 @@ async fn pull_model(global: &Global, name: &str) -> Result<ExitCode> {
     let data_dir = global.data_dir()?;
     let mut signals = StopSignals::listen()?;
     let mut progress = Progress::new(name, global.quiet);
-    if let Some(node) = running_node(&data_dir).await?
+    let node = running_node(&data_dir).await?;
+    if node.is_none() {
+        global.notice("no node runs here, so no other node is asked: the model comes from the internet");
+    }
+    if let Some(node) = node
         && change::can_pull(&node).await?
     {
         ModelName::parse(name).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
