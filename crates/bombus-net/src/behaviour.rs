@@ -233,7 +233,8 @@ pub(crate) fn topic_scores() -> TopicScoreParams {
     }
 }
 
-/// A relay among members carries connections without an end; how many one peer may begin is limited.
+/// A relay among members carries connections without an end; how many one peer may begin is limited here, and how fast each may be by
+/// [`NetConfig::relay_bytes_per_s`] in the transport.
 fn relay_limits() -> relay::Config {
     let limits = relay::Config {
         max_reservations: 128,

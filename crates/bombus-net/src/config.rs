@@ -21,6 +21,8 @@ pub struct NetConfig {
     pub external: Vec<String>,
     /// Whether this node carries connections between members that cannot reach each other.
     pub relay: bool,
+    /// How many bytes a second each of those connections may take through this node, both directions together; 0 for as many as there are.
+    pub relay_bytes_per_s: u32,
     /// Up to how many known peers a connection is kept to each; beyond that, connections are made when they are needed.
     pub mesh_max: usize,
     /// Intervals and limits.
@@ -36,6 +38,7 @@ impl Default for NetConfig {
             mdns: true,
             external: Vec::new(),
             relay: true,
+            relay_bytes_per_s: 2 * 1024 * 1024,
             mesh_max: 32,
             timing: NetTiming::default(),
         }

@@ -40,7 +40,7 @@ const ADDRESSES_AT_ONCE: usize = 8;
 const COURTESY: Duration = Duration::from_millis(150);
 /// Before the first try to reach a peer directly that is only reached through a relay; it doubles.
 const DIRECT_FIRST: Duration = Duration::from_secs(3);
-/// How long a peer is left alone that closed its connection in an orderly way while more peers are known than fit.
+/// How long a peer is left alone whose connection ended while more peers are known than fit.
 const REST: Duration = Duration::from_secs(600);
 
 /// What the dialer is told at its start.
@@ -77,6 +77,8 @@ pub(crate) enum Input {
     Want { peer: NodeId },
     /// The peer is no member any more.
     Forget { peer: NodeId },
+    /// This node has an address that it did not have: a network came, or came back.
+    NetworkCame,
     /// Time has passed.
     Tick,
 }
@@ -215,6 +217,20 @@ impl Dialer {
         outputs
     }
 
+    /// Forgets the pauses that were made while a network was missing: who was not reached without it may be reached with it.
+    fn network_came(&mut self, now: Instant) {
+        for (id, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.links.is_empty() && peer.dials == 0) {
+            if peer.pauses.failures > 0 {
+                let wait = if self.me < *id { Duration::ZERO } else { COURTESY };
+                peer.pauses = Pauses { next: now + wait, failures: 0 };
+                peer.addresses.forgive(now);
+            }
+        }
+        for seed in self.seeds.iter_mut().filter(|seed| !seed.is_dialled && seed.pauses.failures > 0) {
+            seed.pauses = Pauses { next: now, failures: 0 };
+        }
+    }
+
     /// Takes in what happened, and says what is to be done.
     pub(crate) fn on(&mut self, now: Instant, input: Input) -> Vec<Output> {
         match input {
@@ -231,6 +247,10 @@ impl Dialer {
             Input::Want { peer } => self.want(now, peer),
             Input::Forget { peer } => {
                 self.peers.remove(&peer);
+                Vec::new()
+            }
+            Input::NetworkCame => {
+                self.network_came(now);
                 Vec::new()
             }
             Input::Tick => self.tick(now),
@@ -329,6 +349,7 @@ impl Dialer {
 
     fn closed(&mut self, now: Instant, id: &NodeId, connection: ConnectionId, why: Option<String>) -> Vec<Output> {
         let is_crowded = self.peers.len() > self.settings.mesh_max;
+        let connected = self.peers.iter().filter(|(other, peer)| *other != id && !peer.links.is_empty()).count();
         let is_smaller = self.me < *id;
         let pause = self.first_pause(is_smaller);
         let Some(peer) = self.peers.get_mut(id) else {
@@ -344,7 +365,9 @@ impl Dialer {
         // Which of the addresses were good may have changed with the connection.
         peer.addresses.forgive(now);
         peer.relays_tried = false;
-        let rests = is_crowded && why.is_none();
+        // A peer that closes what it does not need looks like one that died. While many others are connected, it is no loss either way; with
+        // few left, it may be this node's network that failed.
+        let rests = is_crowded && (why.is_none() || connected >= self.settings.mesh_max.div_ceil(2));
         peer.pauses = Pauses { next: now + if rests { REST } else { pause }, failures: 0 };
         let mut outputs =
             vec![Output::Tell(NetEvent::PeerDisconnected { peer: id.clone(), why: why.unwrap_or_default() })];

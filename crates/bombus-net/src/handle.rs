@@ -1,5 +1,6 @@
 //! The handle through which everybody but the service uses the mesh.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use crate::topic::{Judge, Subscription, TopicQueue};
 const WISHES_MAX: usize = 128;
 /// The longest name of a protocol, in bytes: the negotiation of protocols takes no longer one.
 const PROTOCOL_BYTES_MAX: usize = 140;
+/// How many peers may be expected at a time.
+const EXPECTED_MAX: usize = 1024;
 /// How long a request waits for its place in the service's queue and for its answer.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 /// The longest message, so that with its envelope it stays under the 1 MiB that peers take.
@@ -176,6 +179,14 @@ impl NetHandle {
     #[must_use]
     pub fn peers(&self) -> Vec<NetPeer> {
         lock(&self.shared.peers).as_ref().clone()
+    }
+
+    /// Tells the mesh which peers are said to be there, for example by others that reach them; it takes the place of what was told before.
+    ///
+    /// For those of them that are not connected, and to which no way is known, the connected peers are asked every few seconds. Of more
+    /// than 1,024 the rest is left out.
+    pub fn expect(&self, peers: BTreeSet<NodeId>) {
+        *lock(&self.shared.expected) = peers.into_iter().take(EXPECTED_MAX).collect();
     }
 
     /// Begins to read events; those before are not among them.

@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::address;
 use crate::behaviour::streams::StreamControl;
 use crate::behaviour::{self, Behaviour, BehaviourEvent, MdnsFailures};
 use crate::config::NetConfig;
@@ -157,7 +158,8 @@ impl Parts {
         let (relay_transport, relay_client) = relay::client::new(local);
         let met_self = MetSelf::default();
         let limit = config.timing.handshake_limit;
-        let transport = transport::with_relay(key, &state.privacy, relay_transport, &met_self, limit)?;
+        let circuits = transport::Rate::new(config.relay_bytes_per_s).filter(|_| config.relay);
+        let transport = transport::with_relay(key, &state.privacy, relay_transport, &met_self, limit, circuits)?;
         let protocols = Arc::clone(&shared.protocols);
         let (behaviour, mdns_failures) =
             behaviour::build(key, version, config, protocols, relay_client, rebuilt.clone())?;
@@ -325,7 +327,13 @@ impl Node {
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 self.on_incoming_failed(&send_back_addr, error);
             }
-            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => self.publish_listen_addrs(),
+            SwarmEvent::NewListenAddr { address, .. } => {
+                if !address::is_relayed(&address) {
+                    self.feed(Input::NetworkCame);
+                }
+                self.publish_listen_addrs();
+            }
+            SwarmEvent::ExpiredListenAddr { .. } => self.publish_listen_addrs(),
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => self.on_listener_closed(listener_id, reason),
             SwarmEvent::ListenerError { error, .. } => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -368,6 +376,7 @@ impl Node {
             self.last_second = Some(now);
             self.is_changed = true;
             self.relisten_if_due(now);
+            self.look_for_expected(now);
             self.review_reservations(now);
         }
         if std::mem::take(&mut self.is_changed) {

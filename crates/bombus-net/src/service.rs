@@ -45,6 +45,7 @@ pub fn net(config: NetConfig, identity: NetIdentity, membership: MembershipHandl
         topics: Mutex::new(HashMap::new()),
         topic_peers: Mutex::default(),
         protocols: Arc::new(Protocols::default()),
+        expected: Mutex::default(),
         wishes: Notify::new(),
         control: Mutex::new(None),
         peers: Mutex::default(),

@@ -1,6 +1,6 @@
 //! What the service and its handles share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     /// Who takes part in the topics for which somebody wants to know that; ordered.
     pub(crate) topic_peers: Mutex<HashMap<String, watch::Sender<Vec<NodeId>>>>,
     pub(crate) protocols: Arc<Protocols>,
+    /// Peers that are said to be there, whether or not this node has a way to them.
+    pub(crate) expected: Mutex<BTreeSet<NodeId>>,
     /// What is wanted of topics has changed.
     pub(crate) wishes: Notify,
     pub(crate) control: Mutex<Option<StreamControl>>,

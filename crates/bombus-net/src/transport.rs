@@ -26,11 +26,14 @@ use crate::membership::Privacy;
 mod broken;
 mod guard;
 mod met_self;
+mod paced;
 
 pub(crate) use broken::Broken;
 use guard::{Greeted, Recorded, Socket};
 pub(crate) use met_self::MetSelf;
 use met_self::Watched;
+use paced::Paced;
+pub(crate) use paced::Rate;
 
 /// How many streams a connection may have at once, in both directions together.
 const STREAMS_MAX: usize = 1024;
@@ -38,21 +41,23 @@ const STREAMS_MAX: usize = 1024;
 /// What a transport makes of an address.
 pub(crate) type Upgraded = (PeerId, StreamMuxerBox);
 
-/// Builds the transport of a node; `limit` bounds connecting, and then again the handshakes.
+/// Builds the transport of a node; `limit` bounds connecting, and then again the handshakes. `circuits` is how much each circuit may take
+/// that peers have this node carry.
 pub(crate) fn with_relay(
     key: &Keypair,
     privacy: &Privacy,
     relay: relay::client::Transport,
     met: &MetSelf,
     limit: Duration,
+    circuits: Option<Rate>,
 ) -> Result<Boxed<Upgraded>, NetError> {
-    let direct = secured(tcp_with_names(limit), key, privacy, met, limit)?;
+    let direct = secured(tcp_with_names(limit), key, privacy, met, limit, circuits)?;
     // The connection to the relay may have to be made first.
     let relayed = TransportTimeout::with_outgoing_timeout(relay, limit * 2).map_err(|error| match error {
         TransportTimeoutError::Timeout | TransportTimeoutError::TimerError(_) => Broken::ConnectTimeout,
         TransportTimeoutError::Other(error) => Broken::Relay(chain(&error)),
     });
-    let relayed = secured(relayed, key, privacy, met, limit)?;
+    let relayed = secured(relayed, key, privacy, met, limit, circuits)?;
     let either = OrTransport::new(relayed, direct).map(|output, _| match output {
         Either::Left(upgraded) | Either::Right(upgraded) => upgraded,
     });
@@ -61,7 +66,7 @@ pub(crate) fn with_relay(
 
 /// Builds the transport that a probe uses.
 pub(crate) fn direct(key: &Keypair, privacy: &Privacy, limit: Duration) -> Result<Boxed<Upgraded>, NetError> {
-    secured(tcp_with_names(limit), key, privacy, &MetSelf::default(), limit)
+    secured(tcp_with_names(limit), key, privacy, &MetSelf::default(), limit, None)
 }
 
 fn tcp_with_names(
@@ -98,6 +103,7 @@ fn secured<T, S>(
     privacy: &Privacy,
     met: &MetSelf,
     limit: Duration,
+    circuits: Option<Rate>,
 ) -> Result<Boxed<Upgraded>, NetError>
 where
     T: Transport<Output = S, Error = Broken, Dial: Send + 'static, ListenerUpgrade: Send + 'static>,
@@ -120,7 +126,7 @@ where
         .multiplex(yamux);
     // Connecting, the exchange of nonces, the greeting: each has its own limit inside, and this one bounds what remains.
     let bounded = TransportTimeout::new(guarded, limit * 3)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .map(move |(peer, muxer), _| (peer, StreamMuxerBox::new(Paced::new(muxer, circuits))))
         .map_err(|error| match error {
             TransportTimeoutError::Timeout | TransportTimeoutError::TimerError(_) => Broken::HandshakeTimeout,
             TransportTimeoutError::Other(Step::Left(Step::Left(broken))) => broken,

@@ -119,7 +119,7 @@ mod tests {
         let key = Keypair::generate_ed25519();
         let local = key.public().to_peer_id();
         let (relayed, client) = relay::client::new(local);
-        let transport = transport::with_relay(&key, &Privacy::Open, relayed, &MetSelf::default(), LIMIT).unwrap();
+        let transport = transport::with_relay(&key, &Privacy::Open, relayed, &MetSelf::default(), LIMIT, None).unwrap();
         Swarm::new(transport, Behaviour::new(client), local, Config::with_tokio_executor())
     }
 

@@ -363,6 +363,26 @@ fn an_address_with_somebody_else_behind_it_becomes_that_peers() {
 }
 
 #[test]
+fn when_a_network_comes_back_nobody_waits_for_the_end_of_a_long_pause() {
+    let (small, great) = pair();
+    for me in [small.clone(), great.clone()] {
+        let peer = if me == small { great.clone() } else { small.clone() };
+        let mut bench = Bench::with(me, settings(), vec![(addr(7), None)]);
+        bench.learn(&peer, addr(1));
+        for _ in 0..12 {
+            bench.until_dial(120 * SECOND).expect("it is tried again and again");
+            bench.fail(&peer, addr(1), DialFailure::Unreachable { why: "no network".to_owned() });
+            bench.on(Input::SeedFailed { addr: addr(7), why: DialFailure::Timeout });
+        }
+        assert_eq!(bench.until_dial(20 * SECOND), None, "by now the pauses are long");
+        bench.on(Input::NetworkCame);
+        let outputs = bench.after(SECOND / 2);
+        assert_eq!(dialled(&outputs), [(peer, vec![addr(1)])]);
+        assert!(outputs.iter().any(|output| matches!(output, Output::DialSeed { .. })), "{outputs:?}");
+    }
+}
+
+#[test]
 fn beyond_the_mesh_only_who_is_needed_is_dialled() {
     let (small, _) = pair();
     let mut bench = Bench::with(small.clone(), Settings { mesh_max: 2, ..settings() }, Vec::new());
@@ -383,6 +403,32 @@ fn beyond_the_mesh_only_who_is_needed_is_dialled() {
         outputs.iter().any(|output| matches!(output, Output::Keep { peer, keep: false, .. } if *peer == rest)),
         "its connection may end when it is idle: {outputs:?}"
     );
+}
+
+#[test]
+fn who_closes_a_connection_in_a_crowd_is_left_alone_unless_all_are_lost() {
+    let (small, _) = pair();
+    let mut bench = Bench::with(small.clone(), Settings { mesh_max: 2, ..settings() }, Vec::new());
+    let peers: Vec<_> = (10..14).map(node).filter(|peer| *peer != small).collect();
+    for (at, peer) in (1..).zip(&peers) {
+        bench.learn(peer, addr(at));
+    }
+    let kept: Vec<_> = dialled(&bench.after(SECOND)).into_iter().map(|(peer, _)| peer).collect();
+    for (at, peer) in kept.iter().enumerate() {
+        bench.connect(peer, at, direct(1), Some(addr(1)));
+    }
+    let close = |bench: &mut Bench, peer: &NodeId, at: usize| {
+        let why = Some("connection is closed".to_owned());
+        bench.on(Input::Closed { peer: peer.clone(), connection: connection(at), why });
+    };
+    close(&mut bench, &kept[0], 0);
+    let next: Vec<_> = (0..600).flat_map(|_| dialled(&bench.after(SECOND / 10))).map(|(peer, _)| peer).collect();
+    assert!(next.len() == 1 && !kept.contains(&next[0]), "another one takes its place: {next:?}");
+    bench.connect(&next[0], 7, direct(1), Some(addr(1)));
+    close(&mut bench, &next[0], 7);
+    close(&mut bench, &kept[1], 1);
+    let next: Vec<_> = (0..20).flat_map(|_| dialled(&bench.after(SECOND / 10))).map(|(peer, _)| peer).collect();
+    assert!(next.contains(&kept[1]), "the last one is looked for at once: {next:?}");
 }
 
 #[test]

@@ -6,12 +6,14 @@ use bombus_core::identity::NodeId;
 use libp2p::kad::{GetClosestPeersError, GetClosestPeersOk, QueryResult};
 use libp2p::{Multiaddr, autonat, identify, kad, mdns};
 use rand::RngExt;
+use rand::seq::SliceRandom;
 
 use super::{Introduction, Node};
 use crate::behaviour::HOP;
 use crate::dialer::Input;
 use crate::peer::{AddressSource, Path};
 use crate::report::Reachability;
+use crate::shared::lock;
 use crate::{address, id, reservations};
 
 /// How many addresses a peer may say it has.
@@ -29,6 +31,8 @@ const LOOKUP_EVERY: Duration = Duration::from_secs(300);
 const LOOKUP_MISSING_EVERY: Duration = Duration::from_secs(5);
 /// From so many peers on, a lookup of the own place does not bring all of them.
 const MANY: usize = 16;
+/// Of how many peers that are said to be there, but whose addresses nobody has told yet, a lookup asks at once.
+const SOUGHT_AT_ONCE: usize = 4;
 
 impl Node {
     /// Tells the dialer an address, unless it is one that cannot be meant for this node.
@@ -139,7 +143,8 @@ impl Node {
             return;
         }
         let misses_some = self.memory.dialer.peers().values().any(|peer| peer.links.best().is_none());
-        let every = if misses_some { LOOKUP_MISSING_EVERY } else { LOOKUP_EVERY };
+        let sought = self.sought();
+        let every = if misses_some || !sought.is_empty() { LOOKUP_MISSING_EVERY } else { LOOKUP_EVERY };
         self.lookup_at = Some(now + every.mul_f64(rand::rng().random_range(0.8..1.2)));
         let local = self.local;
         let is_large = self.introductions.len() >= MANY;
@@ -150,6 +155,30 @@ impl Node {
                 kademlia.get_closest_peers(libp2p::PeerId::random());
             }
         }
+        for peer in sought.iter().filter_map(id::peer_id).take(SOUGHT_AT_ONCE) {
+            kademlia.get_closest_peers(peer);
+        }
+    }
+
+    /// Looks around soon where somebody is said to be there to whom no way is known: who told of addresses may do so only after the lookup
+    /// that followed its coming.
+    pub(super) fn look_for_expected(&mut self, now: Instant) {
+        let soon = now + LOOKUP_MISSING_EVERY;
+        // What is due then has been hurried already.
+        if self.lookup_at.is_some_and(|at| at > soon + LOOKUP_MISSING_EVERY) && !self.sought().is_empty() {
+            self.lookup_at = Some(now);
+        }
+    }
+
+    /// Returns the peers that are said to be there, but of which no address is known, in an order of chance.
+    fn sought(&self) -> Vec<NodeId> {
+        let known = self.memory.dialer.peers();
+        let expected = lock(&self.shared.expected);
+        let unknown = expected.iter().filter(|peer| !known.contains_key(*peer) && !self.state.removed.contains(*peer));
+        let mut sought: Vec<NodeId> = unknown.filter(|peer| **peer != self.shared.node_id).cloned().collect();
+        drop(expected);
+        sought.shuffle(&mut rand::rng());
+        sought
     }
 
     /// Asks the others for the addresses of a peer; says whether there is anybody to ask.

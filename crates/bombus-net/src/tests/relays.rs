@@ -22,3 +22,43 @@ async fn a_node_that_nobody_can_dial_is_reached_through_a_member() {
     relay.report_with(|report| report.relay.serving && report.relay.circuits == 1).await;
     hidden.report_with(|report| report.relay.reservations == [id(1)]).await;
 }
+
+#[tokio::test]
+async fn a_circuit_takes_no_more_of_its_relay_than_is_configured() {
+    const RATE: u32 = 64 * 1024;
+    const BYTES: usize = 128 * 1024;
+    let relay = Running::with(1, closed(7), NetConfig { relay_bytes_per_s: RATE, ..config() }).await;
+    let hidden = Running::with(2, closed(7), NetConfig { listen: Vec::new(), ..config() }).await;
+    let other = Running::start(3, closed(7)).await;
+    hidden.echo("/test/echo/1");
+    relay.echo("/test/echo/1");
+    let mut addrs = hidden.net.listen_addrs();
+    hidden.net.dial(&relay.addr()).await.unwrap();
+    let relayed = timeout(LIMIT, addrs.wait_for(|addrs| !addrs.is_empty())).await.expect("a reservation in time");
+    let relayed = relayed.unwrap().first().unwrap().clone();
+    other.net.dial(&relayed).await.unwrap();
+
+    let time_for = async |peer: u8| {
+        let mut stream = other.net.open_stream(&id(peer), "/test/echo/1").await.unwrap();
+        let path = stream.path().clone();
+        let begun = std::time::Instant::now();
+        let echoed = async {
+            let (mut reader, mut writer) = tokio::io::split(&mut stream);
+            let written = async {
+                writer.write_all(&vec![1; BYTES]).await.unwrap();
+                writer.flush().await.unwrap();
+            };
+            let mut read = vec![0; BYTES];
+            tokio::join!(written, async { reader.read_exact(&mut read).await.unwrap() });
+        };
+        timeout(LIMIT, echoed).await.expect("all comes back in time");
+        (path, begun.elapsed())
+    };
+    let (path, took) = time_for(2).await;
+    assert_eq!(path, Path::Relayed { via: id(1) });
+    // There and back is twice as much; a quarter of a second's worth may go at once.
+    assert!(took >= Duration::from_secs(3), "{took:?}");
+    let (path, took) = time_for(1).await;
+    assert!(matches!(path, Path::Direct { .. }), "{path:?}");
+    assert!(took < Duration::from_secs(3), "what is for the relay itself is not held up: {took:?}");
+}

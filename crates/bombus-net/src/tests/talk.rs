@@ -128,6 +128,90 @@ async fn nodes_that_know_one_all_find_each_other() {
 }
 
 #[tokio::test]
+async fn beyond_the_mesh_connections_are_made_on_demand_and_end_when_they_are_idle() {
+    const MESH: usize = 2;
+    let small = |seeds: Vec<String>| {
+        let mut small = NetConfig { mesh_max: MESH, seeds, ..config() };
+        small.timing.idle_limit = Duration::from_millis(500);
+        small
+    };
+    let first = Running::with(1, closed(7), small(Vec::new())).await;
+    let mut nodes = Vec::new();
+    for number in 2..=5 {
+        nodes.push(Running::with(number, closed(7), small(vec![first.addr()])).await);
+    }
+    nodes.insert(0, first);
+    for node in &nodes {
+        node.echo("/test/echo/1");
+    }
+    let are_few = async || {
+        for node in &nodes {
+            node.report_with(|report| (1..=MESH).contains(&report.connected)).await;
+        }
+    };
+    are_few().await;
+    // Nobody keeps a connection to everybody, and everybody reaches everybody.
+    for node in &nodes {
+        for number in (1..=5).filter(|number| id(*number) != *node.net.node_id()) {
+            node.hear_echo(&id(number), "/test/echo/1").await;
+        }
+    }
+    are_few().await;
+    // And there it stays: nobody dials again and again who closes what it does not need.
+    let mut events: Vec<_> = nodes.iter().map(|node| node.net.events()).collect();
+    let watched = events.iter_mut().map(async |events| {
+        let mut count = 0;
+        let counted = async {
+            while let Some(event) = events.next().await {
+                count += usize::from(matches!(event, NetEvent::PeerConnected { .. }));
+            }
+        };
+        let _ = timeout(Duration::from_secs(5), counted).await;
+        count
+    });
+    let came: Vec<usize> = futures::future::join_all(watched).await;
+    assert!(came.iter().sum::<usize>() <= nodes.len(), "{came:?}");
+}
+
+#[tokio::test]
+async fn up_to_the_mesh_connections_stay_though_nothing_uses_them() {
+    let full = |seeds: Vec<String>| {
+        let mut full = NetConfig { mesh_max: 4, seeds, ..config() };
+        full.timing.idle_limit = Duration::from_millis(200);
+        full
+    };
+    let first = Running::with(1, closed(7), full(Vec::new())).await;
+    let mut nodes = Vec::new();
+    for number in 2..=5 {
+        nodes.push(Running::with(number, closed(7), full(vec![first.addr()])).await);
+    }
+    for node in nodes.iter().chain([&first]) {
+        node.report_with(|report| report.connected == 4).await;
+    }
+    let mut events = first.net.events();
+    let other = id(5);
+    let quiet = timeout(Duration::from_secs(2), disconnected(&mut events, &other));
+    assert!(quiet.await.is_err(), "a connection ended that should stay");
+    for node in nodes.iter().chain([&first]) {
+        node.report_with(|report| report.connected == 4).await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_is_said_to_be_there_is_found_though_all_looked_around_too_early() {
+    // Neither of the two can be dialled, and until each has a relay nobody can tell the other how it is reached.
+    let relay = Running::start(1, closed(7)).await;
+    let hidden = || NetConfig { listen: Vec::new(), seeds: vec![relay.addr()], ..config() };
+    let one = Running::with(2, closed(7), hidden()).await;
+    let other = Running::with(3, closed(7), hidden()).await;
+    other.echo("/test/echo/1");
+    let mut events = one.net.events();
+    one.net.expect([id(3)].into());
+    connected(&mut events, &id(3)).await;
+    one.hear_echo(&id(3), "/test/echo/1").await;
+}
+
+#[tokio::test]
 async fn what_a_node_tells_of_itself_anew_is_not_taken_for_what_its_peer_says() {
     let (one, other) = (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await);
     let mut events = one.net.events();

@@ -265,7 +265,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_ends_at_the_limit() {
         let (silent, _other) = tokio::io::duplex(64);
-        let silent = tokio_util::compat::TokioAsyncReadCompatExt::compat(silent);
+        let silent = silent.compat();
         let mut guarded = Greeted::new(silent, LIMIT, true);
         let begun = tokio::time::Instant::now();
         guarded.read_exact(&mut [0; 1]).await.unwrap_err();
