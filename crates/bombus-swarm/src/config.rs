@@ -26,6 +26,8 @@ pub struct SwarmConfig {
     pub hello_limit: Duration,
     /// How long a stop may take to say goodbye to all.
     pub goodbye_limit: Duration,
+    /// How long a node that said goodbye, but is in the same swarm still, is silent before it takes part again.
+    pub farewell_silence: Duration,
 }
 
 impl Default for SwarmConfig {
@@ -38,6 +40,7 @@ impl Default for SwarmConfig {
             mesh_max: 32,
             hello_limit: Duration::from_secs(5),
             goodbye_limit: Duration::from_millis(500),
+            farewell_silence: Duration::from_secs(10),
         }
     }
 }

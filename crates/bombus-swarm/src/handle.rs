@@ -7,6 +7,7 @@ use std::time::Duration;
 use bombus_core::identity::NodeId;
 use bombus_core::topics::{TaskHelpRequest, TaskHelpResponse, Timestamp, Topic, TopicMessage};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::counts::read;
 use crate::error::TellError;
@@ -63,7 +64,7 @@ impl SwarmHandle {
     pub fn own(&self) -> PeerView {
         let shared = &self.shared;
         let now_unix_s = shared.clocks.unix_ms() / 1_000;
-        let told = shared.facts.borrow().capabilities(self.node_id(), shared.boot, shared.clocks.wall());
+        let told = shared.facts.borrow().capabilities(self.node_id(), shared.boot(), shared.clocks.wall());
         PeerView::own(self.node_id(), &told, shared.started_unix_s, now_unix_s)
     }
 
@@ -137,6 +138,22 @@ impl SwarmHandle {
         Watched { shared: Arc::clone(&self.shared), peer: peer.clone(), counts }
     }
 
+    /// Says goodbye to all connected peers, since this node is about to be in another swarm, and waits until they have heard it, for half a
+    /// second by default. From then on the failure detector is silent until the node is in another swarm; where that does not come about, it
+    /// takes part again after [`crate::SwarmConfig::farewell_silence`].
+    pub async fn farewell(&self) {
+        let shared = &self.shared;
+        let mut said = shared.farewells_said.subscribe();
+        let mut number = 0;
+        shared.farewells.send_modify(|asked| {
+            *asked += 1;
+            number = *asked;
+        });
+        let said = said.wait_for(|said| *said >= number);
+        // Where the detector is not there to say it, the others notice all the same.
+        drop(timeout(shared.config.goodbye_limit * 2, said).await);
+    }
+
     /// Returns what became of messages, for the doctor.
     #[must_use]
     pub fn report(&self) -> SwarmReport {
@@ -204,5 +221,64 @@ impl Drop for Watched {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bombus_core::identity::NodeKey;
+    use bombus_net::membership::{Generation, MembershipHandle, MembershipState, Privacy};
+    use bombus_net::{NetConfig, NetIdentity, net};
+
+    use super::*;
+    use crate::{OwnFacts, SwarmConfig, swarm};
+
+    fn peer(number: u16) -> NodeId {
+        let mut secret = [9; 32];
+        secret[..2].copy_from_slice(&number.to_be_bytes());
+        NodeKey::from_secret(&secret).node_id()
+    }
+
+    /// A handle to a swarm that does not run.
+    fn at_rest() -> SwarmHandle {
+        let key = NodeKey::from_secret(&[1; 32]);
+        let identity = NetIdentity { key, name: "node".to_owned(), version: "0.0.0".to_owned() };
+        let (_, state) = watch::channel(MembershipState {
+            swarm_id: "a".repeat(16).parse().expect("letters make an id"),
+            privacy: Privacy::Open,
+            generation: Generation(0),
+            removed: Arc::default(),
+        });
+        let (net, _) = net(NetConfig::default(), identity, MembershipHandle::following(state));
+        swarm(SwarmConfig::default(), net, watch::channel(OwnFacts::default()).1).0
+    }
+
+    fn watched(handle: &SwarmHandle) -> Vec<NodeId> {
+        handle.shared.watched.borrow().keys().cloned().collect()
+    }
+
+    #[test]
+    fn a_peer_is_watched_as_long_as_anybody_wants_that() {
+        let handle = at_rest();
+        let (one, other) = (handle.watch(&peer(1)), handle.watch(&peer(1)));
+        assert_eq!(watched(&handle), [peer(1)]);
+        drop(one);
+        assert_eq!(watched(&handle), [peer(1)]);
+        drop(other);
+        assert_eq!(watched(&handle), []);
+    }
+
+    #[test]
+    fn the_watched_are_bounded_and_one_too_many_takes_nobodys_place() {
+        let handle = at_rest();
+        let kept: Vec<_> = (0..WATCHED_MAX as u16).map(|number| handle.watch(&peer(number))).collect();
+        let beyond = handle.watch(&peer(u16::MAX));
+        let again = handle.watch(&peer(0));
+        assert!(watched(&handle).len() == WATCHED_MAX && !watched(&handle).contains(&peer(u16::MAX)));
+        drop(beyond);
+        drop(again);
+        assert_eq!(watched(&handle).len(), WATCHED_MAX);
+        drop(kept);
+        assert_eq!(watched(&handle), []);
     }
 }

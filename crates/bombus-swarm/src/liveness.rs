@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bombus_core::identity::NodeId;
 use bombus_core::liveness::{Detector, LivenessInput, LivenessOutput};
 use bombus_net::{NetEvent, NetHandle, NetStream, OpenError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +64,7 @@ pub(crate) async fn watch_all(shared: &Arc<Shared>, stop: &CancellationToken) ->
     let mut incoming = shared.net.accept(PROTOCOL)?;
     let mut watched = shared.watched.subscribe();
     let mut greeted = shared.greeted.subscribe();
+    let mut farewells = shared.farewells.subscribe();
     let (to_detector, mut from_peers) = mpsc::channel(FROM_PEERS_MAX);
     let mut readers = Readers::new(Arc::clone(shared), to_detector.clone());
     let mut service = Watcher::new(Arc::clone(shared), to_detector);
@@ -76,7 +77,8 @@ pub(crate) async fn watch_all(shared: &Arc<Shared>, stop: &CancellationToken) ->
                 service.leave().await;
                 return Ok(());
             }
-            () = sleep_until(wake) => service.tell(LivenessInput::Tick),
+            () = sleep_until(wake) => service.on_time(),
+            Ok(()) = farewells.changed() => service.on_farewell(&mut farewells).await,
             event = events.next() => service.on_event(event.ok_or(PartEnded::MeshEnded)?),
             stream = incoming.next() => {
                 let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
@@ -96,6 +98,7 @@ struct Watcher {
     shared: Arc<Shared>,
     detector: Detector,
     links: Links<Mesh>,
+    up: mpsc::Sender<FromPeer>,
     swarm_id: String,
     /// Peers that are connected, and those of them that take part.
     connected: HashSet<NodeId>,
@@ -104,26 +107,41 @@ struct Watcher {
     greeted: HashSet<NodeId>,
     watched: BTreeMap<NodeId, u32>,
     wake_ms: u64,
+    /// Since it said goodbye, the detector says nothing any more, at most until `wake_ms`.
+    is_silent: bool,
 }
 
 impl Watcher {
     fn new(shared: Arc<Shared>, up: mpsc::Sender<FromPeer>) -> Self {
         let detector = new_detector(&shared);
-        let links = Links::new(Mesh(shared.net.clone()), LinkLimits::default(), Arc::clone(&shared.link_counts), up);
+        let links = new_links(&shared, up.clone());
         let mut service = Self {
             swarm_id: shared.enter_swarm(),
             shared,
             detector,
             links,
+            up,
             connected: HashSet::new(),
             taking_part: HashSet::new(),
             greeted: HashSet::new(),
             watched: BTreeMap::new(),
             wake_ms: 0,
+            is_silent: false,
         };
         service.shared.apply(ViewInput::Unjudged);
         service.look_who_is_there();
         service
+    }
+
+    fn on_time(&mut self) {
+        if self.is_silent {
+            tracing::info!("the node said goodbye to its swarm and is in it still: it takes part again");
+            self.shared.begin_another_run();
+            self.begin_anew();
+            self.look_who_is_there();
+        } else {
+            self.tell(LivenessInput::Tick);
+        }
     }
 
     /// Tells the detector something, and does what it says.
@@ -232,16 +250,22 @@ impl Watcher {
         let swarm_id = self.shared.enter_swarm();
         if swarm_id != self.swarm_id {
             self.swarm_id = swarm_id;
-            self.detector = new_detector(&self.shared);
-            self.connected.clear();
-            self.taking_part.clear();
-            self.greeted.clear();
-            for peer in std::mem::take(&mut self.watched).into_keys() {
-                self.tell(LivenessInput::Watch(peer.clone()));
-                self.watched.insert(peer, 1);
-            }
-            self.tell(LivenessInput::Tick);
+            self.begin_anew();
         }
+    }
+
+    /// Begins with a detector that knows nobody.
+    fn begin_anew(&mut self) {
+        self.is_silent = false;
+        self.detector = new_detector(&self.shared);
+        self.connected.clear();
+        self.taking_part.clear();
+        self.greeted.clear();
+        for peer in std::mem::take(&mut self.watched).into_keys() {
+            self.tell(LivenessInput::Watch(peer.clone()));
+            self.watched.insert(peer, 1);
+        }
+        self.tell(LivenessInput::Tick);
     }
 
     /// Takes over who is connected, where events were missed.
@@ -262,18 +286,41 @@ impl Watcher {
 
     /// Says goodbye to all that are connected.
     async fn leave(mut self) {
+        let goodbyes = self.goodbyes();
+        self.links.say_goodbye(goodbyes, self.shared.config.goodbye_limit).await;
+    }
+
+    /// Says goodbye since the node goes to another swarm.
+    async fn on_farewell(&mut self, farewells: &mut watch::Receiver<u64>) {
+        let number = *farewells.borrow_and_update();
+        // Alone, there is nobody to be silent for.
+        if !self.is_silent && !self.taking_part.is_empty() {
+            let goodbyes = self.goodbyes();
+            let links = std::mem::replace(&mut self.links, new_links(&self.shared, self.up.clone()));
+            links.say_goodbye(goodbyes, self.shared.config.goodbye_limit).await;
+            self.is_silent = true;
+            let silence_ms = u64::try_from(self.shared.config.farewell_silence.as_millis()).unwrap_or(u64::MAX);
+            self.wake_ms = self.shared.clocks.ms().saturating_add(silence_ms);
+        }
+        self.shared.farewells_said.send_replace(number);
+    }
+
+    fn goodbyes(&mut self) -> Vec<(NodeId, Vec<u8>)> {
         let outputs = self.detector.on(self.shared.clocks.ms(), LivenessInput::Leave);
         let goodbyes = outputs.into_iter().filter_map(|output| match output {
             LivenessOutput::Send { to, bytes } if self.connected.contains(&to) => Some((to, bytes)),
             _ => None,
         });
-        let goodbyes: Vec<(NodeId, Vec<u8>)> = goodbyes.collect();
-        self.links.say_goodbye(goodbyes, self.shared.config.goodbye_limit).await;
+        goodbyes.collect()
     }
 }
 
+fn new_links(shared: &Shared, up: mpsc::Sender<FromPeer>) -> Links<Mesh> {
+    Links::new(Mesh(shared.net.clone()), LinkLimits::default(), Arc::clone(&shared.link_counts), up)
+}
+
 fn new_detector(shared: &Shared) -> Detector {
-    Detector::new(shared.net.node_id(), shared.boot, shared.config.detector, random())
+    Detector::new(shared.net.node_id(), shared.boot(), shared.config.detector, random())
 }
 
 /// What became of the failure detector's datagrams.

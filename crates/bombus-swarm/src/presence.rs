@@ -21,7 +21,7 @@ pub(crate) async fn tell_all(shared: &Arc<Shared>, stop: &CancellationToken) -> 
     let mut events = shared.net.events();
     let mut facts = shared.facts.clone();
     let mut revision = shared.revision();
-    let mut teller = Teller::new(shared.config.cadence, shared.boot.bits(), facts.borrow_and_update().clone());
+    let mut teller = Teller::new(shared.config.cadence, shared.boot().bits(), facts.borrow_and_update().clone());
     let mut facts_end = false;
     let mut outputs = teller.on(shared.clocks.ms(), CadenceInput::Tick);
     loop {

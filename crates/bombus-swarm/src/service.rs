@@ -1,5 +1,6 @@
 //! The swarm's service: its parts, kept going.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,9 +82,19 @@ async fn pass_time(shared: &Shared, stop: &CancellationToken) -> Result<(), Part
                 ticks_to_links -= 1;
                 let nodes = shared.view().nodes() as u64;
                 shared.apply(ViewInput::Tick { silent_after_ms: silent_after_ms(shared, nodes) });
+                expect_the_unreached(shared);
             }
         }
     }
+}
+
+/// Has the mesh find ways to those that only others reach. In a large swarm, ways are found when they are needed.
+fn expect_the_unreached(shared: &Shared) {
+    let unreached = {
+        let view = shared.view();
+        if view.nodes() > shared.config.mesh_max { BTreeSet::new() } else { view.unreached().cloned().collect() }
+    };
+    shared.net.expect(unreached);
 }
 
 fn silent_after_ms(shared: &Shared, nodes: u64) -> u64 {

@@ -1,7 +1,7 @@
 //! What the parts of the service and all handles share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bombus_core::identity::{BootId, NodeId};
@@ -17,6 +17,7 @@ use crate::error::TellError;
 use crate::events::EventLog;
 use crate::facts::OwnFacts;
 use crate::liveness::LinkCounts;
+use crate::service::random;
 use crate::topics::Heard;
 use crate::view::{Change, Link, PeerPath, View, ViewInput, word_of};
 
@@ -33,7 +34,9 @@ pub(crate) struct Shared {
     pub(crate) config: SwarmConfig,
     pub(crate) facts: watch::Receiver<OwnFacts>,
     pub(crate) clocks: Clocks,
-    pub(crate) boot: BootId,
+    /// Told with a number that grows: all peers are to be said goodbye to. The other one tells up to which of those that was done.
+    pub(crate) farewells: watch::Sender<u64>,
+    pub(crate) farewells_said: watch::Sender<u64>,
     /// Peers whose first word was understood, so that they are nodes like this one. A reader that lags loses the oldest.
     pub(crate) greeted: broadcast::Sender<NodeId>,
     pub(crate) events: EventLog,
@@ -50,6 +53,8 @@ pub(crate) struct Shared {
     guard: Mutex<ReplayGuard>,
     messages: [broadcast::Sender<Heard>; Topic::ALL.len()],
     last_stamp_ms: AtomicI64,
+    /// Of the run as peers see it: a new one begins when this node comes back after a goodbye.
+    boot: AtomicU64,
     swarm_id: Mutex<String>,
 }
 
@@ -66,7 +71,8 @@ impl Shared {
             config,
             facts,
             clocks,
-            boot,
+            farewells: watch::Sender::new(0),
+            farewells_said: watch::Sender::new(0),
             counts: Counts::default(),
             link_counts: Arc::default(),
             watched: watch::Sender::new(BTreeMap::new()),
@@ -75,6 +81,7 @@ impl Shared {
             guard: Mutex::new(ReplayGuard::new()),
             messages: std::array::from_fn(|_| broadcast::Sender::new(MESSAGES_MAX)),
             last_stamp_ms: AtomicI64::new(i64::MIN),
+            boot: AtomicU64::new(boot.bits()),
         }
     }
 
@@ -128,9 +135,19 @@ impl Shared {
         };
         if before != now {
             *self.guard() = ReplayGuard::new();
+            self.begin_another_run();
             self.apply(ViewInput::SwarmChanged);
         }
         now
+    }
+
+    pub(crate) fn boot(&self) -> BootId {
+        BootId::new(self.boot.load(Ordering::Relaxed))
+    }
+
+    /// Lets peers take this node for one that was started anew: who said goodbye in one run is there again in another.
+    pub(crate) fn begin_another_run(&self) {
+        self.boot.store(random(), Ordering::Relaxed);
     }
 
     /// Returns a time for a message: that of the clock, but later than that of the message before.
@@ -148,7 +165,7 @@ impl Shared {
     /// Returns what this node says of itself now.
     pub(crate) fn own(&self) -> Capabilities {
         let stamp = self.stamp();
-        self.facts.borrow().capabilities(self.net.node_id(), self.boot, stamp)
+        self.facts.borrow().capabilities(self.net.node_id(), self.boot(), stamp)
     }
 
     /// Publishes a message on its topic.

@@ -260,6 +260,11 @@ impl View {
         self.rows.values().filter(|row| row.is_present()).filter_map(Row::told)
     }
 
+    /// Returns the peers that are there, as far as others say, and to which this node has no connection.
+    pub fn unreached(&self) -> impl Iterator<Item = &NodeId> {
+        self.rows.iter().filter(|(_, row)| row.is_present() && !row.is_connected()).map(|(node_id, _)| node_id)
+    }
+
     /// Counts the nodes that are there, this one included.
     #[must_use]
     pub fn nodes(&self) -> usize {

@@ -170,6 +170,9 @@ impl Mesh for Surface {
             .parse()
             .map_err(|error: membership::ParseLineError| MeshError::BadTicket(error.to_string()))?;
         let events = self.net.events();
+        if switch && ticket.swarm_id() != self.net.swarm_id() {
+            self.swarm.farewell().await;
+        }
         let joined = self.membership.join(ticket, switch).await.map_err(of_join)?;
         if joined.from != joined.to || joined.new_key {
             self.rebuilt(events).await;
@@ -179,6 +182,7 @@ impl Mesh for Surface {
 
     async fn leave(&self) -> Result<Moved, MeshError> {
         let events = self.net.events();
+        self.swarm.farewell().await;
         let left = self.membership.leave().await.map_err(of_join)?;
         if left.from != left.to {
             self.rebuilt(events).await;
