@@ -2,8 +2,11 @@
 
 use anyhow::Result;
 use bombus_net::membership::Membership;
+use serde_json::Value;
 
+use super::Global;
 use super::answerer::running_node;
+use super::peers::printable;
 use crate::data_dir::{DataDir, NodeLock};
 use crate::failure::{Exit, Failure};
 use crate::node_client::NodeClient;
@@ -16,6 +19,23 @@ pub(super) async fn need_node(data_dir: &DataDir) -> Result<NodeClient> {
             .hint("bombus up starts one; --data-dir DIR names another directory")
             .into()
     })
+}
+
+/// Says, where a node finds that its swarm goes on without it, that this is so and what to do; returns whether it was said.
+pub(super) async fn tell_left_behind(global: &Global, node: &NodeClient) -> Result<bool> {
+    let report: Value = node.get("/mesh/report").await?;
+    let left_behind = left_behind(&report);
+    if let Some(text) = left_behind {
+        let text = printable(text);
+        global.notice(&format!("{text}; ask a member for a new ticket (bombus invite), and join again: bombus join TICKET"));
+    }
+    Ok(left_behind.is_some())
+}
+
+fn left_behind(report: &Value) -> Option<&str> {
+    let mut troubles = report["troubles"].as_array()?.iter();
+    let trouble = troubles.find(|trouble| matches!(trouble["code"].as_str(), Some("removed" | "missed_rekey")))?;
+    trouble["text"].as_str()
 }
 
 /// Where the membership is kept.

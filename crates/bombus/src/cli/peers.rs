@@ -108,7 +108,9 @@ async fn show_once(global: &Global, node: &NodeClient, json: bool) -> Result<Exi
         return Ok(ExitCode::SUCCESS);
     }
     let peers = peers_of(told)?;
-    if peers.is_empty() {
+    if mesh::tell_left_behind(global, node).await? {
+        // Why nobody is there has just been said.
+    } else if peers.is_empty() {
         global.notice("no other nodes; bombus invite lets one in, bombus doctor says what was tried to find some");
     }
     output::print(&text(&peers, now_unix_s(), output::width()))?;

@@ -55,7 +55,13 @@ struct Places {
 pub(super) fn run(global: &Global, args: &SwarmArgs) -> Result<ExitCode> {
     let settings = global.settings(&[])?;
     let _telemetry = global.begin_quiet_logs(&settings)?;
-    let told: Value = super::block_on(async { mesh::need_node(&global.data_dir()?).await?.get("/swarm").await })?;
+    let told: Value = super::block_on(async {
+        let node = mesh::need_node(&global.data_dir()?).await?;
+        if !args.json {
+            mesh::tell_left_behind(global, &node).await?;
+        }
+        node.get("/swarm").await
+    })?;
     if args.json {
         output::print_json(&told)?;
     } else {

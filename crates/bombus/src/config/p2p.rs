@@ -22,6 +22,8 @@ pub(crate) struct P2pConfig {
     pub(crate) external: Vec<String>,
     /// Carries connections between members that cannot reach each other.
     pub(crate) relay: bool,
+    /// How many KiB a second each of those connections may take through this node, both directions together; 0 for no limit.
+    pub(crate) relay_kib_per_s: u32,
     /// Runs without a swarm key: anybody who reaches the port may take part.
     pub(crate) open: bool,
 }
@@ -34,6 +36,7 @@ impl Default for P2pConfig {
             mdns: true,
             external: Vec::new(),
             relay: true,
+            relay_kib_per_s: 2048,
             open: false,
         }
     }
