@@ -300,6 +300,16 @@ impl Swarm {
         self.see_each_other(&everyone).await;
     }
 
+    /// Waits until every node has a connection of its own to every other one, and need not be told of it by others.
+    pub(crate) async fn all_connected(&self) {
+        for index in 0..self.len() {
+            let ids: Vec<_> = (0..self.len()).filter(|other| *other != index).map(|other| self.id(other)).collect();
+            let has_way = |peers: &[Value], id: &str| find(peers, id).is_some_and(|peer| peer["path"].is_string());
+            let connected = |peers: &[Value]| ids.iter().all(|id| has_way(peers, id));
+            self.wait_until(index, "it is connected to all others", LIMIT, connected).await;
+        }
+    }
+
     /// Asserts that a node goes on not to see another one alive, while time passes in which it would.
     pub(crate) async fn stays_out(&self, index: usize, peer: &str, time: Duration) {
         let began = Instant::now();

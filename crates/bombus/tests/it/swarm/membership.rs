@@ -34,6 +34,13 @@ async fn a_kicked_peer_is_out_and_stays_out_when_everybody_has_restarted() {
         examined.stdout.contains("removed") && examined.stdout.contains("bombus join")
     };
     eventually("the doctor of the one that was removed says so", told).await;
+    for command in ["peers", "swarm"] {
+        let finished = swarm.member(3).run(&[command]).await;
+        let note = &finished.stderr;
+        assert!(note.contains("removed") && note.contains("bombus join"), "{command} says so, too: {note}");
+        let finished = swarm.member(0).run(&[command]).await;
+        assert!(!finished.stderr.contains("removed"), "and of nobody else: {}", finished.stderr);
+    }
     restart_all(&mut swarm).await;
     swarm.see_each_other(&[0, 1, 2]).await;
     for index in 0..3 {
@@ -126,12 +133,20 @@ async fn only_who_has_the_owner_key_kicks_and_it_can_be_moved() {
 async fn a_node_that_leaves_is_alone_and_the_others_see_it_go() {
     let swarm = Swarm::of(3).await;
     let left = swarm.id(2).to_owned();
+    swarm.all_connected().await;
+    let mut events = [swarm.member(0).events("").await, swarm.member(1).events("").await];
     swarm.member(2).done(&["leave"]).await;
-    for index in [0, 1] {
+    for (index, events) in events.iter_mut().enumerate() {
+        let event = events.wait_for("peer:left", &left).await;
+        assert_eq!(event.data["reason"], "it said goodbye", "nobody has to find out by its silence: {event:?}");
         swarm.wait_for_state(index, 2, &[State::Gone], LIMIT).await;
     }
     swarm.wait_until(2, "it is alone", LIMIT, |peers| peers.iter().all(|peer| peer["state"] == "gone")).await;
     swarm.stays_out(0, &left, COMES_IN_WITHIN).await;
+    // Its goodbye was not for ever.
+    let ticket = swarm.member(0).invite().await;
+    swarm.member(2).join(&ticket).await;
+    swarm.all_see_each_other().await;
 }
 
 #[tokio::test]
