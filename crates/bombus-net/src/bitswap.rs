@@ -6,24 +6,35 @@
 //!
 //! Source: <https://specs.ipfs.tech/bitswap-protocol/>.
 
-use std::io;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use bombus_core::identity::NodeId;
 pub use cid::Cid;
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 
 use crate::failure::NetError;
 use crate::handle::NetHandle;
-use crate::stream::Incoming;
 
+mod asking;
 mod config;
+mod exchange;
+#[doc(hidden)]
+pub mod fuzzing;
+mod hear;
+mod ledger;
+mod service;
+mod talk;
+pub(crate) mod wire;
 
 pub use config::BitswapConfig;
+pub use service::BitswapService;
+
+use exchange::Exchange;
 
 /// The protocol.
-const PROTOCOL: &str = "/ipfs/bitswap/1.2.0";
+pub(crate) const PROTOCOL: &str = "/ipfs/bitswap/1.2.0";
 
 /// Where blocks for peers are from.
 pub trait BlockStore: Send + Sync + 'static {
@@ -95,26 +106,44 @@ pub fn bitswap(
     config: BitswapConfig,
 ) -> Result<(Bitswap, BitswapEvents, BitswapService), NetError> {
     let incoming = net.accept(PROTOCOL)?;
+    let net_events = net.events();
     let config = config.clamped();
-    let _ = (store, config);
-    Ok((Bitswap {}, BitswapEvents {}, BitswapService { incoming }))
+    let exchange = Arc::new(Exchange::new(config, store));
+    let (events, receiver) = mpsc::channel(config.events);
+    let handle = Bitswap { exchange: Arc::clone(&exchange) };
+    let service = BitswapService { exchange, net, net_events, incoming, events };
+    Ok((handle, BitswapEvents { receiver }, service))
 }
 
 /// Asks peers for blocks; cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Bitswap {}
+#[derive(Clone)]
+pub struct Bitswap {
+    exchange: Arc<Exchange>,
+}
+
+impl fmt::Debug for Bitswap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bitswap").field("report", &self.report()).finish_non_exhaustive()
+    }
+}
 
 impl Bitswap {
     /// Asks a peer for blocks; it is dialled if there is no connection. What it is asked for already is not asked for twice.
-    pub fn want(&self, _peer: &NodeId, _cids: &[Cid]) {}
+    ///
+    /// Wants that wait for one peer go to it together, as many at once as [`BitswapConfig::asked_per_peer`] says.
+    pub fn want(&self, peer: &NodeId, cids: &[Cid]) {
+        self.exchange.want(peer, cids);
+    }
 
     /// Takes wants back: they end without an event, unless that is under way.
-    pub fn cancel(&self, _peer: &NodeId, _cids: &[Cid]) {}
+    pub fn cancel(&self, peer: &NodeId, cids: &[Cid]) {
+        self.exchange.cancel(peer, cids);
+    }
 
     /// Returns what was exchanged since the start.
     #[must_use]
     pub fn report(&self) -> BitswapReport {
-        BitswapReport::default()
+        self.exchange.report()
     }
 }
 
@@ -122,24 +151,13 @@ impl Bitswap {
 ///
 /// At most [`BitswapConfig::events`] wait. When so many do, reading from peers stops until some are taken.
 #[derive(Debug)]
-pub struct BitswapEvents {}
+pub struct BitswapEvents {
+    receiver: mpsc::Receiver<BitswapEvent>,
+}
 
 impl BitswapEvents {
     /// Waits for the next event; `None` once the service has ended. Safe to cancel.
     pub async fn next(&mut self) -> Option<BitswapEvent> {
-        std::future::pending().await
-    }
-}
-
-/// Exchanges blocks with peers; runs as one task.
-#[derive(Debug)]
-pub struct BitswapService {
-    incoming: Incoming,
-}
-
-impl BitswapService {
-    /// Runs until it is told to stop, or the mesh has stopped. Then streams are closed, and wants end without events.
-    pub async fn run(mut self, stop: CancellationToken) {
-        while stop.run_until_cancelled(self.incoming.next()).await.flatten().is_some() {}
+        self.receiver.recv().await
     }
 }

@@ -18,11 +18,13 @@ use crate::{
 };
 
 mod attacks;
+mod bitswap;
 mod raw;
 mod refusals;
 mod relays;
 mod swarms;
 mod talk;
+mod topics;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// How long anything may take, on a machine that is busy with other tests.

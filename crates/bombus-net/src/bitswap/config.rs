@@ -72,13 +72,14 @@ impl Default for BitswapConfig {
 }
 
 impl BitswapConfig {
-    /// Brings what nobody could mean into range: nothing is zero that would stop everything, and a message holds the largest block.
+    /// Brings what nobody could mean into range: nothing is zero that would stop everything, and a message has room for the largest block.
     pub(super) fn clamped(mut self) -> Self {
         let least = |value: &mut usize, least: usize| *value = (*value).max(least);
         least(&mut self.message_bytes_max, 64 << 10);
         self.message_bytes_max = self.message_bytes_max.min(64 << 20);
-        self.block_bytes_max = self.block_bytes_max.clamp(1 << 10, self.message_bytes_max - (1 << 10));
-        self.message_bytes = self.message_bytes.clamp(1 << 10, self.message_bytes_max - (1 << 10));
+        // One message may have so many bytes, and one more block.
+        self.block_bytes_max = self.block_bytes_max.clamp(1 << 10, self.message_bytes_max / 2);
+        self.message_bytes = self.message_bytes.clamp(1 << 10, self.message_bytes_max / 4);
         self.receive_bytes_max = self.receive_bytes_max.clamp(self.message_bytes_max, 1 << 30);
         for value in [
             &mut self.wants_per_peer,

@@ -1,0 +1,66 @@
+use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity};
+
+use super::raw::{beside, join, keypair, peer, peer_id};
+use super::*;
+
+/// The name of a topic as databases have it: nothing says whose swarm it is.
+const FOREIGN: &str = "/orbitdb/zdpuAm2CkQhsVqJNZT1WbKV6GTjJMUzj6uNQLzPe1Tp1kXbLc";
+
+async fn takes_part(peers: &mut watch::Receiver<Vec<NodeId>>, wanted: &[NodeId]) {
+    let shown = timeout(LIMIT, peers.wait_for(|peers| peers == wanted)).await;
+    shown.expect("it is shown in time").expect("the mesh runs");
+}
+
+#[tokio::test]
+async fn who_takes_part_in_a_topic_is_told_also_when_it_began_before() {
+    let (one, other) = (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await);
+    let mut events = one.net.events();
+    let before = other.net.subscribe(FOREIGN, accept_all()).await.unwrap();
+    let _elsewhere = other.net.subscribe("elsewhere", accept_all()).await.unwrap();
+    let _own = one.net.subscribe("elsewhere", accept_all()).await.unwrap();
+    one.net.dial(&other.addr()).await.unwrap();
+    subscribed(&mut events, &id(2)).await;
+
+    // It has told by now, and nobody asked.
+    let mut peers = one.net.topic_peers(FOREIGN);
+    takes_part(&mut peers, &[id(2)]).await;
+    drop(before);
+    takes_part(&mut peers, &[]).await;
+    let _again = other.net.subscribe(FOREIGN, accept_all()).await.unwrap();
+    takes_part(&mut peers, &[id(2)]).await;
+    let mut second = one.net.topic_peers(FOREIGN);
+    takes_part(&mut second, &[id(2)]).await;
+    other.stop().await;
+    takes_part(&mut peers, &[]).await;
+    takes_part(&mut second, &[]).await;
+    one.stop().await;
+    assert!(peers.changed().await.is_err(), "it ends with the mesh");
+}
+
+#[tokio::test]
+async fn a_topic_of_another_program_carries_its_messages_as_they_are() {
+    let node = Running::start(1, open()).await;
+    let mut heard_here = node.net.subscribe(FOREIGN, accept_all()).await.unwrap();
+    let mut peers = node.net.topic_peers(FOREIGN);
+    let mut other = peer(2, MessageAuthenticity::Signed(keypair(2)));
+    join(&mut other, &node, FOREIGN).await;
+    beside(&mut other, takes_part(&mut peers, &[id(2)])).await;
+    let data = vec![0xa9, 0x61, 0x76, 0x02, 0xff, 0x00];
+    other.behaviour_mut().gossip.publish(IdentTopic::new(FOREIGN), data.clone()).unwrap();
+    let message = beside(&mut other, timeout(LIMIT, heard_here.next())).await.unwrap().unwrap();
+    assert_eq!((message.signer, message.data, message.topic.as_str()), (id(2), data, FOREIGN));
+}
+
+#[test]
+fn messages_have_the_names_that_js_peers_give_them() {
+    let message = gossipsub::Message {
+        source: Some(peer_id(1)),
+        data: Vec::new(),
+        sequence_number: Some(0x0102_0304_0506_0708),
+        topic: IdentTopic::new("t").hash(),
+    };
+    let key = keypair(1).public().encode_protobuf();
+    assert_eq!(key[..4], [0x08, 0x01, 0x12, 0x20]);
+    let expected = [key.as_slice(), &[1, 2, 3, 4, 5, 6, 7, 8]].concat();
+    assert_eq!(crate::behaviour::message_id(&message).0, expected);
+}
