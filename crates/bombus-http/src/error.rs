@@ -103,6 +103,31 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("mesh_failed"), message)
     }
 
+    /// A database that this node does not have.
+    pub(crate) fn database_not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("database_not_found"), message)
+    }
+
+    /// A key under which nothing is.
+    pub(crate) fn key_not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("key_not_found"), message)
+    }
+
+    /// A database that no peer gave in time.
+    pub(crate) fn database_unreachable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, Some("database_unreachable"), message)
+    }
+
+    /// Databases that are not there now.
+    pub(crate) fn databases_unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("databases_unavailable"), message)
+    }
+
+    /// A database that failed.
+    pub(crate) fn databases_failed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("databases_failed"), message)
+    }
+
     /// A request from where none is accepted.
     pub(crate) fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, Some(code), message)

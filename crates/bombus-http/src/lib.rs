@@ -8,6 +8,7 @@ mod app;
 mod auth;
 mod body;
 mod config;
+pub mod databases;
 mod error;
 mod inference;
 pub mod keys;

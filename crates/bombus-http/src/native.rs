@@ -1,6 +1,7 @@
 //! The native routes, in mycoSwarm's shapes.
 
 pub(crate) mod backends;
+pub(crate) mod databases;
 pub(crate) mod events;
 pub(crate) mod mesh;
 pub(crate) mod models;

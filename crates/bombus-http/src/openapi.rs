@@ -34,7 +34,8 @@ pub(crate) async fn document(State(app): State<SharedApp>) -> Response {
     tags(
         (name = "openai", description = "OpenAI's dialect"),
         (name = "ollama", description = "Ollama's dialect, at the level of its version 0.24"),
-        (name = "native", description = "The node itself")
+        (name = "native", description = "The node itself"),
+        (name = "databases", description = "Replicated databases, which peers of OrbitDB can join")
     ),
     components(schemas(OpenAiError, OllamaError, Problem, ContentPart, ChatCompletionChunk, Completion)),
     modifiers(&Keys)
@@ -103,6 +104,9 @@ const INFERENCE: &[&str] = &[
     "/api/embeddings",
 ];
 
+/// The requests to databases that cannot be taken back.
+const DATABASE_CHANGES: &[&str] = &["/db/{database}/close", "/db/{database}/grant", "/db/{database}/revoke"];
+
 /// Describes the header that says where a request may be answered.
 fn scope_header() -> Parameter {
     let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^(local|remote|node=.+)$"));
@@ -146,7 +150,9 @@ pub(crate) fn complete(document: &mut Document) {
         }
         // These change who is a member, tell a secret of it, or take the machine from others: they need a key on loopback too.
         let needs_key = path.starts_with("/mesh/") || path.starts_with("/node/");
-        if let Some(operation) = item.post.as_mut().filter(|_| needs_key) {
+        let needs_key = needs_key || DATABASE_CHANGES.contains(&path.as_str());
+        let of_database = item.delete.as_mut().filter(|_| path == "/db/{database}");
+        for operation in item.post.as_mut().filter(|_| needs_key).into_iter().chain(of_database) {
             operation.security = Some(keys().split_off(1));
             add_errors(operation, NEEDS_KEY_EVERYWHERE, schema, content_type);
         }

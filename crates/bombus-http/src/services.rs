@@ -6,6 +6,7 @@ use bombus_core::identity::NodeId;
 use bombus_infer::Backends;
 use tokio::sync::watch;
 
+use crate::databases::Databases;
 use crate::mesh::Mesh;
 use crate::{KeyStore, Metrics};
 
@@ -24,6 +25,8 @@ pub struct Services {
     pub default_model: Option<String>,
     /// The other nodes; without it this node is alone.
     pub mesh: Option<Arc<dyn Mesh>>,
+    /// The replicated databases; without them their routes say that there are none.
+    pub databases: Option<Arc<dyn Databases>>,
 }
 
 /// Facts about the node.

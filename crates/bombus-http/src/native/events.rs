@@ -23,9 +23,9 @@ use crate::error::ApiError;
 use crate::mesh::{FeedItem, Happening};
 
 /// Time between two signs of life in a stream without events.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(15);
 /// The sign of life: a comment.
-const ALIVE: &[u8] = b": alive\n\n";
+pub(super) const ALIVE: &[u8] = b": alive\n\n";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// What `GET /events` asks for.
