@@ -83,7 +83,20 @@ static BLOCKS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let on_replayed = write(&codec, 0, 2, &[&replayed]);
     let unsigned = changed(&on_top, "sig", "00");
     let odd = changed(&on_top, "more", 1_u64);
-    blocks.extend([last, fork, merge, stranger, on_top, ahead, forged, on_forged, replayed, on_replayed, unsigned, odd]);
+    blocks.extend([
+        last,
+        fork,
+        merge,
+        stranger,
+        on_top,
+        ahead,
+        forged,
+        on_forged,
+        replayed,
+        on_replayed,
+        unsigned,
+        odd,
+    ]);
     blocks
 });
 
@@ -195,7 +208,10 @@ fuzz_target!(|data: &[u8]| {
             10 => Input::Bulk(peer, BLOCKS[usize::from(which) % BLOCKS.len()..].to_vec()),
             11 => {
                 let order = take(&mut script, usize::from(which) % 32);
-                Input::Bulk(peer, order.iter().map(|number| BLOCKS[usize::from(*number) % BLOCKS.len()].clone()).collect())
+                Input::Bulk(
+                    peer,
+                    order.iter().map(|number| BLOCKS[usize::from(*number) % BLOCKS.len()].clone()).collect(),
+                )
             }
             12 => {
                 told.answer_all(now);

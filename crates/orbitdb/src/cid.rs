@@ -108,11 +108,15 @@ impl FromStr for Hash {
             text.as_bytes().strip_prefix(b"z").filter(|digits| digits.len() == TEXT_LEN - 1).ok_or(HashError)?;
         // Words of 32 bits, the least first, with room above for one carry.
         let mut words = [0_u64; 9];
-        for digit in digits {
-            let value = DIGITS.get(usize::from(*digit)).copied().filter(|value| *value != NO_DIGIT).ok_or(HashError)?;
-            let mut carry = u64::from(value);
+        for part in digits.chunks(5) {
+            let (mut carry, mut scale) = (0, 1);
+            for digit in part {
+                let value = DIGITS.get(usize::from(*digit)).filter(|value| **value != NO_DIGIT).ok_or(HashError)?;
+                carry = carry * 58 + u64::from(*value);
+                scale *= 58;
+            }
             for word in &mut words {
-                let product = *word * 58 + carry;
+                let product = *word * scale + carry;
                 *word = product & 0xffff_ffff;
                 carry = product >> 32;
             }

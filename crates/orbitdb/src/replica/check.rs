@@ -1,6 +1,6 @@
 //! The checks of many blocks at once, on all cores.
 
-use std::{collections::HashMap, num::NonZero, thread};
+use std::{collections::HashMap, num::NonZero, sync::LazyLock, thread};
 
 use crate::{
     cid::Hash,
@@ -12,6 +12,9 @@ use crate::{
 
 /// Below so many blocks further threads cost more than they save: a check takes about 50 us.
 const PARALLEL_MIN: usize = 32;
+
+/// How many threads run at once; the system takes longer to say so than a check takes.
+static CORES: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, NonZero::get));
 
 /// A block that was read, and what its own checks said.
 pub(super) type Checked = Result<(Received, Result<Stamp, Refusal>), BlockError>;
@@ -50,8 +53,8 @@ pub(super) fn stamps(
 }
 
 pub(super) fn on_all_cores<T: Sync, R: Send>(items: &[T], check: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    if items.len() < PARALLEL_MIN || threads == 1 {
+    let threads = if items.len() < PARALLEL_MIN { 1 } else { *CORES };
+    if threads == 1 {
         return items.iter().map(check).collect();
     }
     let check = &check;

@@ -1,4 +1,5 @@
-//! Replicas over a network that delays, loses, reorders, repeats, splits, and that crash: all from a seed, which a failure prints.
+//! Replicas over a network that delays, loses, reorders, repeats, splits, with peers that crash, leave, come back, write two entries at
+//! one time, or mean harm: all from a seed, which a failure prints. `BOMBUS_FAULT_ROUNDS` tries more of them.
 
 use std::collections::BTreeMap;
 
@@ -23,12 +24,32 @@ impl Dice {
     }
 }
 
+#[derive(Clone)]
 enum Message {
     Heads(Vec<u8>),
     Published(Vec<u8>),
     Wants(Vec<Hash>),
     Block(Vec<u8>),
+    Bulk(Vec<Vec<u8>>),
     Absent(Hash),
+}
+
+/// How many seeds are tried in a round.
+const SEEDS: u32 = 24;
+
+fn rounds() -> u32 {
+    std::env::var("BOMBUS_FAULT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2)
+}
+
+/// Whose entries count: those of all nodes, and of nobody else.
+fn honest(count: usize) -> Admission {
+    let signers: Vec<Signer> = (1..=count).map(|number| signer(u8::try_from(number).unwrap())).collect();
+    Admission::of_list(signers.iter().map(|signer| signer.identity().id()))
+}
+
+/// One that sends what it likes, and never answers.
+fn mallory() -> Peer {
+    Peer::new("mallory")
 }
 
 struct Node {
@@ -48,6 +69,8 @@ struct World {
     loss: u64,
     /// Which side of the split each node is on.
     sides: Vec<u64>,
+    /// What honest nodes wrote.
+    honest: BTreeSet<Hash>,
 }
 
 fn name(node: usize) -> Peer {
@@ -57,7 +80,7 @@ fn name(node: usize) -> Peer {
 impl World {
     fn new(count: usize, seed: u64) -> Self {
         let node = |number: usize| Node {
-            replica: replica(Admission::Everyone),
+            replica: replica(honest(count)),
             signer: signer(u8::try_from(number + 1).unwrap()),
             disk: BTreeMap::new(),
         };
@@ -70,6 +93,7 @@ impl World {
             dice: Dice(seed),
             loss: 20,
             sides: vec![0; count],
+            honest: BTreeSet::new(),
         };
         for node in 0..count {
             world.meet(node);
@@ -91,7 +115,9 @@ impl World {
             match effect {
                 Effect::Store(stored) => self.keep(node, &stored),
                 Effect::Request(Request::Want { peer, hashes }) => {
-                    self.send(node, peer.as_str().parse().unwrap(), Message::Wants(hashes));
+                    if peer != mallory() {
+                        self.send(node, peer.as_str().parse().unwrap(), Message::Wants(hashes));
+                    }
                 }
                 Effect::Request(Request::OpenHeads(peer)) => {
                     let other = peer.as_str().parse().unwrap();
@@ -102,7 +128,9 @@ impl World {
                     }
                     self.input(node, Input::Exchanged(peer, worked));
                 }
-                Effect::Refused(..) | Effect::Broken(..) => panic!("all are honest here: {effect:?}"),
+                Effect::Refused(hash, _) | Effect::Broken(hash, ..) => {
+                    assert!(!self.honest.contains(&hash), "what is honest was refused: {effect:?}");
+                }
                 Effect::PeerJoined(_) | Effect::PeerLeft(_) => {}
             }
         }
@@ -127,13 +155,8 @@ impl World {
         }
         self.sent += 1;
         let delay = Duration::from_millis(1 + self.dice.roll(300));
-        let repeated = match &message {
-            Message::Published(block) => Some(Message::Published(block.clone())),
-            Message::Block(block) => Some(Message::Block(block.clone())),
-            _ => None,
-        };
-        if let Some(repeated) = repeated.filter(|_| self.dice.roll(10) == 0) {
-            self.queue.insert((self.now + delay * 3, self.sent), (from, to, repeated));
+        if self.dice.roll(10) == 0 {
+            self.queue.insert((self.now + delay * 3, self.sent), (from, to, message.clone()));
             self.sent += 1;
         }
         self.queue.insert((self.now + delay, self.sent), (from, to, message));
@@ -145,6 +168,7 @@ impl World {
             Message::Heads(bytes) => self.input(to, Input::Heads(peer, bytes)),
             Message::Published(block) => self.input(to, Input::Published(peer, block)),
             Message::Block(block) => self.input(to, Input::Block(peer, block)),
+            Message::Bulk(blocks) => self.input(to, Input::Bulk(peer, blocks)),
             Message::Absent(hash) => self.input(to, Input::Absent(peer, hash)),
             Message::Wants(hashes) => {
                 for hash in hashes {
@@ -161,18 +185,82 @@ impl World {
     fn append(&mut self, node: usize) {
         let signer = self.nodes[node].signer.clone();
         let operation = Operation::put(self.dice.roll(5).to_string(), self.sent);
-        let Appended { block, stored, .. } = self.nodes[node].replica.append(&signer, operation, 1).unwrap();
+        let draft = self.nodes[node].replica.log().draft(1).unwrap();
+        let Appended { entry, block, stored } = self.nodes[node].replica.append(&signer, operation, 1).unwrap();
+        self.honest.insert(entry.hash());
         for stored in stored {
             self.keep(node, &stored);
         }
+        self.publish(node, &block);
+        if self.dice.roll(8) == 0 {
+            // As two processes with one key do: another entry of the same time.
+            let twin = codec().write(&signer, draft, Operation::put("twin", self.sent).into_payload()).unwrap();
+            self.honest.insert(twin.links.hash);
+            self.input(node, Input::Published(name(node), twin.block.clone()));
+            self.publish(node, &twin.block);
+        }
+    }
+
+    fn publish(&mut self, node: usize, block: &[u8]) {
         for other in (0..self.nodes.len()).filter(|other| *other != node) {
             self.send(node, other, Message::Published(block.to_vec()));
         }
     }
 
+    /// Sends all that one node has to another, in order, as a stream of the whole log does.
+    fn send_all(&mut self, from: usize, to: usize) {
+        let node = &self.nodes[from];
+        let order: Vec<Hash> = node.replica.log().newest_first().rev().map(|position| position.hash).collect();
+        let identities = node.disk.values().filter(|(_, own)| own.is_none()).map(|(block, _)| block.clone());
+        let blocks = identities.chain(order.iter().map(|hash| node.disk[hash].0.clone())).collect();
+        self.send(from, to, Message::Bulk(blocks));
+    }
+
+    /// Lets one that means harm send something to a node: by a stranger, by a writer with another's identity, cut off, or without an end.
+    fn attack(&mut self, node: usize) {
+        let stranger = signer(99);
+        let mut next: Vec<Hash> = self.nodes[node].replica.log().heads().map(|position| position.hash).collect();
+        if self.dice.roll(2) == 0 {
+            next.push(Hash::of(&self.sent.to_be_bytes()));
+        }
+        let time = 1 + self.dice.roll(1 << 20);
+        let draft = Draft { time, next, refs: vec![] };
+        let written = codec().write(&stranger, draft, Operation::del("0").into_payload()).unwrap().block;
+        let (peer, identity) = (mallory(), stranger.block().to_vec());
+        let input = match self.dice.roll(6) {
+            0 => Input::Published(peer, written),
+            1 => Input::Bulk(peer, vec![identity, written]),
+            2 => Input::Heads(peer, written[..written.len() / 2].to_vec()),
+            3 => Input::Block(peer, identity),
+            4 => Input::Published(peer, vec![0x81; 1000]),
+            _ => {
+                let Value::Map(mut map) = Value::decode(&written).unwrap() else { unreachable!() };
+                map.insert("identity", self.nodes[node].signer.identity().hash().to_string());
+                Input::Published(peer, Value::Map(map).encode().unwrap())
+            }
+        };
+        self.input(node, input);
+    }
+
+    /// Lets nodes on different sides of the split know that the others are gone, or back.
+    fn split(&mut self, sides: Vec<u64>) {
+        let before = std::mem::replace(&mut self.sides, sides);
+        for node in 0..self.nodes.len() {
+            for other in (0..self.nodes.len()).filter(|other| *other != node) {
+                let (was_apart, is_apart) = (before[node] != before[other], self.sides[node] != self.sides[other]);
+                // Some notice at once; the others have to do without.
+                match (was_apart, is_apart) {
+                    (false, true) if self.dice.roll(2) == 0 => self.input(node, Input::Unsubscribed(name(other))),
+                    (true, false) => self.input(node, Input::Subscribed(name(other))),
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// Takes a node down, and up again with what it had kept.
     fn crash(&mut self, node: usize) {
-        let mut loader = Loader::new(codec(), Admission::Everyone);
+        let mut loader = Loader::new(codec(), honest(self.nodes.len()));
         let (mut identities, mut entries) = (Vec::new(), Vec::new());
         for (block, own) in self.nodes[node].disk.values() {
             match own {
@@ -215,34 +303,36 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 0, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: SEEDS * rounds(), max_shrink_iters: 0, ..ProptestConfig::default() })]
 
     #[test]
     fn replicas_converge_over_a_bad_network(seed: u64) {
         let mut world = World::new(4, seed);
-        let mut appended = 0;
         for _ in 0..60 {
-            match world.dice.roll(12) {
-                0 => world.sides = (0..4).map(|_| world.dice.roll(2)).collect(),
-                1 => world.sides = vec![0; 4],
-                2 => {
-                    let node = world.dice.index(4);
-                    world.crash(node);
+            let (node, other) = (world.dice.index(4), world.dice.index(4));
+            match world.dice.roll(16) {
+                0 => {
+                    let sides = (0..4).map(|_| world.dice.roll(2)).collect();
+                    world.split(sides);
                 }
+                1 => world.split(vec![0; 4]),
+                2 => world.crash(node),
                 3..=4 => world.run(Duration::from_millis(700)),
+                5 if node != other => world.send_all(node, other),
+                6..=7 => world.attack(node),
                 _ => {
-                    let node = world.dice.index(4);
                     world.append(node);
-                    appended += 1;
                     world.run(Duration::from_millis(40));
                 }
             }
         }
-        world.sides = vec![0; 4];
+        world.split(vec![0; 4]);
         world.loss = 0;
-        world.run(Duration::from_secs(240));
+        // Long enough to give up what nobody has.
+        world.run(Duration::from_secs(1500));
         let state = |node: &Node| node.replica.log().newest_first().copied().collect::<Vec<_>>();
-        prop_assert_eq!(state(&world.nodes[0]).len(), appended);
+        let counted: BTreeSet<Hash> = state(&world.nodes[0]).into_iter().map(|position| position.hash).collect();
+        prop_assert_eq!(&counted, &world.honest);
         for node in &world.nodes {
             prop_assert_eq!(state(node), state(&world.nodes[0]));
             prop_assert_eq!(node.replica.sync().waiting(), (0, 0));
