@@ -52,6 +52,7 @@ pub(crate) struct Settings {
     pub(crate) foreign_key_pause: Duration,
     pub(crate) peer_expiry: Duration,
     pub(crate) redundant_grace: Duration,
+    pub(crate) idle_limit: Duration,
 }
 
 /// What happened.
@@ -73,6 +74,8 @@ pub(crate) enum Input {
     SeedReached { addr: Multiaddr, peer: NodeId },
     /// A round trip was measured.
     RoundTrip { peer: NodeId, connection: ConnectionId, time: Duration },
+    /// A connection that was to be closed is in use.
+    InUse { peer: NodeId },
     /// Somebody needs the peer.
     Want { peer: NodeId },
     /// The peer is no member any more.
@@ -92,6 +95,8 @@ pub(crate) enum Output {
     DialSeed { addr: Multiaddr },
     /// Close a connection, unless streams are open on it and `unless_busy` is set.
     Close { peer: NodeId, connection: ConnectionId, unless_busy: bool },
+    /// Close a connection beyond the mesh, unless something uses it.
+    CloseIdle { peer: NodeId, connection: ConnectionId },
     /// Open streams to the peer over this connection from now on.
     Prefer { peer: NodeId, connection: ConnectionId },
     /// Keep a connection open while nothing uses it, or do not.
@@ -120,6 +125,8 @@ pub(crate) struct Peer {
     pub(crate) addresses: Addresses,
     pub(crate) links: Links,
     pub(crate) last_seen: Option<Instant>,
+    /// When a connection beyond the mesh was last seen in use.
+    used: Option<Instant>,
     known_since: Instant,
     wanted_until: Option<Instant>,
     pauses: Pauses,
@@ -244,6 +251,12 @@ impl Dialer {
             Input::SeedFailed { addr, why } => self.seed_failed(now, &addr, why),
             Input::SeedReached { addr, peer } => self.seed_reached(now, &addr, &peer),
             Input::RoundTrip { peer, connection, time } => self.round_trip(now, &peer, connection, time),
+            Input::InUse { peer } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.used = Some(now);
+                }
+                Vec::new()
+            }
             Input::Want { peer } => self.want(now, peer),
             Input::Forget { peer } => {
                 self.peers.remove(&peer);
@@ -424,6 +437,7 @@ impl Peer {
             addresses: Addresses::default(),
             links: Links::default(),
             last_seen: None,
+            used: None,
             known_since: now,
             wanted_until: None,
             pauses: Pauses { next, failures: 0 },

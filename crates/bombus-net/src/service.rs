@@ -151,6 +151,7 @@ impl NetService {
             foreign_key_pause: timing.foreign_key_pause,
             peer_expiry: timing.peer_expiry,
             redundant_grace: timing.redundant_grace,
+            idle_limit: timing.idle_limit,
         };
         let me = self.shared.node_id.clone();
         // A node's own address among the seeds is no mistake: all nodes may have the same list.

@@ -27,6 +27,7 @@ impl Dialer {
         if self.last_sweep.is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1)) {
             self.last_sweep = Some(now);
             self.sweep(now);
+            outputs.extend(self.close_idle(now));
         }
         outputs
     }
@@ -134,6 +135,22 @@ impl Dialer {
             for link in peer.links.redundant(now, grace) {
                 let unless_busy = peer.links.redundant_for(now) < grace + BUSY_MAX;
                 outputs.push(Output::Close { peer: id.clone(), connection: link.connection, unless_busy });
+            }
+        }
+        outputs
+    }
+
+    /// Closes connections beyond the mesh that are not in use. libp2p alone would not: gossipsub keeps streams open on all of them.
+    fn close_idle(&self, now: Instant) -> Vec<Output> {
+        let mut connected: Vec<_> =
+            self.peers.iter().filter_map(|(id, peer)| Some((peer.links.since()?, id, peer))).collect();
+        connected.sort_by_key(|(since, _, _)| *since);
+        let mut outputs = Vec::new();
+        for (since, id, peer) in connected.into_iter().skip(self.settings.mesh_max) {
+            let used = peer.used.map_or(since, |used| used.max(since));
+            if now.duration_since(used) >= self.settings.idle_limit {
+                let close = |connection| Output::CloseIdle { peer: id.clone(), connection };
+                outputs.extend(peer.links.connections().map(close));
             }
         }
         outputs

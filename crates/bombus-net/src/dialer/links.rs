@@ -71,6 +71,11 @@ impl Links {
         chosen.or_else(|| self.all.first())
     }
 
+    /// Returns all of them.
+    pub(super) fn connections(&self) -> impl Iterator<Item = ConnectionId> {
+        self.all.iter().map(|link| link.connection)
+    }
+
     /// Returns how long there has been a connection.
     pub(super) fn since(&self) -> Option<Instant> {
         self.all.iter().map(|link| link.since).min()

@@ -39,6 +39,7 @@ fn settings() -> Settings {
         foreign_key_pause: 600 * SECOND,
         peer_expiry: 3600 * SECOND,
         redundant_grace: 2 * SECOND,
+        idle_limit: 60 * SECOND,
     }
 }
 
@@ -116,7 +117,7 @@ fn closed(outputs: &[Output]) -> Vec<ConnectionId> {
     outputs
         .iter()
         .filter_map(|output| match output {
-            Output::Close { connection, .. } => Some(*connection),
+            Output::Close { connection, .. } | Output::CloseIdle { connection, .. } => Some(*connection),
             _ => None,
         })
         .collect()
@@ -368,7 +369,8 @@ fn when_a_network_comes_back_nobody_waits_for_the_end_of_a_long_pause() {
     for me in [small.clone(), great.clone()] {
         let peer = if me == small { great.clone() } else { small.clone() };
         let mut bench = Bench::with(me, settings(), vec![(addr(7), None)]);
-        bench.learn(&peer, addr(1));
+        // One that has never worked is dropped in time.
+        bench.learn_from(&peer, addr(1), AddressSource::Ticket, None);
         for _ in 0..12 {
             bench.until_dial(120 * SECOND).expect("it is tried again and again");
             bench.fail(&peer, addr(1), DialFailure::Unreachable { why: "no network".to_owned() });
@@ -403,6 +405,11 @@ fn beyond_the_mesh_only_who_is_needed_is_dialled() {
         outputs.iter().any(|output| matches!(output, Output::Keep { peer, keep: false, .. } if *peer == rest)),
         "its connection may end when it is idle: {outputs:?}"
     );
+    assert_eq!(closed(&bench.after(59 * SECOND)), []);
+    assert_eq!(closed(&bench.after(2 * SECOND)), [connection(9)]);
+    bench.on(Input::InUse { peer: rest });
+    assert_eq!(closed(&bench.after(58 * SECOND)), [], "what is used stays");
+    assert_eq!(closed(&bench.after(3 * SECOND)), [connection(9)]);
 }
 
 #[test]

@@ -31,7 +31,17 @@ impl Node {
                         outputs.extend(self.memory.dialer.on(now, input));
                     }
                 }
-                Output::Close { peer, connection, unless_busy } => self.close(&peer, connection, unless_busy),
+                Output::Close { peer, connection, unless_busy } => {
+                    self.close(&peer, connection, unless_busy);
+                }
+                Output::CloseIdle { peer, connection } => {
+                    // Of what peers of other programs do over topics alone, nothing is known here.
+                    let agent = self.introductions.get(&peer).map(|introduction| introduction.agent.as_str());
+                    let is_ours = agent.is_some_and(|agent| agent.starts_with("bombus/"));
+                    if !is_ours || !self.close(&peer, connection, true) {
+                        outputs.extend(self.memory.dialer.on(now, Input::InUse { peer }));
+                    }
+                }
                 Output::Prefer { peer, connection } => {
                     if let Some(peer) = id::peer_id(&peer) {
                         self.swarm.behaviour_mut().streams.prefer(&peer, connection);
@@ -82,13 +92,13 @@ impl Node {
         }
     }
 
-    pub(super) fn close(&mut self, peer: &NodeId, connection: ConnectionId, unless_busy: bool) {
-        let Some(peer) = id::peer_id(peer) else {
-            return;
-        };
-        if !(unless_busy && self.swarm.behaviour().streams.is_busy(&peer, connection)) {
-            self.swarm.close_connection(connection);
+    /// Closes a connection; says whether it did.
+    pub(super) fn close(&mut self, peer: &NodeId, connection: ConnectionId, unless_busy: bool) -> bool {
+        let is_busy = |peer| self.swarm.behaviour().streams.is_busy(&peer, connection);
+        if unless_busy && id::peer_id(peer).is_some_and(is_busy) {
+            return false;
         }
+        self.swarm.close_connection(connection)
     }
 
     pub(super) fn tell(&mut self, event: NetEvent) {
