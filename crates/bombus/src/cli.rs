@@ -19,6 +19,7 @@ mod backends;
 mod bench;
 mod chat;
 mod config;
+mod db;
 mod detect;
 mod doctor;
 mod events;
@@ -116,6 +117,9 @@ enum Command {
     Ping(ping::PingArgs),
     /// Show what happened in the swarm, and what happens
     Events(events::EventsArgs),
+    /// Replicated databases: make, open, read, write, watch and share them; peers of OrbitDB can join
+    #[command(subcommand)]
+    Db(db::DbCommand),
     /// Take no requests of other nodes for now; those that run go on, and so does everything asked of this node
     Pause(sharing::SharingArgs),
     /// Answer for the other nodes again after a pause
@@ -180,6 +184,7 @@ fn run(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Swarm(args) => swarm::run(global, &args),
         Command::Ping(args) => ping::run(global, &args),
         Command::Events(args) => events::run(global, &args),
+        Command::Db(command) => db::run(global, &command),
         Command::Pause(args) => sharing::pause(global, &args),
         Command::Resume(args) => sharing::resume(global, &args),
         Command::Drain(args) => sharing::drain(global, &args),

@@ -6,6 +6,7 @@ use bombus_core::model::ModelName;
 use bombus_http::HttpConfig;
 use bombus_infer::RouteConfig;
 use bombus_infer::models::catalogue::DEFAULT_MODEL;
+use bombus_swarm::db::DbConfig;
 use bombus_swarm::route::ShareConfig;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -36,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) p2p: P2pConfig,
     /// What this node does for them.
     pub(crate) share: ShareConfig,
+    /// Replicated databases.
+    pub(crate) db: DbConfig,
     /// Where requests go.
     pub(crate) route: RouteConfig,
     /// Logging.
@@ -55,6 +58,7 @@ impl Default for Config {
             api: HttpConfig::default(),
             p2p: P2pConfig::default(),
             share: ShareConfig::default(),
+            db: DbConfig::default(),
             route: RouteConfig::default(),
             log: LogConfig::default(),
             discover: DiscoverConfig::default(),

@@ -10,6 +10,7 @@
 //! DIR/sharing.json   whether the owner keeps the machine for himself
 //! DIR/chat_history   what was asked in `bombus chat`, 0600
 //! DIR/swarms/        the swarms that the node belongs to and belonged to, with their keys, 0600 (`bombus_net::membership`)
+//! DIR/swarms/ID/databases/  the replicated databases of a swarm, with the keys as which the node writes (`bombus_swarm::db`)
 //! DIR/models/        the model store
 //! ```
 
@@ -110,6 +111,11 @@ impl DataDir {
     /// Returns the folder of the model store.
     pub(crate) fn models(&self) -> PathBuf {
         self.root.join("models")
+    }
+
+    /// Returns the folder with a folder for each swarm.
+    pub(crate) fn swarms(&self) -> PathBuf {
+        self.root.join("swarms")
     }
 
     /// Returns the file with the hashes of the API keys.

@@ -96,6 +96,14 @@ impl Failure {
         }
         let failure = |exit| Self::new(exit, refusal.message.clone());
         match (refusal.status, refusal.code.as_deref()) {
+            (403, Some("not_admitted")) => {
+                failure(Exit::Failure).hint("bombus db info DATABASE shows who may write, and who grants it")
+            }
+            (404, Some("database_not_found")) => failure(Exit::NotFound)
+                .hint("bombus db list shows which there are; one of another node is opened by its address: bombus db open"),
+            (409, Some("database_closed")) => failure(Exit::Usage).hint("bombus db open DATABASE opens it again"),
+            (504, Some("database_unreachable")) => failure(Exit::Unavailable)
+                .hint("bombus peers shows who is connected; one of them has to have the database open"),
             (401 | 403, _) => failure(Exit::Failure).hint(
                 "the node does not take the key in its data directory: it may have been started again just now; ask again",
             ),

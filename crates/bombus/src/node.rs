@@ -16,6 +16,7 @@ use crate::platform::StopSignals;
 
 mod addresses;
 mod backends;
+mod databases;
 mod facts;
 mod machine;
 mod mesh;
@@ -75,6 +76,7 @@ pub(crate) async fn run(settings: &Settings, data_dir: &DataDir, ready: impl FnO
         metrics,
         default_model: Some(config.default_model.to_string()),
         mesh: Some(mesh.surface()),
+        databases: mesh.databases(),
     };
     let server = Server::bind(config.api.clone(), services).await?;
     let mut mesh = mesh.start(server.local_addr().port());

@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use reqwest::header::HeaderMap;
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -54,6 +54,13 @@ impl NodeClient {
         self.send_with(method, path, body, HeaderMap::new()).await
     }
 
+    /// Sends a body as it is made, and reads the document that answers it.
+    pub(crate) async fn post_body<T: DeserializeOwned>(&self, path: &str, body: reqwest::Body) -> Result<T> {
+        let request = self.client.post(format!("{}{path}", self.record.api)).body(body);
+        let response = self.deliver(request).await?;
+        self.document(response).await
+    }
+
     /// Sends a request with headers of its own. A status that is no success is a [`Refusal`].
     pub(crate) async fn send_with(
         &self,
@@ -66,6 +73,10 @@ impl NodeClient {
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.deliver(request).await
+    }
+
+    async fn deliver(&self, mut request: RequestBuilder) -> Result<Response> {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key);
         }

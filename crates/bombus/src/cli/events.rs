@@ -54,8 +54,10 @@ struct Event {
 
 /// What comes in the stream.
 #[derive(Debug, PartialEq)]
-enum Frame {
+pub(super) enum Frame {
+    /// The data of an event.
     Event(String),
+    /// Events are missing.
     Lagged,
 }
 
@@ -140,7 +142,7 @@ async fn read(global: &Global, node: &NodeClient, args: &EventsArgs, after: u64)
 }
 
 /// Puts lines of server-sent events together.
-fn frames(lines: impl Stream<Item = Result<String, String>>) -> impl Stream<Item = Result<Frame, String>> {
+pub(super) fn frames(lines: impl Stream<Item = Result<String, String>>) -> impl Stream<Item = Result<Frame, String>> {
     async_stream::stream! {
         let (mut kind, mut data) = (String::new(), String::new());
         for await line in lines {

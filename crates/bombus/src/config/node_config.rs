@@ -4,7 +4,7 @@ use figment::value::{Dict, Value};
 
 use super::ConfigError;
 
-/// Fields that belong to parts that Bombus does not have yet.
+/// Fields of parts that Bombus does not have yet, or for which it has a place of its own: databases lie in the data directory.
 const LATER: [&str; 2] = ["orbitDbDirectory", "maxConcurrentTasks"];
 /// Fields of the mesh, with the settings that they become.
 const MESH: [(&str, &str); 2] = [("listenAddresses", "listen"), ("bootstrapPeers", "seeds")];

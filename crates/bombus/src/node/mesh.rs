@@ -1,22 +1,24 @@
-//! The node's part of the swarm: the mesh, the membership, the swarm's own service, the exchange of models and answers for others, started
-//! in this order and stopped in reverse.
+//! The node's part of the swarm: the mesh, the membership, the swarm's own service, the replicated databases, the exchange of models and
+//! answers for others, started in this order and stopped in reverse.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Error, Result};
 use bombus_core::identity::NodeKey;
+use bombus_http::databases::Databases;
 use bombus_http::{NodeSample, Sample, SampleKind, mesh};
 use bombus_infer::Backends;
 use bombus_infer::models::ModelStore;
 use bombus_net::membership::{Membership, MembershipHandle, MembershipService, MembershipTiming};
 use bombus_net::{ListenOn, NetConfig, NetHandle, NetIdentity, NetService};
 use bombus_swarm::route::{RouteHandle, RouteService, RunConfig};
-use bombus_swarm::weights::{ByShare, WeightsConfig, WeightsService};
+use bombus_swarm::weights::{ByShare, WeightsConfig, WeightsHandle, WeightsService};
 use bombus_swarm::{OwnFacts, SwarmConfig, SwarmHandle, SwarmService};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::databases::{DatabasesService, SwarmDatabases, databases};
 use super::facts::{FactsSource, slots};
 use super::supervised::{Essential, Supervised};
 use crate::config::{Config, P2pConfig, Settings};
@@ -37,6 +39,8 @@ const LISTEN_LIMIT: Duration = Duration::from_secs(2);
 const NAMES_EVERY: Duration = Duration::from_secs(1);
 /// How long each part may take to end: to say goodbye, to write down what is known, to close connections.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// How long the databases may take to write what is waiting, and to close.
+const DATABASES_STOP_LIMIT: Duration = Duration::from_secs(12);
 
 /// The parts, ready to be started.
 pub(super) struct Mesh {
@@ -47,7 +51,10 @@ pub(super) struct Mesh {
     facts: FactsSource,
     listens_here: bool,
     route: RouteHandle,
+    weights: WeightsHandle,
     switch: OwnersSwitch,
+    /// None where the configuration says so.
+    databases: Option<(SwarmDatabases, DatabasesService)>,
     services: (NetService, MembershipService, SwarmService, WeightsService, RouteService),
 }
 
@@ -55,6 +62,7 @@ pub(super) struct Mesh {
 pub(super) struct RunningMesh {
     net: NetHandle,
     route: RouteHandle,
+    weights: WeightsHandle,
     switch: OwnersSwitch,
     /// Whether an address of this machine itself will be listened on.
     listens_here: bool,
@@ -63,6 +71,7 @@ pub(super) struct RunningMesh {
     net_task: Essential,
     membership_task: Essential,
     swarm_task: Essential,
+    databases_task: Option<Essential>,
     weights_task: Essential,
     route_task: Essential,
 }
@@ -102,6 +111,10 @@ impl Mesh {
             Arc::new(ByShare::new(route.clone(), swarm.clone())),
         );
         weights.feed(backends);
+        let databases = config
+            .db
+            .enabled
+            .then(|| databases(config.db.clone(), net.clone(), membership.clone(), swarm.clone(), data_dir.swarms()));
         Ok(Self {
             surface: Arc::new(Surface::new(
                 net.clone(),
@@ -109,7 +122,7 @@ impl Mesh {
                 swarm.clone(),
                 config.p2p.external.clone(),
                 switch.clone(),
-                SwarmModels::new(weights),
+                SwarmModels::new(weights.clone()),
             )),
             membership,
             facts: FactsSource {
@@ -120,12 +133,14 @@ impl Mesh {
                 facts,
             },
             route,
+            weights,
             switch,
             listens_here: config
                 .p2p
                 .listen
                 .iter()
                 .any(|address| address.ip().is_unspecified() || address.ip().is_loopback()),
+            databases,
             services: (net_service, membership_service, swarm_service, weights_service, route_service),
             net,
             swarm,
@@ -137,9 +152,15 @@ impl Mesh {
         self.surface.clone()
     }
 
+    /// Returns the replicated databases, where there are any.
+    pub(super) fn databases(&self) -> Option<Arc<dyn Databases>> {
+        self.databases.as_ref().map(|(databases, _)| Arc::new(databases.clone()) as Arc<dyn Databases>)
+    }
+
     /// Returns what the mesh has to say to `/metrics`.
     pub(super) fn samples(&self) -> impl Fn() -> Vec<Sample> + Send + Sync + 'static {
         let swarm = self.swarm.clone();
+        let databases = self.databases.as_ref().map(|(databases, _)| databases.samples());
         move || {
             let peers = swarm.peers();
             let count = |wanted: mesh::PeerState| {
@@ -157,7 +178,8 @@ impl Mesh {
                 labels: vec![("state", word.to_owned())],
                 value: count(state),
             };
-            states.map(sample).into()
+            let databases = databases.as_ref().map(|samples| samples()).unwrap_or_default();
+            states.map(sample).into_iter().chain(databases).collect()
         }
     }
 
@@ -180,6 +202,7 @@ impl Mesh {
                 swarm_service.run(stop).await;
                 Ok(())
             }),
+            databases_task: self.databases.map(|(_, service)| Essential::start("databases", |stop| service.run(stop))),
             weights_task: Essential::start("exchange of models", |stop| async move {
                 weights_service.run(stop).await;
                 Ok(())
@@ -190,9 +213,18 @@ impl Mesh {
             }),
             net: self.net,
             route: self.route,
+            weights: self.weights,
             switch: self.switch,
             listens_here: self.listens_here,
         }
+    }
+}
+
+/// Waits until a part ends by itself; one that is not there never does.
+async fn ended_if_any(part: Option<&mut Essential>) -> Error {
+    match part {
+        Some(part) => part.ended().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -229,6 +261,7 @@ fn net_config(config: &P2pConfig, chosen: bool) -> NetConfig {
         mdns: config.mdns,
         external: config.external.clone(),
         relay: config.relay,
+        relay_bytes_per_s: config.relay_kib_per_s.saturating_mul(1024),
         ..NetConfig::default()
     }
 }
@@ -271,20 +304,23 @@ impl RunningMesh {
             error = self.net_task.ended() => error,
             error = self.membership_task.ended() => error,
             error = self.swarm_task.ended() => error,
+            error = ended_if_any(self.databases_task.as_mut()) => error,
             error = self.weights_task.ended() => error,
             error = self.route_task.ended() => error,
         }
     }
 
-    /// Tells the others that this node takes nothing new, and waits until what runs for them has ended, or the grace time is over.
+    /// Tells the others that this node takes nothing new, and waits until what runs for them and is on its way to them has ended, or the
+    /// grace time is over.
     pub(super) async fn drain(&self, grace: Duration) {
         self.switch.set_draining(true);
-        if timeout(grace, self.route.idle()).await.is_err() {
+        let idle = async { tokio::join!(self.route.idle(), self.weights.idle()) };
+        if timeout(grace, idle).await.is_err() {
             let running = self.route.state().borrow().running;
             tracing::warn!(
                 running,
                 grace_ms = grace.as_millis() as u64,
-                "requests of other nodes are cut off: the grace time is over"
+                "what other nodes asked for is cut off: the grace time is over"
             );
         }
     }
@@ -295,6 +331,9 @@ impl RunningMesh {
         self.naming.stop().await;
         self.route_task.stop(STOP_LIMIT).await;
         self.weights_task.stop(STOP_LIMIT).await;
+        if let Some(databases) = self.databases_task {
+            databases.stop(DATABASES_STOP_LIMIT).await;
+        }
         self.swarm_task.stop(STOP_LIMIT).await;
         self.membership_task.stop(STOP_LIMIT).await;
         self.net_task.stop(STOP_LIMIT).await;

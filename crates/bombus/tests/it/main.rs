@@ -15,6 +15,7 @@ mod chat;
 mod completions;
 mod config;
 mod crate_graph;
+mod databases;
 mod derived;
 mod detect;
 mod doctor;

@@ -1,0 +1,236 @@
+//! Databases and rows as people read them.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::cli::output;
+use crate::cli::peers::printable;
+use crate::failure::{Exit, Failure};
+
+/// What `bombus db list` shows.
+#[derive(Debug, Deserialize)]
+pub(super) struct List {
+    identity: String,
+    databases: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Entry {
+    name: String,
+    address: String,
+    r#type: String,
+    open: bool,
+}
+
+/// What `bombus db info` shows.
+#[derive(Debug, Deserialize)]
+pub(super) struct Info {
+    name: String,
+    pub(super) address: String,
+    r#type: String,
+    index_by: Option<String>,
+    pub(super) identity: String,
+    pub(super) access: Access,
+    heads: Vec<String>,
+    entries: u64,
+    rows: u64,
+    log_bytes: u64,
+    stored_bytes: u64,
+    refused: BTreeMap<String, u64>,
+    dropped: BTreeMap<String, u64>,
+    broken: u64,
+    parked: u64,
+    missing: u64,
+    peers: Vec<Peer>,
+}
+
+/// Who may write.
+#[derive(Debug, Deserialize)]
+pub(super) struct Access {
+    grantable: bool,
+    write: Vec<String>,
+    admin: Vec<String>,
+    pub(super) writable: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Peer {
+    node_id: String,
+    hostname: String,
+}
+
+/// A row.
+#[derive(Debug, Deserialize)]
+pub(super) struct Row {
+    key: Option<String>,
+    value: Value,
+}
+
+impl List {
+    pub(super) fn read(answer: &Value) -> Result<Self> {
+        read(answer.clone())
+    }
+
+    pub(super) fn text(&self) -> String {
+        let state = |entry: &Entry| if entry.open { "open" } else { "closed" }.to_owned();
+        let rows = self
+            .databases
+            .iter()
+            .map(|entry| [printable(&entry.name), printable(&entry.r#type), state(entry), printable(&entry.address)]);
+        let table = output::table(["NAME", "TYPE", "STATE", "ADDRESS"], rows);
+        let space = if table.is_empty() { "" } else { "\n" };
+        format!("{table}{space}this node writes as {}\n", printable(&self.identity))
+    }
+}
+
+impl Info {
+    pub(super) fn read(answer: &Value) -> Result<Self> {
+        read(answer.clone())
+    }
+
+    pub(super) fn text(&self, width: usize) -> String {
+        let mut text = format!("{}\n", printable(&self.address));
+        let mut line =
+            |name: &str, value: &str| text.push_str(&output::wrapped(&line_head(name), &printable(value), width));
+        line("name", &self.name);
+        let key = self.index_by.as_ref().map(|field| format!(", with their keys in {field}"));
+        line("type", &format!("{}{}", self.r#type, key.unwrap_or_default()));
+        line("entries", &format!("{}, which show {} rows", self.entries, self.rows));
+        let sizes = (output::size(self.log_bytes), output::size(self.stored_bytes));
+        line("size", &format!("{} of entries, {} on the disk", sizes.0, sizes.1));
+        line("heads", &if self.heads.is_empty() { "none".to_owned() } else { self.heads.join(", ") });
+        let peer = |peer: &Peer| {
+            if peer.hostname == peer.node_id {
+                peer.node_id.clone()
+            } else {
+                format!("{} ({})", peer.hostname, peer.node_id)
+            }
+        };
+        let peers: Vec<String> = self.peers.iter().map(peer).collect();
+        line("peers", &if peers.is_empty() { "none has it open now".to_owned() } else { peers.join(", ") });
+        let counts = |counts: &BTreeMap<String, u64>| {
+            counts.iter().map(|(reason, count)| format!("{count} for {reason}")).collect::<Vec<_>>().join(", ")
+        };
+        if !self.refused.is_empty() {
+            line("refused", &counts(&self.refused));
+        }
+        if !self.dropped.is_empty() {
+            line("dropped", &counts(&self.dropped));
+        }
+        if self.broken > 0 {
+            line("broken", &format!("{} blocks that are no entries", self.broken));
+        }
+        if self.parked + self.missing > 0 {
+            line("waiting", &format!("{} blocks for {} that are missing", self.parked, self.missing));
+        }
+        text + &self.access.text(width)
+    }
+}
+
+impl Access {
+    pub(super) fn text(&self, width: usize) -> String {
+        let mut text = String::new();
+        let mut line =
+            |name: &str, value: &str| text.push_str(&output::wrapped(&line_head(name), &printable(value), width));
+        let writers = match self.write.as_slice() {
+            [] => "nobody".to_owned(),
+            [all] if all == "*" => "everybody".to_owned(),
+            several => several.join(", "),
+        };
+        let own = if self.writable { "; this node may" } else { "; this node may not" };
+        line("writers", &format!("{writers}{own}"));
+        if self.grantable {
+            line("admins", &self.admin.join(", "));
+        }
+        text
+    }
+}
+
+impl Row {
+    pub(super) fn read(line: &str) -> Result<Self> {
+        serde_json::from_str(line).map_err(|error| not_understood(&error).into())
+    }
+
+    /// Writes key and value in one line.
+    pub(super) fn text(&self) -> String {
+        let value = printable(&self.value.to_string());
+        match &self.key {
+            Some(key) => format!("{}  {value}\n", printable(key)),
+            None => format!("{value}\n"),
+        }
+    }
+}
+
+/// Takes out of a text what could control a terminal, and leaves its lines.
+pub(super) fn text_of(text: &str) -> String {
+    text.chars().filter(|character| *character == '\n' || *character == '\t' || !character.is_control()).collect()
+}
+
+fn line_head(name: &str) -> String {
+    format!("  {name:8} ")
+}
+
+fn read<T: DeserializeOwned>(answer: Value) -> Result<T> {
+    serde_json::from_value(answer).map_err(|error| not_understood(&error).into())
+}
+
+fn not_understood(error: &serde_json::Error) -> Failure {
+    Failure::new(Exit::Failure, format!("the node sent what this version does not understand: {error}"))
+        .hint("the node runs another version; start it again with this one")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn info() -> Value {
+        json!({
+            "name": "no\u{1b}tes", "address": "/orbitdb/zdpuA", "type": "documents", "index_by": "_id", "identity": "02ab",
+            "access": { "grantable": true, "write": ["02ab", "03cd"], "admin": ["02ab"], "writable": true },
+            "heads": ["zdpuB"], "entries": 3, "rows": 2, "log_bytes": 1200, "stored_bytes": 4096, "entries_grown": 0,
+            "bytes_grown": 0, "refused": { "access": 1 }, "dropped": {}, "broken": 0, "parked": 2, "missing": 1,
+            "peers": [{ "node_id": "12D3KooW", "hostname": "hive" }],
+        })
+    }
+
+    #[test]
+    fn a_database_is_described_in_lines() {
+        let text = Info::read(&info()).unwrap().text(100);
+        for line in [
+            "name     notes",
+            "type     documents, with their keys in _id",
+            "entries  3, which show 2 rows",
+            "peers    hive (12D3KooW)",
+            "refused  1 for access",
+            "waiting  2 blocks for 1 that are missing",
+            "writers  02ab, 03cd; this node may",
+            "admins   02ab",
+        ] {
+            assert!(text.contains(&format!("  {line}\n")), "{line}\n{text}");
+        }
+        assert!(!text.contains('\u{1b}') && !text.contains("dropped"), "{text}");
+    }
+
+    #[test]
+    fn a_row_is_one_line_whatever_is_in_it() {
+        let row = |line: &str| Row::read(line).unwrap().text();
+        assert_eq!(row(r#"{"hash":"h","key":"a\nb","value":"x\ny"}"#), "ab  \"x\\ny\"\n");
+        assert_eq!(row(r#"{"hash":"h","value":{"n":1}}"#), "{\"n\":1}\n");
+        assert_eq!(text_of("a\u{1b}[2J\nb"), "a[2J\nb");
+    }
+
+    #[test]
+    fn a_list_says_as_whom_the_node_writes() {
+        let list = json!({ "identity": "02ab", "databases": [
+            { "name": "notes", "address": "/orbitdb/zdpuA", "type": "events", "open": false },
+        ] });
+        let text = List::read(&list).unwrap().text();
+        assert!(text.contains("notes  events  closed  /orbitdb/zdpuA") && text.ends_with("writes as 02ab\n"), "{text}");
+    }
+}

@@ -1,0 +1,488 @@
+//! The replicated databases of the swarm that this node belongs to: kept going, and as the HTTP API needs them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use bombus_core::identity::NodeId;
+use bombus_http::databases::{
+    Capability, DatabaseAccess, DatabaseChange, DatabaseEntry, DatabaseInfo, DatabasePeer, DatabaseRow, DatabaseType,
+    Databases, DatabasesError, NewDatabase, RowBounds, Rows,
+};
+use bombus_http::{Sample, SampleKind};
+use bombus_net::NetHandle;
+use bombus_net::membership::{MembershipHandle, SwarmId};
+use bombus_swarm::SwarmHandle;
+use bombus_swarm::db::{DbConfig, DbHandle, DbService};
+use futures::stream::{self, BoxStream, StreamExt};
+use orbitdb::cbor::Value;
+use orbitdb::cid::Hash;
+use orbitdb::entry::Refusal;
+use orbitdb::log::Admission;
+use orbitdb::manifest::ControllerAddress;
+use orbitdb::{Access, Bounds, Database, OpenOptions, Take};
+use serde_json::{Map, Value as Json};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+mod translate;
+
+use translate::{change_of, of_database, refused, row_of, type_of};
+
+/// Rows that are read at a time; each may be as large as an entry.
+const PAGE_ROWS: usize = 64;
+/// What the folder of a swarm calls its databases.
+const FOLDER: &str = "databases";
+
+/// What there is of the databases now.
+#[derive(Clone)]
+enum Current {
+    /// They are being opened.
+    Opening,
+    /// They can be used.
+    Open(DbHandle),
+    /// They cannot be used, and why.
+    Failed(String),
+}
+
+/// The databases, for whoever uses them.
+#[derive(Clone)]
+pub(super) struct SwarmDatabases {
+    current: watch::Receiver<Current>,
+    swarm: SwarmHandle,
+}
+
+/// What keeps the databases going. When the node changes to another swarm, the databases of the old one are closed, so that no member of
+/// the new one sees them, and those of the new one are opened.
+pub(super) struct DatabasesService {
+    config: DbConfig,
+    net: NetHandle,
+    membership: MembershipHandle,
+    /// The folder with a folder for each swarm.
+    swarms: PathBuf,
+    current: watch::Sender<Current>,
+}
+
+/// Makes the two halves of the databases.
+pub(super) fn databases(
+    config: DbConfig,
+    net: NetHandle,
+    membership: MembershipHandle,
+    swarm: SwarmHandle,
+    swarms: PathBuf,
+) -> (SwarmDatabases, DatabasesService) {
+    let (sender, current) = watch::channel(Current::Opening);
+    let service = DatabasesService { config, net, membership, swarms, current: sender };
+    (SwarmDatabases { current, swarm }, service)
+}
+
+impl DatabasesService {
+    /// Runs until `stop`; everything is safe and closed when this returns.
+    pub(super) async fn run(self, stop: CancellationToken) -> Result<()> {
+        let mut membership = self.membership.current();
+        loop {
+            let swarm_id = membership.borrow_and_update().swarm_id.clone();
+            let moved = async {
+                // Without a membership there is no other swarm to go to.
+                if membership.wait_for(|state| state.swarm_id != swarm_id).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let leave = stop.child_token();
+            let serving = self.serve(swarm_id.clone(), leave.clone());
+            tokio::pin!(serving);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = moved => {
+                    self.current.send_replace(Current::Opening);
+                    leave.cancel();
+                }
+                () = &mut serving => anyhow::bail!("the databases ended by themselves"),
+            }
+            serving.await;
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Opens the databases of a swarm and runs them until `leave`. Where they cannot be opened, the node goes on without them.
+    async fn serve(&self, swarm_id: SwarmId, leave: CancellationToken) {
+        match self.open(&swarm_id).await {
+            Ok((handle, service)) => {
+                self.current.send_replace(Current::Open(handle));
+                service.run(leave).await;
+            }
+            Err(reason) => {
+                tracing::error!(swarm.id = %swarm_id, reason, "the databases of the swarm cannot be used");
+                self.current.send_replace(Current::Failed(reason));
+                leave.cancelled().await;
+            }
+        }
+    }
+
+    async fn open(&self, swarm_id: &SwarmId) -> Result<(DbHandle, DbService), String> {
+        let (config, net) = (self.config.clone(), self.net.clone());
+        let directory = self.swarms.join(swarm_id.as_str()).join(FOLDER);
+        let opened = spawn_blocking(move || bombus_swarm::db::db(config, net, &directory)).await;
+        opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+}
+
+impl SwarmDatabases {
+    /// Returns what there is to say of the databases to `/metrics`.
+    pub(super) fn samples(&self) -> impl Fn() -> Vec<Sample> + Send + Sync + 'static {
+        let current = self.current.clone();
+        move || {
+            let handle = match &*current.borrow() {
+                Current::Open(handle) => handle.clone(),
+                Current::Opening | Current::Failed(_) => return Vec::new(),
+            };
+            let open = handle.orbit().addresses().borrow().len();
+            vec![Sample {
+                name: "databases_open",
+                kind: SampleKind::Gauge,
+                help: "Replicated databases that are open, those that say who may write to others included",
+                labels: Vec::new(),
+                value: open as f64,
+            }]
+        }
+    }
+
+    fn handle(&self) -> Result<DbHandle, DatabasesError> {
+        match &*self.current.borrow() {
+            Current::Open(handle) => Ok(handle.clone()),
+            Current::Opening => Err(DatabasesError::Unavailable("the databases are being opened; ask again".into())),
+            Current::Failed(reason) => {
+                Err(DatabasesError::Unavailable(format!("the databases cannot be used: {reason}")))
+            }
+        }
+    }
+
+    /// Finds an open database by its name, its address, or the last part of its address.
+    async fn database(&self, wanted: &str) -> Result<Database, DatabasesError> {
+        let handle = self.handle()?;
+        handle.ready().await.map_err(refused)?;
+        let wanted = whole_address(wanted);
+        if let Some(database) = handle.database(&wanted) {
+            return Ok(database);
+        }
+        let known = handle.list().map_err(refused)?;
+        let fits = known.iter().filter(|known| known.name == wanted || known.address.to_string() == wanted);
+        let fits: Vec<String> = fits.map(|known| known.address.to_string()).collect();
+        Err(match fits.as_slice() {
+            [] => DatabasesError::UnknownDatabase(format!("no database is called '{wanted}' here")),
+            [_] => DatabasesError::Closed(format!("the database '{wanted}' is closed: open it first")),
+            several => {
+                DatabasesError::AmbiguousDatabase(format!("'{wanted}' may be {}: say which", several.join(" or ")))
+            }
+        })
+    }
+
+    /// Describes a database.
+    async fn described(&self, database: Database) -> Result<DatabaseInfo, DatabasesError> {
+        let identity = self.identity()?;
+        let info = {
+            let database = database.clone();
+            aside(move || database.info().map_err(of_database)).await?
+        };
+        let manifest = database.manifest();
+        let grantable = matches!(manifest.controller, ControllerAddress::OrbitDb(_));
+        let admission = database.admission();
+        let documents = manifest.r#type == orbitdb::manifest::DatabaseType::Documents;
+        let peers = info.peers.iter().map(|peer| self.peer(peer.as_str())).collect();
+        let named = |counts: BTreeMap<Refusal, u64>| {
+            counts.into_iter().map(|(refusal, count)| (translate::word_of(refusal).to_owned(), count)).collect()
+        };
+        Ok(DatabaseInfo {
+            name: manifest.name.clone(),
+            address: database.address().to_string(),
+            r#type: type_of(manifest.r#type),
+            index_by: documents.then(|| database.index_by().to_owned()),
+            access: DatabaseAccess {
+                grantable,
+                writable: admission.admits(&identity),
+                write: ids_of(&admission),
+                admin: database.guard().map(|guard| ids_of(&guard.admission())).unwrap_or_default(),
+            },
+            identity,
+            heads: info.heads.iter().map(Hash::to_string).collect(),
+            entries: info.entries,
+            rows: info.rows,
+            log_bytes: info.log_bytes,
+            stored_bytes: info.stored_bytes,
+            entries_grown: info.entries_grown,
+            bytes_grown: info.bytes_grown,
+            refused: named(info.refused),
+            dropped: named(info.dropped),
+            broken: info.broken,
+            parked: info.parked as u64,
+            missing: info.missing as u64,
+            peers,
+        })
+    }
+
+    fn peer(&self, node_id: &str) -> DatabasePeer {
+        let view = NodeId::parse(node_id).ok().and_then(|node_id| self.swarm.peer(&node_id));
+        let name = view.filter(|view| !view.name.is_empty()).map(|view| view.name);
+        DatabasePeer { node_id: node_id.to_owned(), hostname: name.unwrap_or_else(|| node_id.to_owned()) }
+    }
+}
+
+#[async_trait]
+impl Databases for SwarmDatabases {
+    fn identity(&self) -> Result<String, DatabasesError> {
+        Ok(self.handle()?.orbit().identity().id().to_owned())
+    }
+
+    async fn list(&self) -> Result<Vec<DatabaseEntry>, DatabasesError> {
+        let handle = self.handle()?;
+        handle.ready().await.map_err(refused)?;
+        let known = handle.list().map_err(refused)?;
+        let entry = |known: orbitdb::Known| {
+            let address = known.address.to_string();
+            let open = handle.database(&address).is_some();
+            DatabaseEntry { name: known.name, address, r#type: type_of(known.r#type), open }
+        };
+        Ok(known.into_iter().map(entry).collect())
+    }
+
+    async fn create(&self, new: NewDatabase) -> Result<DatabaseInfo, DatabasesError> {
+        if new.index_by.is_some() && new.r#type != DatabaseType::Documents {
+            let message = "documents alone have their keys in a field".to_owned();
+            return Err(DatabasesError::Invalid { param: "index_by", message });
+        }
+        let access = match new.write {
+            None => Access::Capabilities(Vec::new()),
+            Some(list) if list == ["*"] => Access::Everyone,
+            Some(list) => Access::Writers(list),
+        };
+        let mut options = OpenOptions::of(translate::library_type(new.r#type)).access(access);
+        if let Some(field) = new.index_by {
+            options = options.index_by(field);
+        }
+        let database = self.handle()?.create(&new.name, options).await.map_err(refused)?;
+        self.described(database).await
+    }
+
+    async fn open(&self, database: &str, index_by: Option<String>) -> Result<DatabaseInfo, DatabasesError> {
+        let handle = self.handle()?;
+        let wanted = whole_address(database);
+        let mut options = OpenOptions::default();
+        if let Some(field) = index_by {
+            if let Some(open) = handle.database(&wanted).filter(|open| open.index_by() != field) {
+                let message = format!("it is open with the keys in the field '{}': close it first", open.index_by());
+                return Err(DatabasesError::Invalid { param: "index_by", message });
+            }
+            options = options.index_by(field);
+        }
+        let database = handle.open_with(&wanted, options).await.map_err(refused)?;
+        self.described(database).await
+    }
+
+    async fn info(&self, database: &str) -> Result<DatabaseInfo, DatabasesError> {
+        let database = self.database(database).await?;
+        self.described(database).await
+    }
+
+    async fn close(&self, database: &str) -> Result<(), DatabasesError> {
+        self.handle()?.close(&whole_address(database)).await.map_err(refused)
+    }
+
+    async fn discard(&self, database: &str) -> Result<(), DatabasesError> {
+        self.handle()?.drop(&whole_address(database)).await.map_err(refused)
+    }
+
+    async fn put(&self, database: &str, key: Option<String>, value: Json) -> Result<String, DatabasesError> {
+        let database = self.database(database).await?;
+        let value = value_of(&value)?;
+        let put = match (type_of(database.manifest().r#type), key) {
+            (DatabaseType::Documents, Some(_)) => {
+                let message = format!("documents have their key in the field '{}'", database.index_by());
+                return Err(DatabasesError::Invalid { param: "key", message });
+            }
+            (DatabaseType::Documents, None) => database.put_document(value).await,
+            (_, Some(key)) => database.put(&key, value).await,
+            (DatabaseType::KeyValue, None) => {
+                return Err(DatabasesError::Invalid { param: "key", message: "say under which key".into() });
+            }
+            (DatabaseType::Events, None) => {
+                let message = "events have no keys, and are added and not put".to_owned();
+                return Err(DatabasesError::WrongType(message));
+            }
+        };
+        put.map(|hash| hash.to_string()).map_err(of_database)
+    }
+
+    async fn del(&self, database: &str, key: &str) -> Result<String, DatabasesError> {
+        let database = self.database(database).await?;
+        if type_of(database.manifest().r#type) != DatabaseType::Events && database.get(key).is_none() {
+            return Err(DatabasesError::UnknownKey("nothing is under this key".into()));
+        }
+        database.del(key).await.map(|hash| hash.to_string()).map_err(of_database)
+    }
+
+    async fn add(&self, database: &str, value: Json) -> Result<String, DatabasesError> {
+        let database = self.database(database).await?;
+        database.add(value_of(&value)?).await.map(|hash| hash.to_string()).map_err(of_database)
+    }
+
+    async fn get(&self, database: &str, key: &str) -> Result<DatabaseRow, DatabasesError> {
+        let database = self.database(database).await?;
+        let unknown = || DatabasesError::UnknownKey("nothing is under this key".into());
+        if type_of(database.manifest().r#type) != DatabaseType::Events {
+            return database.get(key).map(|row| row_of(&row, true)).ok_or_else(unknown);
+        }
+        let hash: Hash = key.parse().map_err(|_| DatabasesError::Invalid {
+            param: "key",
+            message: "events are got by their hashes, zdpu...".into(),
+        })?;
+        let bounds = Bounds { gte: Some(hash), lte: Some(hash), ..Bounds::default() };
+        let rows = aside(move || match database.iterate(bounds) {
+            Err(orbitdb::DatabaseError::NotFound(_)) => Ok(Vec::new()),
+            rows => rows.map_err(of_database),
+        });
+        rows.await?.first().map(|row| row_of(row, false)).ok_or_else(unknown)
+    }
+
+    async fn rows(&self, database: &str, bounds: RowBounds) -> Result<Rows, DatabasesError> {
+        let database = self.database(database).await?;
+        pages(database, &bounds).await
+    }
+
+    async fn query(
+        &self,
+        database: &str,
+        fields: Map<String, Json>,
+        amount: Option<usize>,
+    ) -> Result<Rows, DatabasesError> {
+        let database = self.database(database).await?;
+        let wanted = fields.iter().map(|(name, value)| Ok((name.clone(), value_of(value)?)));
+        let wanted: Vec<(String, Value)> = wanted.collect::<Result<_, DatabasesError>>()?;
+        let amount = amount.unwrap_or(usize::MAX);
+        if type_of(database.manifest().r#type) == DatabaseType::Events {
+            // The index holds no values of events: they are read from the disk, and what fits is kept.
+            let fields = fields.into_iter().collect::<Vec<_>>();
+            let fits = move |row: &Result<DatabaseRow, DatabasesError>| {
+                std::future::ready(row.as_ref().map_or(true, |row| {
+                    fields.iter().all(|(name, wanted)| translate::json_field(&row.value, name) == Some(wanted))
+                }))
+            };
+            return Ok(pages(database, &RowBounds::default()).await?.filter(fits).take(amount).boxed());
+        }
+        let found = aside(move || {
+            let fits =
+                |value: &Value| wanted.iter().all(|(name, wanted)| translate::field(value, name) == Some(wanted));
+            Ok(database.query(fits))
+        });
+        Ok(stream::iter(found.await?.into_iter().take(amount)).map(|row| Ok(row_of(&row, true))).boxed())
+    }
+
+    async fn watch(&self, database: &str) -> Result<BoxStream<'static, DatabaseChange>, DatabasesError> {
+        let mut events = self.database(database).await?.events();
+        let changes = async_stream::stream! {
+            use tokio::sync::broadcast::error::RecvError;
+            loop {
+                match events.recv().await {
+                    Ok(event) => yield change_of(event),
+                    Err(RecvError::Lagged(missed)) => yield DatabaseChange::Lagged { missed },
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        };
+        Ok(changes.boxed())
+    }
+
+    async fn grant(&self, database: &str, capability: Capability, identity: &str) -> Result<(), DatabasesError> {
+        self.database(database).await?.grant(capability.name(), identity).await.map_err(of_database)
+    }
+
+    async fn revoke(&self, database: &str, capability: Capability, identity: &str) -> Result<(), DatabasesError> {
+        self.database(database).await?.revoke(capability.name(), identity).await.map_err(of_database)
+    }
+}
+
+/// Reads rows page by page, so that a reader who takes them slowly keeps few of them in memory.
+async fn pages(database: Database, bounds: &RowBounds) -> Result<Rows, DatabasesError> {
+    let hash = |param: &'static str, text: &Option<String>| {
+        let parsed = text.as_ref().map(|text| text.parse::<Hash>()).transpose();
+        parsed.map_err(|_| DatabasesError::Invalid { param, message: format!("'{param}' has to be a hash, zdpu...") })
+    };
+    let mut page = Bounds {
+        amount: None,
+        take: if bounds.newest_first { Take::Newest } else { Take::Oldest },
+        gt: hash("gt", &bounds.gt)?,
+        gte: hash("gte", &bounds.gte)?,
+        lt: hash("lt", &bounds.lt)?,
+        lte: hash("lte", &bounds.lte)?,
+    };
+    let newest_first = bounds.newest_first;
+    let has_keys = type_of(database.manifest().r#type) != DatabaseType::Events;
+    let mut left = bounds.amount.unwrap_or(usize::MAX);
+    let read = move |page: Bounds| {
+        let database = database.clone();
+        aside(move || {
+            let mut rows = database.iterate(page).map_err(of_database)?;
+            if !newest_first {
+                rows.reverse();
+            }
+            Ok(rows)
+        })
+    };
+    page.amount = Some(left.min(PAGE_ROWS));
+    // A bound that is not there is told before the answer begins.
+    let mut rows = read(page).await?;
+    let rows = async_stream::stream! {
+        while let Some(last) = rows.last().map(|row| row.hash) {
+            left -= rows.len().min(left);
+            for row in &rows {
+                yield Ok(row_of(row, has_keys));
+            }
+            if left == 0 {
+                return;
+            }
+            if newest_first {
+                page.lt = Some(last);
+            } else {
+                page.gt = Some(last);
+            }
+            page.amount = Some(left.min(PAGE_ROWS));
+            rows = match read(page).await {
+                Ok(rows) => rows,
+                Err(error) => {
+                    yield Err(error);
+                    return;
+                }
+            };
+        }
+    };
+    Ok(rows.boxed())
+}
+
+/// Does work that reads the disk where it holds up nobody else.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DatabasesError> + Send + 'static,
+) -> Result<T, DatabasesError> {
+    let done = spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(DatabasesError::Failed(format!("reading failed: {error}"))))
+}
+
+/// Completes the last part of an address, which is all that differs between addresses.
+fn whole_address(wanted: &str) -> String {
+    let whole = format!("/orbitdb/{wanted}");
+    if whole.parse::<orbitdb::manifest::Address>().is_ok() { whole } else { wanted.to_owned() }
+}
+
+fn ids_of(admission: &Admission) -> Vec<String> {
+    match admission {
+        Admission::Everyone => vec!["*".to_owned()],
+        Admission::Only(ids) => ids.iter().cloned().collect(),
+    }
+}
+
+fn value_of(json: &Json) -> Result<Value, DatabasesError> {
+    Value::from_json(json).map_err(|error| DatabasesError::Invalid { param: "value", message: error.to_string() })
+}

@@ -1,0 +1,178 @@
+//! The words of the library in those of the HTTP API (pure).
+
+use bombus_http::databases::{DatabaseChange, DatabaseRow, DatabaseType, DatabasesError};
+use bombus_swarm::db::DbError;
+use orbitdb::cbor::Value;
+use orbitdb::cid::Hash;
+use orbitdb::entry::{Op, Operation, Refusal};
+use orbitdb::index::Row;
+use orbitdb::replica::AppendError;
+use orbitdb::{DatabaseError, Event, OpenError, Update, manifest};
+use serde_json::Value as Json;
+
+/// Returns how a database is read, as the API calls it.
+pub(super) fn type_of(r#type: manifest::DatabaseType) -> DatabaseType {
+    match r#type {
+        manifest::DatabaseType::Documents => DatabaseType::Documents,
+        manifest::DatabaseType::Events => DatabaseType::Events,
+        manifest::DatabaseType::KeyValue => DatabaseType::KeyValue,
+    }
+}
+
+/// Returns how a database is read, as the library calls it.
+pub(super) fn library_type(r#type: DatabaseType) -> manifest::DatabaseType {
+    match r#type {
+        DatabaseType::Documents => manifest::DatabaseType::Documents,
+        DatabaseType::Events => manifest::DatabaseType::Events,
+        DatabaseType::KeyValue => manifest::DatabaseType::KeyValue,
+    }
+}
+
+/// Returns a word for programs that says why an entry does not count.
+pub(super) fn word_of(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Form => "form",
+        Refusal::Oversize => "oversize",
+        Refusal::Identity => "identity",
+        Refusal::Key => "key",
+        Refusal::ClockId => "clock_id",
+        Refusal::Signature => "signature",
+        Refusal::Clock => "clock",
+        Refusal::Access => "access",
+    }
+}
+
+/// Writes a row as JSON. Those of events have no key.
+pub(super) fn row_of(row: &Row, has_key: bool) -> DatabaseRow {
+    let key = has_key.then(|| row.key.to_string());
+    DatabaseRow { hash: row.hash.to_string(), key, value: row.value.to_json() }
+}
+
+/// Writes what happened as JSON.
+pub(super) fn change_of(event: Event) -> DatabaseChange {
+    match event {
+        Event::Update(update) => update_of(update),
+        Event::Join { peer, heads } => DatabaseChange::Join {
+            node_id: peer.as_str().to_owned(),
+            heads: heads.iter().map(Hash::to_string).collect(),
+        },
+        Event::Leave { peer } => DatabaseChange::Leave { node_id: peer.as_str().to_owned() },
+        Event::Refused { hash, refusal } => DatabaseChange::Refused {
+            hash: hash.to_string(),
+            reason: word_of(refusal).to_owned(),
+            detail: refusal.to_string(),
+        },
+        Event::Broken { hash, error, .. } => {
+            DatabaseChange::Refused { hash: hash.to_string(), reason: "broken".to_owned(), detail: error.to_string() }
+        }
+        Event::Readmitted => DatabaseChange::Readmitted,
+        Event::Error(error) => DatabaseChange::Error { detail: error.to_string() },
+    }
+}
+
+fn update_of(update: Update) -> DatabaseChange {
+    let op = |operation: &Operation| match operation.op {
+        Op::Put => "put",
+        Op::Del => "del",
+        Op::Add => "add",
+    };
+    DatabaseChange::Update {
+        hash: update.hash.to_string(),
+        time: update.time,
+        writer: update.writer.to_string(),
+        op: update.operation.as_ref().map(op),
+        value: update.operation.as_ref().map_or(Json::Null, |operation| operation.value.to_json()),
+        key: update.operation.and_then(|operation| operation.key),
+        node_id: update.peer.map(|peer| peer.as_str().to_owned()),
+    }
+}
+
+/// Returns a field of a value; a name with dots leads into nested ones where no field has that name.
+pub(super) fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    value.get(name).or_else(|| {
+        let (first, rest) = name.split_once('.')?;
+        field(value.get(first)?, rest)
+    })
+}
+
+/// Returns a field of a value that is JSON already, as [`field`] does.
+pub(super) fn json_field<'a>(value: &'a Json, name: &str) -> Option<&'a Json> {
+    value.get(name).or_else(|| {
+        let (first, rest) = name.split_once('.')?;
+        json_field(value.get(first)?, rest)
+    })
+}
+
+/// Says why the databases of this node did not do what was asked.
+pub(super) fn refused(error: DbError) -> DatabasesError {
+    let message = error.to_string();
+    match error {
+        DbError::Open(error) => of_open(error),
+        DbError::Database(error) => of_database(error),
+        DbError::NotFound(_) => DatabasesError::UnknownDatabase(message),
+        DbError::Ambiguous { .. } => DatabasesError::AmbiguousDatabase(message),
+        DbError::NameTaken { .. } => DatabasesError::NameTaken(message),
+        DbError::Name(_) => DatabasesError::Invalid { param: "name", message },
+        DbError::TooMany(_) => DatabasesError::TooMany(message),
+        DbError::NotReached { .. } => DatabasesError::Unreachable(message),
+        DbError::Stopped => DatabasesError::Unavailable(message),
+        _ => DatabasesError::Failed(message),
+    }
+}
+
+fn of_open(error: OpenError) -> DatabasesError {
+    let message = error.to_string();
+    match error {
+        OpenError::Database(error) => of_database(error),
+        OpenError::Type { .. } => DatabasesError::WrongType(message),
+        OpenError::Manifest(_) | OpenError::Guard => DatabasesError::Invalid { param: "address", message },
+        OpenError::Meta(_) => DatabasesError::Failed(message),
+    }
+}
+
+/// Says why a database did not do what was asked.
+pub(super) fn of_database(error: DatabaseError) -> DatabasesError {
+    let message = error.to_string();
+    match error {
+        DatabaseError::Append(AppendError::NotAdmitted) => DatabasesError::NotAdmitted(message),
+        DatabaseError::Append(AppendError::Write(_)) | DatabaseError::Key(_) => {
+            DatabasesError::Invalid { param: "value", message }
+        }
+        DatabaseError::Closed => DatabasesError::Closed(message),
+        DatabaseError::Type(_) => DatabasesError::WrongType(message),
+        DatabaseError::NotFound(_) => DatabasesError::Invalid { param: "query", message },
+        DatabaseError::Fixed => DatabasesError::FixedWriters(message),
+        DatabaseError::Append(AppendError::Clock(_)) | DatabaseError::Storage(_) | DatabaseError::Manifest(_) => {
+            DatabasesError::Failed(message)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_name_with_dots_leads_into_nested_fields_unless_a_field_has_it() {
+        let json = json!({ "a": { "b": { "c": 1 } }, "a.b": 2, "x": [1] });
+        let value = Value::from_json(&json).unwrap();
+        for (name, wanted) in
+            [("a.b.c", Some(1_u64)), ("a.b", Some(2)), ("a.b.d", None), ("x.0", None), ("", None), (".", None)]
+        {
+            assert_eq!(field(&value, name), wanted.map(Value::from).as_ref(), "{name}");
+            assert_eq!(json_field(&json, name), wanted.map(Json::from).as_ref(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_user_can_mend_is_told_apart_from_what_failed() {
+        let append = |error| of_database(DatabaseError::Append(error));
+        assert!(matches!(append(AppendError::NotAdmitted), DatabasesError::NotAdmitted(_)));
+        let taken = DbError::Name("/x".into());
+        assert!(matches!(refused(taken), DatabasesError::Invalid { param: "name", .. }));
+        assert!(matches!(refused(DbError::Stopped), DatabasesError::Unavailable(_)));
+        assert!(matches!(refused(DbError::Failed("x".into())), DatabasesError::Failed(_)));
+    }
+}
