@@ -2,15 +2,29 @@
 //!
 //! ```text
 //! db/config.rs        DbConfig, the section [db];  error.rs: DbError
-//!    handle.rs        DbHandle: create, open, close, drop;  names.rs: which record a name or an address means (pure)
+//!    handle.rs        DbHandle: create, open, close, drop
 //!    records.rs       databases.json: which databases this node keeps, and how it opens them
 //!    service.rs       DbService: the parts, kept going;  shared.rs: what they share
+//!    dispatch.rs      which databases are open, and what they ask for
+//!    replication.rs   one open database: its topic, its peers, its exchanges of heads
+//!    exchange.rs      heads between two nodes, also with peers in JavaScript
+//!    blocks.rs        single blocks by bitswap: for peers, for databases, and to open one by its address
+//!    oplog.rs         a log in bulk, between nodes
+//!    places.rs        what each peer may have of something that there is little of
+//!    node.rs          Node: databases with a mesh of their own, for programs that want nothing else
 //! ```
 
+mod blocks;
 mod config;
+mod dispatch;
 mod error;
+mod exchange;
 mod handle;
+mod node;
+mod oplog;
+mod places;
 mod records;
+mod replication;
 mod service;
 mod shared;
 
@@ -18,14 +32,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bombus_net::NetHandle;
+use bombus_net::bitswap::bitswap;
 use orbitdb::OrbitDb;
 use orbitdb::storage::RedbConfig;
 
-pub use config::DbConfig;
+pub use config::{DbConfig, DbSyncConfig, OplogConfig};
 pub use error::DbError;
 pub use handle::DbHandle;
+pub use node::{Node, NodeBuilder, NodeError};
+pub use oplog::{CatchUp, OPLOG_PROTOCOL};
 pub use service::DbService;
 
+use self::blocks::OpenBlocks;
 use self::records::Records;
 use self::shared::Shared;
 
@@ -36,11 +54,13 @@ use self::shared::Shared;
 ///
 /// # Errors
 ///
-/// [`DbError`] when the directory cannot be used, or what is in it cannot be read.
+/// [`DbError`] when the directory cannot be used, when what is in it cannot be read, or when the mesh has stopped or exchanges blocks
+/// already.
 pub fn db(config: DbConfig, net: NetHandle, directory: &Path) -> Result<(DbHandle, DbService), DbError> {
     let storage = RedbConfig { cache_bytes: config.cache_mb.saturating_mul(1 << 20) };
     let (orbit, outputs) = OrbitDb::builder().directory_with(directory, storage).build()?;
     let records = Records::read(directory)?;
-    let shared = Arc::new(Shared::new(config, net, orbit, records));
-    Ok((DbHandle::new(Arc::clone(&shared)), DbService::new(shared, outputs)))
+    let (bitswap, blocks, service) = bitswap(net.clone(), Arc::new(OpenBlocks(orbit.clone())), config.bitswap)?;
+    let shared = Arc::new(Shared::new(config, net, orbit, bitswap, records));
+    Ok((DbHandle::new(Arc::clone(&shared)), DbService { shared, outputs, blocks, bitswap: service }))
 }

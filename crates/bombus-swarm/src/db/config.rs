@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use bombus_net::bitswap::BitswapConfig;
 use orbitdb::OpenOptions;
 use orbitdb::entry::Limits;
+use orbitdb::replica::HEADS_BYTES_MAX;
 use orbitdb::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
 
@@ -29,12 +31,16 @@ pub struct DbConfig {
     pub open_limit_ms: u64,
     /// How long an exchange of heads may take, in milliseconds.
     pub heads_limit_ms: u64,
-    /// Most exchanges of heads that run at once for one database, those that peers began included.
+    /// Greatest size of what a peer may send as heads in one stream, in KiB.
+    pub heads_kb_max: usize,
+    /// Most exchanges of heads that run at once for one database: of those that this node begins, and of those that peers begin.
     pub heads_streams_max: usize,
     /// When to ask whom.
     pub sync: DbSyncConfig,
     /// The bulk catch-up between nodes.
     pub oplog: OplogConfig,
+    /// The exchange of single blocks, with peers in JavaScript too: the section `[db.bitswap]`.
+    pub bitswap: BitswapConfig,
 }
 
 impl Default for DbConfig {
@@ -50,9 +56,11 @@ impl Default for DbConfig {
             links_max: limits.links,
             open_limit_ms: 30_000,
             heads_limit_ms: 10_000,
-            heads_streams_max: 64,
+            heads_kb_max: 4 << 10,
+            heads_streams_max: 32,
             sync: DbSyncConfig::default(),
             oplog: OplogConfig::default(),
+            bitswap: BitswapConfig::default(),
         }
     }
 }
@@ -104,7 +112,7 @@ pub struct OplogConfig {
     /// How many of them may be one peer's.
     pub serve_per_peer_max: usize,
     /// About how much is sent and checked in one piece, in KiB.
-    pub frame_kb: usize,
+    pub piece_kb: usize,
     /// Most entries that are sent to one request; who lacks more asks again.
     pub entries_max: usize,
     /// How long a peer may take for the first word of its answer, in milliseconds.
@@ -118,7 +126,7 @@ impl Default for OplogConfig {
         Self {
             serve_max: 8,
             serve_per_peer_max: 2,
-            frame_kb: 512,
+            piece_kb: 512,
             entries_max: 1_000_000,
             answer_limit_ms: 5_000,
             stall_limit_ms: 10_000,
@@ -162,6 +170,10 @@ impl DbConfig {
         Duration::from_millis(self.open_limit_ms)
     }
 
+    pub(super) fn heads_bytes(&self) -> usize {
+        self.heads_kb_max.saturating_mul(1 << 10).min(HEADS_BYTES_MAX)
+    }
+
     pub(super) fn heads_limit(&self) -> Duration {
         Duration::from_millis(self.heads_limit_ms)
     }
@@ -176,8 +188,8 @@ impl OplogConfig {
         Duration::from_millis(self.stall_limit_ms)
     }
 
-    pub(super) fn frame_bytes(&self) -> usize {
-        self.frame_kb.clamp(1, 16 << 10) << 10
+    pub(super) fn piece_bytes(&self) -> usize {
+        self.piece_kb.clamp(1, 4 << 10) << 10
     }
 }
 

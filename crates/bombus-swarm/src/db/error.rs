@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bombus_net::NetError;
 use orbitdb::manifest::Address;
 use orbitdb::storage::StorageError;
 use orbitdb::{BuildError, DatabaseError, OpenError};
@@ -14,6 +15,9 @@ pub enum DbError {
     /// The storage or the keys in it cannot be used.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The mesh does not take it.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The database cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -60,13 +64,17 @@ pub enum DbError {
         address: Address,
     },
     /// The name cannot be one.
-    #[error("{0:?} is no name of a database: it has 1 to 128 bytes, no control characters, and does not begin with a slash")]
+    #[error(
+        "{0:?} is no name of a database: it has 1 to 128 bytes, no control characters, and does not begin with a slash"
+    )]
     Name(String),
     /// As many databases are open as may be.
     #[error("{0} databases are open, and no more may be (db.databases_max): close or drop one")]
     TooMany(usize),
     /// No peer gave what the database is.
-    #[error("no peer that is connected gave the manifest of {address} within {limit:?}: connect to a node that has it open, and try again")]
+    #[error(
+        "no peer that is connected gave the manifest of {address} within {limit:?}: connect to a node that has it open, and try again"
+    )]
     NotReached {
         /// Its address.
         address: Address,

@@ -1,13 +1,16 @@
 //! The handle through which everybody but the service uses the databases.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use bombus_core::identity::NodeId;
+use bombus_net::bitswap::BitswapReport;
 use orbitdb::manifest::Address;
 use orbitdb::{Database, Known, OpenOptions, OrbitDb};
 
 use super::error::DbError;
+use super::oplog::CatchUp;
 use super::records::Record;
 use super::shared::Shared;
 
@@ -79,7 +82,7 @@ impl DbHandle {
     }
 
     /// Takes back what a creation stored.
-    async fn undo(&self, record: &Record, stored_before: &std::collections::BTreeSet<Address>) -> Result<(), DbError> {
+    async fn undo(&self, record: &Record, stored_before: &BTreeSet<Address>) -> Result<(), DbError> {
         let shared = &self.shared;
         if stored_before.contains(&record.address) {
             return shared.close(&record.address).await;
@@ -180,22 +183,39 @@ impl DbHandle {
         shared.note(|records| records.remove(&record.address)).await?;
         shared.remove(record.address).await?;
         let others = shared.records();
-        match record.guard.filter(|guard| others.iter().all(|other| other.guard != Some(*guard) && other.address != *guard)) {
+        match record
+            .guard
+            .filter(|guard| others.iter().all(|other| other.guard != Some(*guard) && other.address != *guard))
+        {
             Some(guard) => shared.remove(guard).await,
             None => Ok(()),
         }
     }
 
-    /// Returns the peers that have a database open, as far as this node sees them; ordered by id.
+    /// Returns the connected peers that have a database open; ordered by id. None where it is not open here.
     #[must_use]
     pub fn peers(&self, address: &Address) -> Vec<NodeId> {
-        let info = self.shared.database(address).and_then(|database| database.info().ok());
-        let peers = info.into_iter().flat_map(|info| info.peers);
-        peers.filter_map(|peer| NodeId::parse(peer.as_str()).ok()).collect()
+        match self.shared.database(address) {
+            Some(_) => self.shared.net.topic_peers(&address.to_string()).borrow().clone(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Returns with which peers a database catches up in bulk now, and how far that is.
+    #[must_use]
+    pub fn catching_up(&self, address: &Address) -> Vec<CatchUp> {
+        self.shared.replications().get(address).map(|replication| replication.turns.report()).unwrap_or_default()
+    }
+
+    /// Returns what was exchanged block by block since the start.
+    #[must_use]
+    pub fn bitswap(&self) -> BitswapReport {
+        self.shared.bitswap.report()
     }
 }
 
 fn check_name(name: &str) -> Result<(), DbError> {
-    let is_name = (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('/') && !name.chars().any(char::is_control);
+    let is_name =
+        (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('/') && !name.chars().any(char::is_control);
     if is_name { Ok(()) } else { Err(DbError::Name(name.to_owned())) }
 }

@@ -107,7 +107,12 @@ impl Records {
             (None, _) => Err(not_found()),
             (Some(_), Some(_)) => Err(DbError::Ambiguous {
                 name: name_or_address.to_owned(),
-                addresses: self.records.iter().filter(|record| record.name == name_or_address).map(|record| record.address).collect(),
+                addresses: self
+                    .records
+                    .iter()
+                    .filter(|record| record.name == name_or_address)
+                    .map(|record| record.address)
+                    .collect(),
             }),
         }
     }

@@ -4,19 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bombus_core::identity::NodeId;
 use bombus_net::NetHandle;
+use bombus_net::bitswap::Bitswap;
+use orbitdb::cid::Hash;
 use orbitdb::manifest::Address;
+use orbitdb::replica::Input;
 use orbitdb::storage::StorageError;
 use orbitdb::{Database, DatabaseError, OpenOptions, OrbitDb};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::blocks::{Asked, For, cid_of};
 use super::config::DbConfig;
 use super::error::DbError;
+use super::oplog::OPLOG_PROTOCOL;
 use super::records::{Record, Records};
+use super::replication::Replication;
 
 /// How many databases are opened at once.
 const OPENING_MAX: usize = 8;
@@ -29,6 +36,7 @@ pub(super) struct Shared {
     pub(super) config: DbConfig,
     pub(super) net: NetHandle,
     pub(super) orbit: OrbitDb,
+    pub(super) bitswap: Bitswap,
     /// Ends with the service.
     pub(super) stopped: CancellationToken,
     records: Mutex<Records>,
@@ -39,6 +47,9 @@ pub(super) struct Shared {
     opening: Semaphore,
     /// Whether what was open before is open again.
     ready: watch::Sender<bool>,
+    replications: Mutex<BTreeMap<Address, Replication>>,
+    asked: Mutex<Asked>,
+    begun: Instant,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -46,7 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Does work that blocks, futures included, where it holds up nobody else.
-async fn aside<T: Send + 'static>(
+pub(super) async fn aside<T: Send + 'static>(
     work: impl Future<Output = Result<T, DbError>> + Send + 'static,
 ) -> Result<T, DbError> {
     let runtime = Handle::current();
@@ -55,17 +66,83 @@ async fn aside<T: Send + 'static>(
 }
 
 impl Shared {
-    pub(super) fn new(config: DbConfig, net: NetHandle, orbit: OrbitDb, records: Records) -> Self {
+    pub(super) fn new(config: DbConfig, net: NetHandle, orbit: OrbitDb, bitswap: Bitswap, records: Records) -> Self {
         Self {
             config,
             net,
             orbit,
+            bitswap,
             stopped: CancellationToken::new(),
             records: Mutex::new(records),
             kept: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             opening: Semaphore::new(OPENING_MAX),
             ready: watch::Sender::new(false),
+            replications: Mutex::default(),
+            asked: Mutex::default(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// Returns the time since any one moment, as the library counts it.
+    pub(super) fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Returns when that time has come.
+    pub(super) fn at(&self, time: Duration) -> Instant {
+        self.begun + time
+    }
+
+    pub(super) fn replications(&self) -> MutexGuard<'_, BTreeMap<Address, Replication>> {
+        lock(&self.replications)
+    }
+
+    pub(super) fn asked(&self) -> MutexGuard<'_, Asked> {
+        lock(&self.asked)
+    }
+
+    /// Asks a peer for blocks that a database waits for.
+    pub(super) fn want(&self, address: Address, peer: &NodeId, hashes: &[Hash]) {
+        self.want_for(For::Database(address), peer, hashes);
+    }
+
+    /// Asks a peer for blocks.
+    pub(super) fn want_for(&self, who: For, peer: &NodeId, hashes: &[Hash]) {
+        {
+            let mut asked = self.asked();
+            for hash in hashes {
+                asked.add(*hash, peer, who);
+            }
+        }
+        let cids: Vec<_> = hashes.iter().map(cid_of).collect();
+        self.bitswap.want(peer, &cids);
+    }
+
+    /// Returns whether a peer lets others catch up in bulk; none where it has not said yet what it speaks.
+    pub(super) fn speaks_oplog(&self, peer: &NodeId) -> Option<bool> {
+        let known = self.net.peers().into_iter().find(|known| known.node_id == *peer)?;
+        (!known.protocols.is_empty()).then(|| known.protocols.iter().any(|name| name == OPLOG_PROTOCOL))
+    }
+
+    /// Hands something to a database. One that is closed needs it no more, and one that failed has told so itself.
+    pub(super) async fn input(&self, address: &Address, input: Input) {
+        if let Some(database) = self.database(address) {
+            drop(database.handle(self.now(), input).await);
+        }
+    }
+
+    /// Does so where the checks of many blocks hold up nobody else.
+    pub(super) async fn inputs_aside(self: &Arc<Self>, address: Address, inputs: Vec<Input>) {
+        let shared = Arc::clone(self);
+        let handed = aside(async move {
+            for input in inputs {
+                shared.input(&address, input).await;
+            }
+            Ok(())
+        });
+        if let Err(error) = handed.await {
+            tracing::error!(db.address = %address, %error, "blocks of peers were not taken");
         }
     }
 
@@ -109,7 +186,11 @@ impl Shared {
     }
 
     /// Opens a database, and keeps it open.
-    pub(super) async fn keep(self: &Arc<Self>, name_or_address: String, options: OpenOptions) -> Result<Database, DbError> {
+    pub(super) async fn keep(
+        self: &Arc<Self>,
+        name_or_address: String,
+        options: OpenOptions,
+    ) -> Result<Database, DbError> {
         let address: Option<Address> = name_or_address.parse().ok();
         if let Some(database) = address.and_then(|address| self.database(&address)) {
             lock(&self.kept).insert(database.address(), database.clone());
@@ -190,7 +271,8 @@ impl Shared {
     /// Lets all databases go.
     pub(super) async fn close_all(&self) -> Result<(), DbError> {
         self.stopped.cancel();
+        let closed = self.orbit.close().await;
         lock(&self.kept).clear();
-        Ok(self.orbit.close().await?)
+        Ok(closed?)
     }
 }

@@ -82,7 +82,7 @@ impl Mesh {
         drop(self.task.await);
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.cancel();
         timeout(LIMIT, self.task).await.expect("the mesh stops").unwrap();
     }

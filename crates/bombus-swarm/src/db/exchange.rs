@@ -1,0 +1,168 @@
+//! Heads between two nodes, over `/orbitdb/heads` and the address: each side sends the blocks of its heads, closes its half, and reads to
+//! the end.
+//!
+//! There are no lengths between blocks. Peers in JavaScript take each chunk of a stream for one block, so towards them each head goes on a
+//! stream of its own. Nodes like this one catch up in bulk first, where they speak the protocol for that.
+
+use std::io;
+use std::sync::Arc;
+
+use bombus_core::identity::NodeId;
+use bombus_net::{NetStream, OpenError};
+use orbitdb::DatabaseError;
+use orbitdb::manifest::Address;
+use orbitdb::replica::Input;
+use orbitdb::sync::Peer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::error::DbError;
+use super::oplog::{self, CatchUpError, Turns};
+use super::shared::{Shared, aside};
+
+/// Most heads that are sent to a peer, the newest. Who has more gets the others when these have been followed by an entry.
+const HEADS_MAX: usize = 64;
+
+/// Why an exchange of heads failed.
+#[derive(Debug, thiserror::Error)]
+enum ExchangeError {
+    /// No stream to the peer, or none of this protocol.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The stream failed.
+    #[error(transparent)]
+    Stream(#[from] io::Error),
+    /// The peer took too long.
+    #[error("the peer took too long")]
+    Silent,
+    /// The database is closed, or failed.
+    #[error(transparent)]
+    Database(#[from] DbError),
+}
+
+/// Exchanges heads with a peer, and tells the database how that went.
+pub(super) async fn meet(shared: &Arc<Shared>, address: Address, turns: &Arc<Turns>, peer: &NodeId) {
+    let is_native = catch_up(shared, address, turns, peer).await;
+    let worked = match offer(shared, address, peer, is_native).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(db.address = %address, peer.id = %peer, %error, "heads were not exchanged");
+            false
+        }
+    };
+    shared.input(&address, Input::Exchanged(Peer::new(peer.as_str()), worked)).await;
+}
+
+/// Answers a stream that a peer opened.
+pub(super) async fn answer(
+    shared: &Arc<Shared>,
+    address: Address,
+    turns: &Arc<Turns>,
+    peer: &NodeId,
+    stream: NetStream,
+) {
+    if let Err(error) = try_answer(shared, address, turns, peer, stream).await {
+        tracing::debug!(db.address = %address, peer.id = %peer, %error, "heads of a peer were not taken");
+    }
+}
+
+async fn try_answer(
+    shared: &Arc<Shared>,
+    address: Address,
+    turns: &Arc<Turns>,
+    peer: &NodeId,
+    stream: NetStream,
+) -> Result<(), ExchangeError> {
+    let mut heads = heads(shared, address).await?;
+    let others = if shared.speaks_oplog(peer) == Some(true) { Vec::new() } else { heads.split_off(heads.len().min(1)) };
+    let received = swap(shared, stream, &heads).await?;
+    let is_new = shared.database(&address).is_some_and(|database| !database.contains_heads(&received));
+    if is_new {
+        // What the heads follow is there when they come, if the peer can send it in bulk.
+        catch_up(shared, address, turns, peer).await;
+        take(shared, address, peer, vec![received]).await;
+    }
+    for head in others {
+        let stream = shared.net.open_stream(peer, &address.heads_protocol()).await?;
+        let received = swap(shared, stream, &[head]).await?;
+        take(shared, address, peer, vec![received]).await;
+    }
+    Ok(())
+}
+
+/// Fetches from a peer what is missing here, if it can send that in bulk. Returns whether it can.
+async fn catch_up(shared: &Arc<Shared>, address: Address, turns: &Arc<Turns>, peer: &NodeId) -> bool {
+    if shared.speaks_oplog(peer) == Some(false) {
+        return false;
+    }
+    match oplog::catch_up(shared, address, turns, peer).await {
+        Ok(()) => true,
+        Err(CatchUpError::Open(error)) => {
+            tracing::debug!(db.address = %address, peer.id = %peer, %error, "a peer sends nothing in bulk");
+            false
+        }
+        Err(error) => {
+            tracing::info!(db.address = %address, peer.id = %peer, %error, "catching up with a peer broke off; it goes on block by block");
+            true
+        }
+    }
+}
+
+/// Opens a stream to a peer, or one for each head, and takes what comes back.
+async fn offer(
+    shared: &Arc<Shared>,
+    address: Address,
+    peer: &NodeId,
+    in_one_stream: bool,
+) -> Result<(), ExchangeError> {
+    let heads = heads(shared, address).await?;
+    let groups: Vec<&[Vec<u8>]> =
+        if in_one_stream || heads.is_empty() { vec![&heads] } else { heads.chunks(1).collect() };
+    for group in groups {
+        let stream = shared.net.open_stream(peer, &address.heads_protocol()).await?;
+        let received = swap(shared, stream, group).await?;
+        take(shared, address, peer, vec![received]).await;
+    }
+    Ok(())
+}
+
+async fn take(shared: &Arc<Shared>, address: Address, peer: &NodeId, received: Vec<Vec<u8>>) {
+    let heads = received.into_iter().filter(|bytes| !bytes.is_empty());
+    let inputs = heads.map(|bytes| Input::Heads(Peer::new(peer.as_str()), bytes)).collect();
+    shared.inputs_aside(address, inputs).await;
+}
+
+/// Reads the blocks of the heads, newest first.
+async fn heads(shared: &Arc<Shared>, address: Address) -> Result<Vec<Vec<u8>>, DbError> {
+    let database = shared.database(&address).ok_or(DatabaseError::Closed)?;
+    aside(async move {
+        let mut heads = database.head_blocks()?;
+        heads.truncate(HEADS_MAX);
+        Ok(heads)
+    })
+    .await
+}
+
+/// Sends heads and reads those of the peer, both at once.
+async fn swap(shared: &Shared, stream: NetStream, heads: &[Vec<u8>]) -> Result<Vec<u8>, ExchangeError> {
+    let bytes_max = shared.config.heads_bytes();
+    let (reader, mut writer) = tokio::io::split(stream);
+    let send = async {
+        for head in heads {
+            writer.write_all(head).await?;
+            writer.flush().await?;
+        }
+        writer.shutdown().await
+    };
+    let read = async {
+        let mut received = Vec::new();
+        reader.take(bytes_max as u64 + 1).read_to_end(&mut received).await?;
+        if received.len() > bytes_max {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the heads of the peer are too large"));
+        }
+        Ok(received)
+    };
+    let swapped = timeout(shared.config.heads_limit(), async { tokio::try_join!(send, read) }).await;
+    let ((), received) = swapped.map_err(|_| ExchangeError::Silent)??;
+    Ok(received)
+}

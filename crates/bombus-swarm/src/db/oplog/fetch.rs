@@ -1,0 +1,187 @@
+//! Catches up with a peer.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bombus_core::identity::NodeId;
+use bombus_net::{NetStream, OpenError};
+use orbitdb::cid::Hash;
+use orbitdb::manifest::Address;
+use orbitdb::replica::Input;
+use orbitdb::sync::Peer;
+use orbitdb::{Database, DatabaseError};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::super::error::DbError;
+use super::super::shared::{Shared, aside};
+use super::OPLOG_PROTOCOL;
+use super::turns::{Progress, Turns};
+use super::wire::{self, Answer, Request};
+
+/// How many pieces wait to be checked. When so many do, the stream is not read, and the peer waits.
+const PIECES_MAX: usize = 2;
+/// After how many bytes what came is made safe, so that little waits in memory.
+const FLUSH_BYTES: usize = 8 << 20;
+/// How often a peer that has too much to do is asked again, and the longest pause before that.
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Why catching up ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub(in super::super) enum CatchUpError {
+    /// No stream to the peer, or none of this protocol.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The stream failed, or the peer said what it must not.
+    #[error("the stream failed: {0}")]
+    Stream(#[from] io::Error),
+    /// The peer took too long.
+    #[error("the peer said nothing for too long")]
+    Silent,
+    /// The peer serves others.
+    #[error("the peer is busy with others")]
+    Busy,
+    /// Of what the peer sent nothing is a part of the log.
+    #[error("nothing of what the peer sent is a part of the log")]
+    Useless,
+    /// The database takes nothing any more.
+    #[error(transparent)]
+    Database(#[from] DbError),
+}
+
+impl From<DatabaseError> for CatchUpError {
+    fn from(error: DatabaseError) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+/// Fetches what a peer has of a log and this node lacks; when it returns, that has joined and is safe.
+pub(in super::super) async fn catch_up(
+    shared: &Arc<Shared>,
+    address: Address,
+    turns: &Arc<Turns>,
+    peer: &NodeId,
+) -> Result<(), CatchUpError> {
+    let _turn = turns.take().await;
+    let mut busy = 0;
+    loop {
+        match ask(shared, address, turns, peer).await? {
+            Asked::All => return Ok(()),
+            Asked::More => {}
+            Asked::Busy(pause) if busy < BUSY_TRIES => {
+                busy += 1;
+                sleep(pause.min(BUSY_PAUSE_MAX)).await;
+            }
+            Asked::Busy(_) => return Err(CatchUpError::Busy),
+        }
+    }
+}
+
+enum Asked {
+    All,
+    More,
+    Busy(Duration),
+}
+
+async fn ask(shared: &Arc<Shared>, address: Address, turns: &Arc<Turns>, peer: &NodeId) -> Result<Asked, CatchUpError> {
+    let config = &shared.config.oplog;
+    let Some(database) = shared.database(&address) else { return Ok(Asked::All) };
+    let have = database.have();
+    drop(database);
+    let request = Request { address: address.to_string(), have: have.iter().map(Hash::to_string).collect() };
+    let asked = async {
+        let mut stream = shared.net.open_stream(peer, OPLOG_PROTOCOL).await?;
+        wire::write(&mut stream, &request).await?;
+        let answer: Answer = wire::read(&mut stream).await?;
+        Ok::<_, CatchUpError>((stream, answer))
+    };
+    let (stream, answer) = timeout(config.answer_limit(), asked).await.map_err(|_| CatchUpError::Silent)??;
+    match answer {
+        Answer::Unknown {} | Answer::Sending { entries: 0, .. } => Ok(Asked::All),
+        Answer::Busy { retry_ms } => Ok(Asked::Busy(Duration::from_millis(retry_ms))),
+        Answer::Sending { entries, more } => {
+            tracing::debug!(db.address = %address, peer.id = %peer, entries, "catching up with a peer");
+            let progress = turns.begin(peer, entries);
+            receive(shared, address, peer, stream, entries, &progress).await?;
+            Ok(if more { Asked::More } else { Asked::All })
+        }
+    }
+}
+
+/// Takes the pieces of a stream, one of which is checked while the next one comes.
+async fn receive(
+    shared: &Arc<Shared>,
+    address: Address,
+    peer: &NodeId,
+    mut stream: NetStream,
+    entries: u64,
+    progress: &Progress,
+) -> Result<(), CatchUpError> {
+    let limit = shared.config.oplog.stall_limit();
+    // Each entry may name an identity of its own.
+    let blocks_max = entries.saturating_mul(2);
+    let (sender, mut pieces) = mpsc::channel(PIECES_MAX);
+    let read = async move {
+        let mut blocks = 0_u64;
+        loop {
+            let piece = timeout(limit, wire::read_piece(&mut stream)).await.map_err(|_| CatchUpError::Silent)??;
+            progress.heard();
+            blocks += piece.len() as u64;
+            if blocks > blocks_max {
+                let more = io::Error::new(io::ErrorKind::InvalidData, "more blocks than were announced");
+                return Err(more.into());
+            }
+            // Who checks has ended, and tells why.
+            if piece.is_empty() || sender.send(piece).await.is_err() {
+                return Ok::<_, CatchUpError>(());
+            }
+        }
+    };
+    let check = async {
+        let mut unsafe_bytes = 0;
+        while let Some(piece) = pieces.recv().await {
+            let (blocks, bytes) = (piece.len(), piece.iter().map(Vec::len).sum::<usize>());
+            unsafe_bytes += bytes;
+            let flush = unsafe_bytes >= FLUSH_BYTES;
+            if flush {
+                unsafe_bytes = 0;
+            }
+            take(shared, address, peer, piece, flush).await?;
+            progress.done(blocks, bytes);
+        }
+        match shared.database(&address) {
+            Some(database) => Ok(database.flush().await?),
+            None => Ok(()),
+        }
+    };
+    tokio::try_join!(read, check).map(drop)
+}
+
+/// Hands a piece to the database.
+async fn take(
+    shared: &Arc<Shared>,
+    address: Address,
+    peer: &NodeId,
+    piece: Vec<Vec<u8>>,
+    flush: bool,
+) -> Result<(), CatchUpError> {
+    let Some(database) = shared.database(&address) else { return Err(DatabaseError::Closed.into()) };
+    let (now, peer) = (shared.now(), Peer::new(peer.as_str()));
+    let joined = aside(async move {
+        // Most often the last one, an entry, is there afterwards.
+        let names: Vec<Hash> = piece.iter().map(|block| Hash::of(block)).collect();
+        database.handle(now, Input::Bulk(peer, piece)).await?;
+        if flush {
+            database.flush().await?;
+        }
+        Ok(any_joined(&database, &names))
+    })
+    .await?;
+    if joined { Ok(()) } else { Err(CatchUpError::Useless) }
+}
+
+fn any_joined(database: &Database, names: &[Hash]) -> bool {
+    names.iter().rev().any(|name| database.contains(name))
+}

@@ -1,0 +1,150 @@
+//! Catching up with one peer after the other, so that nothing comes twice.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bombus_core::identity::NodeId;
+use serde::Serialize;
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
+use tokio::time::{Instant, timeout};
+
+/// Whoever brings nothing for so long holds up nobody else any more.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How far catching up with a peer is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CatchUp {
+    /// The peer that has what is missing here.
+    pub peer: NodeId,
+    /// How many entries it said it would send.
+    pub entries: u64,
+    /// How many blocks have come and were checked: the entries, and the identities that they name.
+    pub blocks_done: u64,
+    /// Their bytes.
+    pub bytes_done: u64,
+}
+
+/// Who catches up with whom in one database.
+#[derive(Debug)]
+pub(in super::super) struct Turns {
+    turn: Arc<Turn<()>>,
+    running: Mutex<BTreeMap<NodeId, Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    state: CatchUp,
+    heard: Instant,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { turn: Arc::default(), running: Mutex::default() }
+    }
+}
+
+impl Turns {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<NodeId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn: until nobody has it, or until whoever has it brings nothing.
+    pub(super) async fn take(&self) -> Option<OwnedMutexGuard<()>> {
+        loop {
+            if let Ok(turn) = timeout(PATIENCE, Arc::clone(&self.turn).lock_owned()).await {
+                return Some(turn);
+            }
+            if !self.is_flowing() {
+                return None;
+            }
+        }
+    }
+
+    /// Returns whether entries are coming in bulk: what is published meanwhile can wait for them.
+    pub(in super::super) fn is_flowing(&self) -> bool {
+        self.running().values().any(|running| running.heard.elapsed() < PATIENCE)
+    }
+
+    /// Takes note that a peer has begun to send.
+    pub(super) fn begin(self: &Arc<Self>, peer: &NodeId, entries: u64) -> Progress {
+        let state = CatchUp { peer: peer.clone(), entries, blocks_done: 0, bytes_done: 0 };
+        self.running().insert(peer.clone(), Running { state, heard: Instant::now() });
+        Progress { turns: Arc::clone(self), peer: peer.clone() }
+    }
+
+    /// Returns how far each is.
+    pub(in super::super) fn report(&self) -> Vec<CatchUp> {
+        self.running().values().map(|running| running.state.clone()).collect()
+    }
+}
+
+/// One that catches up, as long as this lives.
+pub(super) struct Progress {
+    turns: Arc<Turns>,
+    peer: NodeId,
+}
+
+impl Progress {
+    /// Takes note of a piece that has come.
+    pub(super) fn heard(&self) {
+        if let Some(running) = self.turns.running().get_mut(&self.peer) {
+            running.heard = Instant::now();
+        }
+    }
+
+    /// Takes note of a piece that was checked.
+    pub(super) fn done(&self, blocks: usize, bytes: usize) {
+        if let Some(running) = self.turns.running().get_mut(&self.peer) {
+            running.heard = Instant::now();
+            running.state.blocks_done += blocks as u64;
+            running.state.bytes_done += bytes as u64;
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.turns.running().remove(&self.peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bombus_core::identity::NodeKey;
+    use futures::FutureExt;
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn peer(number: u8) -> NodeId {
+        NodeKey::from_secret(&[number; 32]).node_id()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_one_waits_as_long_as_entries_come() {
+        let turns = Arc::new(Turns::default());
+        let first = turns.take().await.expect("nobody has it");
+        let progress = turns.begin(&peer(1), 10);
+        let mut second = Box::pin(turns.take());
+        for _ in 0..20 {
+            progress.done(1, 100);
+            assert!(second.as_mut().now_or_never().is_none());
+            advance(PATIENCE / 2).await;
+        }
+        assert_eq!(turns.report()[0].blocks_done, 20);
+        drop((progress, first));
+        assert!(second.await.is_some());
+        assert!(turns.report().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_brings_nothing_holds_up_nobody() {
+        let turns = Arc::new(Turns::default());
+        let _first = turns.take().await;
+        let _progress = turns.begin(&peer(1), 10);
+        let begun = Instant::now();
+        assert!(turns.take().await.is_none());
+        assert!(begun.elapsed() < PATIENCE * 3 && !turns.is_flowing());
+    }
+}

@@ -1,0 +1,324 @@
+//! One open database on the mesh: its topic, its heads, and what its sync asks for.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bombus_core::identity::NodeId;
+use bombus_net::{Incoming, NetStream, Published, Subscription, Verdict};
+use orbitdb::manifest::Address;
+use orbitdb::replica::Input;
+use orbitdb::sync::Peer;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::exchange;
+use super::oplog::Turns;
+use super::places::{Place, Places};
+use super::shared::Shared;
+use crate::supervised::PartEnded;
+
+/// How many orders wait. When so many do, reading blocks from peers stops; of exchanges of heads, those beyond come later.
+const ORDERS_MAX: usize = 64;
+/// How many own entries wait to be published. Those beyond reach the peers with the next exchange of heads.
+const PUBLICATIONS_MAX: usize = 1_024;
+/// How many blocks are handed to the database in one go.
+const INPUTS_MAX: usize = 256;
+/// How many published entries wait for what they follow to come in bulk, and how many bytes. Those beyond come with the heads.
+const HELD_MAX: usize = 1_024;
+const HELD_BYTES_MAX: usize = 8 << 20;
+/// How long they wait for a peer that was asked to begin. Then what they follow is fetched one by one.
+const HELD_FOR: Duration = Duration::from_secs(1);
+/// How many exchanges of heads that one peer began run at once.
+const ANSWERS_PER_PEER_MAX: usize = 4;
+/// The longest time without a tick, and the shortest.
+const TICK_MAX: Duration = Duration::from_secs(1);
+const TICK_MIN: Duration = Duration::from_millis(10);
+
+/// What the replication of a database is told.
+pub(super) enum Order {
+    /// Exchange heads with a peer.
+    Exchange(NodeId),
+    /// Hand this to the database.
+    Input(Input),
+}
+
+/// Where the replication of a database is told what to do.
+#[derive(Clone)]
+pub(super) struct Replication {
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) publications: mpsc::Sender<Arc<[u8]>>,
+    pub(super) turns: Arc<Turns>,
+    /// Whether something was not published, or not heard: heads are exchanged then.
+    pub(super) behind: Arc<AtomicBool>,
+}
+
+/// The other ends, which outlive a failure of the replication.
+pub(super) struct Ends {
+    address: Address,
+    orders: mpsc::Receiver<Order>,
+    publications: mpsc::Receiver<Arc<[u8]>>,
+    turns: Arc<Turns>,
+    behind: Arc<AtomicBool>,
+}
+
+pub(super) fn replication(address: Address) -> (Replication, Ends) {
+    let (order_sender, orders) = mpsc::channel(ORDERS_MAX);
+    let (publication_sender, publications) = mpsc::channel(PUBLICATIONS_MAX);
+    let (turns, behind) = (Arc::new(Turns::default()), Arc::new(AtomicBool::new(false)));
+    let replication = Replication {
+        orders: order_sender,
+        publications: publication_sender,
+        turns: Arc::clone(&turns),
+        behind: Arc::clone(&behind),
+    };
+    (replication, Ends { address, orders, publications, turns, behind })
+}
+
+/// Replicates a database until `stop`.
+pub(super) async fn replicate(
+    shared: &Arc<Shared>,
+    ends: &Mutex<Ends>,
+    stop: &CancellationToken,
+) -> Result<(), PartEnded> {
+    let mut ends = ends.lock().await;
+    let Ends { address, orders, publications, turns, behind } = &mut *ends;
+    let topic = address.to_string();
+    // Before the topic: peers that hear of the subscription open streams at once.
+    let incoming = shared.net.accept(&address.heads_protocol())?;
+    let bytes_max = shared.config.limits().block_bytes;
+    let judge = move |_: &NodeId, block: &[u8]| {
+        // What is wrong with an entry shows only where all that it follows is there, and peers in JavaScript judge otherwise.
+        if block.is_empty() || block.len() > bytes_max { Verdict::Ignore } else { Verdict::Accept }
+    };
+    let subscription = shared.net.subscribe(&topic, Arc::new(judge)).await?;
+    let peers = shared.net.topic_peers(&topic);
+    let mut here = Here {
+        shared,
+        address: *address,
+        turns,
+        peers: BTreeSet::new(),
+        running: JoinSet::new(),
+        partners: HashMap::new(),
+        answers: Places::new(shared.config.heads_streams_max, ANSWERS_PER_PEER_MAX),
+        held: VecDeque::new(),
+        held_bytes: 0,
+        held_since: Instant::now(),
+        behind,
+        ticked: Instant::now(),
+    };
+    tokio::select! {
+        biased;
+        ended = here.run(orders, incoming, subscription, peers, stop) => ended,
+        () = publish_all(shared, &topic, publications, behind) => Ok(()),
+    }
+}
+
+/// Publishes own entries one after the other, beside everything else.
+async fn publish_all(shared: &Shared, topic: &str, publications: &mut mpsc::Receiver<Arc<[u8]>>, behind: &AtomicBool) {
+    while let Some(block) = publications.recv().await {
+        if let Err(error) = shared.net.publish(topic, block.to_vec()).await {
+            tracing::debug!(topic, %error, "an entry was not published; it goes out with the heads");
+            behind.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What is known of one database while it is replicated.
+struct Here<'a> {
+    shared: &'a Arc<Shared>,
+    address: Address,
+    turns: &'a Arc<Turns>,
+    /// Those that have it open.
+    peers: BTreeSet<NodeId>,
+    /// Exchanges of heads; dropping it ends them.
+    running: JoinSet<()>,
+    /// With whom this node began one.
+    partners: HashMap<Id, NodeId>,
+    answers: Arc<Places>,
+    /// What was published and follows what is not here: by itself, it would have its ancestors fetched one by one.
+    held: VecDeque<Published>,
+    held_bytes: usize,
+    held_since: Instant,
+    behind: &'a AtomicBool,
+    ticked: Instant,
+}
+
+impl Here<'_> {
+    async fn run(
+        &mut self,
+        orders: &mut mpsc::Receiver<Order>,
+        mut incoming: Incoming,
+        mut subscription: Subscription,
+        mut peers: watch::Receiver<Vec<NodeId>>,
+        stop: &CancellationToken,
+    ) -> Result<(), PartEnded> {
+        peers.mark_changed();
+        loop {
+            let due = self.due();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = sleep_until(due) => self.on_tick().await,
+                Some(ended) = self.running.join_next_with_id(), if !self.running.is_empty() => self.on_ended(ended).await,
+                changed = peers.changed() => {
+                    changed.map_err(|_| PartEnded::MeshEnded)?;
+                    let now = peers.borrow_and_update().iter().cloned().collect();
+                    self.on_peers(now).await;
+                }
+                Some(order) = orders.recv() => self.on_order(order, orders).await,
+                stream = incoming.next() => {
+                    let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
+                    self.on_stream(peer, stream);
+                }
+                published = subscription.next() => self.on_published(published.ok_or(PartEnded::MeshEnded)?).await,
+            }
+        }
+    }
+
+    /// Returns when the next tick is due: when sync wants one, and once in a while, since a relaxed database is made safe then.
+    fn due(&self) -> Instant {
+        let wanted = self.shared.database(&self.address).and_then(|database| database.deadline());
+        let wanted = wanted.map(|deadline| self.shared.at(deadline).max(self.ticked + TICK_MIN));
+        let latest = self.ticked + TICK_MAX;
+        wanted.map_or(latest, |wanted| wanted.min(latest))
+    }
+
+    async fn input(&self, input: Input) {
+        self.shared.input(&self.address, input).await;
+    }
+
+    async fn on_tick(&mut self) {
+        self.ticked = Instant::now();
+        self.input(Input::Tick).await;
+        // One that was closed and opened again knows nobody; the others know them all.
+        for peer in &self.peers {
+            self.input(Input::Subscribed(Peer::new(peer.as_str()))).await;
+        }
+        self.let_go().await;
+        if self.behind.swap(false, Ordering::Relaxed) {
+            for peer in self.peers.clone() {
+                self.exchange(peer).await;
+            }
+        }
+    }
+
+    async fn on_peers(&mut self, now: BTreeSet<NodeId>) {
+        let before = std::mem::replace(&mut self.peers, now);
+        for gone in before.difference(&self.peers) {
+            self.input(Input::Unsubscribed(Peer::new(gone.as_str()))).await;
+        }
+        for new in self.peers.difference(&before) {
+            self.input(Input::Subscribed(Peer::new(new.as_str()))).await;
+        }
+    }
+
+    async fn on_order(&mut self, order: Order, orders: &mut mpsc::Receiver<Order>) {
+        let mut exchanges = Vec::new();
+        let mut inputs = Vec::new();
+        let mut next = Some(order);
+        while let Some(order) = next.take() {
+            match order {
+                Order::Exchange(peer) => exchanges.push(peer),
+                Order::Input(input) => inputs.push(input),
+            }
+            if inputs.len() < INPUTS_MAX {
+                next = orders.try_recv().ok();
+            }
+        }
+        if !inputs.is_empty() {
+            self.shared.inputs_aside(self.address, inputs).await;
+        }
+        for peer in exchanges {
+            self.exchange(peer).await;
+        }
+    }
+
+    /// Begins an exchange of heads, unless one with this peer runs.
+    async fn exchange(&mut self, peer: NodeId) {
+        if self.partners.values().any(|partner| *partner == peer) {
+            return;
+        }
+        if self.partners.len() >= self.shared.config.heads_streams_max {
+            self.input(Input::Exchanged(Peer::new(peer.as_str()), false)).await;
+            return;
+        }
+        let (shared, turns, address) = (Arc::clone(self.shared), Arc::clone(self.turns), self.address);
+        let partner = peer.clone();
+        let task = self.running.spawn(async move { exchange::meet(&shared, address, &turns, &partner).await });
+        self.partners.insert(task.id(), peer);
+    }
+
+    fn on_stream(&mut self, peer: NodeId, stream: NetStream) {
+        // Dropping the stream resets it, and the peer tries again later.
+        let Some(place) = self.answers.take(&peer) else { return };
+        let (shared, turns, address) = (Arc::clone(self.shared), Arc::clone(self.turns), self.address);
+        self.running.spawn(async move {
+            let _place: Place = place;
+            exchange::answer(&shared, address, &turns, &peer, stream).await;
+        });
+    }
+
+    async fn on_ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
+        let partner = self.partners.remove(&id);
+        if let Err(error) = ended {
+            tracing::error!(db.address = %self.address, %error, "an exchange of heads failed");
+            if let Some(peer) = partner {
+                self.input(Input::Exchanged(Peer::new(peer.as_str()), false)).await;
+            }
+        }
+        self.let_go().await;
+    }
+
+    /// Takes what a peer published. What follows entries that are not here waits for them to come in bulk, from who published it where
+    /// nothing is coming already.
+    async fn on_published(&mut self, published: Published) {
+        if published.lost > 0 {
+            self.behind.store(true, Ordering::Relaxed);
+        }
+        let Some(database) = self.shared.database(&self.address) else { return };
+        if database.contains_ancestors(&published.data) {
+            drop(database);
+            self.take_published(published).await;
+            return;
+        }
+        drop(database);
+        if self.held.len() >= HELD_MAX || self.held_bytes + published.data.len() > HELD_BYTES_MAX {
+            self.behind.store(true, Ordering::Relaxed);
+            return;
+        }
+        if self.held.is_empty() {
+            self.held_since = Instant::now();
+        }
+        let signer = published.signer.clone();
+        self.held_bytes += published.data.len();
+        self.held.push_back(published);
+        if self.partners.is_empty() && !self.turns.is_flowing() {
+            if self.peers.contains(&signer) {
+                self.exchange(signer).await;
+            } else {
+                self.let_go().await;
+            }
+        }
+    }
+
+    /// Hands on what was held back, once nothing comes in bulk any more, or none of the peers that were asked has begun to send.
+    async fn let_go(&mut self) {
+        let is_asking = !self.partners.is_empty() && self.held_since.elapsed() < HELD_FOR;
+        if self.held.is_empty() || self.turns.is_flowing() || is_asking {
+            return;
+        }
+        self.held_bytes = 0;
+        for published in std::mem::take(&mut self.held) {
+            self.take_published(published).await;
+        }
+    }
+
+    async fn take_published(&self, published: Published) {
+        self.input(Input::Published(Peer::new(published.signer.as_str()), published.data)).await;
+    }
+}

@@ -1,0 +1,110 @@
+//! Which databases a node keeps: over restarts, by their names, until they are dropped.
+
+use super::*;
+use crate::db::DbError;
+
+#[tokio::test]
+async fn what_was_open_is_open_after_a_restart_and_goes_on_with_its_peers() {
+    let a = Keeper::start(1, &[]).await;
+    let b = Keeper::start(2, &[&a]).await;
+    let at_b = b.create("shared").await;
+    let options = OpenOptions::of(DatabaseType::Documents).index_by("name");
+    let people = a.db.create("people", options).await.unwrap();
+    people.put_document(json_value(&json!({ "name": "ada" }))).await.unwrap();
+    let unused = a.db.create("unused", OpenOptions::of(DatabaseType::Events)).await.unwrap();
+    let at_a = a.open(&at_b).await;
+    put(&at_b, "1", "before").await;
+    says(&at_a, &[("1", "before")]).await;
+    a.db.close("unused").await.unwrap();
+    drop((at_a, people, unused));
+    let directory = a.stop().await;
+    put(&at_b, "2", "meanwhile").await;
+
+    let a = Keeper::start_with(1, &[&b], config(), directory).await;
+    let at_a = a.db.database("shared").expect("it is open again");
+    says(&at_a, &[("1", "before"), ("2", "meanwhile")]).await;
+    put(&at_a, "3", "after").await;
+    says(&at_b, &[("1", "before"), ("2", "meanwhile"), ("3", "after")]).await;
+    let people = a.db.database("people").expect("it is open again");
+    assert!(people.get("ada").is_some());
+    people.put_document(json_value(&json!({ "name": "grace" }))).await.expect("the field is still known");
+    assert!(a.db.database("unused").is_none(), "it was closed");
+    assert_eq!(a.db.list().unwrap().len(), 3);
+    a.db.open("unused").await.unwrap();
+    assert!(a.db.database("unused").is_some());
+    drop((at_a, people));
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_was_dropped_is_gone_here_and_stays_elsewhere() {
+    let a = Keeper::start(1, &[]).await;
+    let b = Keeper::start(2, &[&a]).await;
+    let options = OpenOptions::of(DatabaseType::Documents).access(Access::Capabilities(Vec::new()));
+    let at_a = a.db.create("guarded", options).await.unwrap();
+    let at_b = b.open(&at_a).await;
+    put(&at_a, "1", "here").await;
+    says(&at_b, &[("1", "here")]).await;
+    let address = at_a.address().to_string();
+    a.db.drop("guarded").await.unwrap();
+    assert!(at_a.is_closed() && a.db.list().unwrap().is_empty());
+    drop(at_a);
+    assert!(a.db.orbit().databases().unwrap().is_empty(), "what guarded it is gone, too");
+    assert!(matches!(a.db.drop("guarded").await, Err(DbError::NotFound(_))));
+    says(&at_b, &[("1", "here")]).await;
+    let at_a = a.db.open(&address).await.expect("the other one still has it");
+    says(&at_a, &[("1", "here")]).await;
+    drop((at_a, at_b));
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn names_mean_one_database() {
+    let a = Keeper::start(1, &[]).await;
+    let first = a.create("name").await;
+    let again = a.create("name").await;
+    assert_eq!(first.address(), again.address(), "the same name and options give the same database");
+    let other = a.db.create("name", OpenOptions::of(DatabaseType::Events)).await;
+    assert!(matches!(other, Err(DbError::NameTaken { address, .. }) if address == first.address()));
+    assert_eq!(a.db.orbit().databases().unwrap().len(), 1, "nothing of the other one is left");
+    assert!(matches!(a.db.open("nobody").await, Err(DbError::NotFound(_))));
+    for name in ["", "/orbitdb/zdpu", "a\nb"] {
+        let created = a.db.create(name, documents()).await;
+        assert!(matches!(created, Err(DbError::Name(_))), "{name:?}");
+    }
+    drop((first, again));
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn there_is_an_end_to_how_many_are_open() {
+    let config = DbConfig { databases_max: 2, ..config() };
+    let a = Keeper::start_with(1, &[], config, TempDir::new().unwrap()).await;
+    a.create("1").await;
+    a.create("2").await;
+    let third = a.db.create("3", documents()).await;
+    assert!(matches!(third, Err(DbError::TooMany(2))), "{third:?}");
+    a.db.close("1").await.unwrap();
+    until_it_shows(|| async {}, || a.db.orbit().addresses().borrow().len() == 1).await;
+    a.create("3").await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_nobody_has_is_not_waited_for_forever_and_a_stop_ends_the_wait() {
+    let config = DbConfig { open_limit_ms: 300, ..config() };
+    let a = Keeper::start_with(1, &[], config, TempDir::new().unwrap()).await;
+    let b = Keeper::start(2, &[&a]).await;
+    let nowhere = "/orbitdb/zdpuAwKJDKp1C2UFkZ18GELaKzyCxaH4A8jQSpLiRKEcnBDxq";
+    assert!(matches!(a.db.open(nowhere).await, Err(DbError::NotReached { .. })));
+    let waiting = tokio::spawn({
+        let db = b.db.clone();
+        async move { db.open(nowhere).await.map(drop) }
+    });
+    until_it_shows(|| async {}, || !b.db.orbit().missing().borrow().is_empty()).await;
+    b.stop().await;
+    assert!(matches!(timeout(LIMIT, waiting).await.unwrap().unwrap(), Err(DbError::Stopped)));
+    a.stop().await;
+}

@@ -1,0 +1,141 @@
+//! Peers that are no nodes like this one, and peers that are up to no good.
+
+use std::sync::Arc;
+
+use bombus_net::{NetHandle, NetStream, Verdict};
+use orbitdb::cid::Hash;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::super::harness::member_of;
+use super::*;
+use crate::db::{OPLOG_PROTOCOL, OplogConfig};
+
+/// Takes part in the topic of a database without having it.
+async fn pose(net: &NetHandle, database: &Database) -> bombus_net::Subscription {
+    let judge = |_: &NodeId, _: &[u8]| Verdict::Accept;
+    net.subscribe(&database.address().to_string(), Arc::new(judge)).await.unwrap()
+}
+
+async fn send(stream: &mut NetStream, message: &[u8]) {
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    // Who was told enough may have gone.
+    drop(stream.write_all(&[&length, message].concat()).await);
+    drop(stream.flush().await);
+}
+
+/// Answers who wants to catch up with something.
+fn answer_with(net: &NetHandle, pieces: Vec<Vec<u8>>, end: bool) -> JoinHandle<()> {
+    let mut incoming = net.accept(OPLOG_PROTOCOL).unwrap();
+    // It ends with the test; a failure shows in what the node does not get.
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Some((_, mut stream)) = incoming.next().await {
+            let mut answer = Vec::new();
+            ciborium::into_writer(&json!({ "sending": { "entries": 1_000, "more": true } }), &mut answer).unwrap();
+            send(&mut stream, &answer).await;
+            for piece in &pieces {
+                send(&mut stream, piece).await;
+            }
+            if end {
+                send(&mut stream, &[]).await;
+            }
+            open.push(stream);
+        }
+    })
+}
+
+fn piece(blocks: &[Vec<u8>]) -> Vec<u8> {
+    let lengths = blocks.iter().map(|block| u32::try_from(block.len()).unwrap().to_be_bytes());
+    lengths.zip(blocks).flat_map(|(length, block)| [&length[..], block].concat()).collect()
+}
+
+#[tokio::test]
+async fn peers_that_lie_or_say_nothing_keep_nobody_from_the_log() {
+    let a = Keeper::start(1, &[]).await;
+    let at_a = a.create("shared").await;
+    put_many(&at_a, "a", 300).await;
+    let (liar, silent, mute) =
+        (Mesh::start(11, &[&a.mesh]).await, Mesh::start(12, &[&a.mesh]).await, Mesh::start(13, &[&a.mesh]).await);
+    // One sends garbage without an end, one begins and goes no further, and one takes streams and says nothing.
+    let garbage: Vec<Vec<u8>> = (0..50_u8).map(|number| vec![number; 300]).collect();
+    let _lies = answer_with(&liar.net, vec![piece(&garbage); 10], true);
+    let _silence = answer_with(&silent.net, Vec::new(), false);
+    let mut held = Vec::new();
+    for net in [&liar.net, &silent.net, &mute.net] {
+        held.push((pose(net, &at_a).await, net.accept(&at_a.address().heads_protocol()).unwrap()));
+    }
+    let _nothing = mute.net.accept(OPLOG_PROTOCOL).unwrap();
+    let oplog = OplogConfig { answer_limit_ms: 1_000, stall_limit_ms: 1_000, ..OplogConfig::default() };
+    let hasty = DbConfig { oplog, heads_limit_ms: 1_000, ..config() };
+    let b = Keeper::start_with(2, &[&a], hasty, TempDir::new().unwrap()).await;
+    for stranger in [&liar, &silent, &mute] {
+        timeout(LIMIT, b.mesh.net.dial(&stranger.address().await)).await.unwrap().unwrap();
+    }
+    let at_b = b.open(&at_a).await;
+    has(&at_b, 300).await;
+    assert_eq!(said(&at_b), said(&at_a));
+    until_it_shows(|| async {}, || at_b.info().unwrap().broken > 0).await;
+    put(&at_a, "later", "still").await;
+    has(&at_b, 301).await;
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn towards_peers_in_javascript_each_head_goes_on_a_stream_of_its_own() {
+    let a = Keeper::start(1, &[]).await;
+    let b = Keeper::start(2, &[&a]).await;
+    let at_a = a.create("shared").await;
+    let at_b = b.open(&at_a).await;
+    put(&at_a, "0", "together").await;
+    says(&at_b, &[("0", "together")]).await;
+    b.mesh.membership.send_replace(member_of(1));
+    until_it_shows(|| async {}, || a.db.peers(&at_a.address()).is_empty()).await;
+    put(&at_a, "a", "apart").await;
+    put(&at_b, "b", "apart").await;
+    b.mesh.membership.send_replace(member_of(0));
+    has(&at_a, 3).await;
+    let heads = at_a.info().unwrap().heads;
+    assert_eq!(heads.len(), 2);
+
+    // It speaks the protocol of the heads, as a peer in JavaScript does, and no bulk.
+    let stranger = Mesh::start(11, &[&a.mesh]).await;
+    let mut incoming = stranger.net.accept(&at_a.address().heads_protocol()).unwrap();
+    let _topic = pose(&stranger.net, &at_a).await;
+    let mut got = Vec::new();
+    let gather = async {
+        while got.len() < 2 {
+            let (_, mut stream) = incoming.next().await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).await.unwrap();
+            let head = Hash::of(&bytes);
+            if !got.contains(&head) {
+                got.push(head);
+            }
+        }
+    };
+    timeout(LIMIT, gather).await.expect("both heads come");
+    got.sort();
+    let mut heads = heads;
+    heads.sort();
+    assert_eq!(got, heads, "each stream holds one block and nothing else");
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_no_peer() {
+    let a = Keeper::start(1, &[]).await;
+    let at_a = a.create("shared").await;
+    put_many(&at_a, "a", 50).await;
+    let silent = Mesh::start(11, &[&a.mesh]).await;
+    let _silence = answer_with(&silent.net, Vec::new(), false);
+    let _heads = silent.net.accept(&at_a.address().heads_protocol()).unwrap();
+    let _topic = pose(&silent.net, &at_a).await;
+    until_it_shows(|| async {}, || a.db.peers(&at_a.address()).contains(silent.net.node_id())).await;
+    until_it_shows(|| async {}, || !a.db.catching_up(&at_a.address()).is_empty()).await;
+    drop(at_a);
+    a.stop.cancel();
+    timeout(Duration::from_secs(5), a.task).await.expect("it stops at once").unwrap();
+}
