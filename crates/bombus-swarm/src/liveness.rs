@@ -219,7 +219,10 @@ impl Watcher {
 
     fn on_received(&mut self, received: FromPeer) {
         match received {
-            FromPeer::Up(peer) => self.on_taking_part(peer),
+            FromPeer::Up(peer) => {
+                self.links.speaks(&peer);
+                self.on_taking_part(peer);
+            }
             FromPeer::Datagram { from, bytes } => {
                 self.on_taking_part(from.clone());
                 self.shared.apply(ViewInput::Heard { peer: from.clone() });

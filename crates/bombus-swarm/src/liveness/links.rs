@@ -126,6 +126,14 @@ impl<O: Opener> Links<O> {
         self.queue(peer, Queued::Open);
     }
 
+    /// Takes note that a peer speaks the protocol: where it did not at first, since that part of it began later, its stream is opened now.
+    pub(crate) fn speaks(&self, peer: &NodeId) {
+        if let Some(writer) = self.writers.get(peer) {
+            // A writer that has its hands full is one that works.
+            drop(writer.try_send(Queued::Open));
+        }
+    }
+
     fn queue(&mut self, peer: &NodeId, queued: Queued) {
         let refused = match self.writers.get(peer) {
             Some(writer) => match writer.try_send(queued) {
@@ -156,6 +164,7 @@ impl<O: Opener> Links<O> {
             stream: None,
             failures: 0,
             retry_at: None,
+            speaks: None,
         };
         // One that fails counts that, and ends; the next datagram starts another.
         self.tasks.spawn(writer.run(queue, self.goodbyes.subscribe()));
@@ -204,6 +213,8 @@ struct Writer<O: Opener> {
     stream: Option<O::Stream>,
     failures: u32,
     retry_at: Option<Instant>,
+    /// Whether the peer speaks the protocol, as far as its answer to the last try says.
+    speaks: Option<bool>,
 }
 
 impl<O: Opener> Writer<O> {
@@ -235,6 +246,9 @@ impl<O: Opener> Writer<O> {
     }
 
     async fn take(&mut self, queued: Queued) {
+        if matches!(queued, Queued::Open) && self.speaks == Some(false) {
+            self.retry_at = None;
+        }
         if self.retry_at.is_some_and(|retry_at| Instant::now() < retry_at) {
             LinkCounts::add(&self.counts.dropped, 1);
             return;
@@ -285,11 +299,20 @@ impl<O: Opener> Writer<O> {
             match opened.unwrap_or_else(|_| Err(OpenFailed::Failed("it took too long".to_owned()))) {
                 Ok(stream) => {
                     self.retry_at = None;
+                    self.speaks = Some(true);
                     self.stream = Some(stream);
                     // Nobody listens only when all of this ends.
                     drop(self.up.send(FromPeer::Up(self.peer.clone())).await);
                 }
-                Err(OpenFailed::Unsupported) => self.retry_at = Some(Instant::now() + self.limits.idle),
+                // Where it did before, that part of the peer is being started again.
+                Err(OpenFailed::Unsupported) if self.speaks == Some(true) => {
+                    LinkCounts::add(&self.counts.unopened, 1);
+                    self.pause();
+                }
+                Err(OpenFailed::Unsupported) => {
+                    self.speaks = Some(false);
+                    self.retry_at = Some(Instant::now() + self.limits.idle);
+                }
                 Err(OpenFailed::Failed(why)) => {
                     tracing::debug!(peer = %self.peer, why, "no stream for the failure detector");
                     LinkCounts::add(&self.counts.unopened, 1);
@@ -455,6 +478,46 @@ mod tests {
         bench.links.send(&peer(1), vec![1]);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(bench.others.try_recv().is_err() && bench.up.try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_begins_to_speak_late_is_not_left_alone_until_the_pause_is_over() {
+        let mut bench = bench(4_096, vec![OpenFailed::Unsupported]);
+        bench.links.send(&peer(1), vec![1]);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bench.links.send(&peer(1), vec![2]);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(bench.others.try_recv().is_err(), "it said that it does not speak this");
+        bench.links.speaks(&peer(1));
+        let began = Instant::now();
+        let (_, mut other) = bench.others.recv().await.unwrap();
+        assert!(began.elapsed() < Duration::from_millis(100));
+        bench.links.send(&peer(1), vec![3]);
+        assert_eq!(read_datagram(&mut other).await.unwrap(), vec![3]);
+        bench.links.speaks(&peer(1));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(bench.others.try_recv().is_err(), "one stream is enough");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_spoke_before_is_soon_asked_again() {
+        let mut bench = bench(4_096, Vec::new());
+        bench.links.send(&peer(1), vec![1]);
+        let (_, other) = bench.others.recv().await.unwrap();
+        drop(other);
+        *bench.links.opener.failures.lock().unwrap() = vec![OpenFailed::Unsupported; 2];
+        let began = Instant::now();
+        let again = async {
+            loop {
+                bench.links.send(&peer(1), vec![2]);
+                tokio::select! {
+                    opened = bench.others.recv() => return opened,
+                    () = tokio::time::sleep(Duration::from_millis(400)) => {}
+                }
+            }
+        };
+        again.await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
