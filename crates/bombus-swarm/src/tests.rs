@@ -1,7 +1,6 @@
 //! Tests with several whole nodes in one process.
 
 mod answers;
-mod db;
 mod harness;
 mod weights;
 
@@ -303,4 +302,59 @@ async fn a_node_that_goes_to_another_swarm_leaves_its_peers_behind() {
     a.sees(&c.id(), |peer| peer.models.contains(&"new-model".to_owned())).await;
     let heard = timeout(LIMIT, presence.next()).await.unwrap().unwrap();
     assert_eq!(heard.from, c.id(), "the topics are those of the swarm that it is in now");
+}
+
+#[tokio::test]
+async fn a_farewell_is_seen_at_once_and_taken_back_by_who_stays() {
+    let a = Node::start(1, &[]).await;
+    let config = SwarmConfig { farewell_silence: Duration::from_millis(300), ..SwarmConfig::default() };
+    let b = Node::start_with(2, &[&a.mesh], config).await;
+    let (id, mut events) = (b.id(), a.swarm.events(None));
+    a.sees_whole(&id).await;
+    until_it_shows(|| async {}, || a.swarm.report().liveness.received > 0 && b.swarm.report().liveness.received > 0)
+        .await;
+    b.swarm.farewell().await;
+    let left = event(&mut events, "peer:left", &id).await;
+    assert_eq!(left.data["reason"], "it said goodbye");
+    // It is in the same swarm still, as after a change that failed.
+    a.sees_whole(&id).await;
+    b.sees_whole(&a.id()).await;
+    b.crash().await;
+    event(&mut events, "peer:suspect", &id).await;
+}
+
+#[tokio::test]
+async fn who_has_nobody_to_say_goodbye_to_is_not_held_up() {
+    let a = Node::start(1, &[]).await;
+    timeout(LIMIT, a.swarm.farewell()).await.unwrap();
+    let b = Node::start(2, &[&a.mesh]).await;
+    b.sees_whole(&a.id()).await;
+}
+
+#[tokio::test]
+async fn a_part_that_fails_is_started_again_while_the_others_go_on() {
+    let a = Node::start(1, &[]).await;
+    let mesh = Mesh::start(2, &[&a.mesh]).await;
+    // The protocol is taken, so the failure detector cannot begin.
+    let taken = mesh.net.accept(liveness::PROTOCOL).unwrap();
+    let b = Node::on(mesh, 2, SwarmConfig::default());
+    a.sees_whole(&b.id()).await;
+    b.sees_whole(&a.id()).await;
+    assert_eq!((b.swarm.report().liveness.sent, b.swarm.report().liveness.received), (0, 0));
+    drop(taken);
+    until_it_shows(|| async {}, || b.swarm.report().liveness.sent > 0 && b.swarm.report().liveness.received > 0).await;
+    let (id, mut events) = (a.id(), b.swarm.events(None));
+    a.stop().await;
+    let left = event(&mut events, "peer:left", &id).await;
+    assert_eq!(left.data["reason"], "it said goodbye");
+}
+
+#[tokio::test]
+async fn peers_of_which_only_others_know_the_way_are_found() {
+    // Neither can be dialled, and both have a relay only long after they looked around.
+    let a = Node::start(1, &[]).await;
+    let b = Node::on(Mesh::hidden(2, &[&a.mesh]).await, 2, SwarmConfig::default());
+    let c = Node::on(Mesh::hidden(3, &[&a.mesh]).await, 3, SwarmConfig::default());
+    b.sees(&c.id(), |c| c.path.is_some()).await;
+    c.sees(&b.id(), |b| b.path.is_some()).await;
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{EventItem, EventStream, OwnFacts, PeerView, SwarmConfig, SwarmEvent, SwarmHandle, swarm};
 
 /// What anything may take that these tests wait for; much more than it should.
-pub(super) const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn node_id(number: u8) -> NodeId {
     NodeKey::from_secret(&[number; 32]).node_id()
@@ -44,16 +44,20 @@ pub(super) struct Mesh {
 
 impl Mesh {
     pub(super) async fn start(number: u8, seeds: &[&Mesh]) -> Self {
+        Self::listening(number, seeds, vec![ListenOn::fixed(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)]).await
+    }
+
+    /// One that nobody can dial.
+    pub(super) async fn hidden(number: u8, seeds: &[&Mesh]) -> Self {
+        Self::listening(number, seeds, Vec::new()).await
+    }
+
+    async fn listening(number: u8, seeds: &[&Mesh], listen: Vec<ListenOn>) -> Self {
         let mut addresses = Vec::new();
         for seed in seeds {
             addresses.push(seed.address().await);
         }
-        let config = NetConfig {
-            listen: vec![ListenOn::fixed(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)],
-            seeds: addresses,
-            mdns: false,
-            ..NetConfig::default()
-        };
+        let config = NetConfig { listen, seeds: addresses, mdns: false, ..NetConfig::default() };
         let identity = NetIdentity {
             key: NodeKey::from_secret(&[number; 32]),
             name: format!("node-{number}"),
@@ -103,7 +107,10 @@ impl Node {
     }
 
     pub(super) async fn start_with(number: u8, seeds: &[&Mesh], config: SwarmConfig) -> Self {
-        let mesh = Mesh::start(number, seeds).await;
+        Self::on(Mesh::start(number, seeds).await, number, config)
+    }
+
+    pub(super) fn on(mesh: Mesh, number: u8, config: SwarmConfig) -> Self {
         let facts = OwnFacts {
             name: format!("node-{number}"),
             version: "1.2.3".to_owned(),
