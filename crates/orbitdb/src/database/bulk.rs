@@ -50,6 +50,14 @@ impl Database {
         true
     }
 
+    /// Returns whether all that an entry follows is in the log, so that it joins without waiting. A block that is no entry waits for nothing.
+    #[must_use]
+    pub fn contains_ancestors(&self, block: &[u8]) -> bool {
+        let Ok(received) = self.inner.shared.codec.read(block) else { return true };
+        let state = self.inner.shared.state();
+        received.links.next.iter().chain(&received.links.refs).all(|hash| state.replica.log().contains(hash))
+    }
+
     /// Returns the first of some entries, until their blocks take so many bytes, as [`crate::replica::Input::Bulk`] takes them: each behind the
     /// identity that it names, unless the peer was told that before. Also how many entries these are: fewer than fit where the next one is
     /// not safe yet.
