@@ -117,6 +117,8 @@ async fn has(database: &Database, entries: u64) {
     if shown.await.is_err() {
         panic!("{} entries count, and not {entries}: {:?}", count(), database.info());
     }
+    // They count before they are written, and are shown after that.
+    database.flush().await.unwrap();
 }
 
 /// Puts many documents at once.
