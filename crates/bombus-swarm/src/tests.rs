@@ -1,6 +1,7 @@
 //! Tests with several whole nodes in one process.
 
 mod answers;
+mod db;
 mod harness;
 mod weights;
 
