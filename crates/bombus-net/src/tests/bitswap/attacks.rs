@@ -178,9 +178,10 @@ async fn a_flood_of_streams_is_bounded_and_others_are_served() {
     let one = Exchanging::with(1, config, Blocks::default()).await;
     let cid = one.store.put(block(1, 10));
     let (flooder, mut honest) = (ByHand::start(2).await, Exchanging::start(3).await);
+    flooder.node.net.dial(&one.node.addr()).await.unwrap();
     let mut streams = Vec::new();
     for count in 1..=20_u64 {
-        let mut stream = flooder.stream_to(&one).await;
+        let mut stream = flooder.node.net.open_stream(&one.id(), PROTOCOL).await.unwrap();
         // A message that never ends.
         let written = async {
             stream.write_all(&[0xff, 0x7f, 0x0a]).await?;
