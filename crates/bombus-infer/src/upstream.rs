@@ -330,8 +330,8 @@ pub(crate) fn is_beyond(url: &Url) -> bool {
         },
         Err(_) => {
             let name = host.trim_end_matches('.').to_ascii_lowercase();
-            let ends = |ending: &&str| name.strip_suffix(*ending).is_some_and(|rest| rest.ends_with('.'));
-            name.contains('.') && !NEAR.iter().any(|ending| ends(&ending))
+            let ends = |ending: &str| name.strip_suffix(ending).is_some_and(|rest| rest.ends_with('.'));
+            name.contains('.') && !NEAR.iter().any(|ending| ends(ending))
         }
     }
 }
