@@ -33,6 +33,8 @@ const FAMILY: &str = "bombus/1";
 pub(crate) const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
 /// The most bytes of a message of a topic, with its envelope.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// How many peers a node tells in each heartbeat, and topic, what it has heard lately.
+const GOSSIP_PEERS: usize = 1;
 /// How many topics one peer may take part in, and how many changes of that it may tell at once.
 const SUBSCRIPTIONS_MAX: usize = 256;
 /// How many bytes of subscriptions and control messages one packet of a peer may have: room for that many topics.
@@ -171,7 +173,16 @@ pub(crate) fn gossip(key: &Keypair, timing: &NetTiming) -> Result<Gossip, NetErr
         .validation_mode(ValidationMode::Strict)
         .validate_messages()
         .message_id_fn(message_id)
-        .flood_publish(false)
+        // Nodes are connected with each other as far as they can be: what one publishes goes to all of them at once, and each gets it
+        // once. Nodes pass on only to peers that ask for it, as those of other implementations do, and tell some of the others what
+        // they have, so that it also gets to where no direct connection leads.
+        .flood_publish(true)
+        .mesh_n_low(0)
+        .mesh_n(0)
+        .mesh_outbound_min(0)
+        .gossip_lazy(GOSSIP_PEERS)
+        .gossip_factor(0.0)
+        .history_gossip(1)
         .heartbeat_interval(timing.gossip_heartbeat)
         .heartbeat_initial_delay(timing.gossip_heartbeat / 2)
         // 1 MiB each: a peer that reads nothing costs at most so many messages.

@@ -119,7 +119,7 @@ impl Default for NetTiming {
             redundant_grace: Duration::from_secs(2),
             idle_limit: Duration::from_secs(60),
             mdns_interval: Duration::from_secs(60),
-            gossip_heartbeat: Duration::from_secs(1),
+            gossip_heartbeat: Duration::from_secs(3),
         }
     }
 }
