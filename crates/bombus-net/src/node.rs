@@ -118,6 +118,8 @@ pub(crate) struct Node {
     relisten: Vec<(Instant, SocketAddr)>,
     circuits: HashMap<ListenerId, NodeId>,
     circuits_served: usize,
+    /// For which peers those are, at either end, and how many each.
+    carried: HashMap<PeerId, usize>,
     reservations: Reservations,
     reachability: Reachability,
     inbound_seen: bool,
@@ -216,6 +218,7 @@ impl Node {
             relisten: Vec::new(),
             circuits: HashMap::new(),
             circuits_served: 0,
+            carried: HashMap::new(),
             reservations: Reservations::default(),
             reachability: Reachability::Unknown,
             inbound_seen: false,

@@ -71,6 +71,11 @@ impl Links {
         chosen.or_else(|| self.all.first())
     }
 
+    /// Says whether one of them goes such a way.
+    pub(crate) fn any(&self, way: impl Fn(&Path) -> bool) -> bool {
+        self.all.iter().any(|link| way(&link.path))
+    }
+
     /// Returns all of them.
     pub(super) fn connections(&self) -> impl Iterator<Item = ConnectionId> {
         self.all.iter().map(|link| link.connection)

@@ -92,8 +92,11 @@ impl Node {
         }
     }
 
-    /// Closes a connection; says whether it did.
+    /// Closes a connection; says whether it did. One that circuits go over stays in any case: they would end with it.
     pub(super) fn close(&mut self, peer: &NodeId, connection: ConnectionId, unless_busy: bool) -> bool {
+        if self.may_carry_circuits(peer) {
+            return false;
+        }
         let is_busy = |peer| self.swarm.behaviour().streams.is_busy(&peer, connection);
         if unless_busy && id::peer_id(peer).is_some_and(is_busy) {
             return false;

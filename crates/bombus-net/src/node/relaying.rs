@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use bombus_core::identity::NodeId;
 use libp2p::multiaddr::Protocol;
 use libp2p::{dcutr, relay};
 
 use super::Node;
 use crate::id;
+use crate::peer::Path;
 use crate::report::Reachability;
 use crate::reservations::{Input, Output};
 use crate::transport;
@@ -64,7 +66,7 @@ impl Node {
     /// Takes the end of a relayed listener.
     pub(super) fn on_circuit_closed(
         &mut self,
-        relay: bombus_core::identity::NodeId,
+        relay: NodeId,
         reason: Result<(), std::io::Error>,
     ) {
         if let Err(error) = reason {
@@ -90,11 +92,35 @@ impl Node {
 
     pub(super) fn on_relay_server(&mut self, event: &relay::Event) {
         match event {
-            relay::Event::CircuitReqAccepted { .. } => self.circuits_served += 1,
-            relay::Event::CircuitClosed { .. } => self.circuits_served = self.circuits_served.saturating_sub(1),
+            relay::Event::CircuitReqAccepted { src_peer_id, dst_peer_id } => {
+                self.circuits_served += 1;
+                for peer in [src_peer_id, dst_peer_id] {
+                    *self.carried.entry(*peer).or_default() += 1;
+                }
+            }
+            relay::Event::CircuitClosed { src_peer_id, dst_peer_id, .. } => {
+                self.circuits_served = self.circuits_served.saturating_sub(1);
+                for peer in [src_peer_id, dst_peer_id] {
+                    if let Some(count) = self.carried.get_mut(peer) {
+                        *count -= 1;
+                        if *count == 0 {
+                            self.carried.remove(peer);
+                        }
+                    }
+                }
+            }
             _ => {}
         }
         self.is_changed = true;
+    }
+
+    /// Says whether a connection to a peer may be what a circuit goes over: one that this node carries for it, or that the peer carries, or
+    /// may have to carry, for this node. Over which of several it goes nobody tells.
+    pub(super) fn may_carry_circuits(&self, peer: &NodeId) -> bool {
+        let for_it = id::peer_id(peer).is_some_and(|peer| self.carried.contains_key(&peer));
+        let is_via = |path: &Path| matches!(path, Path::Relayed { via } if via == peer);
+        let mut known = self.memory.dialer.peers().values();
+        for_it || self.circuits.values().any(|relay| relay == peer) || known.any(|known| known.links.any(is_via))
     }
 
     pub(super) fn on_hole_punching(&mut self, event: &dcutr::Event) {
