@@ -1,7 +1,7 @@
 # Every target works on a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-mesh bench-node bench-swarm fuzz soak clean
+.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-mesh bench-node bench-orbitdb bench-swarm fuzz soak clean
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -23,7 +23,7 @@ check: ## what a change has to pass: format, lints, tests, docs, licences
 fmt: ## format the Rust code
 	cargo fmt --all
 
-bench: bench-node bench-mesh bench-swarm bench-engine bench-gateway ## run all benchmarks and print their tables
+bench: bench-node bench-mesh bench-swarm bench-orbitdb bench-engine bench-gateway ## run all benchmarks and print their tables
 
 bench-engine: ## our engine against llama.cpp's own server on the same model and threads
 	@bench/engine.sh
@@ -36,6 +36,9 @@ bench-mesh: ## how soon nodes see each other, what an idle node costs, and how m
 
 bench-node: ## start-up time and memory of a node without a model
 	@bench/node.sh
+
+bench-orbitdb: ## replicated databases beside @orbitdb/core: puts, reads, joins, updates
+	@bench/orbitdb.sh
 
 bench-swarm: ## what a hop costs, how long a client waits when its worker dies, weights between nodes, several workers
 	@bench/swarm.sh
