@@ -138,7 +138,7 @@ async fn a_node_that_leaves_is_alone_and_the_others_see_it_go() {
     swarm.member(2).done(&["leave"]).await;
     for (index, events) in events.iter_mut().enumerate() {
         let event = events.wait_for("peer:left", &left).await;
-        assert_eq!(event.data["reason"], "it said goodbye", "nobody has to find out by its silence: {event:?}");
+        assert_eq!(event.data["data"]["reason"], "it said goodbye", "nobody has to find out by its silence: {event:?}");
         swarm.wait_for_state(index, 2, &[State::Gone], LIMIT).await;
     }
     swarm.wait_until(2, "it is alone", LIMIT, |peers| peers.iter().all(|peer| peer["state"] == "gone")).await;
