@@ -67,10 +67,10 @@ impl DbHandle {
         shared.ready().await?;
         let _changing = shared.changing().await;
         let stored = shared.stored()?;
-        let (index_by, is_plain) = (options.index_field().map(str::to_owned), options.is_plain());
+        let is_plain = options.is_plain();
         let relaxed = shared.config.relaxed || options.is_relaxed();
         let database = shared.keep(name.to_owned(), options).await?;
-        let record = Record::of(&database, index_by.as_deref(), relaxed, is_plain);
+        let record = Record::of(&database, relaxed, is_plain);
         let namesake = shared.records().into_iter().find(|other| other.name == name && other.address != record.address);
         if let Some(other) = namesake {
             drop(database);
@@ -125,10 +125,10 @@ impl DbHandle {
         {
             options = options.index_by(index_by);
         }
-        let (index_by, is_plain) = (options.index_field().map(str::to_owned), options.is_plain());
+        let is_plain = options.is_plain();
         let relaxed = shared.config.relaxed || options.is_relaxed() || known.is_some_and(|known| known.relaxed);
         let database = shared.keep(address.to_string(), options.relaxed(relaxed)).await?;
-        let record = Record::of(&database, index_by.as_deref(), relaxed, is_plain);
+        let record = Record::of(&database, relaxed, is_plain);
         let _changing = shared.changing().await;
         if !shared.records().contains(&record) {
             shared.note(|records| records.put(record)).await?;

@@ -34,13 +34,13 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn of(database: &Database, index_by: Option<&str>, relaxed: bool, open: bool) -> Self {
+    pub(super) fn of(database: &Database, relaxed: bool, open: bool) -> Self {
         let manifest = database.manifest();
         Self {
             address: database.address(),
             name: manifest.name.clone(),
             r#type: manifest.r#type,
-            index_by: index_by.map(str::to_owned),
+            index_by: (manifest.r#type == DatabaseType::Documents).then(|| database.index_by().to_owned()),
             relaxed,
             guard: database.guard().map(Database::address),
             open,

@@ -25,6 +25,8 @@ use super::oplog::OPLOG_PROTOCOL;
 use super::records::{Record, Records};
 use super::replication::Replication;
 
+/// How the agents of nodes like this one begin.
+const NODE_AGENT: &str = "bombus/";
 /// How many databases are opened at once.
 const OPENING_MAX: usize = 8;
 /// How often, and how many times, a space that somebody still reads is tried to be removed.
@@ -119,10 +121,13 @@ impl Shared {
         self.bitswap.want(peer, &cids);
     }
 
-    /// Returns whether a peer lets others catch up in bulk; none where it has not said yet what it speaks.
+    /// Returns whether a peer lets others catch up in bulk; none where it has not said yet what it speaks, and for a node like this one that
+    /// did not speak it when it said so: it may have begun since.
     pub(super) fn speaks_oplog(&self, peer: &NodeId) -> Option<bool> {
         let known = self.net.peers().into_iter().find(|known| known.node_id == *peer)?;
-        (!known.protocols.is_empty()).then(|| known.protocols.iter().any(|name| name == OPLOG_PROTOCOL))
+        let speaks = known.protocols.iter().any(|name| name == OPLOG_PROTOCOL);
+        let may_begin = known.protocols.is_empty() || known.agent.is_some_and(|agent| agent.starts_with(NODE_AGENT));
+        if speaks || !may_begin { Some(speaks) } else { None }
     }
 
     /// Hands something to a database. One that is closed needs it no more, and one that failed has told so itself.
