@@ -62,8 +62,13 @@ async fn started(plan: Plan, first: &str, workers: &[String]) -> Swarm {
 impl Swarm {
     /// Waits until node 0 would send a request for a model to each of these nodes.
     async fn offers_of(&self, model: &str, nodes: &[usize]) {
+        self.offers_of_at(0, model, nodes).await;
+    }
+
+    /// Waits until a node would send a request for a model to each of these nodes.
+    async fn offers_of_at(&self, index: usize, model: &str, nodes: &[usize]) {
         eventually("the offers of the others", async || {
-            let best = self.best(model).await;
+            let best = self.best_at(index, model).await;
             nodes.iter().all(|node| best.iter().any(|id| id == self.id(*node)))
         })
         .await;

@@ -97,6 +97,68 @@ async fn a_completion_of_text_goes_on_too() {
 }
 
 #[tokio::test]
+async fn several_answers_at_once_end_with_an_error_where_a_worker_of_theirs_dies() {
+    let pace = worker(20, 10, "");
+    let mut swarm = team(&[pace.clone(), pace]).await;
+    let text = words(10, 60);
+    let question = json!({
+        "model": "fake", "stream": true, "n": 2, "messages": [{ "role": "user", "content": text }],
+    });
+    let url = swarm.member(0).url("/v1/chat/completions");
+    let asked = swarm.member(0).client().post(url).json(&question).send();
+    let mut response = within("the beginning of two answers", asked).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut told = String::new();
+    let mut is_killed = false;
+    while let Ok(Some(bytes)) = within("more of two answers", response.chunk()).await {
+        told.push_str(&String::from_utf8_lossy(&bytes));
+        if !is_killed && told.matches("\"content\"").count() > 10 {
+            is_killed = true;
+            for index in [1, 2] {
+                swarm.kill(index).await;
+            }
+        }
+    }
+    assert!(is_killed && told.contains("\"error\"") && !told.contains("[DONE]"), "{told}");
+    assert!(!told.contains("continued"), "nobody goes on with one of several: {told}");
+}
+
+#[tokio::test]
+async fn who_cannot_go_on_with_an_answer_is_not_chosen_for_it() {
+    let pace = worker(20, 10, "");
+    let mut swarm = team(&[pace.clone(), worker(20, 10, "continues = false"), pace]).await;
+    let text = words(11, 90);
+    let mut tries = 0;
+    let (mut stream, first) = loop {
+        let stream = Question::new(&text).ask(swarm.member(0)).await;
+        let first = swarm.index_of(stream.so_far().node());
+        if first != 2 {
+            break (stream, first);
+        }
+        tries += 1;
+        assert!(tries < 50, "only the one answers that cannot go on");
+    };
+    stream.until_words(10).await;
+    swarm.kill(first).await;
+    for count in 11..85 {
+        stream.until_words(count).await;
+        if !stream.so_far().seams.is_empty() {
+            break;
+        }
+    }
+    assert!(stream.so_far().seams[0].starts_with(swarm.id(4 - first)), "{:?}", stream.so_far());
+    swarm.kill(4 - first).await;
+    let answer = stream.rest().await;
+    assert!(answer.error.as_ref().is_some_and(|error| error["message"].is_string()), "{answer:?}");
+    assert!(!answer.done && text.starts_with(&answer.text) && answer.seams.len() == 1, "{answer:?}");
+    // For a new one it is as good as any.
+    let text = words(12, 5);
+    let answer = Question::new(&text).answer(swarm.member(0)).await;
+    answer.assert_whole(&text, "stop");
+    assert_eq!(answer.node(), swarm.id(2));
+}
+
+#[tokio::test]
 async fn the_command_line_prints_the_whole_answer_and_says_who_took_over() {
     let pace = worker(20, 10, "");
     let swarm = team(&[pace.clone(), pace]).await;

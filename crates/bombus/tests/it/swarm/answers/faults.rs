@@ -8,7 +8,7 @@ use serde_json::json;
 use super::client::{Answer, Question, Stream, words};
 use super::{Swarm, team, team_of, team_on_machines, worker};
 use crate::faults::rounds;
-use crate::harness::{LIMIT, Signal, within};
+use crate::harness::{LIMIT, Signal, no_backends, within};
 use crate::swarm::State;
 
 /// Words of an answer, one a token.
@@ -219,6 +219,31 @@ async fn a_worker_that_freezes_is_left_within_the_time_to_a_stall() {
         swarm.member(victim).runs(0).await;
     }
     swarm.stop_all().await;
+}
+
+#[tokio::test]
+async fn a_shorter_time_to_a_stall_holds_for_other_nodes_too() {
+    let pace = worker(20, 10, "");
+    let hasty = no_backends() + "[route]\nstall_ms = 1000\n";
+    let swarm = team_of(&hasty, &[pace.clone(), pace]).await;
+    let mut gaps = Vec::new();
+    for round in 0..rounds() {
+        let text = words(round, WORDS);
+        let mut stream = Question::new(&text).ask(swarm.member(0)).await;
+        let victim = swarm.index_of(stream.so_far().node());
+        stream.until_words(15).await;
+        swarm.pause(victim);
+        let answer = stream.rest().await;
+        answer.assert_whole(&text, "stop");
+        assert!(!answer.seams.is_empty(), "{answer:?}");
+        gaps.push(answer.longest_gap);
+        swarm.resume(victim);
+        swarm.all_see_each_other().await;
+        swarm.offers_of("fake", &[1, 2]).await;
+    }
+    gaps.sort_unstable();
+    // Without the setting it would be 3 s.
+    assert!(gaps[0] < Duration::from_millis(2_600), "{gaps:?}");
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ async fn embeddings_are_made_by_other_nodes_too() {
     let raw = within("vectors", swarm.member(0).client().post(swarm.member(0).url("/api/embed")).json(&request).send());
     let raw = raw.await.unwrap();
     let route = raw.headers()["x-bombus-route"].to_str().unwrap().to_owned();
-    assert!(route.starts_with(swarm.id(1)), "{route}");
+    assert_eq!(route.split(';').take(3).collect::<Vec<_>>(), [swarm.id(1), "fake:latest", "fake"], "{route}");
     let (status, refused) = swarm.member(0).post("/v1/embeddings", &json!({ "model": "nobodys", "input": "x" })).await;
     assert_eq!(status, 404, "{refused}");
 }

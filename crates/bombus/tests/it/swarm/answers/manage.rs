@@ -6,7 +6,8 @@ use bombus_testkit::gguf::tiny_model;
 use serde_json::Value;
 
 use super::Swarm;
-use crate::harness::finish;
+use crate::harness::{LIMIT, finish};
+use crate::lab::{Mapping, Nat};
 use crate::model::eventually;
 use crate::swarm::{Member, Plan};
 
@@ -156,14 +157,56 @@ async fn all_nodes_that_let_it_be_get_a_model_and_the_others_are_named() {
     assert!(!has(swarm.member(2), "bumble:latest").await);
     let told = told.stdout + &told.stderr;
     assert!(told.contains("node2"), "who refused is named: {told}");
+    let told = swarm.member(0).run(&["models", "rm", "bumble", "--all"]).await;
+    for index in 0..4 {
+        assert!(!has(swarm.member(index), "bumble:latest").await, "node {index}: {}{}", told.stdout, told.stderr);
+    }
+}
+
+#[tokio::test]
+async fn weights_do_not_go_through_a_relay() {
+    let Some(nat) = Nat::new(Mapping::Random).await else { return };
+    let machines = [nat.public().clone(), nat.home(0).clone(), nat.home(1).clone()];
+    let mut swarm = Plan::of(3).by_seed().at(&machines).undisturbed().prepared().await;
+    for index in 0..3 {
+        swarm.member_mut(index).configure(ENGINE);
+        // What no node sends is not to be had from anywhere else.
+        swarm.member_mut(index).set_variable("HTTPS_PROXY", "http://127.0.0.1:1");
+    }
+    swarm.start_all().await;
+    swarm.all_see_each_other().await;
+    import(swarm.member(2), "bumble", 4 << 20).await;
+    swarm.offers_of_at(1, "bumble", &[2]).await;
+    let other = swarm.id(2).to_owned();
+    let is_relayed = |peers: &[Value]| peers.iter().any(|peer| peer["node_id"] == other && peer["path"] == "relayed");
+    swarm.wait_until(1, "the other home through the relay", LIMIT, is_relayed).await;
+    let refused = swarm.member(1).run(&["models", "pull", "bumble"]).await;
+    assert!(refused.code.is_some_and(|code| code != 0), "{}", refused.stdout);
+    assert!(!has(swarm.member(1), "bumble:latest").await);
+    let log = swarm.member(1).log();
+    assert!(log.contains("weights do not go through a relay"), "why not is in the log: {log}");
+    // By way of the node that both reach they come.
+    swarm.member(0).done(&["models", "pull", "bumble"]).await;
+    swarm.member(1).done(&["models", "pull", "bumble"]).await;
+    assert_eq!(own_models(swarm.member(1)).await, own_models(swarm.member(2)).await);
 }
 
 #[tokio::test]
 async fn weights_of_a_node_that_shares_nothing_are_not_handed_out() {
-    let mut swarm = keepers(&["", "[share]\nserve = false\n"]).await;
+    let mut swarm = keepers(&["", "[share]\nserve = false\n", ""]).await;
     import(swarm.member(1), "bumble", 4 << 20).await;
     let refused = swarm.member(0).run(&["models", "pull", "bumble"]).await;
     assert!(refused.code.is_some_and(|code| code != 0), "{}", refused.stdout);
     assert!(!has(swarm.member(0), "bumble:latest").await);
+    // Nor are those of one whose owner keeps it for himself for now.
+    import(swarm.member(2), "humble", 4 << 20).await;
+    swarm.offers_of("humble", &[2]).await;
+    swarm.member(2).done(&["pause"]).await;
+    swarm.no_offers_of("humble", &[2]).await;
+    let refused = swarm.member(0).run(&["models", "pull", "humble"]).await;
+    assert!(refused.code.is_some_and(|code| code != 0), "{}", refused.stdout);
+    swarm.member(2).done(&["resume"]).await;
+    swarm.member(0).done(&["models", "pull", "humble"]).await;
+    assert!(has(swarm.member(0), "humble:latest").await);
     swarm.stop_all().await;
 }

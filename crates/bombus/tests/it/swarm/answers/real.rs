@@ -8,7 +8,7 @@ use super::client::{Answer, Question};
 use super::{Plan, Swarm};
 use crate::faults::{kill, rounds};
 use crate::harness::{Signal, no_backends};
-use crate::model::{MODEL, children, give_model};
+use crate::model::{MODEL, children, eventually, give_model};
 
 const ENGINE: &str = "[api]\nlisten = '127.0.0.1:0'\n[[backends]]\nkind = 'embedded'\nthreads = 1\n";
 
@@ -87,6 +87,28 @@ async fn a_real_answer_whose_worker_dies_is_as_it_would_have_been() {
     // Batches of other sizes round otherwise, and a near tie may then fall the other way.
     assert!(same * 10 >= rounds() * 8, "{same} of {}", rounds());
     swarm.stop_all().await;
+}
+
+#[tokio::test]
+async fn what_another_node_has_is_shown_as_that_node_shows_it() {
+    let swarm = engines(1).await;
+    let show = json!({ "model": MODEL });
+    let (near, far) = (swarm.member(1).post("/api/show", &show).await, swarm.member(0).post("/api/show", &show).await);
+    assert_eq!((near.0, far.0), (200, 200), "{far:?}");
+    assert!(far.1["template"].as_str().is_some_and(|template| template.len() > 20), "{}", far.1);
+    assert!(far.1["model_info"]["llama.embedding_length"].is_u64(), "{}", far.1);
+    for field in ["template", "modelfile", "parameters", "details", "capabilities"] {
+        assert_eq!(far.1[field], near.1[field], "{field}");
+    }
+    let is_told = async || swarm.member(0).get("/api/ps").await["models"].as_array().is_some_and(|all| !all.is_empty());
+    eventually("what the other has in memory", is_told).await;
+    let listed = swarm.member(0).get("/api/ps").await;
+    let model = listed["models"].as_array().and_then(|models| models.first()).unwrap_or_else(|| panic!("{listed}"));
+    assert_eq!(model["bombus"]["nodes"][0]["node_id"], swarm.id(1), "{listed}");
+    assert!(model["size"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{listed}");
+    // That it is in memory there is known where the next request is placed.
+    let route = swarm.member(0).done(&["route", MODEL, "--explain"]).await;
+    assert!(route.contains("in memory"), "{route}");
 }
 
 #[tokio::test]
