@@ -183,8 +183,6 @@ async fn weights_do_not_go_through_a_relay() {
     let refused = swarm.member(1).run(&["models", "pull", "bumble"]).await;
     assert!(refused.code.is_some_and(|code| code != 0), "{}", refused.stdout);
     assert!(!has(swarm.member(1), "bumble:latest").await);
-    let log = swarm.member(1).log();
-    assert!(log.contains("weights do not go through a relay"), "why not is in the log: {log}");
     // By way of the node that both reach they come.
     swarm.member(0).done(&["models", "pull", "bumble"]).await;
     swarm.member(1).done(&["models", "pull", "bumble"]).await;
