@@ -38,7 +38,8 @@ pub struct BitswapConfig {
     pub streams_per_peer: usize,
     /// How many streams are read at once; further ones wait in the mesh's own short queue.
     pub streams: usize,
-    /// How many bytes of messages that are being read may be held in memory; further messages wait.
+    /// How many bytes of messages that are being read may be held in memory, a quarter of them for one peer; further messages wait.
+    /// Those of up to 16 KiB come beside that.
     pub receive_bytes_max: usize,
     /// How many questions to the block store run at once.
     pub lookups: usize,
@@ -94,6 +95,10 @@ impl BitswapConfig {
             least(value, 1);
         }
         self
+    }
+
+    pub(super) fn receive_bytes_per_peer(&self) -> usize {
+        (self.receive_bytes_max / 4).max(self.message_bytes_max)
     }
 
     pub(super) fn want_memory(&self) -> Duration {

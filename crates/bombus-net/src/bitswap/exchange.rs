@@ -50,6 +50,8 @@ struct Peer {
     news: Arc<Notify>,
     /// How many of its streams are read.
     streams: usize,
+    /// What it has of [`Exchange::receiving`].
+    receiving: Arc<Semaphore>,
 }
 
 /// What whoever talks to a peer does next.
@@ -249,19 +251,18 @@ impl Exchange {
         lock(&self.state).absent.pop_front()
     }
 
-    /// Takes note of a stream of a peer that is to be read; says whether there is room for it.
-    pub(super) fn stream_opened(&self, peer: &NodeId) -> bool {
+    /// Takes note of a stream of a peer that is to be read. Returns the peer's share of [`Exchange::receiving`], which is to be had
+    /// before that; none where there is no room for the stream.
+    pub(super) fn stream_opened(&self, peer: &NodeId) -> Option<Arc<Semaphore>> {
         let mut state = lock(&self.state);
         let max = self.config.streams_per_peer;
-        let has_room = match state.peer(peer, &self.config) {
-            Some(found) if found.streams < max => {
-                found.streams += 1;
-                true
-            }
-            _ => false,
-        };
-        state.report.streams_refused += u64::from(!has_room);
-        has_room
+        let found = state.peer(peer, &self.config).filter(|found| found.streams < max);
+        let share = found.map(|found| {
+            found.streams += 1;
+            Arc::clone(&found.receiving)
+        });
+        state.report.streams_refused += u64::from(share.is_none());
+        share
     }
 
     pub(super) fn stream_closed(&self, peer: &NodeId) {
@@ -327,6 +328,7 @@ impl Peer {
             is_talked_to: false,
             news: Arc::new(Notify::new()),
             streams: 0,
+            receiving: Arc::new(Semaphore::new(kibibytes(config.receive_bytes_per_peer()))),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bombus_core::identity::NodeId;
 use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::timeout;
 
 use super::exchange::{Exchange, kibibytes};
@@ -13,17 +13,23 @@ use super::wire::{self, Block, Heard};
 use super::{BitswapEvent, BitswapReport};
 use crate::stream::NetStream;
 
+/// Up to so many bytes, a message is read without having to wait for room: wants come through whatever else is held up.
+const SMALL_MESSAGE_BYTES: usize = 16 << 10;
+
 /// Listens to one stream of a peer.
 pub(super) struct Hear {
     exchange: Arc<Exchange>,
     events: mpsc::Sender<BitswapEvent>,
     peer: NodeId,
+    /// How much of the memory for messages the peer may have.
+    share: Arc<Semaphore>,
 }
 
 impl Hear {
     /// Begins, unless the peer has too many streams.
     pub(super) fn begin(exchange: Arc<Exchange>, events: mpsc::Sender<BitswapEvent>, peer: NodeId) -> Option<Self> {
-        exchange.stream_opened(&peer).then(|| Self { exchange, events, peer })
+        let share = exchange.stream_opened(&peer)?;
+        Some(Self { exchange, events, peer, share })
     }
 
     pub(super) async fn run(self, mut stream: NetStream) {
@@ -50,9 +56,7 @@ impl Hear {
         let config = &self.exchange.config;
         let length = timeout(config.message(), wire::read_length(stream, config.message_bytes_max)).await??;
         let Some(length) = length else { return Ok(false) };
-        let permits = u32::try_from(kibibytes(length)).map_err(io::Error::other)?;
-        // The semaphore is never closed. Whoever waits here waits for others to be done.
-        let _room = self.exchange.receiving.acquire_many(permits).await.map_err(io::Error::other)?;
+        let _room = self.room(length).await?;
         let body = timeout(config.message(), wire::read_body(stream, length)).await??;
         let heard = wire::decode(&body).map_err(wire::refused)?;
         drop(body);
@@ -60,10 +64,26 @@ impl Hear {
         Ok(true)
     }
 
+    /// Waits until a message of this length may be in memory: first for others of the peer, then for those of all.
+    async fn room(&self, length: usize) -> io::Result<Option<[SemaphorePermit<'_>; 2]>> {
+        if length <= SMALL_MESSAGE_BYTES {
+            return Ok(None);
+        }
+        let permits = u32::try_from(kibibytes(length)).map_err(io::Error::other)?;
+        // The semaphores are never closed.
+        let of_share = self.share.acquire_many(permits).await.map_err(io::Error::other)?;
+        let of_all = self.exchange.receiving.acquire_many(permits).await.map_err(io::Error::other)?;
+        Ok(Some([of_share, of_all]))
+    }
+
     async fn take(&self, heard: Heard) {
-        let Heard { is_full, wants, blocks, presences, unreadable } = heard;
-        if unreadable > 0 {
-            self.exchange.count(|report| report.wants_refused += unreadable as u64);
+        let Heard { is_full, mut wants, blocks, presences, unreadable } = heard;
+        // Of a flood, only so much is looked at that it could be a full list after one that is taken back.
+        let looked_at = self.exchange.config.wants_per_peer.saturating_mul(2).min(wants.len());
+        let refused = wants.len() - looked_at + unreadable;
+        wants.truncate(looked_at);
+        if refused > 0 {
+            self.exchange.count(|report| report.wants_refused += refused as u64);
         }
         if is_full || !wants.is_empty() || !presences.is_empty() {
             self.exchange.heard(&self.peer, wants, is_full, &presences);

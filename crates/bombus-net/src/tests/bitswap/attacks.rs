@@ -198,6 +198,32 @@ async fn a_flood_of_streams_is_bounded_and_others_are_served() {
 }
 
 #[tokio::test]
+async fn large_messages_that_never_end_hold_up_only_the_peer_that_sends_them() {
+    let config = BitswapConfig { message_ms: FOR_EVER_MS, ..patient() };
+    let mut one = Exchanging::with(1, config, Blocks::default()).await;
+    let (flooder, honest) = (ByHand::start(2).await, Exchanging::start(3).await);
+    flooder.node.net.dial(&one.node.addr()).await.unwrap();
+    let mut beginning = Vec::new();
+    prost::encode_length_delimiter(4 << 20, &mut beginning).unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        let mut stream = flooder.node.net.open_stream(&one.id(), PROTOCOL).await.unwrap();
+        stream.write_all(&beginning).await.unwrap();
+        stream.flush().await.unwrap();
+        streams.push(stream);
+    }
+    // One more is refused, so the others are being read.
+    let mut more = flooder.node.net.open_stream(&one.id(), PROTOCOL).await.unwrap();
+    let _ = more.write_all(&beginning).await;
+    let _ = more.flush().await;
+    one.report_with(|report| report.streams_refused == 1).await;
+    let there = honest.store.put(block(1, 1 << 20));
+    one.dial(&honest.node).await;
+    one.bitswap.want(&honest.id(), &[there]);
+    assert_eq!(one.blocks(1).await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_store_that_fails_or_panics_harms_only_the_peer_that_asked() {
     struct Broken(Cid);
     impl BlockStore for Broken {
