@@ -64,11 +64,7 @@ impl Node {
     }
 
     /// Takes the end of a relayed listener.
-    pub(super) fn on_circuit_closed(
-        &mut self,
-        relay: NodeId,
-        reason: Result<(), std::io::Error>,
-    ) {
+    pub(super) fn on_circuit_closed(&mut self, relay: NodeId, reason: Result<(), std::io::Error>) {
         if let Err(error) = reason {
             let why = transport::chain(&error);
             tracing::debug!(relay.id = %relay, why, "a reservation at a relay ended");

@@ -1,11 +1,13 @@
 use super::*;
 use crate::Path;
 
+// Each with a key of its own: nodes that look for holes meet whoever has got a port meanwhile, and in other tests that is a namesake.
+
 #[tokio::test]
 async fn a_node_that_nobody_can_dial_is_reached_through_a_member() {
-    let relay = Running::start(1, closed(7)).await;
-    let hidden = Running::with(2, closed(7), NetConfig { listen: Vec::new(), ..config() }).await;
-    let other = Running::start(3, closed(7)).await;
+    let relay = Running::start(1, closed(21)).await;
+    let hidden = Running::with(2, closed(21), NetConfig { listen: Vec::new(), ..config() }).await;
+    let other = Running::start(3, closed(21)).await;
     hidden.echo("/test/echo/1");
     let mut addrs = hidden.net.listen_addrs();
     let mut events = other.net.events();
@@ -27,9 +29,9 @@ async fn a_node_that_nobody_can_dial_is_reached_through_a_member() {
 async fn a_circuit_takes_no_more_of_its_relay_than_is_configured() {
     const RATE: u32 = 64 * 1024;
     const BYTES: usize = 128 * 1024;
-    let relay = Running::with(1, closed(7), NetConfig { relay_bytes_per_s: RATE, ..config() }).await;
-    let hidden = Running::with(2, closed(7), NetConfig { listen: Vec::new(), ..config() }).await;
-    let other = Running::start(3, closed(7)).await;
+    let relay = Running::with(1, closed(22), NetConfig { relay_bytes_per_s: RATE, ..config() }).await;
+    let hidden = Running::with(2, closed(22), NetConfig { listen: Vec::new(), ..config() }).await;
+    let other = Running::start(3, closed(22)).await;
     hidden.echo("/test/echo/1");
     relay.echo("/test/echo/1");
     let mut addrs = hidden.net.listen_addrs();

@@ -27,7 +27,9 @@ pub(super) async fn tell_left_behind(global: &Global, node: &NodeClient) -> Resu
     let left_behind = left_behind(&report);
     if let Some(text) = left_behind {
         let text = printable(text);
-        global.notice(&format!("{text}; ask a member for a new ticket (bombus invite), and join again: bombus join TICKET"));
+        global.notice(&format!(
+            "{text}; ask a member for a new ticket (bombus invite), and join again: bombus join TICKET"
+        ));
     }
     Ok(left_behind.is_some())
 }
