@@ -22,6 +22,8 @@ use super::shared::{Shared, aside};
 
 /// Most heads that are sent to a peer, the newest. Who has more gets the others when these have been followed by an entry.
 const HEADS_MAX: usize = 64;
+/// Up to so many bytes reach a peer in JavaScript as one chunk of a stream: what the multiplexer puts into one frame.
+const CHUNK_BYTES_MAX: usize = 16 << 10;
 
 /// Why an exchange of heads failed.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +76,12 @@ async fn try_answer(
     stream: NetStream,
 ) -> Result<(), ExchangeError> {
     let mut heads = heads(shared, address).await?;
-    let others = if shared.speaks_oplog(peer) == Some(true) { Vec::new() } else { heads.split_off(heads.len().min(1)) };
+    let others = if shared.speaks_oplog(peer) == Some(true) {
+        Vec::new()
+    } else {
+        heads = without_large(shared, address, heads).await;
+        heads.split_off(heads.len().min(1))
+    };
     let received = swap(shared, stream, &heads).await?;
     let is_new = shared.database(&address).is_some_and(|database| !database.contains_heads(&received));
     if is_new {
@@ -115,7 +122,10 @@ async fn offer(
     peer: &NodeId,
     in_one_stream: bool,
 ) -> Result<(), ExchangeError> {
-    let heads = heads(shared, address).await?;
+    let mut heads = heads(shared, address).await?;
+    if !in_one_stream {
+        heads = without_large(shared, address, heads).await;
+    }
     let groups: Vec<&[Vec<u8>]> =
         if in_one_stream || heads.is_empty() { vec![&heads] } else { heads.chunks(1).collect() };
     for group in groups {
@@ -124,6 +134,17 @@ async fn offer(
         take(shared, address, peer, vec![received]).await;
     }
     Ok(())
+}
+
+/// Takes out the heads that would reach a peer in JavaScript in several chunks, of which it makes nothing, and publishes them instead.
+async fn without_large(shared: &Shared, address: Address, heads: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let (small, large): (Vec<_>, Vec<_>) = heads.into_iter().partition(|head| head.len() <= CHUNK_BYTES_MAX);
+    for head in large {
+        if let Err(error) = shared.net.publish(&address.to_string(), head).await {
+            tracing::debug!(db.address = %address, %error, "a large head was not published; it is tried again with the next exchange");
+        }
+    }
+    small
 }
 
 async fn take(shared: &Arc<Shared>, address: Address, peer: &NodeId, received: Vec<Vec<u8>>) {
