@@ -65,38 +65,36 @@ impl Side<'_> {
     }
 }
 
-/// Waits until all sides have the same heads, and so the same entries, and so many rows at the first; then they have to show the same rows
-/// in the same order. Returns the rows.
+/// Waits until all sides have the same heads, and so the same entries, and show the same rows in the same order, so many of them. Returns
+/// the rows.
 async fn agree(what: &str, rows: usize, sides: &[Side<'_>]) -> Vec<Row> {
-    let mut seen = Vec::new();
+    let (mut heads, mut shown) = (Vec::new(), Vec::new());
     let same = async {
         loop {
-            seen.clear();
+            (heads, shown) = (Vec::new(), Vec::new());
             for side in sides {
-                seen.push(side.heads().await);
+                heads.push(side.heads().await);
+                shown.push(side.all().await);
             }
-            let one = seen.iter().all(|heads| *heads == seen[0] && !heads.is_empty());
-            if one && sides[0].all().await.len() == rows {
+            let one_log = heads.iter().all(|one| *one == heads[0] && !one.is_empty());
+            if one_log && shown.iter().all(|one| *one == shown[0] && one.len() == rows) {
                 return;
             }
             sleep(Duration::from_millis(20)).await;
         }
     };
-    if timeout(LIMIT, same).await.is_err() {
-        let mut told = String::new();
-        for side in sides {
-            told += &format!("\n{} rows on heads {:?}", side.all().await.len(), side.heads().await);
-            if let Side::Js(peer, _) = side {
-                told += &peer.complaints();
-            }
+    if timeout(LIMIT, same).await.is_ok() {
+        return shown.swap_remove(0);
+    }
+    let mut told = String::new();
+    for (index, side) in sides.iter().enumerate() {
+        let (heads, shown) = (heads.get(index), shown.get(index).map(Vec::len));
+        told += &format!("\n{shown:?} rows on heads {heads:?}");
+        if let Side::Js(peer, _) = side {
+            told += &format!("\n{}", peer.complaints());
         }
-        panic!("{what}: not the same on all sides: {told}");
     }
-    let shown = sides[0].all().await;
-    for side in &sides[1..] {
-        assert_eq!(side.all().await, shown, "{what}: the same entries in the same order");
-    }
-    shown
+    panic!("{what}: not the same {rows} rows on all sides: {told}");
 }
 
 /// A node in an open swarm, and a peer that has dialled it.

@@ -14,7 +14,9 @@ fn samples() -> Vec<(&'static str, Value)> {
     vec![
         ("nothing", Value::Null),
         ("truth", json!([true, false])),
-        ("floats", json!([1.5, -0.25, 0.1, 1e300, 5e-324, -1.7976931348623157e308])),
+        ("floats", json!([1.5, -0.25, 0.1, 1e300, 5e-324, -1.7976931348623157e308, 2.2250738585072014e-308])),
+        // All of their digits count.
+        ("long floats", json!((1..200).map(|number| f64::from(number).sqrt().exp() / 7.0).collect::<Vec<_>>())),
         (
             "whole",
             json!([0, 23, 24, 255, 256, 65535, 65536, 4_294_967_295_u64, 4_294_967_296_u64, 9_007_199_254_740_991_u64]),
