@@ -34,7 +34,7 @@ pub(crate) const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
 /// The most bytes of a message of a topic, with its envelope.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// How many peers a node tells in each heartbeat, and topic, what it has heard lately.
-const GOSSIP_PEERS: usize = 1;
+const GOSSIP_PEERS: usize = 2;
 /// How many topics one peer may take part in, and how many changes of that it may tell at once.
 const SUBSCRIPTIONS_MAX: usize = 256;
 /// How many bytes of subscriptions and control messages one packet of a peer may have: room for that many topics.

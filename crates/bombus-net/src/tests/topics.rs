@@ -38,6 +38,22 @@ async fn who_takes_part_in_a_topic_is_told_also_when_it_began_before() {
 }
 
 #[tokio::test]
+async fn what_is_published_also_gets_to_where_no_connection_leads() {
+    // Neither of the two can be dialled, and the one between them does not relay connections.
+    let between = Running::with(1, closed(7), NetConfig { relay: false, ..config() }).await;
+    let hidden = || NetConfig { listen: Vec::new(), seeds: vec![between.addr()], ..config() };
+    let (one, other) = (Running::with(2, closed(7), hidden()).await, Running::with(3, closed(7), hidden()).await);
+    let _passed_on = between.net.subscribe("t", accept_all()).await.unwrap();
+    let mut heard = other.net.subscribe("t", accept_all()).await.unwrap();
+    takes_part(&mut between.net.topic_peers("t"), &[id(3)]).await;
+    takes_part(&mut one.net.topic_peers("t"), &[id(1)]).await;
+    one.net.publish("t", b"hello".to_vec()).await.unwrap();
+    let message = timeout(LIMIT, heard.next()).await.unwrap().unwrap();
+    assert_eq!((message.signer, message.data.as_slice()), (id(2), b"hello".as_slice()));
+    assert!(one.net.peers().iter().all(|peer| peer.node_id != id(3) || peer.connected.is_none()));
+}
+
+#[tokio::test]
 async fn a_topic_of_another_program_carries_its_messages_as_they_are() {
     let node = Running::start(1, open()).await;
     let mut heard_here = node.net.subscribe(FOREIGN, accept_all()).await.unwrap();
