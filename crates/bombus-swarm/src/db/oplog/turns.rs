@@ -26,7 +26,7 @@ pub struct CatchUp {
 }
 
 /// Who catches up with whom in one database.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in super::super) struct Turns {
     turn: Arc<Turn<()>>,
     running: Mutex<BTreeMap<NodeId, Running>>,
@@ -36,12 +36,6 @@ pub(in super::super) struct Turns {
 struct Running {
     state: CatchUp,
     heard: Instant,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self { turn: Arc::default(), running: Mutex::default() }
-    }
 }
 
 impl Turns {
