@@ -155,9 +155,9 @@ async fn a_node_that_restarts_goes_on_where_it_was(installed: Installed) {
     agree("before", 2, &[Side::Ours(&ours), Side::Js(&peer, &address)]).await;
     for (way, number) in [("a stop", 0), ("a kill", 1)] {
         if number == 0 {
-            swarm.stop(0).await
+            swarm.stop(0).await;
         } else {
-            swarm.kill(0).await
+            swarm.kill(0).await;
         }
         within("it sees that we are gone", async {
             while !peer.peers(&address).await.is_empty() {
