@@ -131,6 +131,7 @@ fn of_open(error: OpenError) -> DatabasesError {
 }
 
 /// Says why a database did not do what was asked.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]
 pub(super) fn of_database(error: DatabaseError) -> DatabasesError {
     let message = error.to_string();
     match error {
