@@ -124,7 +124,7 @@ async fn a_peer_that_is_not_reached_just_now_goes_on_when_it_is_again() {
         one.change(|now| now.suspect = true);
         other.change(|now| now.reachable = !is_away);
         let back = async {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            sleep(Duration::from_secs(2)).await;
             other.change(|now| now.reachable = true);
             one.change(|now| now.suspect = peers > 1);
         };
@@ -145,7 +145,7 @@ async fn peers_that_are_gone_or_do_not_come_back_are_not_waited_for() {
         one.change(|now| now.reachable = false);
         let begun = Instant::now();
         let gone = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            sleep(Duration::from_secs(1)).await;
             if goes {
                 set(&backends, &[]);
             }
