@@ -465,7 +465,8 @@ mod document {
             changes: vec![DatabaseChange::Lagged { missed: 1 }],
             ..scripted_database(DatabaseType::Documents)
         };
-        let (services, key) = with_session_key(Services { mesh: Some(Arc::new(ended)), databases: Some(Arc::new(changed)), ..any() });
+        let (services, key) =
+            with_session_key(Services { mesh: Some(Arc::new(ended)), databases: Some(Arc::new(changed)), ..any() });
         let router = loopback(services);
         for (path, item) in document().await["paths"].as_object().unwrap() {
             for method in item.as_object().unwrap().keys() {
