@@ -353,7 +353,8 @@ pub trait Databases: Send + Sync + 'static {
     /// See above.
     async fn discard(&self, database: &str) -> Result<(), DatabasesError>;
 
-    /// Puts a value under a key, or a document under the key in it, and returns the hash of the entry once it is safe.
+    /// Puts a value under a key, or a document under the key in it, and returns the hash of the entry once it is safe. What is begun first
+    /// stands first in the order of the entries.
     ///
     /// # Errors
     ///

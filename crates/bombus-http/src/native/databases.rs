@@ -93,7 +93,9 @@ pub(crate) struct DoneAnswer {
     responses((status = 200, description = "The databases", body = DatabaseList)))]
 pub(crate) async fn list(State(app): State<SharedApp>) -> Result<Json<DatabaseList>, ApiError> {
     let databases = databases_of(&app)?;
-    Ok(Json(DatabaseList { identity: databases.identity()?, databases: databases.list().await? }))
+    // While they are being opened, the list waits for it.
+    let list = databases.list().await?;
+    Ok(Json(DatabaseList { identity: databases.identity()?, databases: list }))
 }
 
 /// Makes a database (`name` and `type`), or opens one (`address`). It stays open, and is opened again at every start of the node. A

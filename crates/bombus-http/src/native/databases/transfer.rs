@@ -13,6 +13,7 @@ use futures::StreamExt;
 use futures::stream::{self, FuturesOrdered};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::task::coop::unconstrained;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
@@ -118,10 +119,11 @@ async fn take_all(databases: &Arc<dyn Databases>, info: &DatabaseInfo, lines: &m
             biased;
             Some(done) = writing.next() => imported += done?,
             line = lines.next() => match line? {
-                Some((number, line)) => writing.push_back(async move {
+                // The runtime's budget would else hold some of them back, and so change their order.
+                Some((number, line)) => writing.push_back(unconstrained(async move {
                     let done = take(databases, info, number, &line).await;
                     done.map_err(|error| at_line(number, error))
-                }),
+                })),
                 None => ended = true,
             },
         }
