@@ -16,7 +16,7 @@ pub(crate) struct UpArgs {
     /// What people call this node [default: the host's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Address to listen on for other nodes; may be given several times [default: 0.0.0.0:7891 and [::]:7891]
+    /// Address to listen on for other nodes; may be given several times [default: port 7891 of every interface]
     #[arg(long, value_name = "ADDR:PORT")]
     p2p: Vec<String>,
     /// Another node to connect to, as /ip4/192.0.2.7/tcp/7891; may be given several times
