@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -25,6 +26,7 @@ use orbitdb::{Access, Bounds, Database, OpenOptions, Take};
 use serde_json::{Map, Value as Json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 mod translate;
@@ -35,6 +37,8 @@ use translate::{change_of, of_database, refused, row_of, type_of};
 const PAGE_ROWS: usize = 64;
 /// What the folder of a swarm calls its databases.
 const FOLDER: &str = "databases";
+/// Longest wait for databases that are being opened.
+const OPENING_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What there is of the databases now.
 #[derive(Clone)]
@@ -152,7 +156,16 @@ impl SwarmDatabases {
         }
     }
 
-    fn handle(&self) -> Result<DbHandle, DatabasesError> {
+    /// Returns the databases once they can be used; while they are being opened, as at the start of the node, it waits for a moment.
+    async fn handle(&self) -> Result<DbHandle, DatabasesError> {
+        let mut current = self.current.clone();
+        let opened = current.wait_for(|current| !matches!(current, Current::Opening));
+        // Whether it was waited for in vain is seen in what there is.
+        let _ = timeout(OPENING_WAIT_MAX, opened).await;
+        self.handle_now()
+    }
+
+    fn handle_now(&self) -> Result<DbHandle, DatabasesError> {
         match &*self.current.borrow() {
             Current::Open(handle) => Ok(handle.clone()),
             Current::Opening => Err(DatabasesError::Unavailable("the databases are being opened; ask again".into())),
@@ -164,7 +177,7 @@ impl SwarmDatabases {
 
     /// Finds an open database by its name, its address, or the last part of its address.
     async fn database(&self, wanted: &str) -> Result<Database, DatabasesError> {
-        let handle = self.handle()?;
+        let handle = self.handle().await?;
         handle.ready().await.map_err(refused)?;
         let wanted = whole_address(wanted);
         if let Some(database) = handle.database(&wanted) {
@@ -235,11 +248,11 @@ impl SwarmDatabases {
 #[async_trait]
 impl Databases for SwarmDatabases {
     fn identity(&self) -> Result<String, DatabasesError> {
-        Ok(self.handle()?.orbit().identity().id().to_owned())
+        Ok(self.handle_now()?.orbit().identity().id().to_owned())
     }
 
     async fn list(&self) -> Result<Vec<DatabaseEntry>, DatabasesError> {
-        let handle = self.handle()?;
+        let handle = self.handle().await?;
         handle.ready().await.map_err(refused)?;
         let known = handle.list().map_err(refused)?;
         let entry = |known: orbitdb::Known| {
@@ -264,12 +277,12 @@ impl Databases for SwarmDatabases {
         if let Some(field) = new.index_by {
             options = options.index_by(field);
         }
-        let database = self.handle()?.create(&new.name, options).await.map_err(refused)?;
+        let database = self.handle().await?.create(&new.name, options).await.map_err(refused)?;
         self.described(database).await
     }
 
     async fn open(&self, database: &str, index_by: Option<String>) -> Result<DatabaseInfo, DatabasesError> {
-        let handle = self.handle()?;
+        let handle = self.handle().await?;
         let wanted = whole_address(database);
         let mut options = OpenOptions::default();
         if let Some(field) = index_by {
@@ -289,11 +302,11 @@ impl Databases for SwarmDatabases {
     }
 
     async fn close(&self, database: &str) -> Result<(), DatabasesError> {
-        self.handle()?.close(&whole_address(database)).await.map_err(refused)
+        self.handle().await?.close(&whole_address(database)).await.map_err(refused)
     }
 
     async fn discard(&self, database: &str) -> Result<(), DatabasesError> {
-        self.handle()?.drop(&whole_address(database)).await.map_err(refused)
+        self.handle().await?.drop(&whole_address(database)).await.map_err(refused)
     }
 
     async fn put(&self, database: &str, key: Option<String>, value: Json) -> Result<String, DatabasesError> {

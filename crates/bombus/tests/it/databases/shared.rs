@@ -7,7 +7,7 @@ use crate::harness::within;
 use crate::swarm::{Member, Swarm};
 
 /// Looks again and again until there is something.
-pub(super) async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
     within("what is waited for", async {
         loop {
             if let Some(found) = look().await {
@@ -180,4 +180,28 @@ async fn an_address_that_nobody_has_is_told_in_time() {
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(4), ""), "{}", refused.stderr);
     assert!(refused.stderr.contains("no peer") && refused.stderr.contains("bombus peers"), "{}", refused.stderr);
     assert_eq!(object(swarm.member(1), &["list"]).await["databases"], json!([]), "it is not kept");
+}
+
+#[tokio::test]
+async fn each_swarm_has_databases_of_its_own() {
+    let swarm = Swarm::of(2).await;
+    let member = swarm.member(1);
+    member.done(&["db", "create", "notes", "--type", "events"]).await;
+    member.done(&["db", "add", "notes", "1"]).await;
+    let before = object(member, &["list"]).await;
+    let ticket = swarm.member(0).invite().await;
+
+    member.done(&["leave"]).await;
+    // The databases of the old swarm are closed, and those of the new one opened, in the moments after.
+    let list = async || {
+        let listed = member.run(&["db", "list", "--json"]).await;
+        serde_json::from_str::<Value>(&listed.stdout).ok()
+    };
+    let alone = until(async || list().await.filter(|listed| listed["identity"] != before["identity"])).await;
+    assert_eq!(alone["databases"], json!([]), "another swarm sees none of them, and another identity writes");
+
+    member.done(&["join", "--switch", &ticket]).await;
+    let back = until(async || list().await.filter(|listed| listed["identity"] == before["identity"])).await;
+    assert_eq!(back, before, "they are back with the swarm");
+    assert_eq!(member.done(&["db", "all", "notes"]).await, "1\n");
 }
