@@ -144,16 +144,14 @@ pub(super) struct Greeted<S> {
     matched: usize,
     limit: Option<Pin<Box<Sleep>>>,
     is_private: bool,
+    /// Why a write failed before the greeting was read.
+    failed: Option<io::Error>,
 }
 
 impl<S> Greeted<S> {
     pub(super) fn new(socket: S, limit: Duration, is_private: bool) -> Self {
-        Self { socket, matched: 0, limit: Some(Box::pin(tokio::time::sleep(limit))), is_private }
-    }
-
-    /// Reads what a write says that fails: before the greeting it is the other side that could not read ours, and closed.
-    fn broken(&self, error: io::Error) -> io::Error {
-        if self.limit.is_some() { self.refusal() } else { error }
+        let limit = Some(Box::pin(tokio::time::sleep(limit)));
+        Self { socket, matched: 0, limit, is_private, failed: None }
     }
 
     fn refusal(&self) -> io::Error {
@@ -192,15 +190,40 @@ impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Greeted<S> {
+    /// Says why a write failed. Who could not read our greeting has closed, and so has who greeted and broke off: what it sent tells which.
+    fn poll_failure(mut self: Pin<&mut Self>, cx: &mut Context<'_>, failed: Option<io::Error>) -> Poll<io::Error> {
+        self.failed = failed.or_else(|| self.failed.take());
+        let mut buffer = [0; GREETING.len()];
+        while self.limit.is_some() {
+            let rest = GREETING.len() - self.matched;
+            if let Err(refusal) = ready!(self.as_mut().poll_read(cx, &mut buffer[..rest])) {
+                return Poll::Ready(refusal);
+            }
+        }
+        Poll::Ready(self.failed.take().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, data));
-        Poll::Ready(written.map_err(|error| self.broken(error)))
+        if self.failed.is_some() {
+            return self.poll_failure(cx, None).map(Err);
+        }
+        match ready!(Pin::new(&mut self.socket).poll_write(cx, data)) {
+            Ok(count) => Poll::Ready(Ok(count)),
+            Err(error) => self.poll_failure(cx, Some(error)).map(Err),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = ready!(Pin::new(&mut self.socket).poll_flush(cx));
-        Poll::Ready(flushed.map_err(|error| self.broken(error)))
+        if self.failed.is_some() {
+            return self.poll_failure(cx, None).map(Err);
+        }
+        match ready!(Pin::new(&mut self.socket).poll_flush(cx)) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(error) => self.poll_failure(cx, Some(error)).map(Err),
+        }
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -257,9 +280,19 @@ mod tests {
     async fn a_write_that_fails_before_the_greeting_is_another_key_too() {
         let (socket, other) = tokio::io::duplex(64);
         drop(other);
-        let mut greeted = Greeted::new(socket.compat(), Duration::from_secs(5), true);
+        let mut greeted = Greeted::new(socket.compat(), LIMIT, true);
         let error = greeted.write_all(GREETING).await.unwrap_err();
         assert!(super::super::find::<ForeignKey>(&error).is_some(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn who_greeted_and_broke_off_has_the_key_whatever_fails_first() {
+        let (socket, mut other) = tokio::io::duplex(64);
+        tokio::io::AsyncWriteExt::write_all(&mut other, GREETING).await.unwrap();
+        drop(other);
+        let mut greeted = Greeted::new(socket.compat(), LIMIT, true);
+        let error = greeted.write_all(GREETING).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "{error}");
     }
 
     #[tokio::test(start_paused = true)]
