@@ -16,11 +16,16 @@ HERE = pathlib.Path(__file__).parent
 LIMIT_S = 300
 ANSWERS_MIN = 2
 # No request to these is answered well: there is no registry to push to, and nothing that may be deleted or is a blob; the node is alone, and
-# what changes its membership, or what it does for others, needs a key.
+# what changes its membership, or what it does for others, needs a key, as does who may write to a database, and closing one. A watch that is
+# answered well never ends.
 NEVER_WELL = [
     "/api/blobs/{digest}",
     "/api/delete",
     "/api/push",
+    "/db/{database}/close",
+    "/db/{database}/grant",
+    "/db/{database}/revoke",
+    "/db/{database}/watch",
     "/mesh/invite",
     "/mesh/join",
     "/mesh/kick",
@@ -53,6 +58,20 @@ PATHS = [
     "/api/tags",
     "/api/version",
     "/backends",
+    "/db",
+    "/db/{database}",
+    "/db/{database}/add",
+    "/db/{database}/all",
+    "/db/{database}/close",
+    "/db/{database}/del",
+    "/db/{database}/export",
+    "/db/{database}/get",
+    "/db/{database}/grant",
+    "/db/{database}/import",
+    "/db/{database}/put",
+    "/db/{database}/query",
+    "/db/{database}/revoke",
+    "/db/{database}/watch",
     "/events",
     "/health",
     "/identity",
@@ -90,7 +109,22 @@ PATHS = [
 def tried(tmp_path_factory, embedder_file):
     """A node of its own: some of the requests change its models."""
     with node_with_models(tmp_path_factory.mktemp("tried"), embedder_file) as node:
+        make_databases(node)
         yield node
+
+
+def make_databases(node):
+    """Makes a database for reading and writing, one of events, and one with keys that may go."""
+
+    def post(path, body):
+        request = urllib.request.Request(f"{node.api}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
+        urllib.request.urlopen(request, timeout=10).close()
+
+    for name, kind in (("tried", "keyvalue"), ("tried-events", "events"), ("tried-keys", "keyvalue")):
+        post("/db", {"name": name, "type": kind})
+    post("/db/tried/put", {"key": "known", "value": 1})
+    for number in range(200):
+        post("/db/tried-keys/put", {"key": str(number), "value": number})
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,7 @@ pub(crate) async fn open(
     params(("database" = String, Path, description = "Its name, or its address with each `/` written as `%2F`")),
     responses(
         (status = 200, description = "What there is to see", body = DatabaseInfo),
+        (status = 400, description = "No database can be called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 404, description = "No database is called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 409, description = "It is closed, or several are called so", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]
@@ -156,6 +157,7 @@ pub(crate) async fn info(State(app): State<SharedApp>, Named(database): Named) -
     params(("database" = String, Path, description = "Its name, or its address with each `/` written as `%2F`")),
     responses(
         (status = 200, description = "It is closed", body = DoneAnswer),
+        (status = 400, description = "No database can be called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 404, description = "No database is called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 409, description = "It is closed, or several are called so", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]
@@ -173,6 +175,7 @@ pub(crate) async fn close(
     params(("database" = String, Path, description = "Its name, or its address with each `/` written as `%2F`")),
     responses(
         (status = 200, description = "Nothing of it is left", body = DoneAnswer),
+        (status = 400, description = "No database can be called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 404, description = "No database is called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 409, description = "It is closed, or several are called so", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]

@@ -264,6 +264,7 @@ async fn a_line_at_fault_is_named_without_what_it_holds() {
         ("{\"s3cret\":1}", "line 1: a row has to be of the form"),
         ("{\"format\":\"bombus-db-9\",\"name\":\"n\",\"type\":\"events\"}", "line 1: the export is of the format"),
         ("{\"error\":\"the disk is gone\"}", "line 1: the export broke off there"),
+        ("", "the body is empty"),
     ] {
         let answer = post(&router, "/db/notes/import", body).await;
         assert!(answer.status == 400 && answer.body.contains(wanted), "{body}: {}", answer.body);

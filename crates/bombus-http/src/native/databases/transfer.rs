@@ -64,6 +64,7 @@ pub(crate) struct ImportAnswer {
     params(("database" = String, Path, description = "Its name, or its address with each `/` written as `%2F`")),
     responses(
         (status = 200, description = "The first of the lines", body = ExportHead, content_type = "application/x-ndjson"),
+        (status = 400, description = "No database can be called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 404, description = "No database is called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 409, description = "It is closed, or several are called so", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]
@@ -98,6 +99,9 @@ pub(crate) async fn import(
     let mut lines =
         Lines { app: app.clone(), body: body.into_data_stream(), buffer: BytesMut::new(), bytes: 0, number: 0 };
     let taken = take_all(&databases, &info, &mut lines).await;
+    if taken.is_ok() && lines.bytes == 0 {
+        return Err(ApiError::invalid_value("body", "the body is empty: it takes the lines of an export"));
+    }
     if taken.is_err() {
         // A client that is still sending takes an early answer for a broken connection.
         lines.discard().await;

@@ -22,6 +22,7 @@ use crate::error::ApiError;
     params(("database" = String, Path, description = "Its name, or its address with each `/` written as `%2F`")),
     responses(
         (status = 200, description = "The data of each event", body = DatabaseChange, content_type = "text/event-stream"),
+        (status = 400, description = "No database can be called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 404, description = "No database is called so", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 409, description = "It is closed, or several are called so", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]
