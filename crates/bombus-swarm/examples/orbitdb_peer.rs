@@ -6,25 +6,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that panics says where")]
 
-use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bombus_core::identity::NodeKey;
-use bombus_net::membership::{Generation, MembershipHandle, MembershipState, Privacy};
-use bombus_net::{ListenOn, NetConfig, NetHandle, NetIdentity, net};
-use bombus_swarm::db::{DbConfig, DbHandle, db};
+use bombus_swarm::db::Node;
 use orbitdb::cbor::Value;
-use orbitdb::key::SecretKey;
 use orbitdb::manifest::DatabaseType;
 use orbitdb::{Access, Database, Event, OpenOptions};
 use serde_json::{Value as Json, json};
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 
 /// Lines that wait; further ones stay in the pipe.
 const LINES_MAX: usize = 16;
@@ -60,8 +52,7 @@ fn rss_mib() -> f64 {
 }
 
 struct Peer {
-    net: NetHandle,
-    databases: DbHandle,
+    node: Node,
     open: Option<Database>,
 }
 
@@ -75,16 +66,16 @@ impl Peer {
         let number = |name: &str| command[name].as_u64().ok_or_else(|| format!("\"{name}\" is missing"));
         match text("do")? {
             "dial" => {
-                self.net.dial(text("address")?).await.map_err(|error| error.to_string())?;
+                self.node.net().dial(text("address")?).await.map_err(|error| error.to_string())?;
                 Ok(Json::Null)
             }
             "open" => {
                 let name = text("name")?;
                 let database = if name.starts_with("/orbitdb/") {
-                    self.databases.open(name).await?
+                    self.node.databases().open(name).await?
                 } else {
                     let options = OpenOptions::of(DatabaseType::Documents).access(Access::Everyone);
-                    self.databases.create(name, options).await?
+                    self.node.databases().create(name, options).await?
                 };
                 if command["watch"] == json!(true) {
                     tell_updates(&database);
@@ -93,7 +84,7 @@ impl Peer {
                 self.open = Some(database);
                 Ok(json!({ "address": address }))
             }
-            "peers" => Ok(json!(self.databases.peers(&self.database()?.address()).len())),
+            "peers" => Ok(json!(self.node.databases().peers(&self.database()?.address()).len())),
             "put" => {
                 let (database, from) = (self.database()?, number("from")?);
                 let begin_ms = wall_ms();
@@ -152,38 +143,10 @@ fn lines() -> mpsc::Receiver<String> {
 #[tokio::main]
 async fn main() {
     let directory = PathBuf::from(std::env::args_os().nth(1).expect("usage: orbitdb_peer DIRECTORY"));
-    let config = NetConfig {
-        listen: vec![ListenOn::fixed(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)],
-        mdns: false,
-        ..NetConfig::default()
-    };
-    let identity = NetIdentity {
-        key: NodeKey::from_secret(&SecretKey::generate().unwrap().to_bytes()),
-        name: "bench".to_owned(),
-        version: "0".to_owned(),
-    };
-    let state = MembershipState {
-        swarm_id: "a".repeat(16).parse().unwrap(),
-        privacy: Privacy::Open,
-        generation: Generation(0),
-        removed: Arc::new(BTreeSet::new()),
-    };
-    let (_membership, state) = watch::channel(state);
-    let (net, net_service) = net(config, identity, MembershipHandle::following(state));
-    let (databases, db_service) = db(DbConfig::default(), net.clone(), &directory).unwrap();
-    let (stop_mesh, stop_databases) = (CancellationToken::new(), CancellationToken::new());
-    let mesh = tokio::spawn(net_service.run(stop_mesh.clone()));
-    let replication = tokio::spawn(db_service.run(stop_databases.clone()));
+    let node = Node::builder().directory(directory).listen(["/ip4/127.0.0.1/tcp/0"]).start().await.unwrap();
+    say(&json!({ "event": "ready", "addresses": node.listen_addresses() }));
 
-    let mut addresses = net.listen_addrs();
-    let listening = addresses.wait_for(|addresses| !addresses.is_empty()).await.unwrap().clone();
-    let node_id = net.node_id().clone();
-    let full = |address: &String| {
-        if address.contains("/p2p/") { address.clone() } else { format!("{address}/p2p/{node_id}") }
-    };
-    say(&json!({ "event": "ready", "addresses": listening.iter().map(full).collect::<Vec<_>>() }));
-
-    let mut peer = Peer { net, databases, open: None };
+    let mut peer = Peer { node, open: None };
     let mut lines = lines();
     while let Some(line) = lines.recv().await {
         let command: Json = serde_json::from_str(&line).unwrap();
@@ -192,9 +155,6 @@ async fn main() {
             Err(error) => say(&json!({ "id": command["id"], "error": error.to_string() })),
         }
     }
-    drop(peer);
-    stop_databases.cancel();
-    replication.await.unwrap();
-    stop_mesh.cancel();
-    mesh.await.unwrap().unwrap();
+    peer.open = None;
+    peer.node.stop().await.unwrap();
 }

@@ -10,7 +10,6 @@
 //!    exchange.rs      heads between two nodes, also with peers in JavaScript
 //!    blocks.rs        single blocks by bitswap: for peers, for databases, and to open one by its address
 //!    oplog.rs         a log in bulk, between nodes
-//!    places.rs        what each peer may have of something that there is little of
 //!    node.rs          Node: databases with a mesh of their own, for programs that want nothing else
 //! ```
 
@@ -22,7 +21,6 @@ mod exchange;
 mod handle;
 mod node;
 mod oplog;
-mod places;
 mod records;
 mod replication;
 mod service;

@@ -13,6 +13,7 @@
 //! route.rs       answers between nodes: requests that go to peers, and those of peers that this node answers
 //! db.rs          replicated databases: the library `orbitdb`, run over the mesh
 //! weights.rs     models between nodes: weights that travel, and nodes that manage the models of others
+//! places.rs      how many peers may have something at once;  streams.rs: answers to the streams that they open
 //! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
 //! ```
 
@@ -30,11 +31,13 @@ mod hello;
 mod help;
 mod limiter;
 mod liveness;
+mod places;
 mod presence;
 mod report;
 pub mod route;
 mod service;
 mod shared;
+mod streams;
 mod supervised;
 #[cfg(test)]
 mod tests;

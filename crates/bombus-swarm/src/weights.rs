@@ -25,10 +25,10 @@ use bombus_net::NetHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::SwarmHandle;
+use crate::places::Places;
 use crate::supervised::keep_going;
 
 use self::fetch::Others;
-use self::serve::Counted;
 
 pub use access::{Access, ByShare};
 pub use remote::{ManageError, RemoteSteps};
@@ -81,7 +81,7 @@ struct Shared {
     backends: Backends,
     access: Arc<dyn Access>,
     /// What is being sent to others.
-    transfers: Arc<Counted>,
+    transfers: Arc<Places>,
 }
 
 /// Gets models from other nodes, as the [`PeerSource`] of pulls, and manages theirs.
@@ -115,7 +115,7 @@ pub fn weights(
     backends: Backends,
     access: Arc<dyn Access>,
 ) -> (WeightsHandle, WeightsService) {
-    let transfers = Arc::default();
+    let transfers = Places::new(config.transfers_max, config.transfers_per_peer_max);
     let shared = Arc::new(Shared { config, net, swarm, store, backends, access, transfers });
     (WeightsHandle { shared: Arc::clone(&shared) }, WeightsService { shared })
 }
@@ -145,7 +145,7 @@ impl WeightsHandle {
     /// Waits until nothing is being sent to others any more. What has no end is kept from beginning by [`Access`]: a whole model is asked
     /// for in ranges of at most 64 MiB, of which those that have begun are waited for.
     pub async fn idle(&self) {
-        self.shared.transfers.none().await;
+        self.shared.transfers.none_taken().await;
     }
 
     /// Returns the other nodes as pulls need them.

@@ -3,6 +3,8 @@
 use std::io;
 
 use bombus_core::topics::MESSAGE_BYTES_MAX;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Most bytes of a failure detector's datagram.
@@ -48,8 +50,47 @@ pub(crate) async fn write_hello(stream: &mut (impl AsyncWrite + Unpin), message:
 ///
 /// When the stream ends or fails, or the length is more than [`HELLO_MAX`].
 pub(crate) async fn read_hello(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    read_frame(stream, HELLO_MAX).await
+}
+
+/// Writes a message of at most so many bytes as CBOR behind its length as four bytes, big-endian, in one piece.
+pub(crate) async fn write_message<T: Serialize>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+    max: usize,
+) -> io::Result<()> {
+    let mut frame = vec![0; 4];
+    ciborium::into_writer(message, &mut frame).map_err(io::Error::other)?;
+    let length = u32::try_from(frame.len() - 4).ok().filter(|_| frame.len() - 4 <= max);
+    let length = length.ok_or_else(|| too_large(frame.len() - 4, max))?;
+    frame[..4].copy_from_slice(&length.to_be_bytes());
+    stream.write_all(&frame).await?;
+    stream.flush().await
+}
+
+/// Reads a message of at most so many bytes. Fields that are not known are passed over.
+///
+/// # Errors
+///
+/// When the stream ends or fails, or the message is too large or none: [`io::ErrorKind::InvalidData`].
+pub(crate) async fn read_message<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+    max: usize,
+) -> io::Result<T> {
+    let frame = read_frame(stream, max).await?;
+    // The messages are flat; deep nesting is none of them.
+    ciborium::de::from_reader_with_recursion_limit(frame.as_slice(), 16)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+}
+
+/// Reads a frame of at most so many bytes behind its length as four bytes, big-endian.
+///
+/// # Errors
+///
+/// When the stream ends or fails, or the frame is too large: [`io::ErrorKind::InvalidData`].
+pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<Vec<u8>> {
     let length = stream.read_u32().await?;
-    read_bytes(stream, usize::try_from(length).unwrap_or(usize::MAX), HELLO_MAX).await
+    read_bytes(stream, usize::try_from(length).unwrap_or(usize::MAX), max).await
 }
 
 async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), length: usize, max: usize) -> io::Result<Vec<u8>> {
@@ -61,7 +102,7 @@ async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), length: usize, max: u
     Ok(bytes)
 }
 
-fn too_large(length: usize, max: usize) -> io::Error {
+pub(crate) fn too_large(length: usize, max: usize) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes, where {max} is the most"))
 }
 

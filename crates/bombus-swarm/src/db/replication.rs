@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::exchange;
 use super::oplog::Turns;
-use super::places::{Place, Places};
 use super::shared::Shared;
+use crate::places::{Place, Places};
 use crate::supervised::PartEnded;
 
 /// How many orders wait. When so many do, reading blocks from peers stops; of exchanges of heads, those beyond come later.

@@ -9,13 +9,13 @@ use bombus_infer::{BackendError, Backends, NamedBackend, Progress, ProgressStrea
 use bombus_net::NetStream;
 use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::serve::Counted;
 use super::wire::{self, FailureKind, ManageAnswer, ManageRequest, REQUEST_MAX};
 use super::{MANAGE_PROTOCOL, Shared};
+use crate::places::Places;
+use crate::streams::answer_each;
 use crate::supervised::PartEnded;
 
 /// Longest name of a model to fetch, in bytes: one may be an address.
@@ -29,39 +29,17 @@ const WORKS_PER_PEER_MAX: usize = 1;
 
 /// Answers requests until `stop`.
 pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), PartEnded> {
-    let mut incoming = shared.net.accept(MANAGE_PROTOCOL)?;
-    let (open, works) = (Arc::new(Counted::default()), Arc::new(Counted::default()));
-    // Dropping it ends what runs.
-    let mut streams = JoinSet::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            Some(ended) = streams.join_next(), if !streams.is_empty() => report(ended),
-            stream = incoming.next() => {
-                let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
-                // Dropping the stream resets it.
-                if let Some(place) = open.take(&peer, STREAMS_MAX, STREAMS_PER_PEER_MAX) {
-                    let (shared, works) = (Arc::clone(shared), Arc::clone(&works));
-                    streams.spawn(async move {
-                        let _place = place;
-                        answer(&shared, &works, &peer, stream).await
-                    });
-                }
-            }
-        }
-    }
+    let incoming = shared.net.accept(MANAGE_PROTOCOL)?;
+    let places = Places::new(STREAMS_MAX, STREAMS_PER_PEER_MAX);
+    let works = Places::new(shared.config.works_max, WORKS_PER_PEER_MAX);
+    answer_each(incoming, &places, stop, MANAGE_PROTOCOL, |peer, stream| {
+        let (shared, works) = (Arc::clone(shared), Arc::clone(&works));
+        async move { answer(&shared, &works, &peer, stream).await }
+    })
+    .await
 }
 
-fn report(ended: Result<io::Result<()>, JoinError>) {
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a peer that asked for a work on models heard no answer"),
-        Err(error) => tracing::error!(%error, "a work on models that a peer asked for failed"),
-    }
-}
-
-async fn answer(shared: &Shared, works: &Arc<Counted>, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
+async fn answer(shared: &Shared, works: &Arc<Places>, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
     let limit = shared.config.answer_limit;
     let read = timeout(limit, wire::read(&mut stream, REQUEST_MAX)).await.map_err(io::Error::other)?;
     let last = match read {
@@ -88,7 +66,7 @@ fn failed(kind: FailureKind, message: String) -> ManageAnswer {
 /// Does a work and tells its steps; the outer error is the stream's, which ends the work.
 async fn work(
     shared: &Shared,
-    works: &Arc<Counted>,
+    works: &Arc<Places>,
     peer: &NodeId,
     request: ManageRequest,
     stream: &mut NetStream,
@@ -96,7 +74,7 @@ async fn work(
     if let Err(reason) = shared.access.may_manage(peer) {
         return Ok(Err(failed(FailureKind::Refused, reason)));
     }
-    let Some(_place) = works.take(peer, shared.config.works_max, WORKS_PER_PEER_MAX) else {
+    let Some(_place) = works.take(peer) else {
         let reason = "it is busy with other works on its models; try again later".to_owned();
         return Ok(Err(failed(FailureKind::Busy, reason)));
     };

@@ -1,9 +1,7 @@
 //! Sends this machine's weights to others: a few transfers at a time, and none through a relay.
 
-use std::collections::HashMap;
 use std::io;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bombus_core::identity::NodeId;
@@ -11,13 +9,14 @@ use bombus_core::model::ModelName;
 use bombus_infer::models::{OpenWeights, SharedModel, StoreError};
 use bombus_net::{NetStream, Path};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{self, REQUEST_MAX, WeightsAnswer, WeightsRequest};
 use super::{Shared, WEIGHTS_PROTOCOL};
+use crate::places::{Place, Places};
+use crate::streams::answer_each;
 use crate::supervised::PartEnded;
 
 /// Most streams at a time, transfers included; those beyond are reset.
@@ -33,36 +32,13 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Answers requests for weights until `stop`.
 pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), PartEnded> {
-    let mut incoming = shared.net.accept(WEIGHTS_PROTOCOL)?;
-    let open = Arc::new(Counted::default());
-    // Dropping it ends what runs.
-    let mut streams = JoinSet::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            Some(ended) = streams.join_next(), if !streams.is_empty() => report(ended),
-            stream = incoming.next() => {
-                let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
-                // Dropping the stream resets it.
-                if let Some(place) = open.take(&peer, STREAMS_MAX, STREAMS_PER_PEER_MAX) {
-                    let shared = Arc::clone(shared);
-                    streams.spawn(async move {
-                        let _place = place;
-                        answer(&shared, &peer, stream).await
-                    });
-                }
-            }
-        }
-    }
-}
-
-fn report(ended: Result<io::Result<()>, tokio::task::JoinError>) {
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a request for weights was not answered to its end"),
-        Err(error) => tracing::error!(%error, "the answer to a request for weights failed"),
-    }
+    let incoming = shared.net.accept(WEIGHTS_PROTOCOL)?;
+    let places = Places::new(STREAMS_MAX, STREAMS_PER_PEER_MAX);
+    answer_each(incoming, &places, stop, WEIGHTS_PROTOCOL, |peer, stream| {
+        let shared = Arc::clone(shared);
+        async move { answer(&shared, &peer, stream).await }
+    })
+    .await
 }
 
 async fn answer(shared: &Shared, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
@@ -152,8 +128,7 @@ async fn open(
     if is_relayed {
         return Err(refused("weights do not go through a relay: connect the two nodes directly"));
     }
-    let config = &shared.config;
-    let place = shared.transfers.take(peer, config.transfers_max, config.transfers_per_peer_max);
+    let place = shared.transfers.take(peer);
     let retry_ms = u64::try_from(RETRY_AFTER.as_millis()).unwrap_or(u64::MAX);
     let place = place.ok_or(WeightsAnswer::Busy { retry_ms })?;
     let store = shared.store.clone();
@@ -209,62 +184,4 @@ async fn read(transfer: &Transfer, at: u64, end: u64, mut memory: Vec<u8>) -> io
         weights.read_exact_at(&mut memory, at).map(|()| memory)
     });
     read.await.map_err(io::Error::other)?
-}
-
-/// What each peer has of something that there is little of.
-#[derive(Default)]
-pub(super) struct Counted {
-    by_peer: Mutex<HashMap<NodeId, usize>>,
-    /// Told when nobody has anything of it any more.
-    freed: Notify,
-}
-
-/// A peer's part of it, as long as this lives.
-pub(super) struct Place {
-    counted: Arc<Counted>,
-    peer: NodeId,
-}
-
-impl Counted {
-    /// Takes one for a peer, where there is one left of all and of this peer's.
-    pub(super) fn take(self: &Arc<Self>, peer: &NodeId, max: usize, per_peer_max: usize) -> Option<Place> {
-        let mut counts = self.counts();
-        let of_peer = counts.get(peer).copied().unwrap_or(0);
-        if counts.values().sum::<usize>() >= max || of_peer >= per_peer_max {
-            return None;
-        }
-        counts.insert(peer.clone(), of_peer + 1);
-        Some(Place { counted: Arc::clone(self), peer: peer.clone() })
-    }
-
-    /// Waits until nobody has anything of it.
-    pub(super) async fn none(&self) {
-        loop {
-            let mut freed = pin!(self.freed.notified());
-            freed.as_mut().enable();
-            if self.counts().is_empty() {
-                return;
-            }
-            freed.await;
-        }
-    }
-
-    fn counts(&self) -> MutexGuard<'_, HashMap<NodeId, usize>> {
-        self.by_peer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.counted.counts();
-        if let Some(count) = counts.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.peer);
-            }
-        }
-        if counts.is_empty() {
-            self.counted.freed.notify_waiters();
-        }
-    }
 }

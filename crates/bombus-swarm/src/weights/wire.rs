@@ -2,9 +2,11 @@
 
 use std::io;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
+
+pub(super) use crate::wire::read_message as read;
+use crate::wire::write_message;
 
 /// Most bytes of a request.
 pub(super) const REQUEST_MAX: usize = 64 << 10;
@@ -86,41 +88,15 @@ pub(super) enum FailureKind {
     Failed,
 }
 
-/// Writes a message in one piece.
+/// Writes a message.
 pub(super) async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
-    let mut frame = vec![0; 4];
-    ciborium::into_writer(message, &mut frame).map_err(io::Error::other)?;
-    let length = u32::try_from(frame.len() - 4).ok().filter(|length| *length as usize <= ANSWER_MAX);
-    let length = length.ok_or_else(|| too_large(frame.len() - 4, ANSWER_MAX))?;
-    frame[..4].copy_from_slice(&length.to_be_bytes());
-    stream.write_all(&frame).await?;
-    stream.flush().await
-}
-
-/// Reads a message of at most so many bytes. Fields that are not known are ignored.
-///
-/// # Errors
-///
-/// When the stream ends or fails, or the message is too large or none: [`io::ErrorKind::InvalidData`].
-pub(super) async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<T> {
-    let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
-    if length > max {
-        return Err(too_large(length, max));
-    }
-    let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).await?;
-    // The messages are flat; deep nesting is none of them.
-    ciborium::de::from_reader_with_recursion_limit(bytes.as_slice(), 16)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
-}
-
-fn too_large(length: usize, max: usize) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes, where {max} is the most"))
+    write_message(stream, message, ANSWER_MAX).await
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde::de::DeserializeOwned;
 
     use super::*;
 

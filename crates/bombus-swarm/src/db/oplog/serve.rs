@@ -10,15 +10,15 @@ use orbitdb::cid::Hash;
 use orbitdb::manifest::Address;
 use orbitdb::{DatabaseError, Told};
 use tokio::io::AsyncWriteExt;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::super::error::DbError;
-use super::super::places::Places;
 use super::super::shared::{Shared, aside};
 use super::OPLOG_PROTOCOL;
 use super::wire::{self, Answer, HAVE_MAX, Request};
+use crate::places::Places;
+use crate::streams::answer_each;
 use crate::supervised::PartEnded;
 
 /// Most streams at a time, those that are told to come back included; those beyond are reset.
@@ -30,38 +30,15 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// Answers requests until `stop`.
 pub(in super::super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), PartEnded> {
-    let mut incoming = shared.net.accept(OPLOG_PROTOCOL)?;
+    let incoming = shared.net.accept(OPLOG_PROTOCOL)?;
     let config = &shared.config.oplog;
-    let open = Places::new(STREAMS_MAX, STREAMS_PER_PEER_MAX);
+    let places = Places::new(STREAMS_MAX, STREAMS_PER_PEER_MAX);
     let served = Places::new(config.serve_max, config.serve_per_peer_max);
-    // Dropping it ends what runs.
-    let mut streams = JoinSet::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            Some(ended) = streams.join_next(), if !streams.is_empty() => report(ended),
-            stream = incoming.next() => {
-                let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
-                // Dropping the stream resets it.
-                if let Some(place) = open.take(&peer) {
-                    let (shared, served) = (Arc::clone(shared), Arc::clone(&served));
-                    streams.spawn(async move {
-                        let _place = place;
-                        answer(&shared, &served, &peer, stream).await
-                    });
-                }
-            }
-        }
-    }
-}
-
-fn report(ended: Result<io::Result<()>, tokio::task::JoinError>) {
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a peer did not catch up to the end"),
-        Err(error) => tracing::error!(%error, "the answer to a peer that catches up failed"),
-    }
+    answer_each(incoming, &places, stop, OPLOG_PROTOCOL, |peer, stream| {
+        let (shared, served) = (Arc::clone(shared), Arc::clone(&served));
+        async move { answer(&shared, &served, &peer, stream).await }
+    })
+    .await
 }
 
 async fn answer(shared: &Arc<Shared>, served: &Arc<Places>, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {

@@ -4,7 +4,9 @@ use std::io;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use crate::wire::{read_frame, read_message, too_large, write_message};
 
 /// Most bytes of a request or an answer: a request names up to some 1,100 entries.
 pub(super) const MESSAGE_MAX: usize = 128 << 10;
@@ -34,26 +36,18 @@ pub(super) enum Answer {
     Busy { retry_ms: u64 },
 }
 
-/// Writes a message in one piece.
+/// Writes a message.
 pub(super) async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    ciborium::into_writer(message, &mut bytes).map_err(io::Error::other)?;
-    let length = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() <= MESSAGE_MAX);
-    let length = length.ok_or_else(|| too_large(bytes.len(), MESSAGE_MAX))?;
-    bytes.splice(..0, length.to_be_bytes());
-    stream.write_all(&bytes).await?;
-    stream.flush().await
+    write_message(stream, message, MESSAGE_MAX).await
 }
 
-/// Reads a message. Fields that are not known are passed over.
+/// Reads a message.
 ///
 /// # Errors
 ///
 /// When the stream ends or fails, or the message is too large or none.
 pub(super) async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
-    let bytes = read_bytes(stream, MESSAGE_MAX).await?;
-    // The messages are flat; deep nesting is none of them.
-    ciborium::de::from_reader_with_recursion_limit(bytes.as_slice(), 16).map_err(|error| invalid(&error.to_string()))
+    read_message(stream, MESSAGE_MAX).await
 }
 
 /// Writes a piece: each block behind its length. An empty one is the end.
@@ -82,7 +76,7 @@ fn length_of(length: usize) -> io::Result<[u8; 4]> {
 ///
 /// When the stream ends or fails, or the piece is too large, or its blocks do not fill it.
 pub(super) async fn read_piece(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<Vec<u8>>> {
-    let bytes = read_bytes(stream, PIECE_MAX).await?;
+    let bytes = read_frame(stream, PIECE_MAX).await?;
     let mut rest = bytes.as_slice();
     let mut blocks = Vec::new();
     while !rest.is_empty() {
@@ -96,20 +90,6 @@ pub(super) async fn read_piece(stream: &mut (impl AsyncRead + Unpin)) -> io::Res
         rest = behind;
     }
     Ok(blocks)
-}
-
-async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<Vec<u8>> {
-    let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
-    if length > max {
-        return Err(too_large(length, max));
-    }
-    let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).await?;
-    Ok(bytes)
-}
-
-fn too_large(length: usize, max: usize) -> io::Error {
-    invalid(&format!("a message of {length} bytes, where {max} is the most"))
 }
 
 fn invalid(what: &str) -> io::Error {

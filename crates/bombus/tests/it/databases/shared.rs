@@ -4,19 +4,18 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::harness::within;
+use crate::model::eventually;
 use crate::swarm::{Member, Swarm};
 
 /// Looks again and again until there is something.
 async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    within("what is waited for", async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+    let mut found = None;
+    eventually("what is waited for", async || {
+        found = look().await;
+        found.is_some()
     })
-    .await
+    .await;
+    found.expect("it is waited for until it is there")
 }
 
 /// Runs `bombus db` with `--json` on a node and reads its one JSON object.
@@ -97,7 +96,7 @@ async fn two_nodes_write_one_database_and_show_the_same() {
 
     two.done(&["db", "drop", "notes"]).await;
     let left = async || object(one, &["info", "notes"]).await["peers"] == json!([]);
-    crate::model::eventually("the other node is no peer of the database any more", left).await;
+    eventually("the other node is no peer of the database any more", left).await;
     assert_eq!(rows(one, "/db/notes/all").await.len(), count, "the other copy is as it was");
 }
 

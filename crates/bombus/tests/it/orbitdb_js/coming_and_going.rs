@@ -5,7 +5,6 @@ use serde_json::json;
 use super::database::{Kind, Ours};
 use super::peer::{Installed, JsHome};
 use super::{Side, agree, of_each_release, pair};
-use crate::harness::within;
 use crate::model::eventually;
 
 of_each_release! {
@@ -159,12 +158,7 @@ async fn a_node_that_restarts_goes_on_where_it_was(installed: Installed) {
         } else {
             swarm.kill(0).await;
         }
-        within("it sees that we are gone", async {
-            while !peer.peers(&address).await.is_empty() {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        })
-        .await;
+        eventually("it sees that we are gone", async || peer.peers(&address).await.is_empty()).await;
         for count in 0..5 {
             peer.write(&address, &kind.put(&format!("{way} {count}"), json!(count))).await;
         }
