@@ -20,7 +20,8 @@ pub use bounds::{BoundsError, MESSAGE_BYTES_MAX};
 pub use help::{Helper, answer_help, eligible_helpers, provides};
 pub use judge::{CLOCK_SKEW_MS_MAX, IgnoreReason, Judgement, RejectReason, judge};
 pub use messages::{
-    Capabilities, NodeStatus, PresencePing, TaskBroadcast, TaskClaim, TaskHelpRequest, TaskHelpResponse, TaskResult,
+    Capabilities, NodeStatus, PresencePing, SealKeyClaim, TaskBroadcast, TaskClaim, TaskHelpRequest, TaskHelpResponse,
+    TaskResult,
 };
 pub use replay::{RateLimit, ReplayGuard};
 pub use timestamp::{ParseTimestampError, Timestamp};

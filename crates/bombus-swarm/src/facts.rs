@@ -2,7 +2,7 @@
 
 use bombus_core::capability::{Capability, Hardware};
 use bombus_core::identity::{BootId, NodeId};
-use bombus_core::topics::{Capabilities, NodeStatus, Timestamp};
+use bombus_core::topics::{Capabilities, NodeStatus, SealKeyClaim, Timestamp};
 
 /// Most entries of lists, and most bytes of their texts, with room below the limits of messages: 240 models with the longest names are
 /// 60 KiB of the 64 that a message may have.
@@ -38,6 +38,8 @@ pub struct OwnFacts {
     pub gpu_percent: Option<f64>,
     /// Whether the node finishes what runs and takes nothing new.
     pub draining: bool,
+    /// The key that texts for the node are sealed to, where it has one.
+    pub seal_key: Option<SealKeyClaim>,
 }
 
 impl OwnFacts {
@@ -82,6 +84,7 @@ impl OwnFacts {
             running: Some(self.running),
             slots: (self.slots > 0).then_some(self.slots),
             boot: Some(boot),
+            seal_key: self.seal_key.clone(),
             ..Capabilities::new(node_id.to_string(), now)
         }
     }
@@ -107,6 +110,7 @@ impl OwnFacts {
             || self.backends != told.backends
             || self.installed != told.installed
             || self.slots != told.slots
+            || self.seal_key != told.seal_key
             || kept(self) != kept(told)
     }
 }

@@ -15,6 +15,7 @@ use crate::events::EventStream;
 use crate::help;
 use crate::liveness::LivenessReport;
 use crate::report::{HelloReport, PeerReport, SwarmReport};
+use crate::seal::PublicSealKey;
 use crate::shared::Shared;
 use crate::topics::MessageStream;
 use crate::view::PeerView;
@@ -57,6 +58,13 @@ impl SwarmHandle {
     pub fn peer(&self, node_id: &NodeId) -> Option<PeerView> {
         self.shared.look_at_links();
         self.shared.view().peer(node_id)
+    }
+
+    /// Returns the key that texts for a peer are sealed to. There is none as long as the peer has not told one that it signed, and for ten
+    /// minutes after it is gone its last one is still known.
+    #[must_use]
+    pub fn seal_key(&self, node_id: &NodeId) -> Option<PublicSealKey> {
+        self.shared.view().seal_key(node_id)
     }
 
     /// Returns this node as its peers see it, without a way to it.

@@ -12,6 +12,7 @@
 //! help.rs        requests for help, and answers to them
 //! route.rs       answers between nodes: requests that go to peers, and those of peers that this node answers
 //! db.rs          replicated databases: the library `orbitdb`, run over the mesh
+//! seal.rs        prompts and results that only those whom they are for can read
 //! weights.rs     models between nodes: weights that travel, and nodes that manage the models of others
 //! places.rs      how many peers may have something at once;  streams.rs: answers to the streams that they open
 //! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
@@ -35,6 +36,7 @@ mod places;
 mod presence;
 mod report;
 pub mod route;
+pub mod seal;
 mod service;
 mod shared;
 mod streams;

@@ -23,6 +23,7 @@ use bombus_core::topics::{Capabilities, TopicMessage};
 
 pub use self::peer::{PeerPath, PeerView, word_of};
 use self::row::Row;
+use crate::seal::PublicSealKey;
 
 /// A moment on both clocks that the view needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -253,6 +254,12 @@ impl View {
     #[must_use]
     pub fn peer(&self, node_id: &NodeId) -> Option<PeerView> {
         self.rows.get(node_id).map(|row| row.show(node_id))
+    }
+
+    /// Returns the key that texts for a peer are sealed to, where it has told one and signed it.
+    #[must_use]
+    pub fn seal_key(&self, node_id: &NodeId) -> Option<PublicSealKey> {
+        self.rows.get(node_id).and_then(Row::seal_key)
     }
 
     /// Returns what the peers that are there said of themselves.

@@ -65,7 +65,10 @@ fn capabilities(message: &Capabilities) -> Checked {
     optional("ip", message.ip.as_deref(), NAME_MAX)?;
     optional("gpu_name", message.gpu_name.as_deref(), LONG_NAME_MAX)?;
     list("capabilities", &message.capabilities, LIST_MAX, NAME_MAX)?;
-    list("backends", &message.backends, LIST_MAX, NAME_MAX)
+    list("backends", &message.backends, LIST_MAX, NAME_MAX)?;
+    let seal_key = message.seal_key.as_ref();
+    optional("seal_key", seal_key.map(|claim| claim.key.as_str()), NAME_MAX)?;
+    optional("seal_key", seal_key.map(|claim| claim.signature.as_str()), NAME_MAX)
 }
 
 fn task(message: &TaskBroadcast) -> Checked {

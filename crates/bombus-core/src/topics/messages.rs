@@ -85,6 +85,18 @@ pub struct Capabilities {
     /// This run of the node's process.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
     pub boot: Option<BootId>,
+    /// The key that texts for the node are sealed to.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
+    pub seal_key: Option<SealKeyClaim>,
+}
+
+/// A key that texts for a node are sealed to, and the node's word for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealKeyClaim {
+    /// The X25519 key: 32 bytes in base64.
+    pub key: String,
+    /// What the node signed it with: the 64 bytes of an Ed25519 signature in base64.
+    pub signature: String,
 }
 
 impl Capabilities {
@@ -112,6 +124,7 @@ impl Capabilities {
             running: None,
             slots: None,
             boot: None,
+            seal_key: None,
         }
     }
 }

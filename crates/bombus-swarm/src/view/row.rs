@@ -5,6 +5,7 @@ use bombus_core::liveness::PeerState;
 use bombus_core::topics::{Capabilities, TopicMessage};
 
 use super::{Change, Moment, PeerPath, PeerView, Shown, ViewLimits};
+use crate::seal::PublicSealKey;
 
 /// Lists of links are some tenths of a second old: for so long after a connection began or ended, what they say about it does not count.
 const LINKS_MAY_BE_OLD_MS: u64 = 1_000;
@@ -31,6 +32,8 @@ pub(super) struct Row {
     version: Option<String>,
     boot: Option<BootId>,
     told: Option<Box<Capabilities>>,
+    /// The key that texts for the peer are sealed to, once the peer's signature of it was found good.
+    seal_key: Option<PublicSealKey>,
     skew_ms: Option<i64>,
     /// What was last told in changes; nothing as long as the peer is not announced.
     face: Option<Face>,
@@ -68,6 +71,7 @@ impl Row {
             version: None,
             boot: None,
             told: None,
+            seal_key: None,
             skew_ms: None,
             face: None,
         }
@@ -91,6 +95,10 @@ impl Row {
 
     pub(super) fn told(&self) -> Option<&Capabilities> {
         self.told.as_deref()
+    }
+
+    pub(super) fn seal_key(&self) -> Option<PublicSealKey> {
+        self.seal_key
     }
 
     pub(super) fn heard(&mut self, now: Moment) {
@@ -257,7 +265,17 @@ impl Row {
             }
         }
         self.named(told.name.clone(), told.version.clone(), told.boot);
+        self.take_seal_key(&told);
         self.told = Some(Box::new(told));
+    }
+
+    fn take_seal_key(&mut self, told: &Capabilities) {
+        let before = self.told.as_ref().and_then(|before| before.seal_key.as_ref());
+        if before == told.seal_key.as_ref() {
+            return;
+        }
+        let verified = |claim| PublicSealKey::verified(claim, &NodeId::parse(&told.node_id).ok()?).ok();
+        self.seal_key = told.seal_key.as_ref().and_then(verified);
     }
 
     fn named(&mut self, name: Option<String>, version: Option<String>, boot: Option<BootId>) {

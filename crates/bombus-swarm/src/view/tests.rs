@@ -7,6 +7,7 @@ use bombus_core::topics::{PresencePing, Timestamp};
 use proptest::prelude::*;
 
 use super::*;
+use crate::seal::SealKey;
 
 fn peer(number: u16) -> NodeId {
     let mut secret = [7; 32];
@@ -180,6 +181,27 @@ fn peers_that_the_detector_does_not_know_go_by_disconnection_or_silence() {
     view.on(at(100_000), ping(2, 1));
     assert!(view.on(at(159_999), TICK).is_empty());
     assert!(matches!(&view.on(at(160_000), TICK)[..], [Change::Left { reason: "silent", .. }]));
+}
+
+#[test]
+fn a_key_that_texts_are_sealed_to_counts_once_the_peer_has_signed_it() {
+    let key = |number| SealKey::from_secret(&[number; 32]).public();
+    let node = |number: u16| {
+        let mut secret = [7; 32];
+        secret[..2].copy_from_slice(&number.to_be_bytes());
+        NodeKey::from_secret(&secret)
+    };
+    let mut view = view();
+    view.on(at(0), told(1, 0, |_| {}));
+    assert_eq!(view.seal_key(&peer(1)), None);
+    view.on(at(1), told(1, 1, |told| told.seal_key = Some(key(1).claimed_by(&node(1)))));
+    assert_eq!(view.seal_key(&peer(1)), Some(key(1)));
+    view.on(at(2), ping(1, 1));
+    assert_eq!(view.seal_key(&peer(1)), Some(key(1)), "a message that says nothing of it changes nothing");
+    view.on(at(3), told(1, 3, |told| told.seal_key = Some(key(2).claimed_by(&node(2)))));
+    assert_eq!(view.seal_key(&peer(1)), None, "signed by another node");
+    view.on(at(4), told(1, 4, |told| told.seal_key = Some(key(3).claimed_by(&node(1)))));
+    assert_eq!(view.seal_key(&peer(1)), Some(key(3)), "a new key takes the place of the old one");
 }
 
 #[test]
