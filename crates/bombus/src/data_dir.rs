@@ -4,6 +4,7 @@
 //! DIR/format         version of this layout
 //! DIR/lock           held by the running node; its pid inside
 //! DIR/identity.key   the node's Ed25519 key, 0600
+//! DIR/seal.key       the X25519 key that texts for the node are sealed to, 0600
 //! DIR/node.json      where the running node answers; gone after a clean stop
 //! DIR/session.key    API key of this run of the node for commands on this directory, 0600; goes with node.json
 //! DIR/keys.json      hashes of the API keys, 0600
@@ -19,7 +20,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bombus_core::identity::NodeKey;
+use bombus_core::identity::{NodeId, NodeKey};
+use bombus_swarm::seal::SealKey;
 
 use crate::platform;
 
@@ -27,6 +29,7 @@ mod identity;
 mod lock;
 mod node_file;
 mod pause;
+mod secret_file;
 
 pub(crate) use lock::NodeLock;
 pub(crate) use node_file::{Announcement, NodeRecord, reachable};
@@ -133,6 +136,11 @@ impl DataDir {
         self.root.join("identity.key")
     }
 
+    /// Returns the file of the key that texts for the node are sealed to.
+    pub(crate) fn seal_key_file(&self) -> PathBuf {
+        self.root.join("seal.key")
+    }
+
     /// Returns the file with what was asked in chats.
     pub(crate) fn chat_history(&self) -> PathBuf {
         self.root.join("chat_history")
@@ -140,8 +148,13 @@ impl DataDir {
 
     /// Returns the files that only their owner may read, those included that are not there.
     pub(crate) fn secrets(&self) -> Vec<PathBuf> {
-        let mut secrets =
-            vec![self.identity(), self.keys(), self.root.join(node_file::SESSION_KEY_FILE), self.chat_history()];
+        let mut secrets = vec![
+            self.identity(),
+            self.seal_key_file(),
+            self.keys(),
+            self.root.join(node_file::SESSION_KEY_FILE),
+            self.chat_history(),
+        ];
         let swarms = fs::read_dir(self.root.join("swarms")).into_iter().flatten().flatten();
         secrets.extend(swarms.flat_map(|swarm| SWARM_SECRETS.map(|name| swarm.path().join(name))));
         secrets
@@ -167,6 +180,11 @@ impl DataDir {
     /// Reads the node's key, making one at the first start.
     pub(crate) fn node_key(&self) -> Result<NodeKey, DataDirError> {
         identity::load_or_create(&self.identity())
+    }
+
+    /// Reads the key that texts for the node `node` are sealed to, making one on first use.
+    pub(crate) fn seal_key(&self, node: &NodeId) -> Result<SealKey, DataDirError> {
+        identity::load_or_create_seal_key(&self.seal_key_file(), node)
     }
 
     /// Reads what a running node left in `node.json`, or a dead one.

@@ -1,61 +1,46 @@
+//! The keys of the node: who it is, and what texts for it are sealed to.
+
 use std::fs;
-use std::io::{self, Write};
 use std::path::Path;
 
-use bombus_core::identity::NodeKey;
+use bombus_core::identity::{NodeId, NodeKey};
+use bombus_swarm::seal::SealKey;
 
-use super::DataDirError;
-use crate::platform;
+use super::{DataDirError, secret_file};
 
 /// Opens the file; names its format and the kind of key, so that both can change.
 const HEADER: &str = "bombus-identity-1 ed25519 ";
+/// Opens the file of the key that texts are sealed to; the id of the node that made it follows.
+const SEAL_HEADER: &str = "bombus-seal-1 x25519 ";
 
 /// Reads the key file, or makes it with a fresh key. Rights that others have to it are taken away.
 pub(super) fn load_or_create(path: &Path) -> Result<NodeKey, DataDirError> {
-    match fs::read_to_string(path) {
-        Ok(text) => {
-            let key = parse(&text).ok_or_else(|| DataDirError::Damaged {
-                path: path.to_owned(),
-                reason: "it should hold one line with the node's key; restore it from a backup, or delete it to become a new node"
-                    .into(),
-            })?;
-            if let Ok(Some(mode)) = platform::open_to_others(path) {
-                tracing::warn!(file = %path.display(), file.mode = format!("{mode:o}"), "the node's key was readable by others; closed it");
-                platform::close_to_others(path).map_err(DataDirError::io(path, "its permissions cannot be changed"))?;
-            }
-            Ok(key)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(path),
-        Err(source) => Err(DataDirError::Io { path: path.to_owned(), doing: "it cannot be read", source }),
+    let advice = "restore it from a backup, or delete it to become a new node";
+    secret_file::load_or_create(path, HEADER, advice).map(|secret| NodeKey::from_secret(&secret))
+}
+
+/// Reads the file of the key that texts for the node `node` are sealed to, or makes it with a fresh one. One that came here with a copy of another
+/// node's directory is replaced: two nodes with the same key would read what is sealed to either.
+pub(super) fn load_or_create_seal_key(path: &Path, node: &NodeId) -> Result<SealKey, DataDirError> {
+    let header = format!("{SEAL_HEADER}{node} ");
+    let others =
+        |text: &str| NodeId::parse(text.strip_prefix(SEAL_HEADER)?.split_once(' ')?.0).ok().filter(|id| id != node);
+    if let Some(other) = fs::read_to_string(path).ok().as_deref().and_then(others) {
+        tracing::info!(file = %path.display(), node.id = %other, "the key for sealed texts is another node's; this one makes its own");
+        fs::remove_file(path).map_err(DataDirError::io(path, "it cannot be replaced"))?;
     }
-}
-
-fn parse(text: &str) -> Option<NodeKey> {
-    let mut secret = [0; 32];
-    hex::decode_to_slice(text.strip_prefix(HEADER)?.trim_end(), &mut secret).ok()?;
-    Some(NodeKey::from_secret(&secret))
-}
-
-fn create(path: &Path) -> Result<NodeKey, DataDirError> {
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret).map_err(|error| {
-        DataDirError::io(path, "the system gives no random bytes for a key")(io::Error::other(error))
-    })?;
-    let write = || -> io::Result<()> {
-        // A temporary file of this crate is readable by the owner alone from the first moment.
-        let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-        writeln!(file, "{HEADER}{}", hex::encode(secret))?;
-        file.as_file().sync_all()?;
-        file.persist_noclobber(path)?;
-        Ok(())
-    };
-    write().map_err(DataDirError::io(path, "it cannot be written"))?;
-    Ok(NodeKey::from_secret(&secret))
+    let advice = "restore it from a backup, or delete it to get a new one: what was sealed to the old one is lost then";
+    secret_file::load_or_create(path, &header, advice).map(|secret| SealKey::from_secret(&secret))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform;
+
+    fn node(number: u8) -> NodeId {
+        NodeKey::from_secret(&[number; 32]).node_id()
+    }
 
     #[test]
     fn a_key_is_made_once_and_kept_private() {
@@ -64,6 +49,20 @@ mod tests {
         let first = load_or_create(&path).unwrap();
         assert_eq!(platform::open_to_others(&path).unwrap(), None);
         assert_eq!(load_or_create(&path).unwrap().node_id(), first.node_id());
+        let path = root.path().join("seal.key");
+        let first = load_or_create_seal_key(&path, &node(1)).unwrap();
+        assert_eq!(platform::open_to_others(&path).unwrap(), None);
+        assert_eq!(load_or_create_seal_key(&path, &node(1)).unwrap().public(), first.public());
+    }
+
+    #[test]
+    fn a_copy_of_another_node_s_directory_gets_a_key_of_its_own_for_sealed_texts() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("seal.key");
+        let original = load_or_create_seal_key(&path, &node(1)).unwrap();
+        let copy = load_or_create_seal_key(&path, &node(2)).unwrap();
+        assert_ne!(copy.public(), original.public());
+        assert_eq!(load_or_create_seal_key(&path, &node(2)).unwrap().public(), copy.public());
     }
 
     #[test]
@@ -72,7 +71,16 @@ mod tests {
         let path = root.path().join("identity.key");
         fs::write(&path, "bombus-identity-1 ed25519 abc\n").unwrap();
         assert!(matches!(load_or_create(&path), Err(DataDirError::Damaged { .. })));
+        assert!(matches!(load_or_create_seal_key(&path, &node(1)), Err(DataDirError::Damaged { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "bombus-identity-1 ed25519 abc\n");
+    }
+
+    #[test]
+    fn one_key_is_not_taken_for_the_other() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.key");
+        load_or_create(&path).unwrap();
+        assert!(matches!(load_or_create_seal_key(&path, &node(1)), Err(DataDirError::Damaged { .. })));
     }
 
     #[cfg(unix)]

@@ -125,7 +125,7 @@ async fn secrets_that_others_can_read_are_found() {
     let (_, checks) = examine(&home, &[]).await;
     assert_check(&checks, "secret files", "ok", "");
     std::fs::write(home.data_dir().join("chat_history"), "").unwrap();
-    for name in ["keys.json", "identity.key", "session.key", "chat_history"] {
+    for name in ["keys.json", "identity.key", "seal.key", "session.key", "chat_history"] {
         let file = home.data_dir().join(name);
         std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
         let (code, checks) = examine(&home, &[]).await;
