@@ -10,4 +10,5 @@ pub mod liveness;
 pub mod model;
 pub mod placement;
 mod random;
+pub mod tasks;
 pub mod topics;

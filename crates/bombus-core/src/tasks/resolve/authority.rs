@@ -1,0 +1,108 @@
+use std::sync::Arc;
+
+use crate::identity::NodeId;
+use crate::tasks::{ResultDocument, TaskDocument, TaskId, TaskStatus};
+
+use super::{Entry, Refusal, Requester, ResultEntry, Worker, has_status, is_terminal};
+
+/// Who may write what about one task.
+pub(super) struct Authority<'a> {
+    id: &'a TaskId,
+    proof_ok: &'a dyn Fn(&NodeId, &TaskId, &str, &str) -> bool,
+    pub(super) requester: Requester,
+    /// The requester's first PENDING document.
+    pub(super) first: &'a Entry,
+    /// The requester's document that decides.
+    pub(super) terminal: Option<&'a Entry>,
+}
+
+impl<'a> Authority<'a> {
+    /// Finds the requester, and its word that decides, in entries of one task, oldest first.
+    pub(super) fn of(
+        id: &'a TaskId,
+        tasks: &[&'a Entry],
+        proof_ok: &'a dyn Fn(&NodeId, &TaskId, &str, &str) -> bool,
+    ) -> Option<Self> {
+        let proves = |entry: &&&Entry| {
+            let TaskDocument { requester_peer_id, requester_identity, requester_proof, .. } = &*entry.value;
+            let is_writer = requester_identity.as_ref().is_none_or(|identity| *identity == entry.writer);
+            let Some(proof) = requester_proof.as_ref().filter(|_| is_writer) else { return false };
+            NodeId::parse(requester_peer_id).is_ok_and(|node| proof_ok(&node, id, &entry.writer, proof))
+        };
+        let mut pending = tasks.iter().filter(has_status(TaskStatus::Pending));
+        let oldest = *pending.clone().next()?;
+        let proven = pending.find(proves);
+        let first = proven.copied().unwrap_or(oldest);
+        let requester = Requester {
+            peer: NodeId::parse(&first.value.requester_peer_id).ok(),
+            identity: first.writer.clone(),
+            proven: proven.is_some(),
+        };
+        let terminal = tasks.iter().find(|entry| entry.writer == first.writer && is_terminal(entry)).copied();
+        Some(Self { id, proof_ok, requester, first, terminal })
+    }
+
+    /// Returns whether the requester wrote an entry.
+    pub(super) fn is_requesters(&self, entry: &Entry) -> bool {
+        entry.writer == self.requester.identity
+    }
+
+    /// Parts the requester's entries behind its word that decides from all that counts.
+    pub(super) fn split_at_terminal(&self, tasks: Vec<&'a Entry>) -> (Vec<&'a Entry>, Vec<&'a Entry>) {
+        let Some(terminal) = self.terminal else { return (tasks, Vec::new()) };
+        let is_late = |entry: &&Entry| self.is_requesters(entry) && entry.order > terminal.order;
+        let (late, counts) = tasks.into_iter().partition(is_late);
+        (counts, late)
+    }
+
+    /// Returns whether a node proves that it wrote something under an identity.
+    pub(super) fn proves(
+        &self,
+        node: &NodeId,
+        writer: &str,
+        identity: Option<&String>,
+        proof: Option<&String>,
+    ) -> bool {
+        let is_writer = identity.is_none_or(|identity| identity == writer);
+        is_writer && proof.is_some_and(|proof| (self.proof_ok)(node, self.id, writer, proof))
+    }
+
+    /// Returns whether the worker of a grant wrote an entry about the task.
+    pub(super) fn is_workers(&self, worker: &Worker, entry: &Entry) -> Result<(), Refusal> {
+        let TaskDocument { worker_peer_id, worker_identity, worker_proof, .. } = &*entry.value;
+        let peer = worker_peer_id.as_deref().unwrap_or_default();
+        self.is_by(worker, peer, &entry.writer, worker_identity.as_ref(), worker_proof.as_ref())
+    }
+
+    /// Returns whether the worker of a grant wrote a result.
+    pub(super) fn is_result_of(&self, worker: &Worker, entry: &ResultEntry) -> Result<(), Refusal> {
+        let ResultDocument { worker_peer_id, worker_identity, worker_proof, .. } = &*entry.value;
+        self.is_by(worker, worker_peer_id, &entry.writer, worker_identity.as_ref(), worker_proof.as_ref())
+    }
+
+    fn is_by(
+        &self,
+        worker: &Worker,
+        peer: &str,
+        writer: &str,
+        identity: Option<&String>,
+        proof: Option<&String>,
+    ) -> Result<(), Refusal> {
+        match worker {
+            Worker::Foreign { identity, .. } if identity == writer => Ok(()),
+            Worker::Node(node) if node.as_str() == peer => {
+                if self.proves(node, writer, identity, proof) {
+                    Ok(())
+                } else {
+                    Err(Refusal::Proof)
+                }
+            }
+            Worker::Foreign { .. } | Worker::Node(_) => Err(Refusal::OtherWorker),
+        }
+    }
+
+    /// Returns the task as it was submitted.
+    pub(super) fn task(&self) -> Arc<TaskDocument> {
+        Arc::clone(&self.first.value)
+    }
+}
