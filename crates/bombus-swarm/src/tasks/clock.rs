@@ -1,0 +1,39 @@
+//! The clock of leases: it counts the time during which the machine sleeps, so that a lease runs out meanwhile.
+
+use std::time::Duration;
+
+/// Tells the time since some moment before the start of the program. It never goes back, whatever is done to the time of day.
+///
+/// On Linux it is CLOCK_BOOTTIME; on macOS CLOCK_MONOTONIC, which counts sleep there. Elsewhere sleep may not be counted.
+#[cfg(unix)]
+pub(super) fn now() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    #[cfg(target_os = "linux")]
+    const CLOCK: ClockId = ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    const CLOCK: ClockId = ClockId::Monotonic;
+    let time = clock_gettime(CLOCK);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0));
+    Duration::new(seconds, nanos)
+}
+
+#[cfg(not(unix))]
+pub(super) fn now() -> Duration {
+    use std::sync::OnceLock;
+    use std::time::Instant;
+    static BEGUN: OnceLock<Instant> = OnceLock::new();
+    BEGUN.get_or_init(Instant::now).elapsed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_on() {
+        let before = now();
+        std::thread::sleep(Duration::from_millis(2));
+        let passed = now() - before;
+        assert!(passed >= Duration::from_millis(2) && passed < Duration::from_secs(60), "{passed:?}");
+    }
+}

@@ -1,0 +1,133 @@
+//! Settings of tasks.
+
+use std::time::Duration;
+
+use bombus_core::tasks::dispatch::DispatchConfig;
+use bombus_core::tasks::lease::{LeaseConfig, LeaseConfigError};
+use serde::{Deserialize, Serialize};
+
+/// Runs at a time where neither the configuration nor the backends say.
+const SLOTS_DEFAULT: u32 = 4;
+/// Most runs at a time.
+const SLOTS_MAX: u32 = 1_024;
+/// So many tasks of others wait for each slot.
+const QUEUE_PER_SLOT: u32 = 4;
+
+/// Durable tasks: the section `[tasks]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TasksConfig {
+    /// Whether this node keeps tasks at all. Without the databases it keeps none either.
+    pub enabled: bool,
+    /// Whether it runs tasks, its own and those of others. A node that does not still submits them.
+    pub work: bool,
+    /// Most runs at a time. Without it as many as the backends have slots, and 4 where they do not say.
+    pub max_concurrent: Option<u32>,
+    /// So many attempts end in failure before a task does that names no number of its own.
+    pub max_attempts: u32,
+    /// How long a run may take whose task names no limit, in seconds.
+    pub timeout_s: u64,
+    /// How long a grant holds unless it is renewed, in milliseconds.
+    pub lease_ms: u64,
+    /// How often a worker renews it, in milliseconds; at most half of `lease_ms`.
+    pub renew_ms: u64,
+    /// How long a requester has to be away before workers act in its place, in milliseconds; longer than `lease_ms` by a tenth.
+    pub grace_ms: u64,
+    /// How much longer each next worker waits with that, in milliseconds.
+    pub rank_step_ms: u64,
+    /// How long a node that starts, wakes or reconnects waits for what others know before it acts, in milliseconds.
+    pub settle_ms: u64,
+    /// How long a task waits for claims of workers that know no grants, where `foreign_workers` lets them have it, in milliseconds.
+    pub bid_ms: u64,
+    /// Whether workers of other programs may run this node's tasks.
+    pub foreign_workers: bool,
+    /// The pause after the first failed attempt, in milliseconds. Each further one doubles it, up to 30 s.
+    pub backoff_ms: u64,
+}
+
+impl Default for TasksConfig {
+    fn default() -> Self {
+        let lease = LeaseConfig::default();
+        Self {
+            enabled: true,
+            work: true,
+            max_concurrent: None,
+            max_attempts: lease.max_attempts,
+            timeout_s: 600,
+            lease_ms: lease.lease_ms,
+            renew_ms: lease.renew_ms,
+            grace_ms: lease.grace_ms,
+            rank_step_ms: lease.rank_step_ms,
+            settle_ms: lease.settle_ms,
+            bid_ms: lease.bid_ms,
+            foreign_workers: false,
+            backoff_ms: lease.backoff_ms,
+        }
+    }
+}
+
+impl TasksConfig {
+    /// Checks that the settings fit together.
+    ///
+    /// # Errors
+    ///
+    /// Says which do not.
+    pub fn check(&self) -> Result<(), LeaseConfigError> {
+        self.lease().check()
+    }
+
+    /// Returns how many tasks run at a time, where the backends answer so many requests; 0 where they do not say.
+    #[must_use]
+    pub fn slots(&self, backend_slots: u32) -> u32 {
+        let of_backends = if backend_slots == 0 { SLOTS_DEFAULT } else { backend_slots };
+        if self.work { self.max_concurrent.unwrap_or(of_backends).clamp(1, SLOTS_MAX) } else { 0 }
+    }
+
+    pub(super) fn lease(&self) -> LeaseConfig {
+        LeaseConfig {
+            lease_ms: self.lease_ms,
+            renew_ms: self.renew_ms,
+            grace_ms: self.grace_ms,
+            rank_step_ms: self.rank_step_ms,
+            settle_ms: self.settle_ms,
+            bid_ms: self.bid_ms,
+            max_attempts: self.max_attempts,
+            backoff_ms: self.backoff_ms,
+            ..LeaseConfig::default()
+        }
+    }
+
+    pub(super) fn dispatch(&self, backend_slots: u32) -> DispatchConfig {
+        let slots = self.slots(backend_slots);
+        DispatchConfig {
+            lease: self.lease(),
+            slots,
+            queue: slots.saturating_mul(QUEUE_PER_SLOT),
+            run_limit: Duration::from_secs(self.timeout_s.max(1)),
+            foreign_limit: Duration::from_secs(self.timeout_s.max(1)),
+            foreign_workers: self.foreign_workers,
+            ..DispatchConfig::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_counts_then_what_the_backends_have() {
+        let of = |max_concurrent, backend_slots| TasksConfig { max_concurrent, ..TasksConfig::default() }.slots(backend_slots);
+        assert_eq!((of(None, 0), of(None, 3), of(Some(9), 3), of(Some(0), 3)), (SLOTS_DEFAULT, 3, 9, 1));
+        assert_eq!(TasksConfig { work: false, ..TasksConfig::default() }.slots(3), 0);
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_together_are_told() {
+        TasksConfig::default().check().unwrap();
+        let late = TasksConfig { renew_ms: 14_000, ..TasksConfig::default() };
+        assert!(late.check().unwrap_err().to_string().contains("renew_ms"));
+        let read = serde_json::from_str::<TasksConfig>(r#"{ "lease": 3 }"#);
+        assert!(read.unwrap_err().to_string().contains("lease"));
+    }
+}

@@ -1,0 +1,126 @@
+//! The handle through which everybody but the service uses tasks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bombus_core::tasks::TaskId;
+use bombus_core::tasks::report::TaskReport;
+use futures::stream::BoxStream;
+
+use super::error::TasksError;
+use super::news::{TaskFilter, TaskNews, TaskPage, TaskResultReport};
+use super::shared::Shared;
+use super::submission::Submission;
+use crate::store::StoreSize;
+
+/// A cheap handle to the tasks of the swarm. Every node answers for every task that it has heard of.
+#[derive(Clone)]
+pub struct TasksHandle {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for TasksHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TasksHandle").finish_non_exhaustive()
+    }
+}
+
+impl TasksHandle {
+    /// Submits a task. It is safe on this node's disk when this returns; where it is cut into parts, all of them are.
+    ///
+    /// A submission whose id is known already and that asks for the same returns the task that is there.
+    ///
+    /// # Errors
+    ///
+    /// [`TasksError::Invalid`]; [`TasksError::Conflict`] where the id is known and asks for something else; [`TasksError::Full`];
+    /// [`TasksError::Unavailable`] and [`TasksError::Store`], as of all that follow.
+    pub async fn submit(&self, submission: Submission) -> Result<TaskReport, TasksError> {
+        super::orchestrate::submit(&self.shared, submission).await
+    }
+
+    /// Tells how a task stands. The status of a parent is made of its parts.
+    ///
+    /// # Errors
+    ///
+    /// [`TasksError::UnknownTask`], as of all that follow.
+    pub async fn report(&self, id: &TaskId) -> Result<TaskReport, TasksError> {
+        self.shared.report(id).await
+    }
+
+    /// Tells what came of a task; `None` where there is nothing to read yet. Large answers are fetched from those who have them.
+    ///
+    /// # Errors
+    ///
+    /// See above.
+    pub async fn result(&self, id: &TaskId) -> Result<Option<TaskResultReport>, TasksError> {
+        super::orchestrate::result(&self.shared, id).await
+    }
+
+    /// Waits until a task has ended and its requester has said so, and tells how. Safe to cancel. A task of a peer that never says so has
+    /// ended when it is shown so.
+    ///
+    /// # Errors
+    ///
+    /// See above.
+    pub async fn wait(&self, id: &TaskId) -> Result<TaskReport, TasksError> {
+        super::orchestrate::wait(&self.shared, id).await
+    }
+
+    /// Has a task end, wherever it runs, and tells how it stands then: its requester confirms the end. Where that is away, the worker stops
+    /// all the same, and the task is shown as `cancelling` until it is back. A task that has ended stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// See above.
+    pub async fn cancel(&self, id: &TaskId) -> Result<TaskReport, TasksError> {
+        super::cancel::cancel(&self.shared, id).await
+    }
+
+    /// Lists tasks, newest first; parents stand for their parts.
+    ///
+    /// # Errors
+    ///
+    /// [`TasksError::Unavailable`] and [`TasksError::Store`].
+    pub async fn list(&self, filter: &TaskFilter) -> Result<TaskPage, TasksError> {
+        super::orchestrate::list(&self.shared, filter).await
+    }
+
+    /// Tells what happens to a task until it has ended, wherever it runs: first how it stands, then its answer as it is written, and each
+    /// change. A reader that is slow misses changes, but not pieces of the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`TasksError::UnknownTask`] and the others, when it begins.
+    pub async fn follow(&self, id: &TaskId) -> Result<BoxStream<'static, TaskNews>, TasksError> {
+        super::follow::follow(&self.shared, id).await
+    }
+
+    /// Tells of each task that changes from now on, how it stands then; of parts, how their parent stands. A reader that is slow misses
+    /// changes, and then gets those that follow. It ends with the service.
+    #[must_use]
+    pub fn updates(&self) -> BoxStream<'static, TaskReport> {
+        super::follow::updates(&self.shared)
+    }
+
+    /// Returns how much there is of tasks here.
+    ///
+    /// # Errors
+    ///
+    /// [`TasksError::Unavailable`] and [`TasksError::Store`].
+    pub async fn size(&self) -> Result<StoreSize, TasksError> {
+        self.shared.size().await
+    }
+
+    /// Returns how many tasks run on this node now.
+    #[must_use]
+    pub fn running(&self) -> u32 {
+        self.shared.load().running
+    }
+
+    /// Takes no further tasks, hands back what waits here, and waits until what runs has ended or been handed back, at most so long. It is
+    /// for a node that is about to stop.
+    pub async fn drain(&self, grace: Duration) {
+        self.shared.drain(grace).await;
+    }
+}
