@@ -170,6 +170,13 @@ impl Index {
         Some(Row { hash: cell.position.hash, key: Arc::clone(key), value: Arc::clone(cell.value.as_ref()?) })
     }
 
+    /// Returns where the entries of a key stand that a view shows, oldest first. Without a view only the newest one is kept in mind, and this
+    /// is none.
+    #[must_use]
+    pub fn members(&self, key: &str) -> Option<impl ExactSizeIterator<Item = &Position>> {
+        matches!(self.rule, Rule::View(_)).then(|| self.members.get(key).map(BTreeSet::iter).unwrap_or_default())
+    }
+
     /// Returns the rows whose values fulfil a condition, ordered by key. Events have none: their values are not in memory.
     pub fn query(&self, condition: impl Fn(&Value) -> bool) -> Vec<Row> {
         let shown = self.cells.iter().filter_map(|(key, cell)| Some((key, cell.position.hash, cell.value.as_ref()?)));

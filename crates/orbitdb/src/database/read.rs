@@ -7,7 +7,14 @@ use std::{
 };
 
 use super::{Database, DatabaseError};
-use crate::{cid::Hash, entry::Refusal, index::Row, log::Position, manifest::DatabaseType, sync::Peer};
+use crate::{
+    cid::Hash,
+    entry::Refusal,
+    index::{Record, Row},
+    log::Position,
+    manifest::DatabaseType,
+    sync::Peer,
+};
 
 /// Which rows an amount leaves, where bounds have more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,6 +125,21 @@ impl Database {
         let mut rows = self.iterate(Bounds::default())?;
         rows.reverse();
         Ok(rows)
+    }
+
+    /// Returns the entries of a key that count, oldest first: what a [`View`](crate::index::View) is given of it.
+    ///
+    /// With a view these are read alone. Without one nothing but the newest entry of a key is kept in mind, so that the whole log is read.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError`] when the storage fails.
+    pub fn history(&self, key: &str) -> Result<Vec<Record>, DatabaseError> {
+        let shared = &self.inner.shared;
+        let members: Option<Vec<Position>> = shared.index().members(key).map(|positions| positions.copied().collect());
+        let Some(members) = members else { return shared.records_of(key) };
+        let space = shared.space()?;
+        Ok(members.iter().filter_map(|position| shared.record(&*space, &position.hash)).collect())
     }
 
     fn rows(&self, places: Vec<(Position, Arc<str>)>) -> Result<Vec<Row>, DatabaseError> {

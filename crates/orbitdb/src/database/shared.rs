@@ -241,17 +241,33 @@ impl Shared {
 
     /// Makes the index anew of what is stored and counts.
     pub(super) fn rebuild(&self) -> Result<(), DatabaseError> {
-        let space = self.space()?;
         let mut building = Building::new(self.index().rule().clone());
+        self.read_records(|records| building.take(records))?;
+        *self.index.write().unwrap_or_else(PoisonError::into_inner) = building.finish();
+        Ok(())
+    }
+
+    /// Returns the entries of a key that count, oldest first, of the whole log.
+    pub(super) fn records_of(&self, key: &str) -> Result<Vec<Record>, DatabaseError> {
+        let mut found = Vec::new();
+        self.read_records(|records| {
+            found.extend(records.filter(|record| record.operation.key.as_deref() == Some(key)))
+        })?;
+        found.sort_by_key(|record| record.position);
+        Ok(found)
+    }
+
+    /// Shows all that is stored and counts, in the order in which it came.
+    fn read_records(&self, mut each: impl FnMut(&mut dyn Iterator<Item = Record>)) -> Result<(), DatabaseError> {
+        let space = self.space()?;
         read_all(&*space, |kept| {
-            building.take(kept.into_iter().filter_map(|(block, own)| {
+            each(&mut kept.into_iter().filter_map(|(block, own)| {
                 let hash = Hash::of(&block);
                 let (position, writer) = self.place(&hash).filter(|_| own.is_none())?;
                 let operation = self.codec.operation(&self.codec.read(&block).ok()?.entry.ok()?)?;
                 Some(Record { position, writer, operation })
             }));
         })?;
-        *self.index.write().unwrap_or_else(PoisonError::into_inner) = building.finish();
         Ok(())
     }
 

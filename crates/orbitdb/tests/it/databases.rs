@@ -280,6 +280,32 @@ async fn a_view_of_the_application_shows_the_same_everywhere_and_after_opening_a
 }
 
 #[tokio::test]
+async fn the_history_of_a_key_has_all_its_entries_oldest_first() {
+    let (orbit, _outputs) = node();
+    let plain = everyone(DatabaseType::KeyValue);
+    for (name, options) in [("plain", plain.clone()), ("viewed", plain.view(Arc::new(FirstCome)))] {
+        let database = orbit.open(name, options.clone()).await.unwrap();
+        let mut hashes = Vec::new();
+        for (key, value) in [("a", "1"), ("b", "2"), ("a", "3"), ("a", "4")] {
+            hashes.push(database.put(key, value).await.unwrap());
+        }
+        hashes.push(database.del("a").await.unwrap());
+        let wanted = [hashes[0], hashes[2], hashes[3], hashes[4]];
+        let check = |database: &orbitdb::Database| {
+            let history = database.history("a").unwrap();
+            let found: Vec<Hash> = history.iter().map(|record| record.position.hash).collect();
+            assert_eq!(found, wanted, "{name}");
+            assert_eq!((&*history[1].writer, &history[1].operation.value), (orbit.identity().id(), &Value::from("3")));
+            assert_eq!(history[3].operation.op, Op::Del);
+            assert_eq!(database.history("c").unwrap(), []);
+        };
+        check(&database);
+        database.close().await.unwrap();
+        check(&orbit.open(name, options).await.unwrap());
+    }
+}
+
+#[tokio::test]
 async fn encrypted_documents_are_read_with_the_key_only() {
     let mut wire = Wire::of(2);
     let with = |seed: u8| {
