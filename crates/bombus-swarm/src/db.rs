@@ -9,6 +9,7 @@
 //!    replication.rs   one open database: its topic, its peers, its exchanges of heads
 //!    exchange.rs      heads between two nodes, also with peers in JavaScript
 //!    blocks.rs        single blocks by bitswap: for peers, for databases, and to open one by its address
+//!    kept.rs          blocks that stand in no log, kept beside the databases;  fetch.rs: those that peers have
 //!    oplog.rs         a log in bulk, between nodes
 //!    node.rs          Node: databases with a mesh of their own, for programs that want nothing else
 //! ```
@@ -18,7 +19,9 @@ mod config;
 mod dispatch;
 mod error;
 mod exchange;
+mod fetch;
 mod handle;
+mod kept;
 mod node;
 mod oplog;
 mod records;
@@ -37,11 +40,13 @@ use orbitdb::storage::RedbConfig;
 pub use config::{DbConfig, DbSyncConfig, OplogConfig};
 pub use error::DbError;
 pub use handle::DbHandle;
+pub use kept::KEPT_BLOCK_BYTES_MAX;
 pub use node::{Node, NodeBuilder, NodeError};
 pub use oplog::{CatchUp, OPLOG_PROTOCOL};
 pub use service::DbService;
 
 use self::blocks::OpenBlocks;
+use self::kept::KeptBlocks;
 use self::records::Records;
 use self::shared::Shared;
 
@@ -58,7 +63,9 @@ pub fn db(config: DbConfig, net: NetHandle, directory: &Path) -> Result<(DbHandl
     let storage = RedbConfig { cache_bytes: config.cache_mb.saturating_mul(1 << 20) };
     let (orbit, outputs) = OrbitDb::builder().directory_with(directory, storage).build()?;
     let records = Records::read(directory)?;
-    let (bitswap, blocks, service) = bitswap(net.clone(), Arc::new(OpenBlocks(orbit.clone())), config.bitswap)?;
-    let shared = Arc::new(Shared::new(config, net, orbit, bitswap, records));
+    let own_blocks = Arc::new(KeptBlocks::new(directory, storage)?);
+    let store = OpenBlocks(orbit.clone(), Arc::clone(&own_blocks));
+    let (bitswap, blocks, service) = bitswap(net.clone(), Arc::new(store), config.bitswap)?;
+    let shared = Arc::new(Shared::new(config, net, orbit, bitswap, records, own_blocks));
     Ok((DbHandle::new(Arc::clone(&shared)), DbService { shared, outputs, blocks, bitswap: service }))
 }

@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::kept::KeptBlocks;
 use super::replication::Order;
 use super::shared::{Shared, aside};
 use crate::supervised::PartEnded;
@@ -28,14 +29,15 @@ const ASKED_MAX: usize = 64;
 /// How often peers are asked again for what a database is.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// The blocks of the databases that are open, for peers.
-pub(super) struct OpenBlocks(pub(super) OrbitDb);
+/// The blocks of the databases that are open, and those that are kept beside them, for peers.
+pub(super) struct OpenBlocks(pub(super) OrbitDb, pub(super) Arc<KeptBlocks>);
 
 impl BlockStore for OpenBlocks {
     fn block(&self, _peer: &NodeId, cid: &Cid) -> io::Result<Option<Vec<u8>>> {
-        match Hash::from_cid(&cid.to_bytes()) {
-            Some(hash) => self.0.block(&hash).map_err(io::Error::other),
-            None => Ok(None),
+        let Some(hash) = Hash::from_cid(&cid.to_bytes()) else { return Ok(None) };
+        match self.0.block(&hash).map_err(io::Error::other)? {
+            Some(block) => Ok(Some(block)),
+            None => self.1.get(&hash).map_err(io::Error::other),
         }
     }
 }
@@ -52,6 +54,8 @@ pub(super) enum For {
     Database(Address),
     /// One that is being opened.
     Opening,
+    /// Who reads a block by its name alone.
+    Reader,
 }
 
 /// What peers were asked for, until they answer.
@@ -136,6 +140,7 @@ async fn came(shared: &Shared, peer: &NodeId, cid: &Cid, data: Vec<u8>) {
                 order(shared, &address, Input::Block(Peer::new(peer.as_str()), data.clone())).await;
             }
             For::Opening => shared.orbit.supply(&data),
+            For::Reader => shared.awaited().came(&hash, &data),
         }
     }
 }
@@ -144,8 +149,12 @@ async fn absent(shared: &Shared, peer: &NodeId, cid: &Cid) {
     let Some(hash) = Hash::from_cid(&cid.to_bytes()) else { return };
     let whom = shared.asked().absent(&hash, peer);
     for who in whom {
-        if let For::Database(address) = who {
-            order(shared, &address, Input::Absent(Peer::new(peer.as_str()), hash)).await;
+        match who {
+            For::Database(address) => {
+                order(shared, &address, Input::Absent(Peer::new(peer.as_str()), hash)).await;
+            }
+            For::Opening => {}
+            For::Reader => shared.awaited().absent(&hash, peer),
         }
     }
 }
@@ -206,31 +215,40 @@ async fn find(shared: &Arc<Shared>, missing: &[Hash]) {
     }
     let still: BTreeSet<Hash> = shared.orbit.missing().borrow().clone();
     let wanted: Vec<Hash> = missing.iter().filter(|hash| still.contains(*hash)).copied().collect();
-    let serves = |protocols: &[String]| protocols.is_empty() || protocols.iter().any(|name| name == BITSWAP_PROTOCOL);
-    let peers = shared.net.peers().into_iter().filter(|peer| peer.connected.is_some() && serves(&peer.protocols));
-    for peer in peers.take(ASKED_MAX) {
-        shared.want_for(For::Opening, &peer.node_id, &wanted);
+    for peer in serving(shared).take(ASKED_MAX) {
+        shared.want_for(For::Opening, &peer, &wanted);
     }
 }
 
-/// Takes back what is not waited for any more, unless a database waits for it as well.
+/// Returns the connected peers that exchange blocks, or have not said yet what they speak.
+pub(super) fn serving(shared: &Shared) -> impl Iterator<Item = NodeId> {
+    let serves = |protocols: &[String]| protocols.is_empty() || protocols.iter().any(|name| name == BITSWAP_PROTOCOL);
+    let peers = shared.net.peers().into_iter();
+    peers.filter(move |peer| peer.connected.is_some() && serves(&peer.protocols)).map(|peer| peer.node_id)
+}
+
+/// Takes back what a database that is being opened does not wait for any more.
 fn take_back<'a>(shared: &Shared, hashes: impl Iterator<Item = &'a Hash>) {
     for hash in hashes {
-        let peers: Vec<NodeId> = {
-            let mut asked = shared.asked();
-            let Some(whom) = asked.by_hash.get_mut(hash) else { continue };
-            let peers = whom.iter().filter(|(_, who)| *who == For::Opening).map(|(peer, _)| peer.clone()).collect();
-            whom.retain(|(_, who)| *who != For::Opening);
-            if whom.is_empty() {
-                asked.by_hash.remove(hash);
-                peers
-            } else {
-                Vec::new()
-            }
-        };
-        for peer in peers {
-            shared.bitswap.cancel(&peer, &[cid_of(hash)]);
+        no_longer(shared, hash, For::Opening);
+    }
+}
+
+/// Takes back what was asked of peers for somebody, unless somebody else waits for it as well.
+pub(super) fn no_longer(shared: &Shared, hash: &Hash, who: For) {
+    let peers: Vec<NodeId> = {
+        let mut asked = shared.asked();
+        let Some(whom) = asked.by_hash.get_mut(hash) else { return };
+        let peers = whom.iter().filter(|(_, of)| *of == who).map(|(peer, _)| peer.clone()).collect();
+        whom.retain(|(_, of)| *of != who);
+        if !whom.is_empty() {
+            return;
         }
+        asked.by_hash.remove(hash);
+        peers
+    };
+    for peer in peers {
+        shared.bitswap.cancel(&peer, &[cid_of(hash)]);
     }
 }
 

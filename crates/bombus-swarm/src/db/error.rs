@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bombus_net::NetError;
+use orbitdb::cid::Hash;
 use orbitdb::manifest::Address;
 use orbitdb::storage::StorageError;
 use orbitdb::{BuildError, DatabaseError, OpenError};
+
+use super::kept::KEPT_BLOCK_BYTES_MAX;
 
 /// Why something could not be done with the databases of a node.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,19 @@ pub enum DbError {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// No peer gave a block.
+    #[error(
+        "no peer that is connected gave the block {hash} within {limit:?}: connect to a node that has it, and try again"
+    )]
+    BlockNotReached {
+        /// Its name.
+        hash: Hash,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// A block to be kept is too large.
+    #[error("a block of {0} bytes is too large: one that is kept by itself has at most {KEPT_BLOCK_BYTES_MAX}")]
+    BlockSize(usize),
     /// The databases are being closed.
     #[error("the node is stopping")]
     Stopped,

@@ -3,13 +3,17 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bombus_core::identity::NodeId;
 use bombus_net::bitswap::BitswapReport;
+use orbitdb::cid::Hash;
 use orbitdb::manifest::Address;
 use orbitdb::{Database, Known, OpenOptions, OrbitDb};
 
 use super::error::DbError;
+use super::fetch;
+use super::kept::KEPT_BLOCK_BYTES_MAX;
 use super::oplog::CatchUp;
 use super::records::Record;
 use super::shared::Shared;
@@ -199,6 +203,47 @@ impl DbHandle {
             Some(_) => self.shared.net.topic_peers(&address.to_string()).borrow().clone(),
             None => Vec::new(),
         }
+    }
+
+    /// Keeps blocks that stand in no log, DAG-CBOR of at most [`KEPT_BLOCK_BYTES_MAX`] bytes each, and returns their names in the same order. They are
+    /// safe when this returns, and peers that ask for them get them. Many at once cost little more than one.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError`] when one is too large, the storage fails, or the databases are being closed.
+    pub async fn put_blocks(&self, blocks: Vec<Vec<u8>>) -> Result<Vec<Hash>, DbError> {
+        if let Some(large) = blocks.iter().find(|block| block.len() > KEPT_BLOCK_BYTES_MAX) {
+            return Err(DbError::BlockSize(large.len()));
+        }
+        let named: Vec<(Hash, Vec<u8>)> = blocks.into_iter().map(|block| (Hash::of(&block), block)).collect();
+        let hashes = named.iter().map(|(hash, _)| *hash).collect();
+        self.shared.own_blocks.put(named).await?;
+        Ok(hashes)
+    }
+
+    /// Returns a block that is kept here in no log.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError`] when it cannot be read, or the databases are being closed.
+    pub async fn block(&self, hash: &Hash) -> Result<Option<Vec<u8>>, DbError> {
+        fetch::local(&self.shared, *hash).await
+    }
+
+    /// Returns a block that is kept here in no log, or else that a connected peer gives within a time, which is kept here from then on. Peers are
+    /// asked one after the other, those in `first` before all others.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError::BlockNotReached`] when no peer gave it in time, and as [`DbHandle::block`].
+    pub async fn fetch_block(&self, hash: &Hash, first: &[NodeId], limit: Duration) -> Result<Vec<u8>, DbError> {
+        fetch::fetch(&self.shared, *hash, first, limit).await
+    }
+
+    /// Returns how many bytes the blocks take in the storage that stand in no log.
+    #[must_use]
+    pub fn blocks_bytes(&self) -> u64 {
+        self.shared.own_blocks.bytes()
     }
 
     /// Returns with which peers a database catches up in bulk now, and how far that is.

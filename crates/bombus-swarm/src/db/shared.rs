@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::blocks::{Asked, For, cid_of};
 use super::config::DbConfig;
 use super::error::DbError;
+use super::fetch::Awaited;
+use super::kept::KeptBlocks;
 use super::oplog::OPLOG_PROTOCOL;
 use super::records::{Record, Records};
 use super::replication::Replication;
@@ -51,6 +53,9 @@ pub(super) struct Shared {
     ready: watch::Sender<bool>,
     replications: Mutex<BTreeMap<Address, Replication>>,
     asked: Mutex<Asked>,
+    /// Blocks that stand in no log.
+    pub(super) own_blocks: Arc<KeptBlocks>,
+    awaited: Mutex<Awaited>,
     begun: Instant,
 }
 
@@ -68,7 +73,14 @@ pub(super) async fn aside<T: Send + 'static>(
 }
 
 impl Shared {
-    pub(super) fn new(config: DbConfig, net: NetHandle, orbit: OrbitDb, bitswap: Bitswap, records: Records) -> Self {
+    pub(super) fn new(
+        config: DbConfig,
+        net: NetHandle,
+        orbit: OrbitDb,
+        bitswap: Bitswap,
+        records: Records,
+        own_blocks: Arc<KeptBlocks>,
+    ) -> Self {
         Self {
             config,
             net,
@@ -82,6 +94,8 @@ impl Shared {
             ready: watch::Sender::new(false),
             replications: Mutex::default(),
             asked: Mutex::default(),
+            own_blocks,
+            awaited: Mutex::default(),
             begun: Instant::now(),
         }
     }
@@ -102,6 +116,10 @@ impl Shared {
 
     pub(super) fn asked(&self) -> MutexGuard<'_, Asked> {
         lock(&self.asked)
+    }
+
+    pub(super) fn awaited(&self) -> MutexGuard<'_, Awaited> {
+        lock(&self.awaited)
     }
 
     /// Asks a peer for blocks that a database waits for.
@@ -277,6 +295,7 @@ impl Shared {
     pub(super) async fn close_all(&self) -> Result<(), DbError> {
         self.stopped.cancel();
         let closed = self.orbit.close().await;
+        self.own_blocks.close().await;
         lock(&self.kept).clear();
         Ok(closed?)
     }
