@@ -13,6 +13,7 @@
 //! route.rs       answers between nodes: requests that go to peers, and those of peers that this node answers
 //! db.rs          replicated databases: the library `orbitdb`, run over the mesh
 //! seal.rs        prompts and results that only those whom they are for can read
+//! store.rs       durable tasks and their results in replicated databases
 //! weights.rs     models between nodes: weights that travel, and nodes that manage the models of others
 //! places.rs      how many peers may have something at once;  streams.rs: answers to the streams that they open
 //! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
@@ -39,6 +40,7 @@ pub mod route;
 pub mod seal;
 mod service;
 mod shared;
+pub mod store;
 mod streams;
 mod supervised;
 #[cfg(test)]

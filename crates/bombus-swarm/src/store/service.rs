@@ -1,0 +1,134 @@
+//! What goes on beside: the audit log is written, and large texts are fetched before anybody reads them.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use orbitdb::cbor::Value;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::audit::AuditEvent;
+use super::contents::Wanted;
+use super::documents::to_value;
+use super::handle::TaskStore;
+use super::limits::StoreLimits;
+use crate::supervised::{PartEnded, keep_going};
+
+/// How many audit events are written in one go.
+const AUDIT_BATCH: usize = 256;
+/// How long the audit events that wait may take at the end.
+const LAST_AUDITS: Duration = Duration::from_secs(5);
+
+/// Runs beside the task store; made by [`TaskStore::open`].
+pub struct TaskStoreService {
+    store: TaskStore,
+    audits: mpsc::Receiver<AuditEvent>,
+    limits: StoreLimits,
+}
+
+impl fmt::Debug for TaskStoreService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskStoreService").finish_non_exhaustive()
+    }
+}
+
+impl TaskStoreService {
+    pub(super) fn new(store: TaskStore, audits: mpsc::Receiver<AuditEvent>, limits: StoreLimits) -> Self {
+        Self { store, audits, limits }
+    }
+
+    /// Runs until `stop`; the audit events that wait then are written before this returns. The databases have to run until then.
+    ///
+    /// A part that fails or panics is logged and started anew, after a pause of half a second that doubles up to 30 s.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { store, audits, limits } = self;
+        let audits = Mutex::new(audits);
+        tokio::join!(
+            keep_going("audit log of tasks", stop.clone(), || write_audits(&store, &audits, &stop)),
+            keep_going("texts of tasks", stop.clone(), || look_after(&store, &limits, &stop)),
+        );
+        let mut left = Vec::new();
+        let audits = audits.into_inner();
+        if timeout(LAST_AUDITS, write_last(&store, audits, &mut left)).await.is_err() {
+            tracing::warn!("the last audit events of tasks took too long to write");
+        }
+    }
+}
+
+async fn write_audits(
+    store: &TaskStore,
+    audits: &Mutex<mpsc::Receiver<AuditEvent>>,
+    stop: &CancellationToken,
+) -> Result<(), PartEnded> {
+    let audits = &mut *audits.lock().await;
+    let mut gathered = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            _ = audits.recv_many(&mut gathered, AUDIT_BATCH) => write(store, &mut gathered).await,
+        }
+    }
+}
+
+async fn write_last(store: &TaskStore, mut audits: mpsc::Receiver<AuditEvent>, gathered: &mut Vec<AuditEvent>) {
+    audits.close();
+    while audits.recv_many(gathered, AUDIT_BATCH).await > 0 {
+        write(store, gathered).await;
+    }
+}
+
+async fn write(store: &TaskStore, events: &mut Vec<AuditEvent>) {
+    let values: Vec<Value> = events.drain(..).filter_map(|event| to_value(&event).ok()).collect();
+    // All at once, so that they are made safe in one go.
+    let written = join_all(values.into_iter().map(|value| store.inner.events.add(value))).await;
+    if let Some(Err(error)) = written.into_iter().find(Result::is_err) {
+        tracing::warn!(%error, "audit events of tasks cannot be written");
+    }
+}
+
+/// Fetches large texts, and reads anew what came about tasks whose entries are not in memory, until `stop`.
+async fn look_after(store: &TaskStore, limits: &StoreLimits, stop: &CancellationToken) -> Result<(), PartEnded> {
+    let table = &store.inner.table;
+    let mut fetching = FuturesUnordered::new();
+    loop {
+        stop.run_until_cancelled(reload_stale(store)).await;
+        while fetching.len() < limits.fetches {
+            let Some(wanted) = table.next_wanted() else { break };
+            fetching.push(fetch(store, wanted, Duration::from_millis(limits.fetch_ms)));
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            Some(()) = fetching.next(), if !fetching.is_empty() => {}
+            () = table.news.notified() => {}
+        }
+    }
+}
+
+async fn fetch(store: &TaskStore, wanted: Wanted, limit: Duration) {
+    if let Err(error) = store.inner.contents.fetch(&wanted, limit).await {
+        tracing::debug!(block = %wanted.root, %error, "a large text of a task is not here yet");
+    }
+}
+
+async fn reload_stale(store: &TaskStore) {
+    let table = &store.inner.table;
+    while let Some((id, version)) = table.next_stale() {
+        match store.histories(&id).await {
+            Ok((tasks, results)) => {
+                if !table.reloaded(&id, version, &tasks, &results) {
+                    table.still_stale(id);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(task.id = %id, %error, "what was written about a task cannot be read");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The sets of entries about each task, and what they come to.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bombus_core::tasks::{Epoch, ProofMemo, ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Written};
+use tokio::sync::{Notify, broadcast};
+
+use super::catalogue::{Catalogue, TaskSummary};
+use super::contents::{Wanted, wanted_of_result, wanted_of_task};
+use super::documents::{Misshapen, light, word_of};
+
+/// How many large texts may wait to be fetched; further ones are fetched when somebody reads them.
+const WANTED_MAX: usize = 4_096;
+
+/// What is known of all tasks. The writers of the databases change it, each entry at once; no lock of it is held while a database is read.
+pub(super) struct Table {
+    pub(super) proofs: ProofMemo,
+    state: Mutex<State>,
+    updates: broadcast::Sender<Arc<TaskView>>,
+    /// Told when there is something for the service to do.
+    pub(super) news: Notify,
+    finished_views: usize,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: HashMap<TaskId, Held>,
+    catalogue: Catalogue,
+    /// Entries that do not count, by reason, of all tasks together.
+    refused: BTreeMap<&'static str, u64>,
+    /// Those that are over and about which something came since: their entries are not in memory, and have to be read.
+    stale: HashSet<TaskId>,
+    /// Whole views of tasks that are over, with the number of changes at which they were made.
+    finished: HashMap<TaskId, (u64, Arc<TaskView>)>,
+    finished_order: VecDeque<TaskId>,
+    /// What is just being written: a task that is created, or a grant.
+    writing: HashSet<(TaskId, Epoch)>,
+    wanted: VecDeque<Wanted>,
+}
+
+/// What is in memory of one task. Of one that is over these are no entries, since nothing can change any more, but for odd ones.
+#[derive(Default)]
+struct Held {
+    /// Counts the changes.
+    version: u64,
+    /// None: not in memory.
+    tasks: Entries<TaskDocument>,
+    results: Entries<ResultDocument>,
+    view: Option<Arc<TaskView>>,
+    misshapen_tasks: Vec<Misshapen>,
+    misshapen_results: Vec<Misshapen>,
+    /// What of it is in the sum of what does not count.
+    counted: Vec<&'static str>,
+}
+
+enum Entries<T> {
+    Here(Vec<Written<T>>),
+    Stored,
+}
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self::Here(Vec::new())
+    }
+}
+
+impl<T> Entries<T> {
+    /// Lets entries go. That there are none stays known.
+    fn forget(&mut self) {
+        if let Self::Here(entries) = self
+            && !entries.is_empty()
+        {
+            *self = Self::Stored;
+        }
+    }
+}
+
+/// Keeps others from writing the same until it is dropped.
+pub(super) struct Writing<'a> {
+    table: &'a Table,
+    what: (TaskId, Epoch),
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.table.state().writing.remove(&self.what);
+    }
+}
+
+impl Table {
+    pub(super) fn new(updates: usize, finished_views: usize) -> Self {
+        Self {
+            proofs: ProofMemo::default(),
+            state: Mutex::default(),
+            updates: broadcast::Sender::new(updates),
+            news: Notify::new(),
+            finished_views,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Arc<TaskView>> {
+        self.updates.subscribe()
+    }
+
+    /// Takes all entries of a task's documents.
+    pub(super) fn tasks_changed(&self, id: TaskId, entries: &[Written<TaskDocument>], misshapen: &[Misshapen]) {
+        let entries = light(entries);
+        let mut state = self.state();
+        let held = state.tasks.entry(id.clone()).or_default();
+        held.tasks = Entries::Here(entries);
+        held.misshapen_tasks = misshapen.to_vec();
+        self.evaluate(&mut state, id);
+    }
+
+    /// Takes all entries of a task's results.
+    pub(super) fn results_changed(&self, id: TaskId, entries: &[Written<ResultDocument>], misshapen: &[Misshapen]) {
+        let entries = light(entries);
+        let mut state = self.state();
+        let held = state.tasks.entry(id.clone()).or_default();
+        held.results = Entries::Here(entries);
+        held.misshapen_results = misshapen.to_vec();
+        self.evaluate(&mut state, id);
+    }
+
+    /// Takes all entries of a task that were read since `version`. Returns whether nothing came meanwhile.
+    pub(super) fn reloaded(
+        &self,
+        id: &TaskId,
+        version: u64,
+        tasks: &[Written<TaskDocument>],
+        results: &[Written<ResultDocument>],
+    ) -> bool {
+        let (tasks, results) = (light(tasks), light(results));
+        let mut state = self.state();
+        let Some(held) = state.tasks.get_mut(id).filter(|held| held.version == version) else { return false };
+        held.tasks = Entries::Here(tasks);
+        held.results = Entries::Here(results);
+        self.evaluate(&mut state, id.clone());
+        true
+    }
+
+    /// Works out what the entries of a task come to, and tells those who listen if that is new.
+    fn evaluate(&self, state: &mut State, id: TaskId) {
+        let Some(held) = state.tasks.get_mut(&id) else { return };
+        held.version += 1;
+        let (Entries::Here(tasks), Entries::Here(results)) = (&held.tasks, &held.results) else {
+            state.stale.insert(id);
+            self.news.notify_one();
+            return;
+        };
+        state.stale.remove(&id);
+        let holds = |node: &_, task: &_, identity: &str, proof: &str| self.proofs.holds(node, task, identity, proof);
+        let view = bombus_core::tasks::resolve(&id, tasks, results, holds).map(Arc::new);
+        let before = std::mem::replace(&mut held.view, view.clone());
+        state.count_refused(&id, view.as_deref());
+        let Some(view) = view else { return };
+        let summary = TaskSummary::of(&view);
+        // Of one that is over, no more is remembered than what a list shows.
+        let is_new = match &before {
+            Some(before) => *before != view,
+            None => state.catalogue.get(&id).is_none_or(|before| **before != summary),
+        };
+        if is_new {
+            state.catalogue.put(summary);
+            if state.want_texts(&view, before.as_deref()) {
+                self.news.notify_one();
+            }
+        }
+        // A result that was accepted may still be on its way: the databases come one after the other.
+        if view.is_over() && (view.status != TaskStatus::Completed || view.result.is_some()) {
+            state.let_go(&id);
+        }
+        if is_new {
+            // Nobody may be listening.
+            drop(self.updates.send(view));
+        }
+    }
+
+    /// Keeps others from creating a task, or from writing a grant, until what is returned is dropped; none where somebody does so already.
+    pub(super) fn begin_writing(&self, id: &TaskId, epoch: Epoch) -> Option<Writing<'_>> {
+        let what = (id.clone(), epoch);
+        self.state().writing.insert(what.clone()).then_some(Writing { table: self, what })
+    }
+
+    /// Returns what the entries in memory come to, without what may be large; none for a task that is over.
+    pub(super) fn held_view(&self, id: &TaskId) -> Option<Arc<TaskView>> {
+        self.state().tasks.get(id)?.view.clone()
+    }
+
+    pub(super) fn summary(&self, id: &TaskId) -> Option<Arc<TaskSummary>> {
+        self.state().catalogue.get(id).cloned()
+    }
+
+    pub(super) fn read_catalogue<T>(&self, read: impl FnOnce(&Catalogue) -> T) -> T {
+        read(&self.state().catalogue)
+    }
+
+    /// Returns the views of all tasks that are not over.
+    pub(super) fn unfinished(&self) -> Vec<Arc<TaskView>> {
+        let state = self.state();
+        let views = state.tasks.values().filter_map(|held| held.view.as_ref());
+        views.filter(|view| !view.is_over()).cloned().collect()
+    }
+
+    pub(super) fn refused(&self) -> BTreeMap<&'static str, u64> {
+        self.state().refused.clone()
+    }
+
+    /// Returns how often a task has changed; none where nothing is known of it.
+    pub(super) fn version(&self, id: &TaskId) -> Option<u64> {
+        self.state().tasks.get(id).map(|held| held.version)
+    }
+
+    /// Returns the whole view of a task that is over, as it was last read.
+    pub(super) fn finished(&self, id: &TaskId) -> Option<Arc<TaskView>> {
+        let state = self.state();
+        let version = state.tasks.get(id)?.version;
+        state.finished.get(id).filter(|(at, _)| *at == version).map(|(_, view)| Arc::clone(view))
+    }
+
+    /// Keeps the whole view of a task that is over.
+    pub(super) fn keep_finished(&self, version: u64, view: &Arc<TaskView>) {
+        let id = &view.task.id;
+        let mut state = self.state();
+        if state.finished.insert(id.clone(), (version, Arc::clone(view))).is_none() {
+            state.finished_order.push_back(id.clone());
+        }
+        while state.finished_order.len() > self.finished_views {
+            if let Some(oldest) = state.finished_order.pop_front() {
+                state.finished.remove(&oldest);
+            }
+        }
+    }
+
+    /// Returns a task whose entries have to be read anew, and how often it has changed.
+    pub(super) fn next_stale(&self) -> Option<(TaskId, u64)> {
+        let mut state = self.state();
+        let id = state.stale.iter().next()?.clone();
+        state.stale.remove(&id);
+        let version = state.tasks.get(&id)?.version;
+        Some((id, version))
+    }
+
+    /// Takes note that the entries of a task still have to be read.
+    pub(super) fn still_stale(&self, id: TaskId) {
+        self.state().stale.insert(id);
+    }
+
+    /// Returns the next large text that is not known to be here.
+    pub(super) fn next_wanted(&self) -> Option<Wanted> {
+        self.state().wanted.pop_front()
+    }
+}
+
+impl State {
+    /// Brings the sum of what does not count up to date.
+    fn count_refused(&mut self, id: &TaskId, view: Option<&TaskView>) {
+        let Some(held) = self.tasks.get_mut(id) else { return };
+        let misshapen = held.misshapen_tasks.iter().chain(&held.misshapen_results).map(|reason| reason.name());
+        let refused = view.into_iter().flat_map(|view| &view.refused).map(|refused| word_of(refused.refusal));
+        let now: Vec<&'static str> = misshapen.chain(refused).collect();
+        for reason in std::mem::replace(&mut held.counted, now) {
+            if let Some(count) = self.refused.get_mut(reason) {
+                *count -= 1;
+            }
+        }
+        for reason in &held.counted {
+            *self.refused.entry(reason).or_default() += 1;
+        }
+        self.refused.retain(|_, count| *count > 0);
+    }
+
+    /// Lets go what is in memory of a task that is over.
+    fn let_go(&mut self, id: &TaskId) {
+        if let Some(held) = self.tasks.get_mut(id) {
+            held.tasks.forget();
+            held.results.forget();
+            held.view = None;
+        }
+    }
+
+    /// Takes note of large texts that came. Returns whether there are any.
+    fn want_texts(&mut self, view: &TaskView, before: Option<&TaskView>) -> bool {
+        let task = before.is_none() && !view.is_over();
+        let result = before.is_none_or(|before| before.result_hash != view.result_hash);
+        let wanted = task.then(|| wanted_of_task(view)).into_iter();
+        let wanted: Vec<Wanted> = wanted.chain(result.then(|| wanted_of_result(view))).flatten().collect();
+        let is_some = !wanted.is_empty();
+        for text in wanted {
+            if self.wanted.len() < WANTED_MAX {
+                self.wanted.push_back(text);
+            }
+        }
+        is_some
+    }
+}

@@ -1,0 +1,388 @@
+//! What this node writes about tasks. Each method returns when what it wrote is safe, and it shows in what is read from then on.
+
+use bombus_core::tasks::{
+    AttemptFailure, Epoch, GrantedBy, ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Worker, prove,
+};
+use orbitdb::cbor::Value;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::audit::{AuditEvent, AuditKind};
+use super::documents::{of_value, to_value, unstarted, with_unknown};
+use super::error::StoreError;
+use super::handle::TaskStore;
+
+/// Greatest size of a document in its entry, in bytes; what is large stands elsewhere. Peers in JavaScript cannot exchange twice as much.
+const DOCUMENT_BYTES_MAX: usize = 128 << 10;
+
+/// A right to run a task that is to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Its epoch: the one after the highest.
+    pub epoch: Epoch,
+    /// Who may run it. A [`Worker::Foreign`] honours a bid.
+    pub worker: Worker,
+    /// Whether this node grants it as the requester, or claims it for itself.
+    pub by: GrantedBy,
+    /// Which attempt it is for, from 1.
+    pub attempt: u32,
+    /// How the attempts before ended, where the requester has not said so itself.
+    pub failures: Vec<AttemptFailure>,
+}
+
+/// How a requester settles its task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// COMPLETED, FAILED or CANCELLED.
+    pub status: TaskStatus,
+    /// The hash of the grant whose result is accepted.
+    pub grant: Option<String>,
+    /// The hash of the entry of that result.
+    pub result: Option<String>,
+    /// How attempts ended without a result.
+    pub failures: Vec<AttemptFailure>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl Settlement {
+    /// Accepts a result.
+    #[must_use]
+    pub fn completed(grant: Option<String>, result: Option<String>) -> Self {
+        Self { status: TaskStatus::Completed, grant, result, failures: Vec::new(), error: None }
+    }
+
+    /// Gives a task up.
+    #[must_use]
+    pub fn failed(error: impl Into<String>, failures: Vec<AttemptFailure>) -> Self {
+        Self { status: TaskStatus::Failed, grant: None, result: None, failures, error: Some(error.into()) }
+    }
+
+    /// Takes a task back.
+    #[must_use]
+    pub fn cancelled() -> Self {
+        Self { status: TaskStatus::Cancelled, grant: None, result: None, failures: Vec::new(), error: None }
+    }
+}
+
+/// A task as this node knows it before it writes.
+struct Current {
+    /// As it was submitted.
+    submitted: TaskDocument,
+    /// The same, with fields that this version does not know.
+    raw: Value,
+    view: std::sync::Arc<TaskView>,
+}
+
+impl TaskStore {
+    /// Submits a task of this node: writes it as PENDING, with the proof that it is this node's. What is large goes to blocks of its own.
+    /// Returns the document as it stands in the database. A time of creation that is 0 becomes now.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Exists`] when there is a task of that id, and when it is too large or cannot be written.
+    pub async fn create_task(&self, task: TaskDocument) -> Result<TaskDocument, StoreError> {
+        let inner = &self.inner;
+        let exists = || StoreError::Exists(task.id.clone());
+        let _writing = inner.table.begin_writing(&task.id, Epoch::NONE).ok_or_else(exists)?;
+        if inner.table.summary(&task.id).is_some() {
+            return Err(exists());
+        }
+        let mut task = unstarted(task);
+        task.requester_peer_id = inner.node.to_string();
+        task.requester_identity = Some(inner.identity.clone());
+        task.requester_proof = Some(self.proof(&task.id));
+        if task.created_at == 0 {
+            task.created_at = self.now_ms();
+        }
+        inner.contents.move_out_of_task(&mut task).await?;
+        let entry = self.put_task(to_value(&task)?).await?;
+        self.audit(AuditEvent { entry: Some(entry), ..self.event(&task.id, AuditKind::Created) });
+        Ok(task)
+    }
+
+    /// Writes a grant: CLAIMED. Returns the hash of its entry, which a result names.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Claimed`] when its epoch is not the one after the highest, or it is the requester's and the grant before has not been
+    /// released; [`StoreError::Over`] when the task has ended, [`StoreError::NotFound`] when it is not here, [`StoreError::NotRequester`] when a
+    /// grant is not this node's to give, and when it cannot be written.
+    pub async fn claim(&self, id: &TaskId, claim: Claim) -> Result<String, StoreError> {
+        let current = self.current(id)?;
+        let view = &current.view;
+        let claimed = |newest| StoreError::Claimed { id: id.clone(), newest };
+        self.check_open(&current)?;
+        match claim.by {
+            GrantedBy::Requester => {
+                self.check_requester(&current)?;
+                // Where its worker has failed, it is over without another word.
+                if view.grant.as_ref().is_some_and(|grant| grant.failed.is_none()) {
+                    return Err(claimed(view.highest_epoch));
+                }
+            }
+            GrantedBy::SelfClaim if claim.worker.node() != Some(&self.inner.node) => {
+                return Err(StoreError::Document("a node claims for nobody but itself".to_owned()));
+            }
+            GrantedBy::SelfClaim => {}
+        }
+        if claim.epoch != view.highest_epoch.next() {
+            return Err(claimed(view.highest_epoch));
+        }
+        let _writing = self.inner.table.begin_writing(id, claim.epoch).ok_or_else(|| claimed(claim.epoch))?;
+        // It may have been written between the look at the task and the mark.
+        if self.inner.table.summary(id).is_some_and(|now| now.highest_epoch >= claim.epoch) {
+            return Err(claimed(claim.epoch));
+        }
+        let Claim { epoch, worker, by, attempt, failures } = claim;
+        let mut task = current.submitted.clone();
+        task.status = TaskStatus::Claimed;
+        task.worker_peer_id = Some(worker.peer().to_owned());
+        task.claimed_at = Some(self.now_ms());
+        task.epoch = Some(epoch);
+        task.granted_by = Some(by);
+        task.attempt = Some(attempt.max(1));
+        task.failures = Some(failures).filter(|failures| !failures.is_empty());
+        match (&worker, by) {
+            (Worker::Foreign { identity, .. }, _) => task.worker_identity = Some(identity.clone()),
+            (Worker::Node(_), GrantedBy::SelfClaim) => self.sign_as_worker(&mut task),
+            (Worker::Node(_), GrantedBy::Requester) => {}
+        }
+        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        let kind = match by {
+            GrantedBy::Requester => AuditKind::Granted,
+            GrantedBy::SelfClaim => AuditKind::SelfClaimed,
+        };
+        self.audit(AuditEvent {
+            epoch: Some(epoch),
+            worker_peer_id: task.worker_peer_id,
+            entry: Some(entry.clone()),
+            ..self.event(id, kind)
+        });
+        Ok(entry)
+    }
+
+    /// Says that this node runs a task under a grant: RUNNING. Returns the hash of the entry.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the task is over or not here, or it cannot be written.
+    pub async fn running(&self, id: &TaskId, epoch: Epoch, grant: &str) -> Result<String, StoreError> {
+        let current = self.current(id)?;
+        self.check_open(&current)?;
+        let mut task = current.submitted.clone();
+        task.status = TaskStatus::Running;
+        task.worker_peer_id = Some(self.inner.node.to_string());
+        task.claimed_at = current.view.grant.as_ref().and_then(|live| live.claimed_at);
+        task.epoch = Some(epoch);
+        task.grant = Some(grant.to_owned());
+        self.sign_as_worker(&mut task);
+        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        self.audit(self.event_of_grant(id, AuditKind::Running, epoch, &entry));
+        Ok(entry)
+    }
+
+    /// Writes what became of a run of this node: its answer, or why there is none. `grant` and `epoch` of the document say under which grant;
+    /// worker, proof and id are put in here. What is large goes to blocks of its own. Returns the document as it stands in the database, and
+    /// the hash of its entry.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when it is too large, or cannot be written.
+    pub async fn complete(&self, result: ResultDocument) -> Result<(ResultDocument, String), StoreError> {
+        let inner = &self.inner;
+        let mut result = result;
+        result.id = result.task_id.clone();
+        result.worker_peer_id = inner.node.to_string();
+        result.worker_identity = Some(inner.identity.clone());
+        result.worker_proof = Some(self.proof(&result.task_id));
+        if result.completed_at == 0 {
+            result.completed_at = self.now_ms();
+        }
+        inner.contents.move_out_of_result(&mut result).await?;
+        let value = check_size(to_value(&result)?)?;
+        let entry = inner.results.put_document(value).await?.to_string();
+        self.audit(AuditEvent {
+            epoch: result.epoch,
+            reason: result.error.clone(),
+            ..self.event_of_grant(&result.task_id, AuditKind::Result, result.epoch.unwrap_or_default(), &entry)
+        });
+        Ok((result, entry))
+    }
+
+    /// Decides for ever, as the requester, how a task ended. Returns the hash of the entry.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NotRequester`] when it is not this node's, [`StoreError::Over`] when it is settled, and when it cannot be written.
+    pub async fn settle(&self, id: &TaskId, settlement: Settlement) -> Result<String, StoreError> {
+        let current = self.current(id)?;
+        self.check_requester(&current)?;
+        if current.view.settled {
+            return Err(StoreError::Over { id: id.clone(), status: current.view.status });
+        }
+        let Settlement { status, grant, result, failures, error } = settlement;
+        let kind = match status {
+            TaskStatus::Completed => AuditKind::Completed,
+            TaskStatus::Failed => AuditKind::Failed,
+            TaskStatus::Cancelled => AuditKind::Cancelled,
+            _ => return Err(StoreError::Document(format!("{status} does not end a task"))),
+        };
+        let accepted = grant.as_ref().and_then(|hash| current.view.grants.iter().find(|of| of.hash == *hash));
+        let mut task = current.submitted.clone();
+        task.status = status;
+        task.completed_at = Some(self.now_ms());
+        task.settled = Some(true);
+        task.worker_peer_id = accepted.map(|grant| grant.worker.peer().to_owned());
+        task.claimed_at = accepted.and_then(|grant| grant.claimed_at);
+        task.epoch = accepted.map(|grant| grant.epoch);
+        (task.grant, task.result) = (grant, result);
+        task.failures = Some(failures).filter(|failures| !failures.is_empty());
+        task.error.clone_from(&error);
+        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        self.audit(AuditEvent {
+            epoch: task.epoch,
+            worker_peer_id: task.worker_peer_id,
+            reason: error,
+            entry: Some(entry.clone()),
+            ..self.event(id, kind)
+        });
+        Ok(entry)
+    }
+
+    /// Gives a task up for ever, as the requester, with the failures that are known. Returns the hash of the entry.
+    ///
+    /// # Errors
+    ///
+    /// As [`TaskStore::settle`].
+    pub async fn fail(&self, id: &TaskId, error: &str) -> Result<String, StoreError> {
+        let failures = self.current(id)?.view.failures.clone();
+        self.settle(id, Settlement::failed(error, failures)).await
+    }
+
+    /// Ends all grants up to an epoch, as the requester, or those of this node, as their worker: PENDING. Returns the hash of the entry.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Over`] when the task has ended, [`StoreError::NotRequester`] when it is neither this node's task nor its grant, and when
+    /// it cannot be written.
+    pub async fn release(
+        &self,
+        id: &TaskId,
+        epoch: Epoch,
+        failure: Option<AttemptFailure>,
+    ) -> Result<String, StoreError> {
+        let current = self.current(id)?;
+        self.check_open(&current)?;
+        let mut task = current.submitted.clone();
+        task.released = Some(epoch);
+        let reason = failure.as_ref().map(|failure| failure.reason.clone());
+        if self.is_requester(&current) {
+            let mut failures = current.view.failures.clone();
+            failures.retain(|known| failure.as_ref().is_none_or(|failure| failure.epoch != known.epoch));
+            failures.extend(failure);
+            task.failures = Some(failures).filter(|failures| !failures.is_empty());
+        } else {
+            let is_ours = current.view.grants.iter().any(|grant| grant.worker.node() == Some(&self.inner.node));
+            if !is_ours {
+                return Err(StoreError::NotRequester(id.clone()));
+            }
+            task.worker_peer_id = Some(self.inner.node.to_string());
+            self.sign_as_worker(&mut task);
+        }
+        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        self.audit(AuditEvent { reason, ..self.event_of_grant(id, AuditKind::Released, epoch, &entry) });
+        Ok(entry)
+    }
+
+    /// Cancels a task: for ever where it is this node's, else as a wish upon which its worker stops. Returns the hash of the entry.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Over`] when the task has ended, [`StoreError::NotFound`] when it is not here, and when it cannot be written.
+    pub async fn cancel(&self, id: &TaskId) -> Result<String, StoreError> {
+        let current = self.current(id)?;
+        if current.view.is_over() {
+            return Err(StoreError::Over { id: id.clone(), status: current.view.status });
+        }
+        if self.is_requester(&current) {
+            let failures = current.view.failures.clone();
+            return self.settle(id, Settlement { failures, ..Settlement::cancelled() }).await;
+        }
+        let mut task = current.submitted.clone();
+        task.status = TaskStatus::Cancelled;
+        task.completed_at = Some(self.now_ms());
+        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        self.audit(AuditEvent { entry: Some(entry.clone()), ..self.event(id, AuditKind::CancelAsked) });
+        Ok(entry)
+    }
+
+    /// Adds an event to the audit log. It is written soon; where too many wait, it is left out and counted. The methods that write documents do
+    /// so by themselves.
+    pub fn audit(&self, event: AuditEvent) {
+        if let Err(TrySendError::Full(_)) = self.inner.audit.try_send(event) {
+            self.inner.audit_lost.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// Makes an event of the audit log about a task, of this node and now.
+    #[must_use]
+    pub fn event(&self, id: &TaskId, kind: AuditKind) -> AuditEvent {
+        AuditEvent::new(id.clone(), kind, self.now_ms(), self.inner.node.clone())
+    }
+
+    fn event_of_grant(&self, id: &TaskId, kind: AuditKind, epoch: Epoch, entry: &str) -> AuditEvent {
+        AuditEvent { epoch: Some(epoch), entry: Some(entry.to_owned()), ..self.event(id, kind) }
+    }
+
+    fn proof(&self, id: &TaskId) -> String {
+        prove(&self.inner.key, id, &self.inner.identity)
+    }
+
+    fn sign_as_worker(&self, task: &mut TaskDocument) {
+        task.worker_identity = Some(self.inner.identity.clone());
+        task.worker_proof = Some(self.proof(&task.id));
+    }
+
+    /// Reads a task before something is written about it.
+    fn current(&self, id: &TaskId) -> Result<Current, StoreError> {
+        let not_found = || StoreError::NotFound(id.clone());
+        let row = self.inner.tasks.get(id.as_str()).ok_or_else(not_found)?;
+        let raw = Value::clone(&row.value);
+        let view = match self.inner.table.held_view(id) {
+            Some(view) => view,
+            None => {
+                let over = self.inner.table.summary(id).ok_or_else(not_found)?;
+                return Err(StoreError::Over { id: id.clone(), status: over.status });
+            }
+        };
+        Ok(Current { submitted: unstarted(of_value(&raw)?), raw, view })
+    }
+
+    fn check_open(&self, current: &Current) -> Result<(), StoreError> {
+        let view = &current.view;
+        if view.is_over() {
+            return Err(StoreError::Over { id: view.task.id.clone(), status: view.status });
+        }
+        Ok(())
+    }
+
+    fn is_requester(&self, current: &Current) -> bool {
+        current.view.requester.proven && current.view.requester.identity == self.inner.identity
+    }
+
+    fn check_requester(&self, current: &Current) -> Result<(), StoreError> {
+        if self.is_requester(current) { Ok(()) } else { Err(StoreError::NotRequester(current.view.task.id.clone())) }
+    }
+
+    async fn put_task(&self, document: Value) -> Result<String, StoreError> {
+        Ok(self.inner.tasks.put_document(check_size(document)?).await?.to_string())
+    }
+}
+
+fn check_size(document: Value) -> Result<Value, StoreError> {
+    let bytes = document.encode().map_err(|error| StoreError::Document(error.to_string()))?.len();
+    if bytes > DOCUMENT_BYTES_MAX {
+        return Err(StoreError::TooLarge { bytes, max: DOCUMENT_BYTES_MAX });
+    }
+    Ok(document)
+}
