@@ -1,0 +1,129 @@
+use std::time::Duration;
+
+use crate::identity::NodeId;
+use crate::tasks::{Epoch, GrantedBy, TaskId, TaskView, Worker};
+
+/// What a [`Dispatcher`](super::Dispatcher) has to know about a task: a part of its view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskFacts {
+    /// Which task.
+    pub task: TaskId,
+    /// The node to which it belongs, where that is proven. `None` for tasks of programs that give no grants: nobody waits for those to
+    /// be granted, and workers claim them.
+    pub requester: Option<NodeId>,
+    /// Whether this run of this node wrote its first entry, so that no peer can have claimed it while this node was away. Such tasks
+    /// are placed before [`Input::Synced`](super::Input::Synced).
+    pub fresh: bool,
+    /// What a place must have to run it, as one text: kind, model, designated node. Tasks of one class can run at the same places; where
+    /// there is no room for the first one, the others of its class are not tried.
+    pub class: String,
+    /// From 1 to 10; the highest first.
+    pub priority: u8,
+    /// How long a run of it may take.
+    pub timeout: Option<Duration>,
+    /// How often it is tried, at least once; the configured number where it says nothing.
+    pub max_attempts: Option<u32>,
+    /// Whether what it depends on is there.
+    pub needs: Needs,
+    /// Whether nothing more is to be done ([`TaskView::is_over`]).
+    pub settled: bool,
+    /// Whether a member wants it cancelled, which its requester has not yet confirmed.
+    pub cancelling: bool,
+    /// The highest epoch of all grants that count; [`Epoch::NONE`] where there is none.
+    pub highest: Epoch,
+    /// Grants up to this one are over, as its requester wrote.
+    pub released: Epoch,
+    /// The grant that is live.
+    pub grant: Option<GrantFacts>,
+    /// How many attempts have failed, by its requester's record.
+    pub attempts: u32,
+    /// How many claims of workers for themselves there are, of whatever epoch.
+    pub claims: u32,
+    /// The grant whose answer, in the own store, the requester may accept: the live one, else any.
+    pub result: Option<String>,
+    /// A worker that knows no grants and wants the task, by the name in its bid.
+    pub bid: Option<Worker>,
+}
+
+/// Whether what a task depends on is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Needs {
+    /// It may run now.
+    #[default]
+    Ready,
+    /// A task that it depends on has not ended.
+    Waiting,
+    /// A task that it depends on failed or was cancelled, so it can never run.
+    Failed,
+}
+
+/// A live grant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantFacts {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The hash of its entry.
+    pub hash: String,
+    /// Who may run the task.
+    pub worker: Worker,
+    /// Who says so.
+    pub by: GrantedBy,
+    /// Whether the worker wrote that it has begun.
+    pub began: bool,
+    /// Why the worker has no answer, where it says so.
+    pub failed: Option<String>,
+}
+
+impl TaskFacts {
+    /// Takes from a view what it says. The rest is up to the caller: see [`TaskFacts::fresh`], [`TaskFacts::class`], [`TaskFacts::needs`].
+    #[must_use]
+    pub fn of(view: &TaskView, class: String, needs: Needs, fresh: bool) -> Self {
+        let grant = view.grant.as_ref().map(|grant| GrantFacts {
+            epoch: grant.epoch,
+            hash: grant.hash.clone(),
+            worker: grant.worker.clone(),
+            by: grant.by,
+            began: grant.running,
+            failed: grant.failed.clone(),
+        });
+        let answer = |grant: Option<&str>| {
+            let mut answers = view.results.iter().filter(|result| result.error.is_none());
+            answers.find(|result| grant.is_none_or(|grant| grant == result.grant)).map(|result| result.grant.clone())
+        };
+        let live = view.grant.as_ref().and_then(|grant| answer(Some(&grant.hash)));
+        let claims = view.grants.iter().filter(|grant| grant.by == GrantedBy::SelfClaim).count();
+        Self {
+            task: view.task.id.clone(),
+            requester: view.requester.peer.clone().filter(|_| view.requester.proven),
+            fresh,
+            class,
+            priority: view.task.priority.unwrap_or(5),
+            timeout: view.task.timeout_ms.map(Duration::from_millis),
+            max_attempts: view.task.max_attempts,
+            needs,
+            settled: view.is_over(),
+            cancelling: view.cancelling,
+            highest: view.highest_epoch,
+            released: view.released,
+            grant,
+            attempts: view.attempts_failed(),
+            claims: u32::try_from(claims).unwrap_or(u32::MAX),
+            result: live.or_else(|| answer(None)),
+            bid: view
+                .bids
+                .first()
+                .map(|bid| Worker::Foreign { peer: bid.worker.clone(), identity: bid.writer.clone() }),
+        }
+    }
+}
+
+/// A node that could run a task, as placement ranks it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The node, which may be this one.
+    pub node: NodeId,
+    /// How many tasks it runs at a time.
+    pub slots: u32,
+    /// How many more it lets wait; 0 counts for this node, whose own tasks wait unclaimed.
+    pub queue: u32,
+}
