@@ -27,7 +27,7 @@ use crate::{
     index::Row,
     log::Admission,
     manifest::{Address, ControllerAddress, DatabaseType, Manifest, ManifestError},
-    replica::{AppendError, Appended, Effect, Input},
+    replica::{AppendError, Appended, Effect, Input, Replica},
     storage::{Durability, Space, StorageError},
     sync::Request,
 };
@@ -284,15 +284,24 @@ impl Database {
     ///
     /// [`DatabaseError::Closed`] when the database is closed.
     pub async fn handle(&self, now: Duration, input: Input) -> Result<(), DatabaseError> {
+        if let Input::Bulk(peer, blocks) = input {
+            let examined = self.examine(&mut self.examiner(peer), &blocks);
+            return self.join(now, examined).await.map(drop);
+        }
+        let is_tick = matches!(input, Input::Tick);
+        self.step(is_tick, |replica| replica.on(now, input)).await
+    }
+
+    /// Lets the replica take something, and has done what is to be done for it.
+    async fn step(&self, is_tick: bool, take: impl FnOnce(&mut Replica) -> Vec<Effect>) -> Result<(), DatabaseError> {
         let shared = &self.inner.shared;
         let permit = self.inner.jobs.reserve().await.map_err(|_| DatabaseError::Closed)?;
-        let is_tick = matches!(input, Input::Tick);
         let mut rest = Vec::new();
         {
             let mut state = shared.state();
             state.check_open()?;
             let mut stored = Vec::new();
-            for effect in state.replica.on(now, input) {
+            for effect in take(&mut state.replica) {
                 match effect {
                     Effect::Store(store) => stored.push(store),
                     other => rest.push(other),

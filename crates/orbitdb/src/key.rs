@@ -1,10 +1,22 @@
 //! Keys and signatures: ECDSA over secp256k1 and SHA-256, as lower-case hex of strict DER with a low S.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
-use secp256k1::{Message, ecdsa};
+use secp256k1::{All, Message, Secp256k1, ecdsa};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
+
+/// What signing and checking need. Signing takes the same time for all keys; random numbers of the system, once a process, also hide from who
+/// measures power what is signed with.
+static CURVE: LazyLock<Secp256k1<All>> = LazyLock::new(|| {
+    let mut curve = Secp256k1::new();
+    let mut seed = Zeroizing::new([0; 32]);
+    // Keys cannot be made without random numbers either, which is where that is told.
+    if getrandom::fill(seed.as_mut()).is_ok() {
+        curve.seeded_randomize(&seed);
+    }
+    curve
+});
 
 /// A private key. Never shown, never logged.
 #[derive(Clone)]
@@ -75,19 +87,19 @@ impl SecretKey {
     ///
     /// [`KeyError::Secret`] when they are none.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
-        secp256k1::SecretKey::from_secret_bytes(*bytes).map(Self).map_err(|_| KeyError::Secret)
+        secp256k1::SecretKey::from_byte_array(*bytes).map(Self).map_err(|_| KeyError::Secret)
     }
 
     /// Returns the bytes of the key, for the keystore.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
-        Zeroizing::new(self.0.to_secret_bytes())
+        Zeroizing::new(self.0.secret_bytes())
     }
 
     /// Returns its public key.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
-        PublicKey { point: self.0.public_key() }
+        PublicKey { point: self.0.public_key(&CURVE) }
     }
 
     /// Signs bytes. The same bytes give the same signature (RFC 6979).
@@ -97,7 +109,7 @@ impl SecretKey {
     }
 
     pub(crate) fn sign_parts(&self, parts: &[&[u8]]) -> String {
-        hex::encode(ecdsa::sign(digest(parts), &self.0).serialize_der())
+        hex::encode(CURVE.sign_ecdsa(digest(parts), &self.0).serialize_der())
     }
 }
 
@@ -148,7 +160,7 @@ impl PublicKey {
         let der = hex::decode(signature).map_err(|_| SignatureError::Form)?;
         // libsecp256k1 itself refuses every DER but the strict one, and a high S.
         let parsed = ecdsa::Signature::from_der(&der).map_err(|_| SignatureError::Form)?;
-        ecdsa::verify(&parsed, digest(parts), &self.point).map_err(|_| SignatureError::Wrong)
+        CURVE.verify_ecdsa(digest(parts), &parsed, &self.point).map_err(|_| SignatureError::Wrong)
     }
 }
 

@@ -1,14 +1,16 @@
 //! A replica: a log, its sync and its checks in one. Pure: bytes in, effects out.
 
+mod bulk;
 mod check;
 mod load;
 #[cfg(test)]
 mod tests;
 
+pub use bulk::{Examined, Examiner, Known};
 pub use load::{Kept, Loader, Restored};
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -233,7 +235,11 @@ impl Replica {
             Input::Heads(peer, bytes) => self.heads(now, &peer, &bytes, &mut effects),
             Input::Published(peer, block) => self.receive(now, Some(peer), block.into(), &mut effects),
             Input::Block(peer, block) => self.block(now, peer, block.into(), &mut effects),
-            Input::Bulk(peer, blocks) => self.bulk(now, &peer, blocks, &mut effects),
+            Input::Bulk(peer, blocks) => {
+                let mut examiner = Examiner::new(self.codec.clone(), peer);
+                let examined = examiner.examine(&blocks, |blocks, identities| self.known(blocks, identities));
+                self.bulk(now, examined, &mut effects);
+            }
             Input::Absent(peer, hash) => self.sync.absent(now, &peer, &hash),
             Input::Exchanged(peer, worked) => {
                 self.sync.exchanged(now, &peer, worked);
@@ -265,13 +271,24 @@ impl Replica {
         let hash = Hash::of(&bytes);
         match self.sync.wanted(&hash) {
             Some(Kind::Entry) => self.receive(now, Some(peer), bytes, effects),
-            Some(Kind::Identity) => self.identity(now, hash, bytes, effects),
+            Some(Kind::Identity) => {
+                let identity = Identity::read(&bytes).ok();
+                self.identity(now, hash, bytes, identity, effects);
+            }
             None => {}
         }
     }
 
-    fn identity(&mut self, now: Duration, hash: Hash, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) {
-        self.identities.insert(hash, Identity::read(&bytes).ok());
+    /// Takes the block of an identity, and what was read of it.
+    fn identity(
+        &mut self,
+        now: Duration,
+        hash: Hash,
+        bytes: Arc<[u8]>,
+        identity: Option<Identity>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.identities.insert(hash, identity);
         // What is far too large is remembered as no identity as long as this replica lives, and looked at anew by the next.
         if bytes.len() <= IDENTITY_BYTES_MAX {
             effects.push(Effect::Store(Stored { hash, block: bytes, what: What::Identity }));
@@ -287,7 +304,7 @@ impl Replica {
             return;
         }
         match self.codec.read(&bytes) {
-            Ok(received) => self.consider(now, Block { hash, bytes, peer, joins: true }, &received, effects),
+            Ok(received) => self.consider(now, Block { hash, bytes, peer, joins: true }, received, effects),
             Err(error) => {
                 let dropped = self.sync.broken(&hash);
                 self.report_broken(hash, error, dropped, effects);
@@ -304,36 +321,47 @@ impl Replica {
     ///
     /// One that nothing builds on must count by itself before anything is done for it, so that strangers cannot make a node fetch and keep
     /// what they like. One that others build on is needed whatever is wrong with it.
-    fn consider(&mut self, now: Duration, mut block: Block, received: &Received, effects: &mut Vec<Effect>) {
+    fn consider(&mut self, now: Duration, mut block: Block, received: Received, effects: &mut Vec<Effect>) {
         let identity = received.entry.as_ref().ok().map(Entry::identity);
         let mut needs: Vec<(Hash, Kind)> = identity.into_iter().map(|hash| (hash, Kind::Identity)).collect();
         let unknown_writer = identity.is_some_and(|hash| !self.identities.contains_key(&hash));
+        let mut stamp = None;
         if self.sync.is_needed(&block.hash) {
             needs.extend(links_of(&received.links));
         } else if unknown_writer {
             block.joins = false;
         } else {
-            if let Err(refusal) = self.counts(received) {
-                *self.refused.entry(refusal).or_default() += 1;
-                self.sync.forget(&block.hash);
-                effects.push(Effect::Refused(block.hash, refusal));
-                return;
+            match self.counts(&received) {
+                Ok(found) => stamp = Some(found),
+                Err(refusal) => {
+                    *self.refused.entry(refusal).or_default() += 1;
+                    self.sync.forget(&block.hash);
+                    effects.push(Effect::Refused(block.hash, refusal));
+                    return;
+                }
             }
             needs.extend(links_of(&received.links));
         }
         let (log, identities) = (&self.log, &self.identities);
         let known = |hash: &Hash| log.contains(hash) || identities.contains_key(hash);
         if let (Offered::Ready, Some(block)) = self.sync.offer(now, block, &needs, known) {
-            let mut ready = vec![block];
-            ready.extend(self.sync.arrived(&received.links.hash));
-            self.settle(now, ready, effects);
+            let hash = block.hash;
+            if let Some(stamp) = stamp {
+                self.join(block.bytes, block.peer, received, Ok(stamp), effects);
+                let ready = self.sync.arrived(&hash);
+                self.settle(now, ready, effects);
+            } else {
+                let mut ready = vec![block];
+                ready.extend(self.sync.arrived(&hash));
+                self.settle(now, ready, effects);
+            }
         }
     }
 
     /// Checks an entry by itself and its writer by the access controller, without what it follows.
-    fn counts(&self, received: &Received) -> Result<(), Refusal> {
+    fn counts(&self, received: &Received) -> Result<Stamp, Refusal> {
         let stamp = check::own(received, &self.identities)?;
-        if self.log.admission().admits(&stamp.identity) { Ok(()) } else { Err(Refusal::Access) }
+        if self.log.admission().admits(&stamp.identity) { Ok(stamp) } else { Err(Refusal::Access) }
     }
 
     /// Lets blocks join that have what they need, each after those that it follows, and looks again at those that do not join yet.
@@ -349,7 +377,7 @@ impl Replica {
             }
         }
         for (block, received) in again {
-            self.consider(now, Block { joins: true, ..block }, &received, effects);
+            self.consider(now, Block { joins: true, ..block }, received, effects);
         }
     }
 
@@ -375,84 +403,6 @@ impl Replica {
         let own = self.log.own_refusal(&hash);
         let what = What::Entry { own, position, entry: received.entry.ok().map(Arc::new), writer, peer };
         effects.push(Effect::Store(Stored { hash, block, what }));
-    }
-
-    /// Takes many blocks that are in order. They are checked on all cores.
-    fn bulk(&mut self, now: Duration, peer: &Peer, blocks: Vec<Vec<u8>>, effects: &mut Vec<Effect>) {
-        let blocks: Vec<Block> = blocks
-            .into_iter()
-            .map(|bytes| Block { hash: Hash::of(&bytes), bytes: bytes.into(), peer: Some(peer.clone()), joins: true })
-            .filter(|block| !self.log.contains(&block.hash))
-            .collect();
-        let received = check::read(&self.codec, &blocks);
-        let named = received.iter().filter_map(|read| read.as_ref().ok()?.entry.as_ref().ok().map(Entry::identity));
-        let named: HashSet<Hash> = named.collect();
-        let mut entries = Vec::with_capacity(blocks.len());
-        for (block, received) in blocks.into_iter().zip(received) {
-            if !named.contains(&block.hash) {
-                entries.push((block, received));
-            } else if !self.identities.contains_key(&block.hash) {
-                self.identity(now, block.hash, block.bytes, effects);
-            }
-        }
-        let stamps = check::stamps(&entries, &self.identities);
-        let needed = self.needed(&entries, &stamps);
-        for ((block, received), stamp) in entries.into_iter().zip(stamps) {
-            match received {
-                Ok(received) => {
-                    let needed = needed.contains(&block.hash);
-                    self.bulk_entry(now, block, received, stamp, needed, effects);
-                }
-                // An identity that no entry names is of no use, and no harm.
-                Err(_) if Identity::read(&block.bytes).is_ok() => {}
-                Err(error) => {
-                    let dropped = self.sync.broken(&block.hash);
-                    self.report_broken(block.hash, error, dropped, effects);
-                }
-            }
-        }
-    }
-
-    fn bulk_entry(
-        &mut self,
-        now: Duration,
-        block: Block,
-        received: Received,
-        stamp: Result<Stamp, Refusal>,
-        needed: bool,
-        effects: &mut Vec<Effect>,
-    ) {
-        let known_writer =
-            received.entry.as_ref().map_or(true, |entry| self.identities.contains_key(&entry.identity()));
-        let missing = links_of(&received.links).any(|(hash, _)| !self.log.contains(&hash));
-        if missing || !known_writer || !(needed || self.admits(&stamp)) {
-            // As if it had come by itself.
-            self.consider(now, block, &received, effects);
-            return;
-        }
-        self.join(block.bytes, block.peer, received, stamp, effects);
-        let ready = self.sync.arrived(&block.hash);
-        self.settle(now, ready, effects);
-    }
-
-    fn admits(&self, stamp: &Result<Stamp, Refusal>) -> bool {
-        stamp.as_ref().is_ok_and(|stamp| self.log.admission().admits(&stamp.identity))
-    }
-
-    /// Returns which of many blocks that are in order others build on that count, directly or over others that do not.
-    fn needed(
-        &self,
-        entries: &[(Block, Result<Received, BlockError>)],
-        stamps: &[Result<Stamp, Refusal>],
-    ) -> HashSet<Hash> {
-        let mut needed = HashSet::new();
-        for ((block, received), stamp) in entries.iter().zip(stamps).rev() {
-            let Ok(received) = received else { continue };
-            if self.admits(stamp) || needed.contains(&block.hash) || self.sync.is_needed(&block.hash) {
-                needed.extend(links_of(&received.links).map(|(hash, _)| hash));
-            }
-        }
-        needed
     }
 }
 

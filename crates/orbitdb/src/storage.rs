@@ -1,6 +1,8 @@
 //! Where blocks are kept: spaces of a few tables, written in batches of which all or nothing is there after a crash.
 
+mod journal;
 mod memory;
+mod pending;
 mod redb;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,20 @@ pub enum Table {
 
 impl Table {
     const ALL: [Self; 4] = [Self::Entries, Self::Blocks, Self::Meta, Self::Keys];
+
+    /// Returns the number that stands for it where changes are written down.
+    const fn code(self) -> u8 {
+        match self {
+            Self::Entries => 1,
+            Self::Blocks => 2,
+            Self::Meta => 3,
+            Self::Keys => 4,
+        }
+    }
+
+    fn of_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.code() == code)
+    }
 }
 
 /// When a batch is safe.
@@ -32,7 +48,7 @@ impl Table {
 pub enum Durability {
     /// When the commit returns.
     Full,
-    /// With the next full one. Until then it may be lost in a crash, with everything else that is not safe.
+    /// With the next full one at the latest. Until then it may be lost in a crash, with everything else that is not safe.
     Relaxed,
 }
 
@@ -57,6 +73,11 @@ impl Batch {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.changes.is_empty()
+    }
+
+    /// Returns how many bytes its keys and values have.
+    fn bytes(&self) -> usize {
+        self.changes.iter().map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
     }
 
     fn of_table(&self, table: Table) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {

@@ -1,6 +1,6 @@
 //! The log in bulk, for peers that lack much of it.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use super::{Database, DatabaseError};
 use crate::{
@@ -8,7 +8,9 @@ use crate::{
     cid::Hash,
     entry::Entry,
     log::Stamp,
+    replica::{Examined, Examiner},
     storage::{Space, StorageError, Table},
+    sync::Peer,
 };
 
 /// Which identities a peer was given along with entries, so that each goes once.
@@ -58,6 +60,34 @@ impl Database {
         received.links.next.iter().chain(&received.links.refs).all(|hash| state.replica.log().contains(hash))
     }
 
+    /// Begins with what a peer sends in bulk.
+    #[must_use]
+    pub fn examiner(&self, peer: Peer) -> Examiner {
+        Examiner::new(self.inner.shared.codec.clone(), peer)
+    }
+
+    /// Reads and checks blocks that a peer sent in bulk, on all cores and while everything else goes on. One piece can be examined while the
+    /// one before joins.
+    #[must_use]
+    pub fn examine(&self, examiner: &mut Examiner, blocks: &[Vec<u8>]) -> Examined {
+        examiner.examine(blocks, |blocks, identities| self.inner.shared.state().replica.known(blocks, identities))
+    }
+
+    /// Lets blocks join that were examined: pieces in the order in which they came. Returns whether any of it is in the log then.
+    ///
+    /// Waits for room when too many changes are waiting to be written.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError::Closed`] when the database is closed.
+    pub async fn join(&self, now: Duration, examined: Examined) -> Result<bool, DatabaseError> {
+        let names = examined.names().to_vec();
+        self.step(false, |replica| replica.take(now, examined)).await?;
+        let state = self.inner.shared.state();
+        // Most often the last one is there.
+        Ok(names.iter().rev().any(|name| state.replica.log().contains(name)))
+    }
+
     /// Returns the first of some entries, until their blocks take so many bytes, as [`crate::replica::Input::Bulk`] takes them: each behind the
     /// identity that it names, unless the peer was told that before. Also how many entries these are: fewer than fit where the next one is
     /// not safe yet.
@@ -72,18 +102,19 @@ impl Database {
         told: &mut Told,
     ) -> Result<(usize, Vec<Vec<u8>>), DatabaseError> {
         let space = self.inner.shared.space()?;
+        let mut reader = self.inner.shared.entries.reader(&*space);
         let (mut blocks, mut size, mut count) = (Vec::new(), 0, 0);
         for hash in entries {
-            let Some(block) = self.inner.shared.entry_block(&*space, hash)? else { break };
+            let Some(block) = reader.block(hash)? else { break };
             if count > 0 && size + block.len() > bytes {
                 break;
             }
-            for identity in self.identities_of(&*space, hash, &block, told)? {
+            for identity in self.identities_of(&*space, hash, block, told)? {
                 size += identity.len();
                 blocks.push(identity);
             }
             size += block.len();
-            blocks.push(block);
+            blocks.push(block.to_vec());
             count += 1;
         }
         Ok((count, blocks))

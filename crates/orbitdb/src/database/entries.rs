@@ -72,9 +72,35 @@ impl Entries {
         Ok(block)
     }
 
+    /// Begins to read blocks one after another.
+    pub(super) const fn reader<'a>(&'a self, space: &'a dyn Space) -> BlockReader<'a> {
+        BlockReader { entries: self, space, segment: None }
+    }
+
     /// Takes note of entries that are stored now.
     pub(super) fn add(&self, packed: Packed) {
         self.places.write().unwrap_or_else(PoisonError::into_inner).extend(packed.places);
+    }
+}
+
+/// Reads blocks one after another. What was stored together is read from the storage together.
+pub(super) struct BlockReader<'a> {
+    entries: &'a Entries,
+    space: &'a dyn Space,
+    /// The segment that was read last.
+    segment: Option<(u64, Vec<u8>)>,
+}
+
+impl BlockReader<'_> {
+    /// Returns the block of an entry that is stored.
+    pub(super) fn block(&mut self, hash: &Hash) -> Result<Option<&[u8]>, StorageError> {
+        let place = self.entries.places.read().unwrap_or_else(PoisonError::into_inner).get(hash).copied();
+        let Some(Place { segment, start, len }) = place else { return Ok(None) };
+        if self.segment.as_ref().is_none_or(|(read, _)| *read != segment) {
+            self.segment = self.space.get(Table::Entries, &segment.to_be_bytes())?.map(|value| (segment, value));
+        }
+        let (start, value) = (start as usize, self.segment.as_ref().map(|(_, value)| value));
+        Ok(value.and_then(|value| value.get(start..start + len as usize)))
     }
 }
 

@@ -82,7 +82,7 @@ pub(crate) struct Shared {
     pub(super) sizes: Sizes,
     admins: Vec<String>,
     outputs: mpsc::Sender<Output>,
-    entries: Entries,
+    pub(super) entries: Entries,
     /// Where the writer goes on; nobody else asks for it.
     next_segment: AtomicU64,
     state: Mutex<State>,
@@ -251,7 +251,7 @@ impl Shared {
     pub(super) fn records_of(&self, key: &str) -> Result<Vec<Record>, DatabaseError> {
         let mut found = Vec::new();
         self.read_records(|records| {
-            found.extend(records.filter(|record| record.operation.key.as_deref() == Some(key)))
+            found.extend(records.filter(|record| record.operation.key.as_deref() == Some(key)));
         })?;
         found.sort_by_key(|record| record.position);
         Ok(found)

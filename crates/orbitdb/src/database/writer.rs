@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     index::Record,
-    log::Admission,
+    log::{Admission, Position},
     replica::{Stored, What},
     storage::{Batch, Durability, Space, StorageError, Table},
 };
@@ -150,24 +150,24 @@ impl Writer {
         }
     }
 
-    fn store(&mut self, stores: Vec<Store>) {
+    fn store(&mut self, mut stores: Vec<Store>) {
         if stores.is_empty() {
             return;
         }
         let failure = self.shared.state().failure.clone();
         let result = failure.map_or_else(|| self.commit(&stores), Err);
-        if let Err(error) = &result {
-            self.fail(error);
-        } else {
-            self.show(stores.iter().flat_map(|store| &store.stored));
+        match &result {
+            Ok(()) => {
+                // Others get it while it is taken into the index here.
+                for block in stores.iter_mut().filter_map(|store| store.publish.take()) {
+                    self.shared.output(Output::Publish { address: self.shared.address, block });
+                }
+                self.show(stores.iter_mut().flat_map(|store| std::mem::take(&mut store.stored)).collect());
+            }
+            Err(error) => self.fail(error),
         }
-        for store in stores {
-            if let Some(block) = store.publish.filter(|_| result.is_ok()) {
-                self.shared.output(Output::Publish { address: self.shared.address, block });
-            }
-            if let Some(done) = store.done {
-                drop(done.send(result.clone()));
-            }
+        for done in stores.into_iter().filter_map(|store| store.done) {
+            drop(done.send(result.clone()));
         }
     }
 
@@ -198,23 +198,28 @@ impl Writer {
     }
 
     /// Takes what was stored into the index, and tells those who listen.
-    fn show<'a>(&self, stored: impl Iterator<Item = &'a Stored>) {
+    fn show(&self, stored: Vec<Stored>) {
         let listened = self.shared.events.receiver_count() > 0;
-        let counted: Vec<_> = {
+        let counted: Vec<(Stored, Position)> = {
             let state = self.shared.state();
             // Whether one counts is looked up now: the access controller may have changed its mind since it joined.
-            stored.filter_map(|stored| Some((stored, state.replica.log().position(&stored.hash)?))).collect()
+            let counts = |stored: Stored| state.replica.log().position(&stored.hash).map(|position| (stored, position));
+            stored.into_iter().filter_map(counts).collect()
         };
-        let (mut records, mut updates) = (Vec::new(), Vec::new());
+        let (mut records, mut updates) = (Vec::with_capacity(counted.len()), Vec::new());
         for (stored, position) in counted {
-            let What::Entry { entry: Some(entry), writer: Some(writer), peer, .. } = &stored.what else { continue };
-            let operation = self.shared.codec.operation(entry);
+            let What::Entry { entry: Some(entry), writer: Some(writer), peer, .. } = stored.what else { continue };
+            let time = entry.time();
+            let operation = match Arc::try_unwrap(entry) {
+                Ok(entry) => self.shared.codec.operation_of(entry),
+                Err(entry) => self.shared.codec.operation(&entry),
+            };
             if listened {
-                let (hash, time, operation) = (stored.hash, entry.time(), operation.clone());
-                updates.push(Update { hash, time, writer: Arc::clone(writer), operation, peer: peer.clone() });
+                let (hash, operation) = (stored.hash, operation.clone());
+                updates.push(Update { hash, time, writer: Arc::clone(&writer), operation, peer });
             }
             if let Some(operation) = operation {
-                records.push(Record { position, writer: Arc::clone(writer), operation });
+                records.push(Record { position, writer, operation });
             }
         }
         let changed = !records.is_empty();

@@ -37,18 +37,15 @@ pub(super) fn all(codec: &Codec, identities: &HashMap<Hash, Option<Identity>>, b
     })
 }
 
-/// Reads blocks.
-pub(super) fn read(codec: &Codec, blocks: &[Block]) -> Vec<Result<Received, BlockError>> {
-    on_all_cores(blocks, |block| codec.read(&block.bytes))
-}
-
-/// Checks what was read.
+/// Checks what was read. None stands for what names an identity that is not there.
 pub(super) fn stamps(
     received: &[(Block, Result<Received, BlockError>)],
     identities: &HashMap<Hash, Option<Identity>>,
-) -> Vec<Result<Stamp, Refusal>> {
+) -> Vec<Option<Result<Stamp, Refusal>>> {
     on_all_cores(received, |(_, received)| {
-        received.as_ref().map_err(|_| Refusal::Form).and_then(|received| own(received, identities))
+        let Ok(received) = received else { return Some(Err(Refusal::Form)) };
+        let is_there = |identity| identities.contains_key(&identity);
+        received.entry.as_ref().map_or(true, |entry| is_there(entry.identity())).then(|| own(received, identities))
     })
 }
 

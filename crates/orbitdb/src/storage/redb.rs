@@ -1,17 +1,30 @@
-//! Storage in files, one to a space, by redb: copy-on-write B-trees, so that a crash leaves the last safe state.
+//! Storage in files, one to a space, by redb: copy-on-write B-trees, so that a crash leaves the last safe state. Small changes go to a journal
+//! beside it first.
 
 use std::{
     collections::HashMap,
     fmt::Display,
-    fs::{self, File, OpenOptions},
-    io,
+    fs::{self, OpenOptions},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
 };
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError, backends::FileBackend};
 
-use super::{Batch, Durability, Space, Storage, StorageError, Table, check_name};
+use super::{
+    Batch, Durability, Space, Storage, StorageError, Table, check_name,
+    journal::{self, Journal},
+    pending::Pending,
+};
+
+/// How many bytes the changes may have that go to the journal. Larger ones would be written twice for little.
+const RECORD_BYTES_MAX: usize = 256 << 10;
+
+/// How many small changes are made without a journal when a space was opened: who writes seldom needs none.
+const IN_TREE_FIRST: u32 = 8;
+
+/// The number of the last record of the journal that the tree has.
+const MOVED: TableDefinition<'static, (), u64> = TableDefinition::new("moved");
 
 /// How files are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +50,21 @@ pub struct Redb {
 struct RedbSpace {
     path: PathBuf,
     database: Database,
+    writing: Mutex<Writing>,
+    /// What the journal has and the tree has not. Taken after `writing` where both are.
+    pending: RwLock<Pending>,
+}
+
+/// What one has who writes.
+#[derive(Default)]
+struct Writing {
+    journal: Option<Journal>,
+    /// The number of the last record.
+    last: u64,
+    /// How many small changes were made in the tree since the space was opened.
+    in_tree: u32,
+    /// Why nothing can be written any more: after a failure nobody knows what the journal holds.
+    failure: Option<StorageError>,
 }
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -77,9 +105,8 @@ impl Redb {
     /// Makes a file under another name first, so that under its own it is whole or not there.
     fn make(&self, path: &Path) -> Result<(), StorageError> {
         let draft = path.with_extension("new");
-        match fs::remove_file(&draft) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&draft, error)),
-            _ => {}
+        for old in [draft.clone(), journal::path_of(path)] {
+            journal::remove(&old).map_err(|error| failed(&old, error))?;
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
@@ -99,9 +126,7 @@ impl Redb {
         write().map_err(|error| failed(&draft, error))?;
         drop(database);
         fs::rename(&draft, path).map_err(|error| failed(path, error))?;
-        // The name is safe once its directory is.
-        let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
-        directory.map_err(|error| failed(&self.directory, error))
+        journal::sync_directory(path).map_err(|error| failed(&self.directory, error))
     }
 }
 
@@ -117,7 +142,8 @@ impl Storage for Redb {
             self.make(&path)?;
         }
         let database = Database::builder().set_cache_size(self.config.cache_bytes).open(&path);
-        let opened = Arc::new(RedbSpace { database: database.map_err(|error| failed(&path, error))?, path });
+        let database = database.map_err(|error| failed(&path, error))?;
+        let opened = Arc::new(RedbSpace::open(path, database)?);
         open.retain(|_, space| space.strong_count() > 0);
         open.insert(space.to_owned(), Arc::downgrade(&opened));
         Ok(opened)
@@ -131,36 +157,104 @@ impl Storage for Redb {
         }
         open.remove(space);
         let path = self.path(space);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path, error)),
-            _ => Ok(()),
+        // The journal goes first: what it holds must not turn up in a space that is made anew.
+        for path in [journal::path_of(&path), path] {
+            journal::remove(&path).map_err(|error| failed(&path, error))?;
         }
+        Ok(())
     }
 }
 
 impl RedbSpace {
+    /// Opens a space, and moves what a crash left in its journal to where it belongs.
+    fn open(path: PathBuf, database: Database) -> Result<Self, StorageError> {
+        let journal_path = journal::path_of(&path);
+        let last = last_moved(&database).map_err(|error| failed(&path, error))?;
+        let opened = Journal::open(&journal_path, last).map_err(|error| failed(&journal_path, error))?;
+        let (journal, left) = opened.map_or((None, Vec::new()), |(journal, left)| (Some(journal), left));
+        let mut pending = Pending::default();
+        left.iter().for_each(|batch| pending.take(batch));
+        let writing = Writing { journal, last: last + left.len() as u64, in_tree: 0, failure: None };
+        let space = Self { path, database, writing: Mutex::new(writing), pending: RwLock::new(pending) };
+        {
+            let mut writing = space.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            // A process that was killed may have left what is in no disk yet. Nothing is shown of it before it is.
+            space.move_over(&mut writing, &Batch::default())?;
+        }
+        Ok(space)
+    }
+
     fn failed(&self, reason: impl Into<redb::Error>) -> StorageError {
         failed(&self.path, reason.into())
     }
 
-    fn write(&self, batch: &Batch, durability: Durability) -> Result<(), redb::Error> {
+    fn pending(&self) -> RwLockReadGuard<'_, Pending> {
+        self.pending.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes changes in the journal or, where they are too many, in the tree.
+    fn write(&self, writing: &mut Writing, batch: &Batch, durability: Durability) -> Result<(), StorageError> {
+        let bytes = batch.bytes();
+        let is_small = bytes <= RECORD_BYTES_MAX && batch.of_table(Table::Keys).next().is_none();
+        if is_small && !batch.is_empty() && writing.journal.is_none() {
+            writing.in_tree += 1;
+        }
+        if !is_small || (writing.journal.is_none() && writing.in_tree <= IN_TREE_FIRST) {
+            return self.move_over(writing, batch);
+        }
+        let path = journal::path_of(&self.path);
+        let failed = |error| failed(&path, error);
+        if writing.journal.is_none() {
+            writing.journal = Some(Journal::create(&path).map_err(failed)?);
+        }
+        let payload = journal::payload_of(batch);
+        if writing.journal.as_ref().is_some_and(|journal| !journal.has_room(payload.len())) {
+            self.move_over(writing, &Batch::default())?;
+        }
+        let Some(journal) = &mut writing.journal else { return Ok(()) };
+        if !batch.is_empty() {
+            journal.append(writing.last + 1, &payload).map_err(failed)?;
+            writing.last += 1;
+        }
+        if durability == Durability::Full {
+            journal.sync().map_err(failed)?;
+        }
+        self.pending.write().unwrap_or_else(PoisonError::into_inner).take(batch);
+        Ok(())
+    }
+
+    /// Makes changes in the tree, together with all that is in the journal, which begins anew then.
+    fn move_over(&self, writing: &mut Writing, batch: &Batch) -> Result<(), StorageError> {
+        if batch.is_empty() && self.pending().is_empty() {
+            return Ok(());
+        }
+        self.write_tree(&self.pending(), batch, writing.last).map_err(|error| self.failed(error))?;
+        self.pending.write().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Some(journal) = &mut writing.journal {
+            journal.restart();
+        }
+        Ok(())
+    }
+
+    fn write_tree(&self, pending: &Pending, batch: &Batch, last: u64) -> Result<(), redb::Error> {
         let mut transaction = self.database.begin_write()?;
-        transaction.set_durability(match durability {
-            Durability::Full => redb::Durability::Immediate,
-            Durability::Relaxed => redb::Durability::None,
-        })?;
-        for table in Table::ALL {
-            let mut changes = batch.of_table(table).peekable();
+        transaction.set_durability(redb::Durability::Immediate)?;
+        for of in Table::ALL {
+            let waiting = pending.of(of).iter().map(|(key, value)| (key.as_slice(), value.as_deref()));
+            let mut changes = waiting.chain(batch.of_table(of)).peekable();
             if changes.peek().is_none() {
                 continue;
             }
-            let mut table = transaction.open_table(definition(table))?;
+            let mut table = transaction.open_table(definition(of))?;
             for (key, value) in changes {
                 match value {
                     Some(value) => drop(table.insert(key, value)?),
                     None => drop(table.remove(key)?),
                 }
             }
+        }
+        if !pending.is_empty() {
+            transaction.open_table(MOVED)?.insert((), last)?;
         }
         transaction.commit()?;
         Ok(())
@@ -173,18 +267,62 @@ impl RedbSpace {
     }
 
     fn show(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), redb::Error> {
-        let table = self.database.begin_read()?.open_table(definition(table))?;
-        for pair in table.iter()? {
+        let (waiting, stored) = {
+            // Nothing is moved from one to the other between the two looks.
+            let pending = self.pending();
+            (pending.of(table).clone(), self.database.begin_read()?)
+        };
+        let stored = stored.open_table(definition(table))?;
+        let mut waiting = waiting.into_iter().peekable();
+        for pair in stored.iter()? {
             let (key, value) = pair?;
-            each(key.value(), value.value());
+            let key = key.value();
+            while let Some((earlier, change)) = waiting.next_if(|(waiting, _)| waiting.as_slice() < key) {
+                change.into_iter().for_each(|value| each(&earlier, &value));
+            }
+            match waiting.next_if(|(waiting, _)| waiting.as_slice() == key) {
+                Some((_, change)) => change.into_iter().for_each(|value| each(key, &value)),
+                None => each(key, value.value()),
+            }
+        }
+        for (key, change) in waiting {
+            change.into_iter().for_each(|value| each(&key, &value));
         }
         Ok(())
     }
 }
 
+impl Drop for RedbSpace {
+    /// Leaves no journal behind. Should that not work, the next one who opens the space reads it.
+    fn drop(&mut self) {
+        let mut writing = std::mem::take(self.writing.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if writing.failure.is_none()
+            && writing.journal.is_some()
+            && self.move_over(&mut writing, &Batch::default()).is_ok()
+        {
+            writing.journal = None;
+            drop(journal::remove(&journal::path_of(&self.path)));
+        }
+    }
+}
+
+/// Returns the number of the last record of the journal that is in the tree.
+fn last_moved(database: &Database) -> Result<u64, redb::Error> {
+    match database.begin_read()?.open_table(MOVED) {
+        Ok(table) => Ok(table.get(())?.map_or(0, |last| last.value())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl Space for RedbSpace {
     fn read(&self, table: Table, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
-        self.show_one(table, key, show).map_err(|error| self.failed(error))
+        let waiting = self.pending().get(table, key);
+        match waiting {
+            Some(change) => change.into_iter().for_each(|value| show(&value)),
+            None => self.show_one(table, key, show).map_err(|error| self.failed(error))?,
+        }
+        Ok(())
     }
 
     fn scan(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StorageError> {
@@ -192,10 +330,20 @@ impl Space for RedbSpace {
     }
 
     fn commit(&self, batch: &Batch, durability: Durability) -> Result<(), StorageError> {
-        self.write(batch, durability).map_err(|error| self.failed(error))
+        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = &writing.failure {
+            return Err(failure.clone());
+        }
+        let written = self.write(&mut writing, batch, durability);
+        if let Err(error) = &written {
+            writing.failure = Some(error.clone());
+        }
+        written
     }
 
     fn bytes(&self) -> Result<u64, StorageError> {
-        fs::metadata(&self.path).map(|metadata| metadata.len()).map_err(|error| failed(&self.path, error))
+        let length = |path: &Path| fs::metadata(path).map(|metadata| metadata.len());
+        let tree = length(&self.path).map_err(|error| failed(&self.path, error))?;
+        Ok(tree + length(&journal::path_of(&self.path)).unwrap_or_default())
     }
 }
