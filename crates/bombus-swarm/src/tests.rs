@@ -3,6 +3,7 @@
 mod answers;
 mod db;
 mod harness;
+mod store;
 mod weights;
 
 use std::time::{Duration, Instant};

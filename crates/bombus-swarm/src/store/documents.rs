@@ -66,7 +66,7 @@ pub(super) fn word_of(refusal: Refusal) -> &'static str {
 
 /// A document that the databases hold.
 pub(super) trait Document: Serialize + DeserializeOwned {
-    /// Takes out what may be large, for keeping in memory.
+    /// Takes out what may be large, for keeping in memory. For whom a task is sealed stays: it says who may claim it.
     fn lighten(&mut self);
 }
 
@@ -77,7 +77,6 @@ impl Document for TaskDocument {
         self.system = None;
         self.options = None;
         self.map = None;
-        self.sealed = None;
     }
 }
 

@@ -34,6 +34,16 @@ pub struct StoreSize {
     pub tasks: usize,
     /// Those of them that nobody has the right to run yet.
     pub pending: usize,
+    /// Those that a worker has the right to run and has not begun.
+    pub claimed: usize,
+    /// Those that run.
+    pub running: usize,
+    /// Those that have a result.
+    pub completed: usize,
+    /// Those that have failed.
+    pub failed: usize,
+    /// Those that were cancelled.
+    pub cancelled: usize,
     /// Entries of the three databases.
     pub entries: u64,
     /// Bytes of these entries.
@@ -296,11 +306,19 @@ impl TaskStore {
     /// [`StoreError`] when that cannot be seen, or the databases are closed.
     pub fn size(&self) -> Result<StoreSize, StoreError> {
         let inner = &self.inner;
-        let (tasks, pending) =
-            inner.table.read_catalogue(|catalogue| (catalogue.len(), catalogue.count(TaskStatus::Pending)));
+        let counted = inner.table.read_catalogue(|catalogue| StoreSize {
+            tasks: catalogue.len(),
+            pending: catalogue.count(TaskStatus::Pending),
+            claimed: catalogue.count(TaskStatus::Claimed),
+            running: catalogue.count(TaskStatus::Running),
+            completed: catalogue.count(TaskStatus::Completed),
+            failed: catalogue.count(TaskStatus::Failed),
+            cancelled: catalogue.count(TaskStatus::Cancelled),
+            ..StoreSize::default()
+        });
         let text_bytes = inner.db.blocks_bytes();
         let audit_lost = inner.audit_lost.load(Ordering::Relaxed);
-        let mut size = StoreSize { tasks, pending, text_bytes, audit_lost, ..StoreSize::default() };
+        let mut size = StoreSize { text_bytes, audit_lost, ..counted };
         for database in [&inner.tasks, &inner.results, &inner.events] {
             let info = database.info()?;
             size.entries += info.entries;

@@ -184,7 +184,9 @@ impl Table {
     /// Keeps others from creating a task, or from writing a grant, until what is returned is dropped; none where somebody does so already.
     pub(super) fn begin_writing(&self, id: &TaskId, epoch: Epoch) -> Option<Writing<'_>> {
         let what = (id.clone(), epoch);
-        self.state().writing.insert(what.clone()).then_some(Writing { table: self, what })
+        let is_first = self.state().writing.insert(what.clone());
+        // Made only then: what it does at its end is not for others.
+        is_first.then(|| Writing { table: self, what })
     }
 
     /// Returns what the entries in memory come to, without what may be large; none for a task that is over.

@@ -21,26 +21,26 @@ mod sharing;
 mod strangers;
 
 /// Settings with short times.
-fn config() -> DbConfig {
+pub(super) fn config() -> DbConfig {
     let sync = DbSyncConfig { resend_ms: 2_000, want_timeout_ms: 2_000, backoff_ms: 100, ..DbSyncConfig::default() };
     DbConfig { sync, open_limit_ms: 15_000, ..DbConfig::default() }
 }
 
 /// A node with databases.
-struct Keeper {
-    mesh: Mesh,
-    db: DbHandle,
+pub(super) struct Keeper {
+    pub(super) mesh: Mesh,
+    pub(super) db: DbHandle,
     stop: CancellationToken,
     task: JoinHandle<()>,
     directory: TempDir,
 }
 
 impl Keeper {
-    async fn start(number: u8, seeds: &[&Keeper]) -> Self {
+    pub(super) async fn start(number: u8, seeds: &[&Keeper]) -> Self {
         Self::start_with(number, seeds, config(), TempDir::new().unwrap()).await
     }
 
-    async fn start_with(number: u8, seeds: &[&Keeper], config: DbConfig, directory: TempDir) -> Self {
+    pub(super) async fn start_with(number: u8, seeds: &[&Keeper], config: DbConfig, directory: TempDir) -> Self {
         let seeds: Vec<&Mesh> = seeds.iter().map(|seed| &seed.mesh).collect();
         let mesh = Mesh::start(number, &seeds).await;
         let (db, service) = db(config, mesh.net.clone(), directory.path()).unwrap();
@@ -50,7 +50,7 @@ impl Keeper {
         Self { mesh, db, stop, task, directory }
     }
 
-    fn id(&self) -> &NodeId {
+    pub(super) fn id(&self) -> &NodeId {
         self.mesh.net.node_id()
     }
 
@@ -68,7 +68,7 @@ impl Keeper {
         until_it_shows(|| async {}, || self.db.peers(&database.address()).contains(peer.id())).await;
     }
 
-    async fn stop(self) -> TempDir {
+    pub(super) async fn stop(self) -> TempDir {
         let Self { mesh, db, stop, task, directory } = self;
         drop(db);
         stop.cancel();
@@ -86,7 +86,7 @@ async fn put(database: &Database, id: &str, says: &str) {
     database.put_document(json_value(&json!({ "_id": id, "says": says }))).await.unwrap();
 }
 
-fn json_value(json: &Value) -> orbitdb::cbor::Value {
+pub(super) fn json_value(json: &Value) -> orbitdb::cbor::Value {
     orbitdb::cbor::Value::from_json(json).unwrap()
 }
 
