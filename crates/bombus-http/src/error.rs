@@ -128,6 +128,32 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("databases_failed"), message)
     }
 
+    /// A task that this node does not know.
+    pub(crate) fn task_not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("task_not_found"), message)
+    }
+
+    /// A key that stands for another request.
+    pub(crate) fn key_reused(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, Some("idempotency_key_reused"), message)
+    }
+
+    /// Tasks of which as many wait as may.
+    pub(crate) fn tasks_full(message: impl Into<String>, retry_after: Duration) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("tasks_full"), message);
+        Self { retry_after: Some(retry_after), ..error }
+    }
+
+    /// Tasks that are not there now.
+    pub(crate) fn tasks_unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("tasks_unavailable"), message)
+    }
+
+    /// A task that the node failed at.
+    pub(crate) fn tasks_failed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("tasks_failed"), message)
+    }
+
     /// A request from where none is accepted.
     pub(crate) fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, Some(code), message)

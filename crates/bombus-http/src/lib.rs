@@ -25,6 +25,7 @@ mod router;
 mod schema_depth;
 mod server;
 mod services;
+pub mod tasks;
 #[cfg(test)]
 mod testing;
 

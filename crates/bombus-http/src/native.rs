@@ -8,6 +8,7 @@ pub(crate) mod models;
 pub(crate) mod peers;
 pub(crate) mod remote_models;
 pub(crate) mod sharing;
+pub(crate) mod tasks;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use utoipa::ToSchema;
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
 use crate::mesh::{Mesh, SharingState};
+use crate::tasks::TaskState;
 
 /// Longest wait for a backend to say how it is.
 const HEALTH_TIME_MAX: Duration = Duration::from_secs(2);
@@ -91,8 +93,9 @@ pub(crate) struct StatusAnswer {
     ollama_models: Vec<String>,
     /// Nodes of the swarm besides this one that are not gone.
     peers: usize,
+    /// Durable tasks of the swarm that wait.
     tasks_pending: u64,
-    /// Answers being generated.
+    /// Answers being generated, and durable tasks that this node works on.
     tasks_active: u64,
     uptime_seconds: f64,
     cpu_model: String,
@@ -164,6 +167,7 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
     let hardware = sample.hardware;
     let works = backend_troubles(&app).await.len() < app.services.backends.own().len();
     let gpu = hardware.best_gpu();
+    let tasks = tasks::counts_of(&app);
     let ip = match app.bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => hardware.lan_ip.clone().unwrap_or_else(|| ip.to_string()),
         IpAddr::V6(ip) if ip.is_unspecified() => hardware.lan_ip.clone().unwrap_or_else(|| ip.to_string()),
@@ -180,8 +184,8 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
         vram_free_mb: gpu.map_or(0, |gpu| gpu.vram_free_mb),
         ollama_models: model_names(&app).await,
         peers: peers::count(&app),
-        tasks_pending: 0,
-        tasks_active: app.services.metrics.answers_running(),
+        tasks_pending: tasks.of(TaskState::Pending),
+        tasks_active: app.services.metrics.answers_running() + tasks.running_here,
         uptime_seconds: uptime_seconds(&app),
         cpu_model: hardware.cpu_model.clone(),
         cpu_cores: hardware.cpu_threads,

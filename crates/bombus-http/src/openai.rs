@@ -12,7 +12,7 @@ mod stream;
 mod tests;
 mod text_or_list;
 mod translate;
-mod whole;
+pub(crate) mod whole;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

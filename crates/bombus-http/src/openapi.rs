@@ -35,6 +35,7 @@ pub(crate) async fn document(State(app): State<SharedApp>) -> Response {
         (name = "openai", description = "OpenAI's dialect"),
         (name = "ollama", description = "Ollama's dialect, at the level of its version 0.24"),
         (name = "native", description = "The node itself"),
+        (name = "tasks", description = "Durable tasks: work that outlives the node that it was given to"),
         (name = "databases", description = "Replicated databases, which peers of OrbitDB can join")
     ),
     components(schemas(OpenAiError, OllamaError, Problem, ContentPart, ChatCompletionChunk, Completion)),

@@ -53,6 +53,10 @@ fn routes() -> OpenApiRouter<SharedApp> {
         .routes(routes!(native::mesh::owner))
         .routes(routes!(native::mesh::ping))
         .routes(routes!(native::mesh::report))
+        .routes(routes!(native::tasks::submit))
+        .routes(routes!(native::tasks::info, native::tasks::cancel))
+        .routes(routes!(native::tasks::stream::stream))
+        .routes(routes!(native::tasks::list))
         .routes(routes!(native::databases::list, native::databases::open))
         .routes(routes!(native::databases::info, native::databases::drop))
         .routes(routes!(native::databases::close))
@@ -99,6 +103,9 @@ pub(crate) fn build(config: HttpConfig, services: Services, bound: SocketAddr) -
     let document = document.to_json().expect("an API document has a JSON form");
     if let Some(mesh) = &services.mesh {
         native::sharing::report(mesh, &services.metrics);
+    }
+    if let Some(tasks) = &services.tasks {
+        native::tasks::report(tasks, &services.metrics);
     }
     let app = Arc::new(App::new(config, services, bound, Bytes::from(document)));
 

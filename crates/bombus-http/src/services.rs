@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::databases::Databases;
 use crate::mesh::Mesh;
+use crate::tasks::Tasks;
 use crate::{KeyStore, Metrics};
 
 /// What the HTTP surfaces stand on.
@@ -27,6 +28,8 @@ pub struct Services {
     pub mesh: Option<Arc<dyn Mesh>>,
     /// The replicated databases; without them their routes say that there are none.
     pub databases: Option<Arc<dyn Databases>>,
+    /// The durable tasks; without them their routes say that there are none.
+    pub tasks: Option<Arc<dyn Tasks>>,
 }
 
 /// Facts about the node.

@@ -295,6 +295,7 @@ pub(crate) fn services_over(backends: Vec<NamedBackend>) -> Services {
         default_model: None,
         mesh: Some(Arc::new(ScriptedMesh::default())),
         databases: None,
+        tasks: None,
     }
 }
 

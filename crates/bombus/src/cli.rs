@@ -17,6 +17,7 @@ mod answerer;
 mod ask;
 mod backends;
 mod bench;
+mod cancel;
 mod chat;
 mod config;
 mod db;
@@ -31,12 +32,16 @@ mod output;
 mod peers;
 mod ping;
 mod reach;
+mod result;
 mod route;
 mod scope;
 mod screen;
 mod service;
 mod sharing;
+mod status;
+mod submit;
 mod swarm;
+mod tasks;
 mod up;
 
 /// What can be built in, and whether it is.
@@ -115,6 +120,18 @@ enum Command {
     Swarm(swarm::SwarmArgs),
     /// Measure the round trip to another node, and say which way it takes
     Ping(ping::PingArgs),
+    /// Submit work that outlives this machine: any node does it, and any node tells what came of it
+    Submit(submit::SubmitArgs),
+    /// Show how a task stands
+    Status(status::StatusArgs),
+    /// Print what came of a task
+    Result(result::ResultArgs),
+    /// Print what came of the tasks of a batch, one JSON object a line
+    Results(result::ResultsArgs),
+    /// End a task, wherever it runs
+    Cancel(cancel::CancelArgs),
+    /// List the tasks of the swarm
+    Tasks(tasks::TasksArgs),
     /// Show what happened in the swarm, and what happens
     Events(events::EventsArgs),
     /// Replicated databases: make, open, read, write, watch and share them; peers of OrbitDB can join
@@ -183,6 +200,12 @@ fn run(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Peers(args) => peers::run(global, &args),
         Command::Swarm(args) => swarm::run(global, &args),
         Command::Ping(args) => ping::run(global, &args),
+        Command::Submit(args) => submit::run(global, &args),
+        Command::Status(args) => status::run(global, &args),
+        Command::Result(args) => result::run(global, &args),
+        Command::Results(args) => result::run_all(global, &args),
+        Command::Cancel(args) => cancel::run(global, &args),
+        Command::Tasks(args) => tasks::run(global, &args),
         Command::Events(args) => events::run(global, &args),
         Command::Db(command) => db::run(global, &command),
         Command::Pause(args) => sharing::pause(global, &args),

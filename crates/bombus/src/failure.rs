@@ -104,6 +104,11 @@ impl Failure {
             (409, Some("database_closed")) => failure(Exit::Usage).hint("bombus db open DATABASE opens it again"),
             (504, Some("database_unreachable")) => failure(Exit::Unavailable)
                 .hint("bombus peers shows who is connected; one of them has to have the database open"),
+            (404, Some("task_not_found")) => failure(Exit::NotFound)
+                .hint("bombus tasks shows those that this node knows; one that was submitted elsewhere just now is here in a moment"),
+            (409, Some("task_exists")) | (422, Some("idempotency_key_reused")) => {
+                failure(Exit::Usage).hint("take another key, or none")
+            }
             (401 | 403, _) => failure(Exit::Failure).hint(
                 "the node does not take the key in its data directory: it may have been started again just now; ask again",
             ),

@@ -77,6 +77,7 @@ pub(crate) async fn run(settings: &Settings, data_dir: &DataDir, ready: impl FnO
         default_model: Some(config.default_model.to_string()),
         mesh: Some(mesh.surface()),
         databases: mesh.databases(),
+        tasks: None,
     };
     let server = Server::bind(config.api.clone(), services).await?;
     let mut mesh = mesh.start(server.local_addr().port());

@@ -13,7 +13,7 @@ const EXACT_MAX: f64 = (1_u64 << 53) as f64;
 pub(super) struct Whole<T>(pub(super) T);
 
 /// Reads a whole number that may be missing or `null`.
-pub(super) fn option<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+pub(crate) fn option<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: TryFrom<i128>,
     D: Deserializer<'de>,

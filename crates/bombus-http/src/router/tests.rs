@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use crate::databases::{DatabaseChange, DatabaseRow, DatabaseType};
 use crate::mesh::FeedItem;
 use crate::native::databases::scripted::{Scripted, scripted as scripted_database};
+use crate::native::tasks::scripted::{ID as TASK, ScriptedTasks};
+use crate::tasks::Tasks;
 use crate::testing::{
     self, LOOPBACK, OPEN, ScriptedMesh, build, done, fake, get, loopback, peer, post, scripted, send, services, text,
     with_session_key,
@@ -465,12 +467,20 @@ mod document {
             changes: vec![DatabaseChange::Lagged { missed: 1 }],
             ..scripted_database(DatabaseType::Documents)
         };
-        let (services, key) =
-            with_session_key(Services { mesh: Some(Arc::new(ended)), databases: Some(Arc::new(changed)), ..any() });
+        let tasks: Option<Arc<dyn Tasks>> = Some(Arc::new(ScriptedTasks::default()));
+        let (services, key) = with_session_key(Services {
+            mesh: Some(Arc::new(ended)),
+            databases: Some(Arc::new(changed)),
+            tasks,
+            ..any()
+        });
         let router = loopback(services);
         for (path, item) in document().await["paths"].as_object().unwrap() {
             for method in item.as_object().unwrap().keys() {
-                let path = path.replace("{id}", "fake").replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
+                let path = path
+                    .replace("/task/{id}", &format!("/task/{TASK}"))
+                    .replace("{id}", "fake")
+                    .replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
                 let path = path.replace("{peer}", "hive").replace("{database}", "notes");
                 let request = Request::builder().method(method.to_uppercase().as_str()).uri(&path);
                 let request = request.header("x-api-key", &key).body(Body::empty()).unwrap();
