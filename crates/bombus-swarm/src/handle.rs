@@ -94,6 +94,11 @@ impl SwarmHandle {
         self.shared.events.subscribe(after)
     }
 
+    /// Adds something to the log of events.
+    pub(crate) fn note(&self, kind: &'static str, data: serde_json::Value) {
+        self.shared.events.push(kind, self.shared.clocks.wall(), data);
+    }
+
     /// Returns the accepted messages of a topic from now on; those of this node itself are not among them.
     #[must_use]
     pub fn messages(&self, topic: Topic) -> MessageStream {

@@ -14,6 +14,7 @@
 //! db.rs          replicated databases: the library `orbitdb`, run over the mesh
 //! seal.rs        prompts and results that only those whom they are for can read
 //! store.rs       durable tasks and their results in replicated databases
+//! tasks.rs       durable tasks: submitted on one node, run by any, readable on all
 //! weights.rs     models between nodes: weights that travel, and nodes that manage the models of others
 //! places.rs      how many peers may have something at once;  streams.rs: answers to the streams that they open
 //! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
@@ -43,6 +44,7 @@ mod shared;
 pub mod store;
 mod streams;
 mod supervised;
+pub mod tasks;
 #[cfg(test)]
 mod tests;
 mod topics;

@@ -37,6 +37,8 @@ mod worker;
 use std::fmt;
 use std::sync::Arc;
 
+use bombus_core::identity::NodeId;
+use bombus_core::model::ModelName;
 use bombus_infer::{Backends, Listed};
 use bombus_net::NetHandle;
 use tokio::sync::watch;
@@ -47,7 +49,10 @@ use self::peers::Peers;
 use self::slots::Slots;
 pub use self::state::ShareState;
 use self::state::Standing;
+use self::wire::Reason;
 pub use self::wire::{FRAME_BYTES_MAX, REQUEST_BYTES_MAX};
+pub(crate) use self::wire::{Messages, push};
+pub(crate) use self::worker::need_of;
 use crate::SwarmHandle;
 use crate::supervised::keep_going;
 
@@ -144,6 +149,30 @@ impl RouteHandle {
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.shared.config.slots()
+    }
+
+    /// Returns how many requests this node's backends answer at a time; 0 where they do not say.
+    pub(crate) fn backend_slots(&self) -> u32 {
+        self.shared.config.backend_slots
+    }
+
+    /// Says why a peer may not have anything done here now, or not with a model, if so. `None` stands for whoever is no peer.
+    pub(crate) fn refusal(&self, peer: Option<&NodeId>, model: Option<&ModelName>) -> Option<&'static str> {
+        let (share, shared) = (self.share(), &self.shared);
+        let refused = match peer {
+            Some(peer) => {
+                let name = match share.peers.is_empty() {
+                    true => String::new(),
+                    false => shared.swarm.peer(peer).map(|peer| peer.name).unwrap_or_default(),
+                };
+                share::refusal(share, shared.standing.now(), peer, &name)
+            }
+            None if !share.peers.is_empty() => Some(Reason::NotAllowed),
+            None => share::refusal_of_all(share, shared.standing.now()),
+        };
+        let is_shared =
+            |model: &ModelName| share.models.is_empty() || share::shares_name(share, model, &shared.backends.known());
+        refused.or_else(|| model.filter(|model| !is_shared(model)).map(|_| Reason::NotShared)).map(Reason::words)
     }
 
     /// Says whether every member may use a model of this node, so that all may be told of it.

@@ -10,9 +10,13 @@ use super::wire::Reason;
 
 /// Says why a peer gets nothing now, if so.
 pub(super) fn refusal(share: &ShareConfig, state: ShareState, peer: &NodeId, name: &str) -> Option<Reason> {
+    if share.serve && !share.is_for(peer, name) { Some(Reason::NotAllowed) } else { refusal_of_all(share, state) }
+}
+
+/// Says why nobody gets anything now, if so.
+pub(super) fn refusal_of_all(share: &ShareConfig, state: ShareState) -> Option<Reason> {
     match () {
         () if !share.serve => Some(Reason::NotServing),
-        () if !share.is_for(peer, name) => Some(Reason::NotAllowed),
         () if state.draining => Some(Reason::Draining),
         () if state.paused => Some(Reason::Paused),
         () => None,

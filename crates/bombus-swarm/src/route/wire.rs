@@ -13,7 +13,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub(super) use frames::{Messages, push};
+pub(crate) use frames::{Messages, push};
 pub(super) use heard::Heard;
 pub(super) use offers::{Load, Telling, Told};
 pub(super) use reply::{Embedded, Reply, Vector};

@@ -360,8 +360,8 @@ async fn while_there<T>(client: &mut Client, alive: &mut Interval, what: impl Fu
     }
 }
 
-/// Returns what a request needs of the model, as the API does where it comes in.
-fn need_of(request: &ChatRequest) -> Need {
+/// Returns what a request needs of the model, as the API does where it comes in, on this node.
+pub(crate) fn need_of(request: &ChatRequest) -> Need {
     let mut need = Need::of([ModelCapability::Completion]).within(Scope::Local);
     if !request.tools.is_empty() && request.tool_choice != ToolChoice::None {
         need.capabilities.push(ModelCapability::Tools);

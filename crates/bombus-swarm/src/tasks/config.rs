@@ -7,11 +7,11 @@ use bombus_core::tasks::lease::{LeaseConfig, LeaseConfigError};
 use serde::{Deserialize, Serialize};
 
 /// Runs at a time where neither the configuration nor the backends say.
-const SLOTS_DEFAULT: u32 = 4;
+pub(super) const SLOTS_DEFAULT: u32 = 4;
 /// Most runs at a time.
 const SLOTS_MAX: u32 = 1_024;
 /// So many tasks of others wait for each slot.
-const QUEUE_PER_SLOT: u32 = 4;
+pub(super) const QUEUE_PER_SLOT: u32 = 4;
 
 /// Durable tasks: the section `[tasks]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +117,9 @@ mod tests {
 
     #[test]
     fn what_is_said_counts_then_what_the_backends_have() {
-        let of = |max_concurrent, backend_slots| TasksConfig { max_concurrent, ..TasksConfig::default() }.slots(backend_slots);
+        let of = |max_concurrent, backend_slots| {
+            TasksConfig { max_concurrent, ..TasksConfig::default() }.slots(backend_slots)
+        };
         assert_eq!((of(None, 0), of(None, 3), of(Some(9), 3), of(Some(0), 3)), (SLOTS_DEFAULT, 3, 9, 1));
         assert_eq!(TasksConfig { work: false, ..TasksConfig::default() }.slots(3), 0);
     }

@@ -80,6 +80,11 @@ impl LiveTasks {
         self.tasks().get(task).cloned()
     }
 
+    /// Returns under which grant a task's run has begun, as far as is known here.
+    pub(super) fn epoch(&self, task: &TaskId) -> Option<Epoch> {
+        self.get(task).map(|live| live.text().epoch)
+    }
+
     /// Returns how many tokens of a task have come.
     pub(super) fn tokens(&self, task: &TaskId) -> u64 {
         self.get(task).map_or(0, |live| live.text().tokens)
@@ -120,6 +125,22 @@ impl Live {
         });
     }
 
+    /// Adds a piece that a worker tells, with the number of all tokens so far. Where it begins anew, what it told before does not count.
+    pub(super) fn write_to(&self, epoch: Epoch, anew: bool, piece: &str, tokens: u64) {
+        self.change(|text| {
+            if text.epoch != epoch {
+                return;
+            }
+            if anew {
+                text.written.clear();
+            }
+            text.tokens = tokens;
+            if text.written.len() + piece.len() <= TEXT_BYTES_MAX {
+                text.written.push_str(piece);
+            }
+        });
+    }
+
     /// Says that nothing follows in this attempt.
     pub(super) fn end(&self) {
         self.change(|text| text.ended = true);
@@ -148,12 +169,13 @@ impl Reader {
         let piece = Piece {
             anew,
             epoch: text.epoch,
-            text: text.written[self.read..].to_owned(),
+            // What is told again after a stream broke has not come as far as this yet.
+            text: text.written.get(self.read..).unwrap_or_default().to_owned(),
             tokens: text.tokens,
             ended: text.ended,
         };
         (self.epoch, self.read, self.tokens, self.ended) =
-            (Some(text.epoch), text.written.len(), text.tokens, text.ended);
+            (Some(text.epoch), text.written.len().max(self.read), text.tokens, text.ended);
         Some(piece)
     }
 

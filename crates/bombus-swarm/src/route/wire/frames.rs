@@ -20,7 +20,7 @@ const READ_BYTES: usize = 16 * 1024;
 /// # Errors
 ///
 /// When it cannot be written as CBOR, which what is sent here always can.
-pub(in crate::route) fn push(out: &mut Vec<u8>, message: &impl Serialize) -> io::Result<()> {
+pub(crate) fn push(out: &mut Vec<u8>, message: &impl Serialize) -> io::Result<()> {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     let written = ciborium::into_writer(message, &mut *out);
@@ -45,7 +45,7 @@ pub(in crate::route) fn push(out: &mut Vec<u8>, message: &impl Serialize) -> io:
 }
 
 /// Takes messages out of the bytes of a stream.
-pub(in crate::route) struct Messages {
+pub(crate) struct Messages {
     pub(super) bytes: BytesMut,
     /// The frames so far of a message that takes several.
     begun: Vec<u8>,
@@ -54,17 +54,17 @@ pub(in crate::route) struct Messages {
 
 impl Messages {
     /// Reads messages of at most so many bytes.
-    pub(in crate::route) fn up_to(max: usize) -> Self {
+    pub(crate) fn up_to(max: usize) -> Self {
         Self { bytes: BytesMut::new(), begun: Vec::new(), max }
     }
 
     /// Reads larger or smaller messages from now on.
-    pub(in crate::route) fn set_max(&mut self, max: usize) {
+    pub(crate) fn set_max(&mut self, max: usize) {
         self.max = max;
     }
 
     /// Forgets what was read and is no whole message.
-    pub(in crate::route) fn discard(&mut self) {
+    pub(crate) fn discard(&mut self) {
         self.bytes.clear();
     }
 
@@ -73,7 +73,7 @@ impl Messages {
     /// # Errors
     ///
     /// When it is larger than it may be, or is none.
-    pub(in crate::route) fn next<T: for<'de> Deserialize<'de>>(&mut self) -> io::Result<Option<T>> {
+    pub(crate) fn next<T: for<'de> Deserialize<'de>>(&mut self) -> io::Result<Option<T>> {
         while let Some(head) = self.bytes.first_chunk::<4>() {
             let head = u32::from_be_bytes(*head);
             let (length, more) = ((head & !MORE) as usize, head & MORE != 0);
@@ -104,7 +104,7 @@ impl Messages {
 
     /// Reads more bytes; none at the stream's end. To be called only where [`Messages::next`] has nothing, so that no more waits here than
     /// one frame and what was read with its end.
-    pub(in crate::route) fn poll_fill(
+    pub(crate) fn poll_fill(
         &mut self,
         stream: Pin<&mut impl AsyncRead>,
         cx: &mut Context<'_>,

@@ -1,0 +1,283 @@
+//! Submits tasks, and puts together what came of them.
+
+use std::sync::Arc;
+
+use bombus_core::tasks::report::{TaskReport, joined};
+use bombus_core::tasks::{ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView};
+use futures::future::join_all;
+use futures::stream::{self, StreamExt};
+
+use super::error::TasksError;
+use super::news::{PartResult, TaskFilter, TaskPage, TaskResultReport};
+use super::plan::plan;
+use super::shared::Shared;
+use super::submission::Submission;
+use crate::store::{ListFilter, StoreError, TaskStore, TaskSummary, TaskUpdate};
+
+/// Most tasks that this node looks after before it takes no more.
+const OPEN_MAX: usize = 100_000;
+/// How many answers are read at once.
+const ANSWERS_AT_ONCE: usize = 16;
+/// Most tasks on a page.
+const PAGE_MAX: usize = 1_000;
+/// How many pages of the store are looked through for one: where fewer fit, the page is shorter than it may be.
+const LOOKED_THROUGH_MAX: usize = 50;
+
+/// Submits a task; it is safe when this returns.
+pub(super) async fn submit(shared: &Arc<Shared>, mut submission: Submission) -> Result<TaskReport, TasksError> {
+    let store = shared.store().await?;
+    let open = shared.open_tasks();
+    if open >= OPEN_MAX {
+        return Err(TasksError::Full { open });
+    }
+    let id = match submission.id.take() {
+        Some(id) => id,
+        None => store.draft()?.id,
+    };
+    let plan = plan(submission, id, shared.me.as_str(), store.now_ms())?;
+    let is_whole = plan.documents.len() == 1 && plan.documents[0].id == plan.id;
+    // The id may be that of a task that was cut otherwise.
+    let known_otherwise = if is_whole { !store.parts(&plan.id).is_empty() } else { store.summary(&plan.id).is_some() };
+    if known_otherwise {
+        return Err(TasksError::Conflict(plan.id));
+    }
+    // Nothing is written where any part of it is known and asks for something else.
+    let known = plan.documents.iter().filter(|document| store.summary(&document.id).is_some());
+    let repeated = join_all(known.map(|document| same(shared, &store, &plan.id, document))).await;
+    repeated.into_iter().collect::<Result<(), TasksError>>()?;
+    shared.fresh().extend(plan.documents.iter().map(|document| document.id.clone()));
+    let created = join_all(plan.documents.iter().map(|document| create(shared, &store, &plan.id, document))).await;
+    created.into_iter().collect::<Result<(), TasksError>>()?;
+    shared.report(&plan.id).await
+}
+
+async fn create(
+    shared: &Arc<Shared>,
+    store: &TaskStore,
+    whole: &TaskId,
+    document: &TaskDocument,
+) -> Result<(), TasksError> {
+    match store.create_task(document.clone()).await {
+        Ok(_) => Ok(()),
+        Err(StoreError::Exists(_)) => same(shared, store, whole, document).await,
+        Err(error) => {
+            shared.fresh().remove(&document.id);
+            Err(error.into())
+        }
+    }
+}
+
+/// Refuses a task that is known and asks for something else.
+async fn same(
+    shared: &Arc<Shared>,
+    store: &TaskStore,
+    whole: &TaskId,
+    document: &TaskDocument,
+) -> Result<(), TasksError> {
+    let mut updates = store.updates();
+    loop {
+        // The view of a task that is not over lacks what is compared.
+        if let Some(known) = store.view(&document.id).await? {
+            let known = store.whole_task(&known.task).await?;
+            // Who submits again may be another node, and later.
+            let is_same = TaskDocument { prompt_block: None, ..known }.asks_the_same(document);
+            return if is_same { Ok(()) } else { Err(TasksError::Conflict(whole.clone())) };
+        }
+        // It is just being created by another request.
+        if shared.stop.is_cancelled() || updates.next().await.is_none() {
+            return Err(TasksError::Unavailable);
+        }
+    }
+}
+
+/// Waits for the end of a task.
+pub(super) async fn wait(shared: &Arc<Shared>, id: &TaskId) -> Result<TaskReport, TasksError> {
+    let store = shared.store().await?;
+    let mut updates = store.updates();
+    loop {
+        let report = shared.report(id).await?;
+        if is_over(shared, &report).await? {
+            return Ok(report);
+        }
+        let waited = shared.stop.run_until_cancelled(about(&mut updates, id)).await;
+        if waited != Some(true) {
+            return Err(TasksError::Unavailable);
+        }
+    }
+}
+
+/// Waits for a change of a task or of one of its parts; false once there are no more changes.
+pub(super) async fn about(updates: &mut crate::store::TaskUpdates, id: &TaskId) -> bool {
+    loop {
+        match updates.next().await {
+            Some(TaskUpdate::Changed(view)) => {
+                if view.task.id == *id || view.task.parent_task_id.as_ref() == Some(id) {
+                    return true;
+                }
+            }
+            Some(TaskUpdate::Lagged(_)) => return true,
+            None => return false,
+        }
+    }
+}
+
+/// Says whether nothing more happens to a task.
+pub(super) async fn is_over(shared: &Shared, report: &TaskReport) -> Result<bool, TasksError> {
+    if report.settled || !report.is_final() {
+        return Ok(report.settled);
+    }
+    // Nobody settles the task of a peer that knows no grants.
+    if !report.parts.is_empty() {
+        let store = shared.store().await?;
+        let is_over = |id: &TaskId| store.summary(id).is_some_and(|part| part.over);
+        return Ok(report.parts.iter().all(|part| is_over(&part.id)));
+    }
+    Ok(shared.view(&report.id).await?.is_some_and(|view| view.is_over()))
+}
+
+/// Tells what came of a task.
+pub(super) async fn result(shared: &Arc<Shared>, id: &TaskId) -> Result<Option<TaskResultReport>, TasksError> {
+    let store = shared.store().await?;
+    if let Some(view) = store.view(id).await? {
+        return of_one(&store, &view).await;
+    }
+    let parts = store.parts(id);
+    if parts.is_empty() {
+        return Err(TasksError::UnknownTask(id.clone()));
+    }
+    let views = stream::iter(parts).map(async |part| {
+        let Some(view) = store.view(&part.id).await? else { return Ok(None) };
+        let result = match &view.result {
+            Some(result) => Some(store.whole_result(result).await?),
+            None => None,
+        };
+        Ok::<_, TasksError>(Some((view, result)))
+    });
+    let read: Vec<_> = views.buffered(ANSWERS_AT_ONCE).collect().await;
+    let read: Vec<(Arc<TaskView>, Option<ResultDocument>)> =
+        read.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    Ok(of_parts(id, &read))
+}
+
+async fn of_one(store: &TaskStore, view: &TaskView) -> Result<Option<TaskResultReport>, TasksError> {
+    let result = match &view.result {
+        Some(result) => Some(store.whole_result(result).await?),
+        None => None,
+    };
+    if result.is_none() && !view.status.is_final() {
+        return Ok(None);
+    }
+    let report = TaskReport::of(view);
+    let result = result.unwrap_or_else(|| ResultDocument::new(report.id.clone(), "", 0));
+    Ok(Some(TaskResultReport {
+        complete: report.status == TaskStatus::Completed && view.result.is_some(),
+        kind: report.kind,
+        settled: report.settled,
+        model: if result.model.is_empty() { report.model } else { result.model },
+        worker: report.worker,
+        response: result.response,
+        embedding: result.embedding,
+        total_duration_ns: result.total_duration_ns,
+        prompt_eval_count: result.prompt_eval_count,
+        eval_count: result.eval_count,
+        eval_duration_ns: result.eval_duration_ns,
+        completed_at: report.completed_at,
+        error: report.error,
+        parts: Vec::new(),
+        id: report.id,
+    }))
+}
+
+fn of_parts(id: &TaskId, read: &[(Arc<TaskView>, Option<ResultDocument>)]) -> Option<TaskResultReport> {
+    let views: Vec<&TaskView> = read.iter().map(|(view, _)| &**view).collect();
+    let report = TaskReport::of_parts(id, &views)?;
+    let result_of = |part: &TaskId| {
+        let mut found = read.iter().filter(|(view, _)| view.task.id == *part);
+        found.next().and_then(|(_, result)| result.as_ref())
+    };
+    if !report.is_final() && read.iter().all(|(_, result)| result.is_none()) {
+        return None;
+    }
+    let whole = joined(id, &views, |part| result_of(&part.task.id).map(|result| result.response.clone()));
+    let sum = |fact: fn(&ResultDocument) -> Option<u64>| {
+        let facts: Vec<u64> = read.iter().filter_map(|(_, result)| result.as_ref().and_then(fact)).collect();
+        (!facts.is_empty()).then(|| facts.iter().sum())
+    };
+    let parts = report.parts.iter().map(|part| PartResult {
+        id: part.id.clone(),
+        index: part.index,
+        status: part.status,
+        response: result_of(&part.id).map(|result| result.response.clone()),
+        error: part.error.clone(),
+    });
+    let model = read.iter().find_map(|(_, result)| result.as_ref().map(|result| result.model.clone()));
+    Some(TaskResultReport {
+        parts: parts.collect(),
+        complete: report.status == TaskStatus::Completed && whole.is_some(),
+        response: whole.unwrap_or_default(),
+        kind: report.kind.clone(),
+        settled: report.settled,
+        model: model.unwrap_or_else(|| report.model.clone()),
+        worker: None,
+        embedding: None,
+        total_duration_ns: sum(|result| result.total_duration_ns),
+        prompt_eval_count: sum(|result| result.prompt_eval_count),
+        eval_count: sum(|result| result.eval_count),
+        eval_duration_ns: sum(|result| result.eval_duration_ns),
+        completed_at: report.completed_at,
+        error: report.error.clone(),
+        id: report.id,
+    })
+}
+
+/// Lists tasks. Of parts, the first one stands for the parent.
+pub(super) async fn list(shared: &Arc<Shared>, filter: &TaskFilter) -> Result<TaskPage, TasksError> {
+    let store = shared.store().await?;
+    let limit = filter.limit.clamp(1, PAGE_MAX);
+    let mut page = TaskPage { tasks: Vec::new(), next: filter.cursor.clone() };
+    for _ in 0..LOOKED_THROUGH_MAX {
+        let found = store.list(&ListFilter {
+            // The status of a parent is made of those of its parts.
+            status: filter.status.filter(|_| filter.parent.is_some()),
+            requester: filter.mine.then(|| shared.me.to_string()),
+            batch: filter.batch.clone(),
+            parent: filter.parent.clone(),
+            whole: false,
+            cursor: page.next.take(),
+            limit: limit - page.tasks.len(),
+        });
+        for summary in &found.tasks {
+            if let Some(report) = listed(shared, filter, summary).await? {
+                page.tasks.push(report);
+            }
+        }
+        page.next = found.next;
+        if page.next.is_none() || page.tasks.len() >= limit {
+            break;
+        }
+    }
+    Ok(page)
+}
+
+async fn listed(shared: &Shared, filter: &TaskFilter, summary: &TaskSummary) -> Result<Option<TaskReport>, TasksError> {
+    let stands_for = match &summary.parent {
+        Some(parent) if filter.parent.is_none() => {
+            if summary.chunk_index != Some(0) {
+                return Ok(None);
+            }
+            parent
+        }
+        _ => {
+            if filter.status.is_some_and(|status| status != summary.status) && summary.over {
+                return Ok(None);
+            }
+            &summary.id
+        }
+    };
+    let report = match shared.report(stands_for).await {
+        // Its entries are being read.
+        Err(TasksError::UnknownTask(_)) => return Ok(None),
+        report => report?,
+    };
+    Ok(Some(report).filter(|report| filter.status.is_none_or(|status| status == report.status)))
+}

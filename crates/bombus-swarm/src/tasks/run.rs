@@ -1,0 +1,287 @@
+//! Runs a task over this node's own backends.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bombus_core::chat::{ChatEvent, EmbedInput, EmbedRequest};
+use bombus_core::model::ModelCapability;
+use bombus_core::placement::{Need, Scope};
+use bombus_core::tasks::chunk::{JOINER, fill};
+use bombus_core::tasks::dispatch::{Input, Outcome, RunId};
+use bombus_core::tasks::{Epoch, ResultDocument, TaskDocument, TaskId, TaskKind};
+use bombus_infer::{BackendError, Routed};
+use futures::{FutureExt, StreamExt};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::live::Live;
+use super::shared::Shared;
+use super::wire::short;
+use crate::route::need_of;
+use crate::store::{StoreError, TaskStore};
+
+/// Longest answer, in bytes.
+const RESPONSE_BYTES_MAX: usize = 16 << 20;
+/// A run that takes longer says in the database that it has begun.
+const NOTED_AFTER: Duration = Duration::from_millis(500);
+/// How long the answers that a task needs may take to come here, when its requester has them.
+const ANSWERS_LIMIT: Duration = Duration::from_secs(30);
+
+/// A run on this node.
+pub(super) struct Running {
+    cancel: CancellationToken,
+    product: Option<Product>,
+}
+
+/// What a run has made.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Product {
+    response: String,
+    model: String,
+    embedding: Option<Vec<f64>>,
+    total: Duration,
+    eval_count: Option<u64>,
+    prompt_eval_count: Option<u64>,
+    eval_ns: Option<u64>,
+}
+
+/// Why a run has made nothing.
+#[derive(Debug)]
+enum Failure {
+    /// The task, or this node.
+    Failed { reason: String, retry: bool },
+    /// This node has too much to do.
+    TooMuch,
+}
+
+impl Failure {
+    fn passing(reason: impl Into<String>) -> Self {
+        Self::Failed { reason: short(reason.into()), retry: true }
+    }
+
+    fn lasting(reason: impl Into<String>) -> Self {
+        Self::Failed { reason: short(reason.into()), retry: false }
+    }
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::Overloaded { .. } => Self::TooMuch,
+            // What is wrong with the task itself is wrong everywhere.
+            BackendError::InvalidRequest { .. } | BackendError::Unsupported { .. } => Self::lasting(error.to_string()),
+            error => Self::passing(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::passing(error.to_string())
+    }
+}
+
+/// Begins a run.
+pub(super) fn begin(shared: &Arc<Shared>, task: TaskId, run: RunId, epoch: Epoch, grant: String) {
+    let cancel = CancellationToken::new();
+    shared.runs().insert(run, Running { cancel: cancel.clone(), product: None });
+    let document = shared.documents().remove(&task);
+    let live = shared.live.begin(&task, epoch);
+    let me = Arc::clone(shared);
+    shared.spawn("a run", async move {
+        let working = async {
+            tokio::select! {
+                biased;
+                made = make(&me, &task, document, epoch, &live) => made,
+                () = note(&me, &task, epoch, &grant) => Err(Failure::passing("the run was not waited for")),
+            }
+        };
+        let made = cancel.run_until_cancelled(AssertUnwindSafe(working).catch_unwind()).await;
+        let outcome = match made {
+            Some(Ok(Ok(product))) => {
+                if let Some(running) = me.runs().get_mut(&run) {
+                    running.product = Some(product);
+                }
+                Outcome::Completed
+            }
+            Some(Ok(Err(Failure::Failed { reason, retry }))) => Outcome::Failed { reason, retry },
+            Some(Ok(Err(Failure::TooMuch))) => Outcome::HandedBack,
+            Some(Err(_)) => {
+                tracing::error!(task.id = %task, "the run of a task panicked");
+                Outcome::Failed {
+                    reason: "the run failed for a reason that lies in the program".to_owned(),
+                    retry: true,
+                }
+            }
+            None => Outcome::HandedBack,
+        };
+        live.end();
+        me.input(Input::RunEnded { task, run, outcome });
+    });
+}
+
+/// Ends a run at once.
+pub(super) fn abort(shared: &Shared, run: RunId) {
+    if let Some(running) = shared.runs().remove(&run) {
+        running.cancel.cancel();
+    }
+}
+
+/// Forgets what a run has made.
+pub(super) fn forget(shared: &Shared, run: RunId) {
+    shared.runs().remove(&run);
+}
+
+/// Makes the document of what a run has come to; none where there is nothing to write.
+pub(super) fn result_of(
+    shared: &Shared,
+    task: &TaskId,
+    run: RunId,
+    (epoch, grant): (Epoch, &str),
+    outcome: &Outcome,
+) -> Option<ResultDocument> {
+    let mut document = ResultDocument::new(task.clone(), shared.me.as_str(), 0);
+    document.epoch = Some(epoch);
+    document.grant = Some(grant.to_owned());
+    match outcome {
+        Outcome::Completed => {
+            let product = shared.runs().get(&run)?.product.clone()?;
+            document.response = product.response;
+            document.model = product.model;
+            document.embedding = product.embedding;
+            document.total_duration_ns = Some(nanos(product.total));
+            document.eval_count = product.eval_count;
+            document.prompt_eval_count = product.prompt_eval_count;
+            document.eval_duration_ns = product.eval_ns;
+        }
+        Outcome::Failed { reason, .. } => document.error = Some(reason.clone()),
+        Outcome::HandedBack => return None,
+    }
+    Some(document)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Says in the database that a run has begun that takes longer than a moment; it never returns.
+async fn note(shared: &Shared, task: &TaskId, epoch: Epoch, grant: &str) {
+    sleep(NOTED_AFTER).await;
+    if let Some(store) = shared.store_now()
+        && let Err(error) = store.running(task, epoch, grant).await
+    {
+        // The entries about the task may not have come here yet.
+        tracing::debug!(task.id = %task, %error, "the begin of a run was not written");
+    }
+    std::future::pending().await
+}
+
+async fn make(
+    shared: &Shared,
+    task: &TaskId,
+    document: Option<Arc<TaskDocument>>,
+    epoch: Epoch,
+    live: &Live,
+) -> Result<Product, Failure> {
+    let begun = Instant::now();
+    let store = shared.store_now().ok_or_else(|| Failure::passing("the store of tasks is being closed"))?;
+    let document = match document {
+        Some(document) => document,
+        None => {
+            let known = store.get_task(task)?;
+            Arc::new(known.ok_or_else(|| Failure::passing("the task is not known here"))?)
+        }
+    };
+    let document = store.whole_task(&document).await?;
+    let prompt = prompt_of(&store, &document).await?;
+    let mut product = match document.kind() {
+        TaskKind::Inference => answer(shared, &document, &prompt, epoch, live).await?,
+        TaskKind::Embedding => embed(shared, &document, prompt).await?,
+        TaskKind::Ping => Product { response: prompt, ..Product::default() },
+        TaskKind::Other(kind) => {
+            return Err(Failure::passing(format!("this node does not know tasks of the kind '{kind}'")));
+        }
+    };
+    product.total = begun.elapsed();
+    Ok(product)
+}
+
+/// Returns what the model is asked: the prompt, or a template with the answers that the task needs.
+async fn prompt_of(store: &TaskStore, document: &TaskDocument) -> Result<String, Failure> {
+    let Some(template) = document.reduce.as_ref().filter(|_| !document.depends_on().is_empty()) else {
+        return Ok(document.prompt.clone());
+    };
+    let collecting = async {
+        let mut answers = Vec::with_capacity(document.depends_on().len());
+        for task in document.depends_on() {
+            answers.push(answer_to(store, task).await?);
+        }
+        Ok::<_, Failure>(answers)
+    };
+    let answers = timeout(ANSWERS_LIMIT, collecting).await;
+    let answers = answers.map_err(|_| Failure::passing("the answers that it needs have not come here in time"))??;
+    Ok(fill(template, &answers.join(document.join.as_deref().unwrap_or(JOINER))))
+}
+
+/// Waits for the answer to a task whose requester has accepted it.
+async fn answer_to(store: &TaskStore, task: &TaskId) -> Result<String, Failure> {
+    let mut updates = store.updates();
+    loop {
+        if store.summary(task).is_some_and(|summary| summary.over)
+            && let Some(result) = store.get_result(task).await?
+        {
+            return Ok(result.response);
+        }
+        if updates.next().await.is_none() {
+            return Err(Failure::passing("the store of tasks is being closed"));
+        }
+    }
+}
+
+async fn answer(
+    shared: &Shared,
+    document: &TaskDocument,
+    prompt: &str,
+    epoch: Epoch,
+    live: &Live,
+) -> Result<Product, Failure> {
+    let request = document.chat_request(prompt);
+    let route = shared.backends.route(&request.model, &need_of(&request)).await?;
+    let Routed { value: mut events, model, .. } = route.chat(request).await?;
+    let mut product = Product { model: model.to_string(), ..Product::default() };
+    while let Some(event) = events.next().await {
+        match event? {
+            ChatEvent::Delta(delta) => {
+                if product.response.len() + delta.text.len() > RESPONSE_BYTES_MAX {
+                    return Err(Failure::lasting(format!("the answer has more than {RESPONSE_BYTES_MAX} bytes")));
+                }
+                live.write(epoch, &delta.text, 1);
+                product.response.push_str(&delta.text);
+            }
+            ChatEvent::Thinking(_) => live.write(epoch, "", 1),
+            ChatEvent::Done { usage, timings, .. } => {
+                product.eval_count = Some(u64::from(usage.completion_tokens));
+                product.prompt_eval_count = Some(u64::from(usage.prompt_tokens));
+                product.eval_ns = Some((timings.generate_ms.max(0.0) * 1e6) as u64);
+                return Ok(product);
+            }
+            _ => {}
+        }
+    }
+    Err(Failure::passing("the answer broke off without saying why"))
+}
+
+async fn embed(shared: &Shared, document: &TaskDocument, text: String) -> Result<Product, Failure> {
+    let need = Need::of([ModelCapability::Embedding]).within(Scope::Local);
+    let route = shared.backends.route(&document.model, &need).await?;
+    let request = EmbedRequest::new(document.model.clone(), vec![EmbedInput::Text(text)]);
+    let Routed { value, model, .. } = route.embed(request).await?;
+    let vector = value.vectors.into_iter().next().ok_or_else(|| Failure::passing("no vector was made"))?;
+    Ok(Product {
+        model: model.to_string(),
+        embedding: Some(vector.into_iter().map(f64::from).collect()),
+        prompt_eval_count: Some(u64::from(value.prompt_tokens)),
+        ..Product::default()
+    })
+}

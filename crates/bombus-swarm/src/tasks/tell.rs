@@ -1,0 +1,146 @@
+//! Tells those who only watch what becomes of tasks: the log of events, and the topics.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bombus_core::tasks::{TaskId, TaskKind, TaskStatus, TaskView};
+use bombus_core::topics::{TaskBroadcast, TaskClaim, TaskResult, TopicMessage};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::shared::Shared;
+
+/// So many messages of tasks go to the topics at once, and so many a second after that. Those who watch may miss some.
+const TOPICS_BURST: f64 = 16.0;
+const TOPICS_PER_SECOND: f64 = 8.0;
+
+/// Tells of changes.
+pub(super) struct Teller {
+    shared: Arc<Shared>,
+    /// What was told of tasks that are not over: how they stand, and under which epoch.
+    told: HashMap<TaskId, (TaskStatus, u64)>,
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Teller {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared), told: HashMap::new(), tokens: TOPICS_BURST, filled: Instant::now() }
+    }
+
+    /// Takes note of a task that was there before.
+    pub(super) fn knows(&mut self, view: &TaskView) {
+        self.told.insert(view.task.id.clone(), standing(view));
+    }
+
+    /// Tells what has changed.
+    pub(super) fn changed(&mut self, view: &TaskView) {
+        let id = &view.task.id;
+        let now = standing(view);
+        let before = if view.is_over() { self.told.remove(id) } else { self.told.insert(id.clone(), now) };
+        if before == Some(now) && !view.is_over() {
+            return;
+        }
+        // What was over before it came here is history.
+        let Some(before) = before else {
+            if !view.is_over() {
+                self.created(view);
+            }
+            return;
+        };
+        match view.status {
+            TaskStatus::Claimed | TaskStatus::Running if before.1 < now.1 => self.claimed(view),
+            TaskStatus::Completed if view.is_over() => self.completed(view),
+            TaskStatus::Failed | TaskStatus::Cancelled if view.is_over() => self.failed(view),
+            _ => {}
+        }
+    }
+
+    fn created(&mut self, view: &TaskView) {
+        self.note("task:created", view, json!({}));
+        if self.is_mine(view) && self.may_publish() {
+            let swarm = &self.shared.swarm;
+            // What is asked is nobody's business here: whoever keeps the databases has it.
+            self.publish(TopicMessage::Task(TaskBroadcast {
+                task_id: view.task.id.to_string(),
+                repo: String::new(),
+                issue_url: String::new(),
+                model: view.task.model.clone(),
+                input: String::new(),
+                params: Default::default(),
+                timestamp: swarm.stamp(),
+            }));
+        }
+    }
+
+    fn claimed(&mut self, view: &TaskView) {
+        let Some(grant) = &view.grant else { return };
+        self.note("task:claimed", view, json!({ "worker": grant.worker.peer(), "epoch": grant.epoch }));
+        if grant.worker.node() == Some(&self.shared.me) && self.may_publish() {
+            let (task_id, node_id) = (view.task.id.to_string(), self.shared.me.to_string());
+            self.publish(TopicMessage::TaskClaim(TaskClaim { task_id, node_id, timestamp: self.shared.swarm.stamp() }));
+        }
+    }
+
+    fn completed(&mut self, view: &TaskView) {
+        let Some(result) = &view.result else {
+            return self.note("task:completed", view, json!({}));
+        };
+        self.note("task:completed", view, json!({ "worker": result.worker_peer_id }));
+        if result.worker_peer_id == self.shared.me.as_str() && self.may_publish() {
+            self.publish(TopicMessage::TaskResult(TaskResult {
+                task_id: view.task.id.to_string(),
+                node_id: self.shared.me.to_string(),
+                result_type: view.task.kind().to_string(),
+                result_url: String::new(),
+                duration_ms: result.total_duration_ns.unwrap_or_default() / 1_000_000,
+                timestamp: self.shared.swarm.stamp(),
+            }));
+        }
+    }
+
+    fn failed(&self, view: &TaskView) {
+        self.note("task:failed", view, json!({ "error": view.error }));
+    }
+
+    fn is_mine(&self, view: &TaskView) -> bool {
+        view.requester.proven && view.requester.peer.as_ref() == Some(&self.shared.me)
+    }
+
+    fn note(&self, kind: &'static str, view: &TaskView, more: Value) {
+        let task = &view.task;
+        let mut data = json!({
+            "task_id": task.id,
+            "task_type": task.task_type.as_ref().unwrap_or(&TaskKind::Inference),
+            "model": task.model,
+            "status": view.status,
+            "requester": task.requester_peer_id,
+        });
+        if let (Some(data), Value::Object(more)) = (data.as_object_mut(), more) {
+            data.extend(more);
+            if let Some(parent) = &task.parent_task_id {
+                data.insert("parent_id".to_owned(), json!(parent));
+            }
+        }
+        self.shared.swarm.note(kind, data);
+    }
+
+    fn may_publish(&mut self) -> bool {
+        let now = Instant::now();
+        let filled = now.saturating_duration_since(self.filled).as_secs_f64() * TOPICS_PER_SECOND;
+        (self.tokens, self.filled) = ((self.tokens + filled).min(TOPICS_BURST), now);
+        let may = self.tokens >= 1.0;
+        self.tokens -= f64::from(u8::from(may));
+        may
+    }
+
+    fn publish(&self, message: TopicMessage) {
+        let swarm = self.shared.swarm.clone();
+        // Who watches may miss it; failures are counted there.
+        self.shared.spawn("a message about a task", async move { drop(swarm.publish(message).await) });
+    }
+}
+
+fn standing(view: &TaskView) -> (TaskStatus, u64) {
+    (view.status, view.grant.as_ref().map_or(0, |grant| grant.epoch.0))
+}
