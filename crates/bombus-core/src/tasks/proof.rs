@@ -49,22 +49,37 @@ pub struct ProofMemo {
 impl ProofMemo {
     /// Returns what [`proof_holds`] says.
     pub fn holds(&self, node: &NodeId, task: &TaskId, identity: &str, proof: &str) -> bool {
+        let key = Self::key(node, task, identity, proof);
+        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return *known;
+        }
+        let holds = proof_holds(node, task, identity, proof);
+        self.insert(key, holds);
+        holds
+    }
+
+    /// Makes the proof that [`prove`] makes, and remembers that it holds.
+    pub fn prove(&self, key: &NodeKey, node: &NodeId, task: &TaskId, identity: &str) -> String {
+        let proof = prove(key, task, identity);
+        self.insert(Self::key(node, task, identity, &proof), true);
+        proof
+    }
+
+    fn key(node: &NodeId, task: &TaskId, identity: &str, proof: &str) -> [u8; 32] {
         let mut hash = Sha256::new();
         for text in [node.as_str(), task.as_str(), identity, proof] {
             hash.update((text.len() as u64).to_be_bytes());
             hash.update(text);
         }
-        let key = hash.finalize().into();
-        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return *known;
-        }
-        let holds = proof_holds(node, task, identity, proof);
+        hash.finalize().into()
+    }
+
+    fn insert(&self, key: [u8; 32], holds: bool) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= PROOFS_MAX {
             known.clear();
         }
         known.insert(key, holds);
-        holds
     }
 }
 
@@ -87,6 +102,7 @@ mod tests {
             assert!(!check(&node, &task, "02ab", &proof.replace('A', "B")) || !proof.contains('A'));
             assert!(!check(&node, &task, "02ab", ""));
         }
+        assert_eq!(ProofMemo::default().prove(&key, &node, &task, "02ab"), proof);
         for _ in 0..2 {
             assert!(memo.holds(&node, &task, "02ab", &proof));
             assert!(!memo.holds(&other, &task, "02ab", &proof));

@@ -115,13 +115,11 @@ fn read<T: Document>(record: &Record) -> Result<Written<T>, Misshapen> {
 }
 
 /// Returns the same entries without what may be large.
-pub(super) fn light<T: Document + Clone>(written: &[Written<T>]) -> Vec<Written<T>> {
-    let lighten = |entry: &Written<T>| {
-        let mut value = T::clone(&entry.value);
-        value.lighten();
-        Written { hash: entry.hash.clone(), order: entry.order, writer: entry.writer.clone(), value: Arc::new(value) }
-    };
-    written.iter().map(lighten).collect()
+pub(super) fn light<T: Document + Clone>(mut written: Vec<Written<T>>) -> Vec<Written<T>> {
+    for entry in &mut written {
+        Arc::make_mut(&mut entry.value).lighten();
+    }
+    written
 }
 
 /// Reads a document. Times with fractions, as JavaScript may write them, are taken.

@@ -284,6 +284,16 @@ impl TaskStore {
         self.inner.contents.whole_task(task).await
     }
 
+    /// Returns a task with what is large in blocks of its own, which are safe when this returns: for documents that are sent and not written.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when it is too large, or cannot be written.
+    pub async fn laid_out(&self, mut task: TaskDocument) -> Result<TaskDocument, StoreError> {
+        self.inner.contents.move_out_of_task(&mut task).await?;
+        Ok(task)
+    }
+
     /// Returns a result with what stands in blocks in its place. What is not here is fetched from peers, for up to 30 s.
     ///
     /// # Errors

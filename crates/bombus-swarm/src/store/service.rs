@@ -121,7 +121,7 @@ async fn reload_stale(store: &TaskStore) {
     while let Some((id, version)) = table.next_stale() {
         match store.histories(&id).await {
             Ok((tasks, results)) => {
-                if !table.reloaded(&id, version, &tasks, &results) {
+                if !table.reloaded(&id, version, tasks, results) {
                     table.still_stale(id);
                 }
             }

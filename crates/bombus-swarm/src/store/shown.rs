@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Weak};
 
-use bombus_core::tasks::{ResultDocument, TaskDocument, TaskId, TaskView, Written, proof_holds};
+use bombus_core::tasks::{ResultDocument, TaskDocument, TaskId, TaskView, Written, proof_holds, resolve};
 use orbitdb::cbor::{Map, Value};
 use orbitdb::index::{Record, View};
 
-use super::documents::{STATE_FIELDS, read_all};
+use super::documents::{STATE_FIELDS, light, read_all};
 use super::table::Table;
 
 /// Shows tasks: each as it was submitted, where all that is written about it says that it stands.
@@ -22,15 +22,17 @@ impl View for ShownTasks {
     fn evaluate(&self, key: &str, records: &[Record]) -> Option<Value> {
         let id = TaskId::parse(key).ok()?;
         let (entries, misshapen) = read_all::<TaskDocument>(records);
+        // What is large stands in the entry of the submission, and is of no account where a task stands.
+        let entries = light(entries);
         let table = self.0.upgrade();
         let holds = |node: &_, task: &_, identity: &str, proof: &str| match &table {
             Some(table) => table.proofs.holds(node, task, identity, proof),
             None => proof_holds(node, task, identity, proof),
         };
-        let view = bombus_core::tasks::resolve(&id, &entries, &[], holds);
-        let shown = view.and_then(|view| shown_task(&view, &entries, records));
+        let view = resolve(&id, &entries, &[], holds);
+        let shown = view.as_ref().and_then(|view| shown_task(view, &entries, records));
         if let Some(table) = &table {
-            table.tasks_changed(id, &entries, &misshapen);
+            table.tasks_changed(id, entries, view, misshapen);
         }
         shown
     }
@@ -52,7 +54,7 @@ impl View for ShownResults {
         let entry = entries.iter().rev().find(proves).or(entries.last());
         let shown = entry.and_then(|entry| raw_of(entry, records)).cloned();
         if let Some(table) = &table {
-            table.results_changed(id, &entries, &misshapen);
+            table.results_changed(id, light(entries), misshapen);
         }
         shown
     }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bombus_core::tasks::{Epoch, ProofMemo, ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Written};
+use bombus_core::tasks::{
+    Epoch, ProofMemo, ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Written, resolve,
+};
 use tokio::sync::{Notify, broadcast};
 
 use super::catalogue::{Catalogue, TaskSummary};
@@ -107,24 +109,29 @@ impl Table {
         self.updates.subscribe()
     }
 
-    /// Takes all entries of a task's documents.
-    pub(super) fn tasks_changed(&self, id: TaskId, entries: &[Written<TaskDocument>], misshapen: &[Misshapen]) {
-        let entries = light(entries);
+    /// Takes all entries of a task's documents, and what they come to by themselves.
+    pub(super) fn tasks_changed(
+        &self,
+        id: TaskId,
+        entries: Vec<Written<TaskDocument>>,
+        alone: Option<TaskView>,
+        misshapen: Vec<Misshapen>,
+    ) {
         let mut state = self.state();
         let held = state.tasks.entry(id.clone()).or_default();
         held.tasks = Entries::Here(entries);
-        held.misshapen_tasks = misshapen.to_vec();
-        self.evaluate(&mut state, id);
+        held.misshapen_tasks = misshapen;
+        let is_alone = matches!(&held.results, Entries::Here(results) if results.is_empty());
+        self.evaluate(&mut state, id, is_alone.then_some(alone));
     }
 
     /// Takes all entries of a task's results.
-    pub(super) fn results_changed(&self, id: TaskId, entries: &[Written<ResultDocument>], misshapen: &[Misshapen]) {
-        let entries = light(entries);
+    pub(super) fn results_changed(&self, id: TaskId, entries: Vec<Written<ResultDocument>>, misshapen: Vec<Misshapen>) {
         let mut state = self.state();
         let held = state.tasks.entry(id.clone()).or_default();
         held.results = Entries::Here(entries);
-        held.misshapen_results = misshapen.to_vec();
-        self.evaluate(&mut state, id);
+        held.misshapen_results = misshapen;
+        self.evaluate(&mut state, id, None);
     }
 
     /// Takes all entries of a task that were read since `version`. Returns whether nothing came meanwhile.
@@ -132,20 +139,19 @@ impl Table {
         &self,
         id: &TaskId,
         version: u64,
-        tasks: &[Written<TaskDocument>],
-        results: &[Written<ResultDocument>],
+        tasks: Vec<Written<TaskDocument>>,
+        results: Vec<Written<ResultDocument>>,
     ) -> bool {
-        let (tasks, results) = (light(tasks), light(results));
         let mut state = self.state();
         let Some(held) = state.tasks.get_mut(id).filter(|held| held.version == version) else { return false };
-        held.tasks = Entries::Here(tasks);
-        held.results = Entries::Here(results);
-        self.evaluate(&mut state, id.clone());
+        held.tasks = Entries::Here(light(tasks));
+        held.results = Entries::Here(light(results));
+        self.evaluate(&mut state, id.clone(), None);
         true
     }
 
-    /// Works out what the entries of a task come to, and tells those who listen if that is new.
-    fn evaluate(&self, state: &mut State, id: TaskId) {
+    /// Works out what the entries of a task come to, unless that is known, and tells those who listen if that is new.
+    fn evaluate(&self, state: &mut State, id: TaskId, known: Option<Option<TaskView>>) {
         let Some(held) = state.tasks.get_mut(&id) else { return };
         held.version += 1;
         let (Entries::Here(tasks), Entries::Here(results)) = (&held.tasks, &held.results) else {
@@ -155,7 +161,7 @@ impl Table {
         };
         state.stale.remove(&id);
         let holds = |node: &_, task: &_, identity: &str, proof: &str| self.proofs.holds(node, task, identity, proof);
-        let view = bombus_core::tasks::resolve(&id, tasks, results, holds).map(Arc::new);
+        let view = known.unwrap_or_else(|| resolve(&id, tasks, results, holds)).map(Arc::new);
         let before = std::mem::replace(&mut held.view, view.clone());
         state.count_refused(&id, view.as_deref());
         let Some(view) = view else { return };

@@ -1,7 +1,7 @@
 //! What this node writes about tasks. Each method returns when what it wrote is safe, and it shows in what is read from then on.
 
 use bombus_core::tasks::{
-    AttemptFailure, Epoch, GrantedBy, ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Worker, prove,
+    AttemptFailure, Epoch, GrantedBy, ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Worker,
 };
 use orbitdb::cbor::Value;
 use tokio::sync::mpsc::error::TrySendError;
@@ -9,7 +9,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::audit::{AuditEvent, AuditKind};
 use super::documents::{of_value, to_value, unstarted, with_unknown};
 use super::error::StoreError;
-use super::handle::TaskStore;
+use super::handle::{Inner, TaskStore};
 
 /// Greatest size of a document in its entry, in bytes; what is large stands elsewhere. Peers in JavaScript cannot exchange twice as much.
 const DOCUMENT_BYTES_MAX: usize = 128 << 10;
@@ -17,7 +17,7 @@ const DOCUMENT_BYTES_MAX: usize = 128 << 10;
 /// A right to run a task that is to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Its epoch: the one after the highest.
+    /// Its epoch: the one after the highest; a requester may leave some out.
     pub epoch: Epoch,
     /// Who may run it. A [`Worker::Foreign`] honours a bid.
     pub worker: Worker,
@@ -104,7 +104,7 @@ impl TaskStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Claimed`] when its epoch is not the one after the highest, or it is the requester's and the grant before has not been
+    /// [`StoreError::Claimed`] when its epoch does not follow the highest, or it is the requester's and the grant before has not been
     /// released; [`StoreError::Over`] when the task has ended, [`StoreError::NotFound`] when it is not here, [`StoreError::NotRequester`] when a
     /// grant is not this node's to give, and when it cannot be written.
     pub async fn claim(&self, id: &TaskId, claim: Claim) -> Result<String, StoreError> {
@@ -125,7 +125,12 @@ impl TaskStore {
             }
             GrantedBy::SelfClaim => {}
         }
-        if claim.epoch != view.highest_epoch.next() {
+        // A requester leaves out an epoch of which it does not know whether it was written.
+        let follows = match claim.by {
+            GrantedBy::Requester => claim.epoch > view.highest_epoch,
+            GrantedBy::SelfClaim => claim.epoch == view.highest_epoch.next(),
+        };
+        if !follows {
             return Err(claimed(view.highest_epoch));
         }
         let _writing = self.inner.table.begin_writing(id, claim.epoch).ok_or_else(|| claimed(claim.epoch))?;
@@ -335,7 +340,8 @@ impl TaskStore {
     }
 
     fn proof(&self, id: &TaskId) -> String {
-        prove(&self.inner.key, id, &self.inner.identity)
+        let Inner { table, key, node, identity, .. } = &*self.inner;
+        table.proofs.prove(key, node, id, identity)
     }
 
     fn sign_as_worker(&self, task: &mut TaskDocument) {
