@@ -97,6 +97,10 @@ PATHS = [
     "/route",
     "/status",
     "/swarm",
+    "/task",
+    "/task/{id}",
+    "/task/{id}/stream",
+    "/tasks",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -110,6 +114,7 @@ def tried(tmp_path_factory, embedder_file):
     """A node of its own: some of the requests change its models."""
     with node_with_models(tmp_path_factory.mktemp("tried"), embedder_file) as node:
         make_databases(node)
+        make_tasks(node)
         yield node
 
 
@@ -125,6 +130,14 @@ def make_databases(node):
     post("/db/tried/put", {"key": "known", "value": 1})
     for number in range(200):
         post("/db/tried-keys/put", {"key": str(number), "value": number})
+
+
+def make_tasks(node):
+    """Makes a task that is asked for, and waits for its end: a stream of one that goes on would not end in time."""
+    body = {"task_id": "tried", "task_type": "ping", "payload": {"n": 1}}
+    request = urllib.request.Request(f"{node.api}/task", json.dumps(body).encode(), {"content-type": "application/json"})
+    urllib.request.urlopen(request, timeout=10).close()
+    urllib.request.urlopen(f"{node.api}/task/tried?wait=60", timeout=70).close()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ use bombus_infer::RouteConfig;
 use bombus_infer::models::catalogue::DEFAULT_MODEL;
 use bombus_swarm::db::DbConfig;
 use bombus_swarm::route::ShareConfig;
+use bombus_swarm::tasks::TasksConfig;
 use serde::{Deserialize, Deserializer, Serialize};
 
 #[expect(clippy::result_large_err, reason = "the error is figment's own, and made at most once")]
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) share: ShareConfig,
     /// Replicated databases.
     pub(crate) db: DbConfig,
+    /// Durable tasks.
+    pub(crate) tasks: TasksConfig,
     /// Where requests go.
     pub(crate) route: RouteConfig,
     /// Logging.
@@ -59,6 +62,7 @@ impl Default for Config {
             p2p: P2pConfig::default(),
             share: ShareConfig::default(),
             db: DbConfig::default(),
+            tasks: TasksConfig::default(),
             route: RouteConfig::default(),
             log: LogConfig::default(),
             discover: DiscoverConfig::default(),

@@ -21,6 +21,7 @@ mod facts;
 mod machine;
 mod mesh;
 mod supervised;
+mod tasks;
 
 use machine::Machine;
 use mesh::Mesh;
@@ -77,7 +78,7 @@ pub(crate) async fn run(settings: &Settings, data_dir: &DataDir, ready: impl FnO
         default_model: Some(config.default_model.to_string()),
         mesh: Some(mesh.surface()),
         databases: mesh.databases(),
-        tasks: None,
+        tasks: mesh.tasks(),
     };
     let server = Server::bind(config.api.clone(), services).await?;
     let mut mesh = mesh.start(server.local_addr().port());

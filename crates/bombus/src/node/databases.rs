@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 mod translate;
 
+use super::tasks::SwarmTasksService;
 use translate::{change_of, of_database, refused, row_of, type_of};
 
 /// Rows that are read at a time; each may be as large as an entry.
@@ -67,6 +68,8 @@ pub(super) struct DatabasesService {
     /// The folder with a folder for each swarm.
     swarms: PathBuf,
     current: watch::Sender<Current>,
+    /// What is kept going beside them, where the configuration says so.
+    tasks: Option<SwarmTasksService>,
 }
 
 /// Makes the two halves of the databases.
@@ -76,9 +79,10 @@ pub(super) fn databases(
     membership: MembershipHandle,
     swarm: SwarmHandle,
     swarms: PathBuf,
+    tasks: Option<SwarmTasksService>,
 ) -> (SwarmDatabases, DatabasesService) {
     let (sender, current) = watch::channel(Current::Opening);
-    let service = DatabasesService { config, net, membership, swarms, current: sender };
+    let service = DatabasesService { config, net, membership, swarms, current: sender, tasks };
     (SwarmDatabases { current, swarm }, service)
 }
 
@@ -117,13 +121,30 @@ impl DatabasesService {
     async fn serve(&self, swarm_id: SwarmId, leave: CancellationToken) {
         match self.open(&swarm_id).await {
             Ok((handle, service)) => {
-                self.current.send_replace(Current::Open(handle));
-                service.run(leave).await;
+                self.current.send_replace(Current::Open(handle.clone()));
+                self.keep(handle, service, leave).await;
             }
             Err(reason) => {
                 tracing::error!(swarm.id = %swarm_id, reason, "the databases of the swarm cannot be used");
+                if let Some(tasks) = &self.tasks {
+                    tasks.none(&reason);
+                }
                 self.current.send_replace(Current::Failed(reason));
                 leave.cancelled().await;
+            }
+        }
+    }
+
+    /// Runs databases, and the tasks in them, until `leave`. The tasks end before the databases that they write to.
+    async fn keep(&self, handle: DbHandle, service: DbService, leave: CancellationToken) {
+        let Some(tasks) = &self.tasks else { return service.run(leave).await };
+        let close = CancellationToken::new();
+        let mut running = std::pin::pin!(service.run(close.clone()));
+        tokio::select! {
+            () = &mut running => {}
+            () = tasks.run(handle, leave) => {
+                close.cancel();
+                running.await;
             }
         }
     }

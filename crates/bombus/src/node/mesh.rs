@@ -1,5 +1,5 @@
-//! The node's part of the swarm: the mesh, the membership, the swarm's own service, the replicated databases, the exchange of models and
-//! answers for others, started in this order and stopped in reverse.
+//! The node's part of the swarm: the mesh, the membership, the swarm's own service, the replicated databases with the durable tasks in them,
+//! the exchange of models and answers for others, started in this order and stopped in reverse.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Error, Result};
 use bombus_core::identity::NodeKey;
 use bombus_http::databases::Databases;
+use bombus_http::tasks::Tasks;
 use bombus_http::{NodeSample, Sample, SampleKind, mesh};
 use bombus_infer::Backends;
 use bombus_infer::models::ModelStore;
@@ -21,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use super::databases::{DatabasesService, SwarmDatabases, databases};
 use super::facts::{FactsSource, slots};
 use super::supervised::{Essential, Supervised};
+use super::tasks::{SwarmTasks, TasksParts, tasks};
 use crate::config::{Config, P2pConfig, Settings};
 use crate::data_dir::DataDir;
 
@@ -55,6 +57,8 @@ pub(super) struct Mesh {
     switch: OwnersSwitch,
     /// None where the configuration says so.
     databases: Option<(SwarmDatabases, DatabasesService)>,
+    /// None where the configuration says so.
+    tasks: Option<SwarmTasks>,
     services: (NetService, MembershipService, SwarmService, WeightsService, RouteService),
 }
 
@@ -72,6 +76,7 @@ pub(super) struct RunningMesh {
     membership_task: Essential,
     swarm_task: Essential,
     databases_task: Option<Essential>,
+    tasks: Option<SwarmTasks>,
     weights_task: Essential,
     route_task: Essential,
 }
@@ -113,10 +118,25 @@ impl Mesh {
             Arc::new(ByShare::new(route.clone(), swarm.clone())),
         );
         weights.feed(backends);
-        let databases = config
-            .db
-            .enabled
-            .then(|| databases(config.db.clone(), net.clone(), membership.clone(), swarm.clone(), data_dir.swarms()));
+        let (tasks, tasks_service) = match config.db.enabled && config.tasks.enabled {
+            true => {
+                let (tasks, service) = tasks(TasksParts {
+                    config: config.tasks.clone(),
+                    net: net.clone(),
+                    swarm: swarm.clone(),
+                    backends: backends.clone(),
+                    route: route.clone(),
+                    key: Arc::new(data_dir.node_key()?),
+                    name: config.name.clone(),
+                });
+                (Some(tasks), Some(service))
+            }
+            false => (None, None),
+        };
+        let databases = config.db.enabled.then(|| {
+            let (net, membership, swarm) = (net.clone(), membership.clone(), swarm.clone());
+            databases(config.db.clone(), net, membership, swarm, data_dir.swarms(), tasks_service)
+        });
         Ok(Self {
             surface: Arc::new(Surface::new(
                 net.clone(),
@@ -143,6 +163,7 @@ impl Mesh {
                 .iter()
                 .any(|address| address.ip().is_unspecified() || address.ip().is_loopback()),
             databases,
+            tasks,
             services: (net_service, membership_service, swarm_service, weights_service, route_service),
             net,
             swarm,
@@ -157,6 +178,11 @@ impl Mesh {
     /// Returns the replicated databases, where there are any.
     pub(super) fn databases(&self) -> Option<Arc<dyn Databases>> {
         self.databases.as_ref().map(|(databases, _)| Arc::new(databases.clone()) as Arc<dyn Databases>)
+    }
+
+    /// Returns the durable tasks, where there are any.
+    pub(super) fn tasks(&self) -> Option<Arc<dyn Tasks>> {
+        self.tasks.as_ref().map(|tasks| Arc::new(tasks.clone()) as Arc<dyn Tasks>)
     }
 
     /// Returns what the mesh has to say to `/metrics`.
@@ -204,6 +230,7 @@ impl Mesh {
                 swarm_service.run(stop).await;
                 Ok(())
             }),
+            tasks: self.tasks,
             databases_task: self.databases.map(|(_, service)| Essential::start("databases", |stop| service.run(stop))),
             weights_task: Essential::start("exchange of models", |stop| async move {
                 weights_service.run(stop).await;
@@ -317,7 +344,13 @@ impl RunningMesh {
     pub(super) async fn drain(&self, grace: Duration) {
         self.switch.set_draining(true);
         let idle = async { tokio::join!(self.route.idle(), self.weights.idle()) };
-        if timeout(grace, idle).await.is_err() {
+        let tasks = async {
+            if let Some(tasks) = &self.tasks {
+                tasks.drain(grace).await;
+            }
+        };
+        let (idle, ()) = tokio::join!(timeout(grace, idle), tasks);
+        if idle.is_err() {
             let running = self.route.state().borrow().running;
             tracing::warn!(
                 running,

@@ -30,4 +30,5 @@ mod route;
 mod sharing;
 mod signals;
 mod swarm;
+mod tasks;
 mod up;

@@ -16,6 +16,7 @@ mod access;
 mod bulk;
 mod coming_and_going;
 mod exchange;
+mod tasks;
 mod values;
 mod writers;
 

@@ -160,7 +160,8 @@ impl Swarm {
         swarm
     }
 
-    async fn start_all(&mut self) {
+    /// Starts all nodes of a swarm that was prepared.
+    pub(crate) async fn start_all(&mut self) {
         let Some((first, others)) = self.members.split_first_mut() else { return };
         first.start().await;
         let seed = first.address();
