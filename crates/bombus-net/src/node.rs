@@ -37,6 +37,7 @@ mod members;
 mod picture;
 mod relaying;
 mod requests;
+mod rewired;
 mod topics;
 
 /// How often the dialer looks at what is due.
@@ -113,6 +114,7 @@ pub(crate) struct Node {
     /// Who waits for a connection to a peer.
     waiting: BTreeMap<NodeId, Vec<oneshot::Sender<Result<(), DialFailure>>>>,
     introductions: BTreeMap<NodeId, Introduction>,
+    rewired: rewired::Rewired,
     subscribed: HashSet<String>,
     listeners: HashMap<ListenerId, SocketAddr>,
     relisten: Vec<(Instant, SocketAddr)>,
@@ -213,6 +215,7 @@ impl Node {
             attempts: HashMap::new(),
             waiting: BTreeMap::new(),
             introductions: BTreeMap::new(),
+            rewired: HashMap::new(),
             subscribed: HashSet::new(),
             listeners: HashMap::new(),
             relisten: Vec::new(),
@@ -366,6 +369,7 @@ impl Node {
     }
 
     fn on_tick(&mut self) {
+        self.wake_rewired();
         let now = Instant::now();
         self.feed(Input::Tick);
         for _ in 0..self.met_self.take() {

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::membership::{Generation, MembershipHandle, MembershipState, Privacy, SwarmId, SwarmKey};
 use crate::{
-    ListenOn, NetConfig, NetError, NetEvent, NetEvents, NetHandle, NetIdentity, NetPeer, NetReport, NetTiming, Verdict,
-    net,
+    ListenOn, NetConfig, NetError, NetEvent, NetEvents, NetHandle, NetIdentity, NetPeer, NetReport, NetTiming,
+    Subscription, Verdict, net,
 };
 
 mod attacks;

@@ -96,13 +96,18 @@ pub(crate) struct Behaviour {
     protocols: Arc<Protocols>,
     links: Links,
     rebuilt: CancellationToken,
-    outputs: VecDeque<ToSwarm<Infallible, Keep>>,
+    outputs: VecDeque<ToSwarm<Infallible, Tell>>,
     waiting: HashMap<ConnectionId, (mpsc::Sender<Request>, OpenStreams)>,
 }
 
-/// Tells a connection whether it stays open while nothing uses it.
+/// What a connection is told.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Keep(bool);
+pub(crate) enum Tell {
+    /// Whether it stays open while nothing uses it.
+    Keep(bool),
+    /// To look whether any of its protocols has something to do.
+    Wake,
+}
 
 impl Behaviour {
     /// `rebuilt` ends when the swarm that this is part of does.
@@ -136,8 +141,19 @@ impl Behaviour {
         self.outputs.push_back(ToSwarm::NotifyHandler {
             peer_id: peer,
             handler: NotifyHandler::One(connection),
-            event: Keep(keep),
+            event: Tell::Keep(keep),
         });
+    }
+
+    /// Has all connections of a peer look whether their protocols have something to do.
+    pub(crate) fn wake(&mut self, peer: &PeerId) {
+        for link in lock(&self.links).get(peer).into_iter().flatten() {
+            self.outputs.push_back(ToSwarm::NotifyHandler {
+                peer_id: *peer,
+                handler: NotifyHandler::One(link.connection),
+                event: Tell::Wake,
+            });
+        }
     }
 
     fn handler(&mut self, connection: ConnectionId, peer: &PeerId, path: Path) -> Result<Handler, ConnectionDenied> {
@@ -250,7 +266,7 @@ pub(crate) struct Handler {
 }
 
 impl ConnectionHandler for Handler {
-    type FromBehaviour = Keep;
+    type FromBehaviour = Tell;
     type ToBehaviour = Infallible;
     type InboundProtocol = OneOf;
     type OutboundProtocol = OneOf;
@@ -275,8 +291,12 @@ impl ConnectionHandler for Handler {
         }
     }
 
-    fn on_behaviour_event(&mut self, Keep(keep): Keep) {
-        self.keep = keep;
+    fn on_behaviour_event(&mut self, told: Tell) {
+        match told {
+            Tell::Keep(keep) => self.keep = keep,
+            // Whoever is told something is asked afterwards what there is to do, all protocols beside this one included.
+            Tell::Wake => {}
+        }
     }
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, OneOf, OneOf, (), Reply>) {

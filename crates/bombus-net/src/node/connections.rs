@@ -73,6 +73,7 @@ impl Node {
             Some(ConnectionError::IO(error)) => Some(transport::chain(error)),
         };
         self.feed(Input::Closed { peer: peer.clone(), connection, why });
+        self.on_rewired(peer_id);
         if !self.swarm.is_connected(peer_id) {
             self.show_gone_from_topics(&peer);
         }

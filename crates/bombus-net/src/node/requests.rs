@@ -38,8 +38,12 @@ impl Node {
 
     fn publish(&mut self, topic: String, data: Vec<u8>) -> Result<(), PublishError> {
         let size = data.len();
-        match self.swarm.behaviour_mut().gossip.publish(IdentTopic::new(topic), data) {
-            Ok(_) => Ok(()),
+        let topic = IdentTopic::new(topic);
+        match self.swarm.behaviour_mut().gossip.publish(topic.clone(), data) {
+            Ok(_) => {
+                self.on_told(&topic.hash());
+                Ok(())
+            }
             Err(gossipsub::PublishError::NoPeersSubscribedToTopic) => {
                 self.shared.count_published_to_nobody();
                 Ok(())

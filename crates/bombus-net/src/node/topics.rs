@@ -17,6 +17,7 @@ impl Node {
     /// Does what the handles want of topics.
     pub(super) fn on_wishes(&mut self) {
         self.subscribe_wanted();
+        self.wake_rewired();
         self.show_topic_peers();
     }
 
@@ -61,6 +62,8 @@ impl Node {
                 };
                 let gossip = &mut self.swarm.behaviour_mut().gossip;
                 gossip.report_message_validation_result(&message_id, &propagation_source, acceptance);
+                // It may have been passed on.
+                self.wake_rewired();
             }
             gossipsub::Event::Subscribed { peer_id, topic } => {
                 self.show_topic_peer(&peer_id, topic.as_str(), self.swarm.is_connected(&peer_id));

@@ -54,6 +54,43 @@ async fn what_is_published_also_gets_to_where_no_connection_leads() {
 }
 
 #[tokio::test]
+async fn what_is_published_goes_on_over_another_connection_when_the_one_it_took_is_closed() {
+    // Nothing else is said on the connections, and so nothing else has them look for what to send.
+    let quiet = || {
+        let mut config = config();
+        config.timing.ping_interval = Duration::from_secs(3_600);
+        config.timing.gossip_heartbeat = Duration::from_secs(3_600);
+        config
+    };
+    let (low, high) = if id(1) < id(2) { (1, 2) } else { (2, 1) };
+    let (low, high) = (Running::with(low, closed(7), quiet()).await, Running::with(high, closed(7), quiet()).await);
+    let mut heard_low = low.net.subscribe("t", accept_all()).await.unwrap();
+    let mut heard_high = high.net.subscribe("t", accept_all()).await.unwrap();
+    high.net.dial(&low.addr()).await.unwrap();
+    takes_part(&mut low.net.topic_peers("t"), &[high.net.node_id().clone()]).await;
+    takes_part(&mut high.net.topic_peers("t"), &[low.net.node_id().clone()]).await;
+    let hear = async |from: &Running, heard: &mut Subscription, number: u8| {
+        from.net.publish("t", vec![number]).await.unwrap();
+        let message = timeout(LIMIT, heard.next()).await.expect("it comes in time").unwrap();
+        assert_eq!(message.data, [number]);
+    };
+    hear(&high, &mut heard_low, 0).await;
+    hear(&low, &mut heard_high, 0).await;
+    // Of two connections that came about at the same time, the one that the lower id dialled stays; it closes the other one later.
+    low.net.dial(&high.addr()).await.unwrap();
+    let mut ticks = tokio::time::interval(config().timing.redundant_grace / 10);
+    for number in 1..60 {
+        ticks.tick().await;
+        hear(&low, &mut heard_high, number).await;
+    }
+    for number in 1..4 {
+        hear(&high, &mut heard_low, number).await;
+    }
+    low.stop().await;
+    high.stop().await;
+}
+
+#[tokio::test]
 async fn a_topic_of_another_program_carries_its_messages_as_they_are() {
     let node = Running::start(1, open()).await;
     let mut heard_here = node.net.subscribe(FOREIGN, accept_all()).await.unwrap();
