@@ -2,7 +2,7 @@
 
 All of it on this machine, over loopback. What is compared is measured in turns, round by round, so that both meet the same machine. JavaScript
 keeps everything in Level on the disk, which waits for nothing (`level`), or in memory (`memory`), which loses everything at its end; ours is
-redb, where a durable put is on the disk when it returns.
+redb and a journal before it, where a durable put is on the disk when it returns.
 """
 
 import argparse
@@ -312,7 +312,7 @@ def main():
             print(flush=True)
     print(
         f"{options.rounds} rounds. JavaScript: @orbitdb/core 4.0.0 on Helia 6, blocks, heads and index in Level on the disk (never synced) or in "
-        "memory; between peers Level. Ours: redb; durable means synced before the put returns."
+        "memory; between peers Level. Ours: redb behind a journal; durable means synced before the put returns."
     )
     print(machine.describe(load_before))
 
