@@ -149,6 +149,8 @@ pub struct NewTask {
     pub reduce: Option<String>,
     /// The id of the node that is to do it, and no other.
     pub to: Option<String>,
+    /// Seals it, so that of the nodes that could do it only so many can read it; where nothing is said, as the node is configured.
+    pub seal_to: Option<u32>,
     /// 1 to 10; more comes first.
     pub priority: u8,
     /// The time that an attempt may take.
@@ -287,7 +289,7 @@ pub struct TaskInfo {
     pub settled: bool,
     /// Whether somebody asked for its end and its requester has not said so yet.
     pub cancelling: bool,
-    /// What came of it.
+    /// What came of it. Of a sealed task only its requester can tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<TaskResult>,
     /// Why it failed.

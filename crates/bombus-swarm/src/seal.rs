@@ -12,15 +12,17 @@
 //! ```text
 //! key.rs        a node's key pair, and its word for the public half
 //! purpose.rs    what a sealed text is bound to
-//! envelope.rs   sealing and opening
+//! envelope.rs   sealing and opening;  documents.rs: of tasks and results
 //! ```
 
+mod documents;
 mod envelope;
 mod key;
 mod purpose;
 #[cfg(test)]
 mod tests;
 
+pub use documents::{OpenedTask, open_result, open_task, seal_result, seal_task};
 pub use envelope::{OpenError, RECIPIENTS_MAX, SEALED_BYTES_MAX, SealError, SealHeader, Sealed, open, seal};
 pub use key::{PublicSealKey, SealKey, SealKeyError};
 pub use purpose::{Purpose, Role};

@@ -14,6 +14,7 @@
 //!       wire.rs        the messages of `/bombus/task/1`;  talk.rs: a stream with them
 //!       offer.rs       the requester's side of an offer;  serve.rs: what peers open, the worker's side among it
 //!       ask.rs         the questions to peers: who sees whom
+//!       sealed.rs      who can read a sealed task, and its answer
 //!       run.rs         runs a task over this node's backends;  live.rs: the answers that are being written
 //!       cancel.rs      has tasks end;  follow.rs: what happens to a task, on any node
 //!       tell.rs        the log of events and the topics for those who only watch
@@ -42,6 +43,7 @@ mod orchestrate;
 mod plan;
 mod rank;
 mod run;
+mod sealed;
 mod serve;
 mod service;
 mod shared;
@@ -60,6 +62,7 @@ pub use config::TasksConfig;
 pub use error::TasksError;
 pub use handle::TasksHandle;
 pub use news::{PartResult, TaskFilter, TaskNews, TaskPage, TaskResultReport};
+pub use sealed::{SEAL_TO_MAX, SealChoice};
 pub use service::TasksService;
 pub use submission::{BatchItem, Input, Submission, Work};
 
@@ -67,6 +70,7 @@ use self::shared::Shared;
 use crate::SwarmHandle;
 use crate::db::DbHandle;
 use crate::route::RouteHandle;
+use crate::seal::SealKey;
 
 /// The protocol by which tasks are offered, followed and cancelled.
 pub const TASK_PROTOCOL: &str = "/bombus/task/1";
@@ -74,7 +78,8 @@ pub const TASK_PROTOCOL: &str = "/bombus/task/1";
 /// Makes the two halves of the tasks: the service, which runs as one task beside the databases, and the handle for everybody else.
 ///
 /// `db` has the databases of the swarm in which the tasks are kept: a node that moves to another swarm makes both halves anew. `backends`
-/// run what is run here, and rank who else could. `route` says what peers may use. `key` is the node's own.
+/// run what is run here, and rank who else could. `route` says what peers may use. `key` is the node's own, `seal_key` the one that
+/// texts for it are sealed to.
 ///
 /// Until the service runs, what is asked of the handle waits for it for some seconds.
 #[must_use]
@@ -86,7 +91,8 @@ pub fn tasks(
     route: RouteHandle,
     db: DbHandle,
     key: Arc<NodeKey>,
+    seal_key: SealKey,
 ) -> (TasksHandle, TasksService) {
-    let shared = Arc::new(Shared::new(config, net, swarm, backends, route, db, key));
+    let shared = Arc::new(Shared::new(config, net, swarm, backends, route, db, key, seal_key));
     (TasksHandle { shared: Arc::clone(&shared) }, TasksService { shared })
 }

@@ -22,7 +22,8 @@ pub struct TaskDocument {
     /// The task.
     #[serde(rename = "_id")]
     pub id: TaskId,
-    /// What the model is asked, or the text to be embedded; empty where `messages`, `prompt_block` or `sealed` stand for it.
+    /// What the model is asked, or the text to be embedded; empty where `messages` or `prompt_block` stand for it. Of a sealed
+    /// task, what is sealed.
     #[serde(default)]
     pub prompt: String,
     /// The model's name.
@@ -143,7 +144,7 @@ pub struct TaskDocument {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The prompt, sealed for those who may run it.
+    /// Says that the prompt is sealed, for whom, and how they open it: `{"v", "keys": [{"node", ...}]}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Value>,
 }
@@ -249,6 +250,21 @@ impl TaskDocument {
     #[must_use]
     pub fn depends_on(&self) -> &[TaskId] {
         self.depends_on.as_deref().unwrap_or_default()
+    }
+
+    /// Returns the nodes that can read what the task asks; none where everybody can.
+    #[must_use]
+    pub fn sealed_to(&self) -> Option<Vec<NodeId>> {
+        let sealed = self.sealed.as_ref()?;
+        let keys = sealed.get("keys").and_then(Value::as_array).into_iter().flatten();
+        let node = |key: &Value| NodeId::parse(key.get("node")?.as_str()?).ok();
+        Some(keys.filter_map(node).collect())
+    }
+
+    /// Returns whether a node may claim the task for itself: it is not for another node, and not sealed to others.
+    #[must_use]
+    pub fn may_be_claimed_by(&self, node: &NodeId) -> bool {
+        self.to.as_ref().is_none_or(|to| to == node) && self.sealed_to().is_none_or(|nodes| nodes.contains(node))
     }
 
     /// Returns whether the prompt, as it was submitted, is the same as another's: all that says what is to be done, and nothing of

@@ -13,7 +13,7 @@ pub struct ResultDocument {
     pub id: TaskId,
     /// The task.
     pub task_id: TaskId,
-    /// The answer; empty where it stands elsewhere, is none, or is sealed.
+    /// The answer; empty where it stands elsewhere or is none. Of a sealed task, what is sealed.
     #[serde(default)]
     pub response: String,
     /// The model that answered.
@@ -58,7 +58,7 @@ pub struct ResultDocument {
     /// How long the answer's tokens took, in nanoseconds.
     #[serde(default, deserialize_with = "number::optional", skip_serializing_if = "Option::is_none")]
     pub eval_duration_ns: Option<u64>,
-    /// The answer, sealed for those who may read it.
+    /// Says that the answer is sealed, for whom, and how they open it, as in the task's document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Value>,
 }

@@ -76,6 +76,9 @@ pub enum SealError {
     /// A recipient's key is of the few that everybody could open.
     #[error("the key of a recipient is none that keeps anything secret")]
     WeakKey,
+    /// It cannot be written as JSON.
+    #[error("the text has no form in JSON")]
+    Form,
     /// The system gives no random bytes.
     #[error("the system gives no random bytes to seal with")]
     NoRandom,

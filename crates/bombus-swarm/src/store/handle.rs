@@ -78,7 +78,7 @@ pub(super) struct Inner {
     pub(super) audit: mpsc::Sender<AuditEvent>,
     pub(super) audit_lost: AtomicU64,
     pub(super) clock: WallClock,
-    db: DbHandle,
+    pub(super) db: DbHandle,
 }
 
 impl fmt::Debug for TaskStore {

@@ -6,6 +6,8 @@ use bombus_core::tasks::dispatch::DispatchConfig;
 use bombus_core::tasks::lease::{LeaseConfig, LeaseConfigError};
 use serde::{Deserialize, Serialize};
 
+use super::sealed::SealChoice;
+
 /// Runs at a time where neither the configuration nor the backends say.
 pub(super) const SLOTS_DEFAULT: u32 = 4;
 /// Most runs at a time.
@@ -41,6 +43,8 @@ pub struct TasksConfig {
     pub bid_ms: u64,
     /// Whether workers of other programs may run this node's tasks.
     pub foreign_workers: bool,
+    /// Which tasks of this node are sealed: `ask` for those that are to be, `always`, or `never`.
+    pub seal: SealChoice,
     /// The pause after the first failed attempt, in milliseconds. Each further one doubles it, up to 30 s.
     pub backoff_ms: u64,
 }
@@ -61,6 +65,7 @@ impl Default for TasksConfig {
             settle_ms: lease.settle_ms,
             bid_ms: lease.bid_ms,
             foreign_workers: false,
+            seal: SealChoice::Ask,
             backoff_ms: lease.backoff_ms,
         }
     }

@@ -20,6 +20,7 @@ pub(super) async fn follow(shared: &Arc<Shared>, store: &TaskStore) -> Result<()
         teller.knows(&view);
         following.changed(&view);
     }
+    shared.input(Input::Loaded);
     loop {
         match updates.next().await.ok_or(PartEnded::MeshEnded)? {
             TaskUpdate::Changed(view) => {
@@ -82,7 +83,11 @@ pub(super) async fn tell(shared: &Arc<Shared>, task: &TaskId) {
 fn tell_of(shared: &Arc<Shared>, store: &TaskStore, view: &TaskView) {
     let needs = if view.is_over() { Needs::Ready } else { needs(store, &view.task) };
     let fresh = shared.fresh().contains(&view.task.id);
-    let facts = TaskFacts::of(view, class(&view.task), needs, fresh);
+    let mut facts = TaskFacts::of(view, class(&view.task), needs, fresh);
+    if view.task.sealed.is_some() {
+        // Who knows no grants knows no seals.
+        facts.bid = None;
+    }
     shared.input(Input::Task(Box::new(facts)));
 }
 
@@ -103,5 +108,6 @@ fn needs(store: &TaskStore, task: &TaskDocument) -> Needs {
 /// Returns what a place must have to run a task, as one text.
 fn class(task: &TaskDocument) -> String {
     let to = task.to.as_ref().map(ToString::to_string).unwrap_or_default();
-    format!("{}\n{}\n{to}", task.kind(), task.model)
+    let readers: Vec<String> = task.sealed_to().into_iter().flatten().map(|node| node.to_string()).collect();
+    format!("{}\n{}\n{to}\n{}", task.kind(), task.model, readers.join(" "))
 }

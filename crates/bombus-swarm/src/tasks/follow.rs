@@ -136,6 +136,7 @@ impl Told {
         let answer = timeout(RESULT_LIMIT, async {
             loop {
                 match result(shared, &report.id).await {
+                    Ok(Some(answer)) if answer.sealed => return None,
                     Ok(Some(answer)) if answer.complete => return Some(answer.response),
                     Ok(_) => sleep(PAUSE).await,
                     Err(_) => return None,
@@ -167,7 +168,7 @@ impl Told {
                 break;
             }
             let Ok(Some(answer)) = result(shared, &part.id).await else { break };
-            if !answer.complete {
+            if !answer.complete || answer.sealed {
                 break;
             }
             let joiner = shared.view(&part.id).await.ok().flatten().and_then(|view| view.task.join.clone());

@@ -39,6 +39,8 @@ pub struct TaskResultReport {
     /// The answer: of a parent, that of the part that sums up, or those of all parts with the joiner between. Of a ping, what was sent, as
     /// JSON. Empty where there is none (yet).
     pub response: String,
+    /// Whether the answer, or a part of it, is sealed to others. It is left out then.
+    pub sealed: bool,
     /// Whether the answer is whole: false while parts of it are missing, or where it failed.
     pub complete: bool,
     /// Whether its requester has accepted it. Until then another one may take its place.

@@ -11,10 +11,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::TASK_PROTOCOL;
 use super::shared::Shared;
 use super::talk::Talk;
 use super::wire::{Ask, Offer, Said, WORD_BYTES_MAX, Word, short};
+use super::{TASK_PROTOCOL, sealed};
 
 /// How many words to a worker may wait; when it reads none for so long, its stream is ended, and the grant is offered anew.
 const WORDS_MAX: usize = 32;
@@ -74,6 +74,17 @@ pub(super) fn tell(shared: &Shared, task: &TaskId, epoch: Epoch, word: Word) {
     }
 }
 
+/// Returns a task as its worker is to read it.
+async fn document_for(shared: &Shared, task: &TaskId, worker: &NodeId) -> Option<String> {
+    let store = shared.store_now()?;
+    let document = store.get_task(task).ok().flatten()?;
+    let document = sealed::for_worker(shared, &store, document, worker).await;
+    let told = document.inspect_err(|error| {
+        tracing::warn!(task.id = %task, peer.id = %worker, %error, "a sealed task cannot be offered to a node");
+    });
+    serde_json::to_string(&told.ok()?).ok()
+}
+
 async fn converse(
     shared: &Arc<Shared>,
     task: &TaskId,
@@ -84,8 +95,7 @@ async fn converse(
 ) -> Ended {
     // Its death has to be known soon.
     let _watched = shared.swarm.watch(worker);
-    let document = shared.store_now().and_then(|store| store.get_task(task).ok().flatten());
-    let Some(document) = document.and_then(|document| serde_json::to_string(&document).ok()) else {
+    let Some(document) = document_for(shared, task, worker).await else {
         return Ended::Declined(Decline::NotAble);
     };
     let opening = shared.opening(worker);

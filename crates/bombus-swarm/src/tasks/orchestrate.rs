@@ -10,6 +10,7 @@ use futures::stream::{self, StreamExt};
 use super::error::TasksError;
 use super::news::{PartResult, TaskFilter, TaskPage, TaskResultReport};
 use super::plan::plan;
+use super::sealed;
 use super::shared::Shared;
 use super::submission::Submission;
 use crate::store::{ListFilter, StoreError, TaskStore, TaskSummary, TaskUpdate};
@@ -34,7 +35,11 @@ pub(super) async fn submit(shared: &Arc<Shared>, mut submission: Submission) -> 
         Some(id) => id,
         None => store.draft()?.id,
     };
-    let plan = plan(submission, id, shared.me.as_str(), store.now_ms())?;
+    let workers = sealed::workers(shared.config.seal, &submission)?;
+    let mut plan = plan(submission, id, shared.me.as_str(), store.now_ms())?;
+    if workers.is_some() {
+        plan.documents.iter_mut().for_each(|document| document.encrypted = Some(true));
+    }
     let is_whole = plan.documents.len() == 1 && plan.documents[0].id == plan.id;
     // The id may be that of a task that was cut otherwise.
     let known_otherwise = if is_whole { !store.parts(&plan.id).is_empty() } else { store.summary(&plan.id).is_some() };
@@ -45,8 +50,18 @@ pub(super) async fn submit(shared: &Arc<Shared>, mut submission: Submission) -> 
     let known = plan.documents.iter().filter(|document| store.summary(&document.id).is_some());
     let repeated = join_all(known.map(|document| same(shared, &store, &plan.id, document))).await;
     repeated.into_iter().collect::<Result<(), TasksError>>()?;
+    let sealed = match workers {
+        Some(workers) => sealed::seal_all(shared, &plan.documents, workers).await?,
+        None => plan.documents.clone(),
+    };
     shared.fresh().extend(plan.documents.iter().map(|document| document.id.clone()));
-    let created = join_all(plan.documents.iter().map(|document| create(shared, &store, &plan.id, document))).await;
+    let created = join_all(
+        sealed
+            .into_iter()
+            .zip(&plan.documents)
+            .map(|(sealed, document)| create(shared, &store, &plan.id, sealed, document)),
+    )
+    .await;
     created.into_iter().collect::<Result<(), TasksError>>()?;
     shared.report(&plan.id).await
 }
@@ -55,9 +70,10 @@ async fn create(
     shared: &Arc<Shared>,
     store: &TaskStore,
     whole: &TaskId,
+    sealed: TaskDocument,
     document: &TaskDocument,
 ) -> Result<(), TasksError> {
-    match store.create_task(document.clone()).await {
+    match store.create_task(sealed).await {
         Ok(_) => Ok(()),
         Err(StoreError::Exists(_)) => same(shared, store, whole, document).await,
         Err(error) => {
@@ -80,8 +96,11 @@ async fn same(
         if let Some(known) = store.view(&document.id).await? {
             let known = store.whole_task(&known.task).await?;
             // Who submits again may be another node, and later.
-            let is_same = TaskDocument { prompt_block: None, ..known }.asks_the_same(document);
-            return if is_same { Ok(()) } else { Err(TasksError::Conflict(whole.clone())) };
+            return if sealed::asks_the_same(shared, known, document) {
+                Ok(())
+            } else {
+                Err(TasksError::Conflict(whole.clone()))
+            };
         }
         // It is just being created by another request.
         if shared.stop.is_cancelled() || updates.next().await.is_none() {
@@ -139,7 +158,7 @@ pub(super) async fn is_over(shared: &Shared, report: &TaskReport) -> Result<bool
 pub(super) async fn result(shared: &Arc<Shared>, id: &TaskId) -> Result<Option<TaskResultReport>, TasksError> {
     let store = shared.store().await?;
     if let Some(view) = store.view(id).await? {
-        return of_one(&store, &view).await;
+        return of_one(shared, &store, &view).await;
     }
     let parts = store.parts(id);
     if parts.is_empty() {
@@ -148,28 +167,31 @@ pub(super) async fn result(shared: &Arc<Shared>, id: &TaskId) -> Result<Option<T
     let views = stream::iter(parts).map(async |part| {
         let Some(view) = store.view(&part.id).await? else { return Ok(None) };
         let result = match &view.result {
-            Some(result) => Some(store.whole_result(result).await?),
+            Some(result) => Some(sealed::open_answer(shared, store.whole_result(result).await?)),
             None => None,
         };
         Ok::<_, TasksError>(Some((view, result)))
     });
     let read: Vec<_> = views.buffered(ANSWERS_AT_ONCE).collect().await;
-    let read: Vec<(Arc<TaskView>, Option<ResultDocument>)> =
+    let read: Vec<(Arc<TaskView>, Option<(ResultDocument, bool)>)> =
         read.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
-    Ok(of_parts(id, &read))
+    let is_sealed = read.iter().any(|(_, result)| result.as_ref().is_some_and(|(_, sealed)| *sealed));
+    let read: Vec<_> = read.into_iter().map(|(view, result)| (view, result.map(|(result, _)| result))).collect();
+    Ok(of_parts(id, &read).map(|report| TaskResultReport { sealed: is_sealed, ..report }))
 }
 
-async fn of_one(store: &TaskStore, view: &TaskView) -> Result<Option<TaskResultReport>, TasksError> {
+async fn of_one(shared: &Shared, store: &TaskStore, view: &TaskView) -> Result<Option<TaskResultReport>, TasksError> {
     let result = match &view.result {
-        Some(result) => Some(store.whole_result(result).await?),
+        Some(result) => Some(sealed::open_answer(shared, store.whole_result(result).await?)),
         None => None,
     };
     if result.is_none() && !view.status.is_final() {
         return Ok(None);
     }
     let report = TaskReport::of(view);
-    let result = result.unwrap_or_else(|| ResultDocument::new(report.id.clone(), "", 0));
+    let (result, is_sealed) = result.unwrap_or_else(|| (ResultDocument::new(report.id.clone(), "", 0), false));
     Ok(Some(TaskResultReport {
+        sealed: is_sealed,
         complete: report.status == TaskStatus::Completed && view.result.is_some(),
         kind: report.kind,
         settled: report.settled,
@@ -212,6 +234,7 @@ fn of_parts(id: &TaskId, read: &[(Arc<TaskView>, Option<ResultDocument>)]) -> Op
     });
     let model = read.iter().find_map(|(_, result)| result.as_ref().map(|result| result.model.clone()));
     Some(TaskResultReport {
+        sealed: false,
         parts: parts.collect(),
         complete: report.status == TaskStatus::Completed && whole.is_some(),
         response: whole.unwrap_or_default(),

@@ -8,6 +8,7 @@ use bombus_core::tasks::dispatch::Candidate;
 use bombus_core::tasks::{TaskDocument, TaskId, TaskKind};
 
 use super::config::{QUEUE_PER_SLOT, SLOTS_DEFAULT};
+use super::sealed;
 use super::serve::is_able;
 use super::shared::Shared;
 
@@ -17,6 +18,22 @@ pub(super) async fn candidates(shared: &Shared, task: &TaskId) -> Vec<Candidate>
     let Some(view) = view else { return Vec::new() };
     let document = &*view.task;
     let requester = view.requester.peer.as_ref().filter(|_| view.requester.proven);
+    let mut candidates = of_document(shared, document, requester).await;
+    if let Some(readers) = document.sealed_to() {
+        // Who can read it comes first. For others the requester has to seal it anew.
+        let may_read_it = |node: &NodeId| sealed::key_of(shared, node).is_some() && requester == Some(&shared.me);
+        candidates.retain(|candidate| readers.contains(&candidate.node) || may_read_it(&candidate.node));
+        candidates.sort_by_key(|candidate| !readers.contains(&candidate.node));
+    }
+    candidates
+}
+
+/// Returns who could run what a document asks for, the best first, whoever can read it.
+pub(super) async fn of_document(
+    shared: &Shared,
+    document: &TaskDocument,
+    requester: Option<&NodeId>,
+) -> Vec<Candidate> {
     let mut candidates = match document.kind() {
         TaskKind::Inference => by_model(shared, document, ModelCapability::Completion).await,
         TaskKind::Embedding => by_model(shared, document, ModelCapability::Embedding).await,

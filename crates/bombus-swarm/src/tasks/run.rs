@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bombus_core::chat::{ChatEvent, EmbedInput, EmbedRequest};
+use bombus_core::identity::NodeId;
 use bombus_core::model::ModelCapability;
 use bombus_core::placement::{Need, Scope};
 use bombus_core::tasks::chunk::{JOINER, fill};
@@ -12,13 +13,16 @@ use bombus_core::tasks::dispatch::{Input, Outcome, RunId};
 use bombus_core::tasks::{Epoch, ResultDocument, TaskDocument, TaskId, TaskKind};
 use bombus_infer::{BackendError, Routed};
 use futures::{FutureExt, StreamExt};
+use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::live::Live;
+use super::sealed;
 use super::shared::Shared;
 use super::wire::short;
 use crate::route::need_of;
+use crate::seal::{OpenError, OpenedTask, PublicSealKey};
 use crate::store::{StoreError, TaskStore};
 
 /// Longest answer, in bytes.
@@ -40,6 +44,8 @@ struct Product {
     response: String,
     model: String,
     embedding: Option<Vec<f64>>,
+    /// Who can read the answer, where it is sealed.
+    sealed: Option<Value>,
     total: Duration,
     eval_count: Option<u64>,
     prompt_eval_count: Option<u64>,
@@ -73,6 +79,12 @@ impl From<BackendError> for Failure {
             BackendError::InvalidRequest { .. } | BackendError::Unsupported { .. } => Self::lasting(error.to_string()),
             error => Self::passing(error.to_string()),
         }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self::passing(error.to_string())
     }
 }
 
@@ -150,6 +162,7 @@ pub(super) fn result_of(
             document.response = product.response;
             document.model = product.model;
             document.embedding = product.embedding;
+            document.sealed = product.sealed;
             document.total_duration_ns = Some(nanos(product.total));
             document.eval_count = product.eval_count;
             document.prompt_eval_count = product.prompt_eval_count;
@@ -193,7 +206,7 @@ async fn make(
             Arc::new(known.ok_or_else(|| Failure::passing("the task is not known here"))?)
         }
     };
-    let document = store.whole_task(&document).await?;
+    let OpenedTask { task: document, reply_to } = sealed::opened(shared, &store.whole_task(&document).await?)?;
     let prompt = prompt_of(&store, &document).await?;
     let mut product = match document.kind() {
         TaskKind::Inference => answer(shared, &document, &prompt, epoch, live).await?,
@@ -204,7 +217,29 @@ async fn make(
         }
     };
     product.total = begun.elapsed();
-    Ok(product)
+    match reply_to {
+        Some(reply_to) => seal(shared, &document, reply_to, product),
+        None => Ok(product),
+    }
+}
+
+/// Seals what was made to the requester.
+fn seal(
+    shared: &Shared,
+    document: &TaskDocument,
+    reply_to: PublicSealKey,
+    product: Product,
+) -> Result<Product, Failure> {
+    let requester = NodeId::parse(&document.requester_peer_id).map_err(|error| Failure::lasting(error.to_string()))?;
+    let plain = ResultDocument {
+        response: product.response,
+        embedding: product.embedding,
+        ..ResultDocument::new(document.id.clone(), shared.me.as_str(), 0)
+    };
+    let sealed = sealed::seal_answer(shared, &plain, requester, reply_to);
+    let ResultDocument { response, embedding, sealed, .. } =
+        sealed.map_err(|error| Failure::passing(error.to_string()))?;
+    Ok(Product { response, embedding, sealed, ..product })
 }
 
 /// Returns what the model is asked: the prompt, or a template with the answers that the task needs.

@@ -17,7 +17,7 @@ use super::live::{Piece, Reader};
 use super::shared::Shared;
 use super::talk::Talk;
 use super::wire::{ASK_BYTES_MAX, Ask, DeclineWord, Offer, PIECE_BYTES_MAX, Said, WORD_BYTES_MAX, Word};
-use super::{TASK_PROTOCOL, cancel, driver};
+use super::{TASK_PROTOCOL, cancel, driver, sealed};
 use crate::places::Places;
 use crate::streams::answer_each;
 use crate::supervised::PartEnded;
@@ -56,7 +56,7 @@ async fn answer(shared: &Arc<Shared>, peer: NodeId, stream: NetStream) -> io::Re
     talk.expect(WORD_BYTES_MAX);
     match ask {
         Ask::Offer(offer) => offered(shared, peer, talk, offer).await,
-        Ask::Follow { task } => followed(shared, talk, &task).await,
+        Ask::Follow { task } => followed(shared, talk, &peer, &task).await,
         Ask::Cancel { task } => {
             let said = if cancel::of_own(shared, &task).await { Said::Done } else { Said::Refused };
             talk.say(&said).await?;
@@ -143,8 +143,10 @@ async fn listen(
 }
 
 /// Says what is written of an answer here, until nothing follows.
-async fn followed(shared: &Arc<Shared>, mut talk: Talk, task: &TaskId) -> io::Result<()> {
-    let Some(live) = shared.live.get(task) else {
+async fn followed(shared: &Arc<Shared>, mut talk: Talk, peer: &NodeId, task: &TaskId) -> io::Result<()> {
+    let view = shared.view(task).await.ok().flatten();
+    let live = shared.live.get(task).filter(|_| sealed::may_follow(view.as_deref(), peer));
+    let Some(live) = live else {
         talk.say(&Said::Refused).await?;
         return talk.end().await;
     };
@@ -231,7 +233,7 @@ fn is_by(document: &TaskDocument, peer: &NodeId) -> bool {
 
 /// Says whether this node can run a task, and does so for this requester.
 pub(super) fn is_able(shared: &Shared, document: &TaskDocument, requester: Option<&NodeId>) -> bool {
-    if !shared.config.work || document.to.as_ref().is_some_and(|to| *to != shared.me) {
+    if !shared.config.work || !document.may_be_claimed_by(&shared.me) {
         return false;
     }
     let of_another = requester != Some(&shared.me);

@@ -30,6 +30,7 @@ use super::serve::Listener;
 use crate::SwarmHandle;
 use crate::db::{DbError, DbHandle};
 use crate::route::RouteHandle;
+use crate::seal::SealKey;
 use crate::service::random;
 use crate::store::{StoreError, StoreSize, TaskStore};
 
@@ -49,6 +50,7 @@ pub(super) struct Shared {
     pub(super) route: RouteHandle,
     pub(super) db: DbHandle,
     pub(super) key: Arc<NodeKey>,
+    pub(super) seal_key: SealKey,
     pub(super) me: NodeId,
     /// Ends with the service.
     pub(super) stop: CancellationToken,
@@ -88,6 +90,7 @@ impl Shared {
         route: RouteHandle,
         db: DbHandle,
         key: Arc<NodeKey>,
+        seal_key: SealKey,
     ) -> Self {
         let me = key.node_id();
         let dispatcher = Dispatcher::new(me.clone(), config.dispatch(route.backend_slots()), clock::now(), random());
@@ -99,6 +102,7 @@ impl Shared {
             route,
             db,
             key,
+            seal_key,
             me,
             stop: CancellationToken::new(),
             doing: TaskTracker::new(),

@@ -30,6 +30,9 @@ pub struct Submission {
     pub reduce: Option<String>,
     /// The only node that may run it.
     pub to: Option<NodeId>,
+    /// Seals it, so that so many nodes can read what it asks: those that would run it, the best first, 1 to [`super::SEAL_TO_MAX`]. Only they may
+    /// run it as long as this node is away. None: as the configuration says.
+    pub seal_to: Option<u32>,
     /// How urgent it is, from 1 to 10; the highest first.
     pub priority: u8,
     /// How long one attempt may take; what the worker thinks right where nothing is said. At least a millisecond.
@@ -96,6 +99,7 @@ impl Submission {
             map: None,
             reduce: None,
             to: None,
+            seal_to: None,
             priority: 5,
             timeout: None,
             max_attempts: None,

@@ -8,6 +8,7 @@ use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use super::peers::printable;
 use super::tasks::show::{self, Task};
 use super::tasks::{self, Asked};
 use super::{Global, mesh, output};
@@ -64,6 +65,11 @@ pub(super) fn tell(global: &Global, told: Value, as_json: bool) -> Result<ExitCo
     }
     if task.status != "completed" {
         return Err(tasks::without_result(&task).into());
+    }
+    if let Some(node) = task.sealed_to() {
+        let message =
+            format!("the answer is sealed: only the node that submitted the task, {}, can read it", printable(node));
+        return Err(Failure::new(Exit::Failure, message).hint("ask for it on that machine").into());
     }
     if !as_json {
         output::print(&task.answer())?;

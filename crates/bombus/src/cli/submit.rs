@@ -22,7 +22,8 @@ mod batch;
 const FILE_BYTES_MAX: u64 = 64 << 20;
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// What everybody who submits ought to know.
-const STORED_EVERYWHERE: &str = "note: prompts and answers of tasks are stored on all nodes of the swarm";
+const STORED_EVERYWHERE: &str =
+    "note: prompts and answers of tasks are stored on all nodes of the swarm; --encrypt seals them";
 
 /// Arguments of `bombus submit`.
 #[derive(Debug, Args)]
@@ -61,6 +62,12 @@ pub(crate) struct SubmitArgs {
     /// Only this node is to do it: its name, its id, or a beginning of either
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
+    /// Seal it: of all nodes only the one that is to do it can read the prompt, and only this machine's node the answer
+    #[arg(long)]
+    encrypt: bool,
+    /// Seal it to so many of the nodes that could do it, the best first, so that one can go on where another dies while this machine is away
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=8))]
+    seal_to: Option<u32>,
     /// 1 to 10; more comes first [default: 5]
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u8).range(1..=10))]
     priority: Option<u8>,
@@ -117,11 +124,11 @@ pub(super) fn run(global: &Global, args: &SubmitArgs) -> Result<ExitCode> {
         if lines {
             let tasks = batch::read(&text, args)?;
             let node = mesh::need_node(&data_dir).await?;
-            global.notice(STORED_EVERYWHERE);
+            note(global, args);
             return batch::submit(global, Asked::new(global, &data_dir, node), args, tasks).await;
         }
         let node = mesh::need_node(&data_dir).await?;
-        global.notice(STORED_EVERYWHERE);
+        note(global, args);
         let body = body(args, [("prompt".to_owned(), Value::from(text))].into_iter().collect());
         let (accepted, told) = submit(&node, &body, args.key.as_deref()).await?;
         if args.wait {
@@ -137,6 +144,13 @@ pub(super) fn run(global: &Global, args: &SubmitArgs) -> Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Says who can read what is submitted.
+fn note(global: &Global, args: &SubmitArgs) {
+    if !args.encrypt && args.seal_to.is_none() {
+        global.notice(STORED_EVERYWHERE);
+    }
 }
 
 fn read(file: &Path) -> Result<String> {
@@ -185,6 +199,8 @@ fn body(args: &SubmitArgs, payload: Map<String, Value>) -> Value {
     set("map", args.map.as_deref().map(Value::from));
     set("reduce", args.reduce.as_deref().map(Value::from));
     set("to", args.to.as_deref().map(Value::from));
+    set("encrypt", args.encrypt.then(|| true.into()));
+    set("seal_to", args.seal_to.map(Value::from));
     set("priority", args.priority.map(Value::from));
     set("timeout_seconds", args.timeout.map(Value::from));
     set("max_attempts", args.attempts.map(Value::from));

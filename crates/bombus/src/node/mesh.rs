@@ -98,12 +98,13 @@ impl Mesh {
             false => Membership::open(data_dir.root())?,
         };
         let (membership, membership_service) = membership.serve(MembershipTiming::default())?;
-        let claim = data_dir.seal_key(&key.node_id())?.public().claimed_by(&key);
+        let seal_key = data_dir.seal_key(&key.node_id())?;
+        let seal_claim = seal_key.public().claimed_by(&key);
         let identity = NetIdentity { key, name: config.name.clone(), version: version.clone() };
         let (net, net_service) =
             bombus_net::net(net_config(&config.p2p, settings.is_set("p2p.listen")), identity, membership.clone());
-        let seal_key = Some(claim);
-        let own = OwnFacts { name: config.name.clone(), version, seal_key, ..OwnFacts::default() };
+        let seal_claim = Some(seal_claim);
+        let own = OwnFacts { name: config.name.clone(), version, seal_key: seal_claim, ..OwnFacts::default() };
         let (facts, told) = watch::channel(own);
         let (swarm, swarm_service) = bombus_swarm::swarm(SwarmConfig::default(), net.clone(), told);
         let (route, route_service) =
@@ -127,6 +128,7 @@ impl Mesh {
                     backends: backends.clone(),
                     route: route.clone(),
                     key: Arc::new(data_dir.node_key()?),
+                    seal_key,
                     name: config.name.clone(),
                 });
                 (Some(tasks), Some(service))

@@ -17,6 +17,7 @@ use bombus_net::NetHandle;
 use bombus_swarm::SwarmHandle;
 use bombus_swarm::db::DbHandle;
 use bombus_swarm::route::RouteHandle;
+use bombus_swarm::seal::SealKey;
 use bombus_swarm::store::StoreSize;
 use bombus_swarm::tasks::{BatchItem, Input, Submission, TaskResultReport, TasksConfig, TasksHandle};
 use futures::StreamExt;
@@ -61,6 +62,8 @@ pub(super) struct TasksParts {
     pub(super) backends: Backends,
     pub(super) route: RouteHandle,
     pub(super) key: Arc<NodeKey>,
+    /// What texts for the node are sealed to.
+    pub(super) seal_key: SealKey,
     /// What people call the node.
     pub(super) name: String,
 }
@@ -84,7 +87,7 @@ pub(super) fn tasks(parts: TasksParts) -> (SwarmTasks, SwarmTasksService) {
 impl SwarmTasksService {
     /// Keeps the tasks in these databases going until `stop`. Where they end by themselves, the node goes on without them.
     pub(super) async fn run(&self, db: DbHandle, stop: CancellationToken) {
-        let TasksParts { config, net, swarm, backends, route, key, .. } = &self.parts;
+        let TasksParts { config, net, swarm, backends, route, key, seal_key, .. } = &self.parts;
         let (handle, service) = bombus_swarm::tasks::tasks(
             config.clone(),
             net.clone(),
@@ -93,6 +96,7 @@ impl SwarmTasksService {
             route.clone(),
             db,
             Arc::clone(key),
+            seal_key.clone(),
         );
         self.current.send_replace(Current::Open(handle.clone()));
         tokio::select! {
@@ -229,7 +233,11 @@ impl SwarmTasks {
     async fn info_with_result(&self, handle: &TasksHandle, report: TaskReport) -> Result<TaskInfo, TasksError> {
         let (id, completed) = (report.id.clone(), report.status == TaskStatus::Completed);
         let mut info = self.info_of(report);
-        if completed && let Some(result) = handle.result(&id).await.map_err(refused)? {
+        if completed
+            && let Some(result) = handle.result(&id).await.map_err(refused)?
+            // What is sealed to others is nothing that could be shown.
+            && !result.sealed
+        {
             info.result = Some(result_of(result));
         }
         Ok(info)
@@ -334,6 +342,7 @@ fn submission(task: NewTask) -> Result<Submission, TasksError> {
         map: task.map,
         reduce: task.reduce,
         to,
+        seal_to: task.seal_to,
         priority: task.priority,
         timeout: Some(task.timeout),
         max_attempts: task.max_attempts,

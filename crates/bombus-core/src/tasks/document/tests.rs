@@ -32,6 +32,22 @@ fn a_document_of_another_peer_is_read_without_our_fields_and_with_some_of_its_ow
 }
 
 #[test]
+fn a_task_that_is_sealed_or_for_one_node_may_be_claimed_by_nobody_else() {
+    let node = |number| crate::identity::NodeKey::from_secret(&[number; 32]).node_id();
+    let open = TaskDocument::new(TaskId::parse("t").unwrap(), "", 7);
+    assert_eq!(open.sealed_to(), None);
+    assert!(open.may_be_claimed_by(&node(1)));
+    let keys = json!([{ "node": node(1), "enc": "" }, { "node": "nobody" }, 3, { "node": node(2) }]);
+    let sealed = TaskDocument { sealed: Some(json!({ "v": 1, "keys": keys })), ..open.clone() };
+    assert_eq!(sealed.sealed_to(), Some(vec![node(1), node(2)]));
+    assert!(sealed.may_be_claimed_by(&node(2)) && !sealed.may_be_claimed_by(&node(3)));
+    let designated = TaskDocument { to: Some(node(1)), ..sealed };
+    assert!(designated.may_be_claimed_by(&node(1)) && !designated.may_be_claimed_by(&node(2)));
+    let unreadable = TaskDocument { sealed: Some(json!("another version's")), ..open };
+    assert!(!unreadable.may_be_claimed_by(&node(1)), "who is meant is not known");
+}
+
+#[test]
 fn what_is_none_is_not_written() {
     let task = TaskDocument::new(TaskId::parse("t").unwrap(), "12D3KooWJs", 7);
     let written = serde_json::to_value(&task).unwrap();

@@ -23,6 +23,7 @@ const JOINER_BYTES_MAX: usize = 1_024;
 const TEMPLATE_BYTES_MAX: usize = 65_536;
 const ITEM_BYTES_MAX: usize = 256;
 const ATTEMPTS_MAX: u32 = 10;
+const SEAL_TO_MAX: u32 = 8;
 const MESSAGES_MAX: usize = 4_096;
 const STOPS_MAX: usize = 16;
 
@@ -66,6 +67,15 @@ pub(crate) struct TaskRequest {
     reduce: Option<String>,
     /// The node that is to do it, and no other: its name, its id, or a beginning of either that no other has.
     to: Option<String>,
+    /// Whether prompt and answer are sealed, so that only the nodes can read them that are to do it, and the one that it belongs to. Without a
+    /// word the node's configuration says.
+    #[serde(default)]
+    encrypt: Option<bool>,
+    /// To how many of the nodes that could do it the task is sealed, the best first: only they may go on with it while the one that it belongs
+    /// to is away. It says `encrypt`, too.
+    #[serde(default, deserialize_with = "whole::option")]
+    #[schema(minimum = 1, maximum = 8)]
+    seal_to: Option<u32>,
     /// How often it is tried.
     #[serde(default, deserialize_with = "whole::option")]
     #[schema(minimum = 1, maximum = 10)]
@@ -159,6 +169,10 @@ impl TaskRequest {
             let message = "a request has a `task_id` or an Idempotency-Key, not both: either names the task";
             return Err(ApiError::invalid_value("task_id", message));
         }
+        let seal_to = within("seal_to", self.seal_to, 1, SEAL_TO_MAX)?;
+        if self.encrypt == Some(false) && seal_to.is_some() {
+            return Err(ApiError::invalid_value("seal_to", "a task that is not to be sealed is sealed to nobody"));
+        }
         let to = self.to.as_deref().map(|to| node_of(app, to)).transpose()?;
         let (work, model) = work(self.task_type, self.payload)?;
         let model = match self.task_type {
@@ -183,6 +197,7 @@ impl TaskRequest {
             map: self.map.map(|map| short("map", map, 1, TEMPLATE_BYTES_MAX)).transpose()?,
             reduce: self.reduce.map(|reduce| short("reduce", reduce, 1, TEMPLATE_BYTES_MAX)).transpose()?,
             to,
+            seal_to: seal_to.or((self.encrypt == Some(true)).then_some(1)),
             priority: within("priority", self.priority, 1, 10)?.unwrap_or(PRIORITY),
             timeout: Duration::from_secs(
                 within("timeout_seconds", self.timeout_seconds, 1, 3_600)?.unwrap_or(TIMEOUT_S).into(),

@@ -33,6 +33,8 @@ pub(in crate::cli) struct Task {
     pub(in crate::cli) result: Option<Value>,
     #[serde(default)]
     pub(in crate::cli) error: Option<String>,
+    #[serde(default)]
+    encrypted: bool,
     duration_seconds: f64,
     node_id: Option<String>,
     hostname: Option<String>,
@@ -116,6 +118,12 @@ pub(in crate::cli) fn table(tasks: &[Task], now: f64) -> String {
 }
 
 impl Task {
+    /// Says that the answer is not for this node's eyes, and for whose it is.
+    pub(in crate::cli) fn sealed_to(&self) -> Option<&str> {
+        let is_sealed = self.encrypted && self.status == "completed" && self.result.is_none();
+        is_sealed.then_some(self.requester.hostname.as_str())
+    }
+
     /// Leaves out what is different at every look.
     pub(super) fn steady(&self) -> Self {
         Self { duration_seconds: 0.0, ..self.clone() }
@@ -153,6 +161,9 @@ impl Task {
         line("status", &format!("{}, after {}", self.state(), seconds(self.duration_seconds)));
         let kind = self.model.as_ref().map_or_else(String::new, |model| format!(", model {model}"));
         line("kind", &format!("{}{kind}, priority {}", self.task_type, self.priority));
+        if self.encrypted {
+            line("sealed", "only its requester and those who may do it can read it");
+        }
         line("requester", &named(&self.requester.node_id, &self.requester.hostname));
         if let Some(id) = &self.node_id {
             line("worker", &named(id, self.hostname.as_deref().unwrap_or(id)));
@@ -192,6 +203,7 @@ impl Task {
             "task_id": self.task_id,
             "status": self.status,
             "settled": self.settled,
+            "encrypted": self.encrypted,
             "response": fact("response"),
             "model": result.and_then(|result| result.get("model")).cloned().or(self.model.clone().map(Value::from)),
             "node_id": self.node_id,
