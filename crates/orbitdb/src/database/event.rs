@@ -28,7 +28,8 @@ pub struct Update {
 /// What happens to a database.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// An entry came to count, and is safe.
+    /// An entry came to count. An own one is safe by then. One of a peer's is stored, so that the death of this process does not lose it, and
+    /// is synced next: should the whole system crash before that, it comes again.
     Update(Update),
     /// Heads were exchanged with a peer for the first time.
     Join {

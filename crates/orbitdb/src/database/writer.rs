@@ -154,8 +154,11 @@ impl Writer {
         if stores.is_empty() {
             return;
         }
+        // What others wrote is told before it is synced: it stands in the storage by then, where a process that dies leaves it, and it comes
+        // again should the whole system crash. An own entry that follows it stands behind it, and is never safe without it.
+        let has_own = stores.iter().any(|store| store.publish.is_some() || store.done.is_some());
         let failure = self.shared.state().failure.clone();
-        let result = failure.map_or_else(|| self.commit(&stores), Err);
+        let result = failure.map_or_else(|| self.commit(&stores, has_own), Err);
         match &result {
             Ok(()) => {
                 // Others get it while it is taken into the index here.
@@ -163,6 +166,9 @@ impl Writer {
                     self.shared.output(Output::Publish { address: self.shared.address, block });
                 }
                 self.show(stores.iter_mut().flat_map(|store| std::mem::take(&mut store.stored)).collect());
+                if !has_own {
+                    self.flush();
+                }
             }
             Err(error) => self.fail(error),
         }
@@ -171,7 +177,7 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, stores: &[Store]) -> Result<(), StorageError> {
+    fn commit(&mut self, stores: &[Store], has_own: bool) -> Result<(), StorageError> {
         let mut batch = Batch::default();
         let stored = || stores.iter().flat_map(|store| &store.stored);
         for stored in stored().filter(|stored| matches!(stored.what, What::Identity)) {
@@ -183,9 +189,10 @@ impl Writer {
         });
         let packed = pack(&mut batch, self.shared.next_segment(), entries);
         let own = stores.iter().filter(|store| store.publish.is_some()).count();
-        let relaxed = self.shared.durability == Durability::Relaxed
+        let may_wait = self.shared.durability == Durability::Relaxed
             && stores.iter().all(|store| !store.full)
             && self.unsafe_entries + own <= UNSAFE_MAX;
+        let relaxed = may_wait || !has_own;
         let jumped = stores.iter().any(|store| store.full && store.publish.is_some());
         if jumped && self.shared.durability == Durability::Full {
             // The jump over what a relaxed run may have lost is safe with this.
