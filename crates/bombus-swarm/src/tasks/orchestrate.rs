@@ -49,7 +49,11 @@ pub(super) async fn submit(shared: &Arc<Shared>, mut submission: Submission) -> 
     // Nothing is written where any part of it is known and asks for something else.
     let known = plan.documents.iter().filter(|document| store.summary(&document.id).is_some());
     let repeated = join_all(known.map(|document| same(shared, &store, &plan.id, document))).await;
+    let all_known = repeated.len() == plan.documents.len();
     repeated.into_iter().collect::<Result<(), TasksError>>()?;
+    if all_known {
+        return shared.report(&plan.id).await;
+    }
     let sealed = match workers {
         Some(workers) => sealed::seal_all(shared, &plan.documents, workers).await?,
         None => plan.documents.clone(),
