@@ -9,4 +9,5 @@ scripts/setup.sh --tests
 export BOMBUS_FAULT_ROUNDS=${BOMBUS_FAULT_ROUNDS:-20}
 say "soak: $BOMBUS_FAULT_ROUNDS rounds of every fault test"
 cargo test -p orbitdb --lib -- simulation
+cargo test -p bombus-core --test simulated -- tasks::faults --nocapture
 exec cargo test --workspace --test it -- fault swarm::answers::real swarm::answers::departure

@@ -8,7 +8,7 @@
 //!
 //! - Time is a [`Duration`] since any moment, by a clock that counts suspend and never goes back. [`Dispatcher::deadline`] says when to
 //!   hand in [`Input::Tick`] at the latest; to do so late or too often does no harm.
-//! - At the start: [`Input::Task`] for every task in the store that is not settled, and [`Input::Synced`] as soon as entries were
+//! - At the start: [`Input::Task`] for every task in the store that is not settled, then [`Input::Loaded`], and [`Input::Synced`] as soon as entries were
 //!   exchanged with the peers that are reached, or a short limit has passed. Later: [`Input::Task`] whenever the view of a task has
 //!   changed, be it by the node's own writes.
 //! - The outputs about one task are carried out in their order. Each names the task and the epoch, and so do the answers; what comes
@@ -55,7 +55,7 @@ use crate::random::Random;
 
 use claim::{WatchPhase, Watched};
 pub use config::DispatchConfig;
-pub use facts::{Candidate, GrantFacts, Needs, TaskFacts};
+pub use facts::{AnswerFacts, Candidate, GrantFacts, Needs, TaskFacts};
 use gate::Gate;
 pub use input::{Input, Offered, Write};
 use line::{Line, Urgency};
@@ -77,6 +77,8 @@ pub struct Dispatcher {
     timers: Timers,
     peers: Peers,
     gate: Gate,
+    /// Whether the tasks of the store are still being told.
+    loading: bool,
     /// Counts tasks and runs as they come.
     number: u64,
 
@@ -114,9 +116,9 @@ impl Dispatcher {
     /// Begins at the time `now`, knowing no tasks and no peers. The same `seed` gives the same choices.
     #[must_use]
     pub fn new(me: NodeId, config: DispatchConfig, now: Duration, seed: u64) -> Self {
-        let settle = Duration::from_millis(config.lease.settle_ms);
+        let limit = sync_limit(&config);
         let mut timers = Timers::default();
-        timers.set(Timer::Gate, Some(now + settle));
+        timers.set(Timer::Gate, Some(now + limit));
         Self {
             me,
             config,
@@ -124,7 +126,8 @@ impl Dispatcher {
             random: Random::new(seed),
             timers,
             peers: Peers::new(now),
-            gate: Gate::started(now, settle),
+            gate: Gate::started(now, limit),
+            loading: true,
             number: 0,
             owned: BTreeMap::new(),
             line: Line::default(),
@@ -193,6 +196,7 @@ impl Dispatcher {
     fn take(&mut self, input: Input) {
         match input {
             Input::Task(facts) => self.task(*facts),
+            Input::Loaded => self.loading = false,
             Input::Synced => self.open_gate(),
             Input::Peer { node, state } => self.peer(&node, state),
             Input::Candidates => {
@@ -253,8 +257,17 @@ impl Dispatcher {
             self.forget_watched(&task);
             self.drop_run(&task);
         } else if facts.requester.as_ref() == Some(&self.me) {
+            if self.watched.contains_key(&task) {
+                self.forget_watched(&task);
+                self.drop_run(&task);
+            }
             self.owned_changed(facts);
         } else {
+            // The same request was made at two nodes, and the other one's came first.
+            if self.owned.contains_key(&task) {
+                self.forget_owned(&task);
+                self.drop_run(&task);
+            }
             self.watched_changed(facts);
         }
     }
@@ -286,8 +299,7 @@ impl Dispatcher {
     }
 
     fn close_gate(&mut self) {
-        let settle = Duration::from_millis(self.config.lease.settle_ms);
-        if self.gate.close(self.now, settle) {
+        if self.gate.close(self.now, sync_limit(&self.config)) {
             self.timers.set(Timer::Gate, self.gate.opens());
             self.outputs.push(Output::Sync);
             self.consider_all();
@@ -295,6 +307,7 @@ impl Dispatcher {
     }
 
     fn open_gate(&mut self) {
+        self.loading = false;
         self.gate.open();
         self.timers.set(Timer::Gate, None);
         self.consider_all();
@@ -328,6 +341,11 @@ impl Dispatcher {
         let ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX / 2).min(u64::MAX / 2);
         Duration::from_millis(self.random.around(ms))
     }
+}
+
+/// Returns how long is waited for [`Input::Synced`] at most. To settle takes a part of that where many entries are on their way.
+fn sync_limit(config: &DispatchConfig) -> Duration {
+    Duration::from_millis(config.lease.settle_ms) * 10
 }
 
 #[cfg(test)]

@@ -5,4 +5,5 @@ mod faults;
 mod peer;
 mod router;
 mod routing;
+mod tasks;
 mod traffic;

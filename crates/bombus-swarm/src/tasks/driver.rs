@@ -176,8 +176,8 @@ async fn write(shared: &Arc<Shared>, output: Output) {
                 tracing::debug!(task.id = %task, %error, "a claim was not given up");
             }
         }
-        Output::Settle { task, status, grant, failure, error } => {
-            if let Err(error) = settle(shared, &task, status, grant, failure, error).await {
+        Output::Settle { task, status, grant, result, failure, error } => {
+            if let Err(error) = settle(shared, &task, status, (grant, result), failure, error).await {
                 failed(shared, task, Write::Settle, &error).await;
             }
         }
@@ -232,7 +232,7 @@ async fn settle(
     shared: &Shared,
     task: &TaskId,
     status: TaskStatus,
-    grant: Option<String>,
+    (grant, result): (Option<String>, Option<String>),
     failure: Option<Failure>,
     error: Option<String>,
 ) -> Result<String, StoreError> {
@@ -243,12 +243,6 @@ async fn settle(
         failures.retain(|known| known.epoch != failure.epoch);
         failures.push(attempt_failure(failure, store.now_ms()));
     }
-    let of_grant = |hash: &String| {
-        let results = view.as_ref()?.results.iter();
-        let mut answers = results.filter(|result| result.grant == *hash && result.error.is_none());
-        answers.next().map(|result| result.hash.clone())
-    };
-    let result = grant.as_ref().and_then(of_grant);
     // What was accepted says nothing of attempts before, which stand in the entries that released them.
     let failures = if status == TaskStatus::Completed { Vec::new() } else { failures };
     store.settle(task, Settlement { status, grant, result, failures, error }).await

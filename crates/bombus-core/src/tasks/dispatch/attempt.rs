@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::owned::{Began, End, Live, Owned, Phase};
 use super::timers::Timer;
-use super::{Dispatcher, Failure, Outcome, Output, Write};
+use super::{Dispatcher, Failure, GrantFacts, Outcome, Output, Write};
 use crate::identity::NodeId;
 use crate::tasks::lease::GrantedLease;
-use crate::tasks::{Epoch, TaskId, Worker};
+use crate::tasks::{Epoch, GrantedBy, TaskId, Worker};
 
 impl Dispatcher {
     /// Moves an own task on: the only place that changes its phase, so that all accounts agree with it.
@@ -18,6 +18,11 @@ impl Dispatcher {
         match (matches!(before, Phase::InLine), matches!(after, Phase::InLine)) {
             (false, true) => self.line.insert(&owned.facts.class, owned.urgency, task),
             (true, false) => self.line.remove(&owned.facts.class, owned.urgency, task),
+            _ => {}
+        }
+        match (matches!(before, Phase::Ranking), matches!(after, Phase::Ranking)) {
+            (false, true) => self.line.looks(&owned.facts.class),
+            (true, false) => self.line.looked(&owned.facts.class),
             _ => {}
         }
         self.placing += usize::from(after.is_placing());
@@ -252,7 +257,8 @@ impl Dispatcher {
 
     pub(super) fn settle(&mut self, task: &TaskId, end: End) {
         let Some(owned) = self.owned.get(task) else { return };
-        let accepted = owned.phase.live().is_some_and(|live| Some(&live.hash) == end.grant.as_ref());
+        let accepted = end.answer.as_ref().map(|answer| &answer.grant);
+        let accepted = owned.phase.live().is_some_and(|live| Some(&live.hash) == accepted);
         if !accepted {
             self.take_back(task);
         }
@@ -261,9 +267,10 @@ impl Dispatcher {
 
     fn write_end(&mut self, task: &TaskId, end: End) {
         let again = self.now + self.config.lease.granted();
-        let End { status, grant, failure, error } = end.clone();
+        let End { status, answer, failure, error } = end.clone();
+        let (grant, result) = answer.map(|answer| (answer.grant, answer.entry)).unzip();
         self.enter(task, Phase::Settling { end, again });
-        self.outputs.push(Output::Settle { task: task.clone(), status, grant, failure, error });
+        self.outputs.push(Output::Settle { task: task.clone(), status, grant, result, failure, error });
     }
 
     pub(super) fn cancel_owned(&mut self, task: &TaskId) {
@@ -278,7 +285,13 @@ impl Dispatcher {
         let soon = self.now + self.config.retry.max(Duration::from_secs(1));
         match (&mut owned.phase, write) {
             (Phase::Granting { epoch, .. }, Write::Grant(failed)) if *epoch == failed => {
+                // It may have been written all the same, or somebody else's of that epoch stands there.
+                let is_written = |grant: &&GrantFacts| grant.epoch == failed && grant.by == GrantedBy::Requester;
+                if owned.facts.grant.as_ref().filter(is_written).is_some() {
+                    owned.over = owned.over.max(failed);
+                }
                 self.enter(task, Phase::Resting { until: soon });
+                self.follow(task);
             }
             (Phase::Releasing { epoch, again, .. }, Write::Release(failed)) if *epoch == failed => {
                 *again = soon;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::line::Urgency;
 use super::run::{Right, Stage};
 use super::timers::Timer;
-use super::{Candidate, Dispatcher, Needs, Output, TaskFacts, Write};
+use super::{Candidate, Dispatcher, GrantFacts, Needs, Output, TaskFacts, Write};
 use crate::identity::NodeId;
 use crate::random::mix;
 use crate::tasks::{Epoch, GrantedBy, TaskId, Worker};
@@ -55,6 +55,15 @@ impl Watched {
         matches!(&self.phase, WatchPhase::Settling { grant, .. } if grant == hash)
     }
 
+    /// Returns whether a grant is the claim that this node has made and not yet acted upon.
+    fn is_claim(&self, grant: &GrantFacts, me: &NodeId) -> bool {
+        let claimed = match &self.phase {
+            WatchPhase::Claiming { epoch } | WatchPhase::Settling { epoch, .. } => *epoch,
+            _ => return false,
+        };
+        grant.epoch == claimed && grant.worker.node() == Some(me)
+    }
+
     /// Returns whether this node has claimed it, or is doing so.
     pub(super) fn is_claimed(&self) -> bool {
         matches!(self.phase, WatchPhase::Claiming { .. } | WatchPhase::Settling { .. })
@@ -97,7 +106,9 @@ impl Dispatcher {
                     urgency: Urgency::new(self.now, facts.priority, self.config.ageing, self.number),
                     phase: WatchPhase::Idle,
                     not_before: Duration::ZERO,
-                    lost: to_me.filter(|grant| !self.runs_under(&task, &grant.hash)).map(|grant| grant.hash.clone()),
+                    lost: to_me
+                        .filter(|grant| self.loading && !self.runs_under(&task, &grant.hash))
+                        .map(|grant| grant.hash.clone()),
                     facts,
                 };
                 self.watched.insert(task.clone(), watched);
@@ -118,9 +129,10 @@ impl Dispatcher {
             Right::Lease(_) => facts.highest > run.epoch,
             Right::Own | Right::Claim => facts.highest >= run.epoch,
         };
+        // It goes on under a claim of this node that is about to settle.
+        let is_beaten = is_beaten && !live.is_some_and(|live| watched.is_claim(live, &self.me));
         let is_over = facts.cancelling || facts.released >= run.epoch || (!is_live && is_beaten);
-        let is_known =
-            facts.result.as_ref() == Some(&run.grant) || (is_live && live.is_some_and(|live| live.failed.is_some()));
+        let is_known = facts.answers(&run.grant) || (is_live && live.is_some_and(|live| live.failed.is_some()));
         match &run.stage {
             Stage::Published(_) if is_known || is_over => self.drop_run(task),
             Stage::Published(_) | Stage::Publishing { .. } => {}
@@ -183,7 +195,7 @@ impl Dispatcher {
             None => Duration::ZERO,
             Some(grant) if grant.failed.is_some() => {
                 let max = facts.max_attempts.unwrap_or(lease.max_attempts);
-                if facts.attempts.max(facts.claims) >= max {
+                if facts.attempts + 1 >= max {
                     return None;
                 }
                 watched.grant_came + lease.backoff(facts.claims.max(1))
@@ -314,7 +326,8 @@ impl Dispatcher {
             return self.put_off(task);
         }
         let epoch = facts.highest.max(facts.released).next();
-        let attempt = facts.attempts.saturating_add(1);
+        let has_failed = facts.grant.as_ref().is_some_and(|grant| grant.failed.is_some());
+        let attempt = facts.attempts.saturating_add(1 + u32::from(has_failed));
         self.watch_enter(task, WatchPhase::Claiming { epoch });
         let (task, worker) = (task.clone(), Worker::Node(self.me.clone()));
         self.outputs.push(Output::Grant { task, epoch, worker, by: GrantedBy::SelfClaim, attempt });

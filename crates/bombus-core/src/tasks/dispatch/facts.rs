@@ -35,14 +35,21 @@ pub struct TaskFacts {
     pub released: Epoch,
     /// The grant that is live.
     pub grant: Option<GrantFacts>,
-    /// How many attempts have failed, by its requester's record.
+    /// How many attempts have failed, that of the live grant not counted.
     pub attempts: u32,
     /// How many claims of workers for themselves there are, of whatever epoch.
     pub claims: u32,
-    /// The grant whose answer, in the own store, the requester may accept: the live one, else any.
-    pub result: Option<String>,
+    /// The answer, in the own store, that the requester may accept: to the live grant, else to any.
+    pub result: Option<AnswerFacts>,
     /// A worker that knows no grants and wants the task, by the name in its bid.
     pub bid: Option<Worker>,
+}
+
+impl TaskFacts {
+    /// Returns whether the answer is to this grant.
+    pub(super) fn answers(&self, grant: &str) -> bool {
+        self.result.as_ref().is_some_and(|answer| answer.grant == grant)
+    }
 }
 
 /// Whether what a task depends on is there.
@@ -74,6 +81,15 @@ pub struct GrantFacts {
     pub failed: Option<String>,
 }
 
+/// An answer that fits its grant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnswerFacts {
+    /// The hash of the grant.
+    pub grant: String,
+    /// The hash of the answer's own entry.
+    pub entry: String,
+}
+
 impl TaskFacts {
     /// Takes from a view what it says. The rest is up to the caller: see [`TaskFacts::fresh`], [`TaskFacts::class`], [`TaskFacts::needs`].
     #[must_use]
@@ -86,9 +102,12 @@ impl TaskFacts {
             began: grant.running,
             failed: grant.failed.clone(),
         });
+        let failed_now = grant.as_ref().filter(|grant| grant.failed.is_some()).map(|grant| grant.epoch);
+        let attempts = view.failures.iter().filter(|failure| Some(failure.epoch) != failed_now).count();
         let answer = |grant: Option<&str>| {
             let mut answers = view.results.iter().filter(|result| result.error.is_none());
-            answers.find(|result| grant.is_none_or(|grant| grant == result.grant)).map(|result| result.grant.clone())
+            let found = answers.find(|result| grant.is_none_or(|grant| grant == result.grant))?;
+            Some(AnswerFacts { grant: found.grant.clone(), entry: found.hash.clone() })
         };
         let live = view.grant.as_ref().and_then(|grant| answer(Some(&grant.hash)));
         let claims = view.grants.iter().filter(|grant| grant.by == GrantedBy::SelfClaim).count();
@@ -97,7 +116,7 @@ impl TaskFacts {
             requester: view.requester.peer.clone().filter(|_| view.requester.proven),
             fresh,
             class,
-            priority: view.task.priority.unwrap_or(5),
+            priority: view.task.priority(),
             timeout: view.task.timeout_ms.map(Duration::from_millis),
             max_attempts: view.task.max_attempts,
             needs,
@@ -106,7 +125,7 @@ impl TaskFacts {
             highest: view.highest_epoch,
             released: view.released,
             grant,
-            attempts: view.attempts_failed(),
+            attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             claims: u32::try_from(claims).unwrap_or(u32::MAX),
             result: live.or_else(|| answer(None)),
             bid: view

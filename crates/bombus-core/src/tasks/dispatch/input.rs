@@ -10,6 +10,8 @@ use crate::tasks::{Epoch, TaskId};
 pub enum Input {
     /// A task was read at the start, is new, or its view has changed. Also told when what it depends on has ended.
     Task(Box<TaskFacts>),
+    /// All tasks have been told that stood in the store at the start. What is granted to this node in them is lost.
+    Loaded,
     /// Entries were exchanged with the peers that are reached, or the time for that is over. Answers
     /// [`Output::Sync`](super::Output::Sync), and comes once after the start without being asked for.
     Synced,

@@ -47,6 +47,8 @@ pub enum Output {
         status: TaskStatus,
         /// The hash of the grant whose result is accepted, for COMPLETED.
         grant: Option<String>,
+        /// The hash of the entry of that result.
+        result: Option<String>,
         /// The last attempt, where that failed and is not yet written.
         failure: Option<Failure>,
         /// Why it failed, in one sentence.

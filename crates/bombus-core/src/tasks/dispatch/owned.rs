@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::line::Urgency;
-use super::{Failure, TaskFacts};
+use super::{AnswerFacts, Failure, TaskFacts};
 use crate::identity::NodeId;
 use crate::tasks::lease::GrantedLease;
 use crate::tasks::{Epoch, TaskStatus, Worker};
@@ -18,6 +18,8 @@ pub(super) struct Owned {
     pub(super) attempts: u32,
     /// Grants up to this one are no longer followed.
     pub(super) over: Epoch,
+    /// The highest epoch that this run of the node has used, be it that nobody can see it.
+    pub(super) used: Epoch,
     /// Who would not take it, in this round.
     pub(super) avoided: BTreeSet<NodeId>,
     /// With whom it failed: asked last.
@@ -81,7 +83,7 @@ pub(super) enum Began {
 #[derive(Debug, Clone)]
 pub(super) struct End {
     pub(super) status: TaskStatus,
-    pub(super) grant: Option<String>,
+    pub(super) answer: Option<AnswerFacts>,
     pub(super) failure: Option<Failure>,
     pub(super) error: Option<String>,
 }

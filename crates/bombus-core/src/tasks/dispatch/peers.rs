@@ -4,6 +4,9 @@ use std::time::Duration;
 use crate::identity::NodeId;
 use crate::liveness::PeerState;
 
+/// So many nodes are known at most; of those that are gone the oldest are forgotten.
+const NODES_MAX: usize = 4_096;
+
 /// What the failure detector says about other nodes.
 #[derive(Debug)]
 pub(super) struct Peers {
@@ -21,6 +24,11 @@ impl Peers {
         let before = self.states.get(node).copied();
         if before.is_none_or(|(before, _)| before != state) {
             self.states.insert(node.clone(), (state, now));
+        }
+        if self.states.len() > NODES_MAX {
+            let gone = self.states.iter().filter(|(_, (state, _))| *state == PeerState::Gone);
+            let oldest = gone.min_by_key(|(_, (_, since))| *since).map(|(node, _)| node.clone());
+            oldest.and_then(|oldest| self.states.remove(&oldest));
         }
         before.map(|(before, _)| before)
     }

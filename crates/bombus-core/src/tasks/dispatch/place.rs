@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::line::Urgency;
 use super::owned::{Began, End, Live, Owned, Phase};
 use super::timers::Timer;
-use super::{Candidate, Decline, Dispatcher, GrantFacts, Needs, Output, TaskFacts};
+use super::{AnswerFacts, Candidate, Decline, Dispatcher, GrantFacts, Needs, Output, TaskFacts};
 use crate::identity::NodeId;
 use crate::tasks::{Epoch, GrantedBy, TaskId, TaskStatus, Worker};
 
@@ -25,6 +25,7 @@ impl Dispatcher {
                 phase: Phase::Held,
                 attempts: facts.attempts,
                 over: facts.released,
+                used: Epoch::NONE,
                 avoided: Default::default(),
                 failed_with: Default::default(),
                 fruitless: 0,
@@ -36,14 +37,14 @@ impl Dispatcher {
     }
 
     /// Does what the facts about an own task ask for.
-    fn follow(&mut self, task: &TaskId) {
+    pub(super) fn follow(&mut self, task: &TaskId) {
         let Some(owned) = self.owned.get(task) else { return };
         let facts = &owned.facts;
         if let Phase::Settling { .. } = owned.phase {
             return;
         }
-        if let Some(grant) = facts.result.clone() {
-            return self.settle(task, End::completed(grant));
+        if let Some(answer) = facts.result.clone() {
+            return self.settle(task, End::completed(answer));
         }
         if facts.cancelling {
             return self.cancel_owned(task);
@@ -208,8 +209,9 @@ impl Dispatcher {
     }
 
     fn grant(&mut self, task: &TaskId, worker: Worker) {
-        let Some(owned) = self.owned.get(task) else { return };
-        let epoch = owned.facts.highest.max(owned.facts.released).max(owned.over).next();
+        let Some(owned) = self.owned.get_mut(task) else { return };
+        let epoch = owned.facts.highest.max(owned.facts.released).max(owned.over).max(owned.used).next();
+        owned.used = epoch;
         let attempt = owned.attempts.saturating_add(1);
         self.enter(task, Phase::Granting { epoch, worker: worker.clone() });
         let task = task.clone();
@@ -287,15 +289,15 @@ fn pause(config: &super::DispatchConfig, fruitless: u32) -> Duration {
 }
 
 impl End {
-    pub(super) fn completed(grant: String) -> Self {
-        Self { status: TaskStatus::Completed, grant: Some(grant), failure: None, error: None }
+    pub(super) fn completed(answer: AnswerFacts) -> Self {
+        Self { status: TaskStatus::Completed, answer: Some(answer), failure: None, error: None }
     }
 
     pub(super) fn failed(error: &str, failure: Option<super::Failure>) -> Self {
-        Self { status: TaskStatus::Failed, grant: None, failure, error: Some(error.to_owned()) }
+        Self { status: TaskStatus::Failed, answer: None, failure, error: Some(error.to_owned()) }
     }
 
     pub(super) fn cancelled() -> Self {
-        Self { status: TaskStatus::Cancelled, grant: None, failure: None, error: None }
+        Self { status: TaskStatus::Cancelled, answer: None, failure: None, error: None }
     }
 }

@@ -1,1 +1,4 @@
-//! Tests.
+mod requester;
+mod rig;
+mod storm;
+mod worker;

@@ -47,7 +47,7 @@ impl Dispatcher {
         if let Some(watched) = self.watched.get(&offer.task) {
             let facts = &watched.facts;
             let live = facts.grant.as_ref().filter(|grant| grant.hash == offer.grant);
-            if facts.result.as_ref() == Some(&offer.grant) || live.is_some_and(|grant| grant.failed.is_some()) {
+            if facts.answers(&offer.grant) || live.is_some_and(|grant| grant.failed.is_some()) {
                 return Verdict::Report;
             }
             if facts.highest > offer.epoch || facts.released >= offer.epoch || facts.cancelling {

@@ -1,0 +1,750 @@
+//! A node of the simulated swarm: the dispatcher, and around it what a real node has: a disk, streams, a failure detector, models.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bombus_core::identity::NodeId;
+use bombus_core::liveness::PeerState;
+use bombus_core::tasks::dispatch::{
+    Answer, Candidate, Decline, DispatchConfig, Dispatcher, Failure, Input, Needs, Offered, Outcome, Output, RunId,
+    TaskFacts, Write,
+};
+use bombus_core::tasks::{
+    AttemptFailure, Epoch, GrantedBy, ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Worker,
+};
+use bombus_testkit::simulator::{Birth, Effect, Event, Machine, SimulatorRandom};
+
+use super::log::{Disk, Draft, Entry, identity, proof};
+use super::world::{Shape, Truth};
+use crate::peer::{self, Packet, Peer};
+
+/// How often a node compares its log with that of another one, in milliseconds.
+const COMPARE_MS: u64 = 1_000;
+/// How long a node waits for answers when it asks around, in milliseconds.
+const ASK_MS: u64 = 1_000;
+
+/// What travels between the nodes.
+#[derive(Debug, Clone)]
+pub(crate) enum Message {
+    Liveness(Packet),
+    Entries(Rc<Vec<Entry>>),
+    /// What the sender has of the log; whoever has more sends it, and asks in turn where it lacks something.
+    Have {
+        have: Rc<BTreeMap<usize, u64>>,
+        again: bool,
+    },
+    Offer {
+        offer: Box<Offered>,
+        document: Rc<TaskDocument>,
+    },
+    Accepted {
+        task: TaskId,
+        epoch: Epoch,
+        began: bool,
+    },
+    Began {
+        task: TaskId,
+        epoch: Epoch,
+    },
+    Declined {
+        task: TaskId,
+        epoch: Epoch,
+        reason: Decline,
+    },
+    Renew {
+        task: TaskId,
+        epoch: Epoch,
+        beat: u32,
+    },
+    Renewed {
+        task: TaskId,
+        epoch: Epoch,
+        beat: u32,
+    },
+    Revoke {
+        task: TaskId,
+        epoch: Epoch,
+    },
+    Finished {
+        task: TaskId,
+        epoch: Epoch,
+        outcome: Outcome,
+    },
+    Ask {
+        task: TaskId,
+        requester: Option<NodeId>,
+    },
+    Answer {
+        task: TaskId,
+        answer: Answer,
+    },
+}
+
+/// What a test tells a node.
+#[derive(Debug, Clone)]
+pub(crate) enum Order {
+    Submit(Box<TaskDocument>),
+    /// As a program does that knows no grants.
+    SubmitForeign(Box<TaskDocument>),
+    /// A worker that knows no grants claims a task, and answers it at once where it is told to.
+    Bid {
+        task: TaskId,
+        answers: bool,
+    },
+    Cancel(TaskId),
+    Drain,
+}
+
+/// What a node tells the test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Began { task: TaskId },
+    Ended { task: TaskId },
+    Drained,
+}
+
+/// What happens on a node after a while.
+enum Later {
+    Written {
+        task: TaskId,
+        draft: Box<Draft>,
+        ack: Ack,
+    },
+    /// A write that was made at once is acknowledged.
+    Acknowledged {
+        input: Box<Input>,
+    },
+    RunEnded {
+        task: TaskId,
+        run: RunId,
+        outcome: Outcome,
+    },
+    Synced,
+    AskOver {
+        task: TaskId,
+    },
+    Compare,
+}
+
+/// Who waits for a write.
+#[derive(Clone, Copy)]
+enum Ack {
+    Grant(Epoch),
+    Result(RunId),
+    None(Option<Write>),
+}
+
+struct Question {
+    waits_for: BTreeSet<usize>,
+    answer: Answer,
+}
+
+pub(crate) struct TaskNode {
+    peer: Peer,
+    peer_wake_ms: u64,
+    ids: Rc<Vec<NodeId>>,
+    index: usize,
+    shape: Rc<Shape>,
+    random: SimulatorRandom,
+    /// Each node has a clock of its own.
+    offset_ms: u64,
+    linked: BTreeSet<usize>,
+    dispatcher: Dispatcher,
+    disk: Rc<RefCell<Disk>>,
+    truth: Rc<RefCell<Truth>>,
+    inputs: VecDeque<Input>,
+    later: BTreeMap<(u64, u64), Later>,
+    number: u64,
+    /// Offers of this node that have not ended: to whom, and under which epoch.
+    streams: BTreeMap<TaskId, (usize, Epoch)>,
+    runs: BTreeMap<RunId, (TaskId, u64)>,
+    questions: BTreeMap<TaskId, Question>,
+    fresh: BTreeSet<TaskId>,
+    /// When the last write about a task is made: they are made in their order.
+    last_write_ms: BTreeMap<TaskId, u64>,
+    /// Whether a write is on the disk before it is acknowledged, or only then.
+    writes_early: bool,
+}
+
+type Effects = Vec<Effect<Message, Seen>>;
+
+impl TaskNode {
+    pub(crate) fn new(
+        birth: Birth,
+        ids: Rc<Vec<NodeId>>,
+        shape: Rc<Shape>,
+        disk: Rc<RefCell<Disk>>,
+        truth: Rc<RefCell<Truth>>,
+    ) -> Self {
+        let mut random = SimulatorRandom::new(birth.seed);
+        let offset_ms = random.index(1_000_000) as u64;
+        let now = Duration::from_millis(birth.now_ms + offset_ms);
+        let config = DispatchConfig { slots: shape.slots[birth.index], ..shape.config.clone() };
+        let dispatcher = Dispatcher::new(ids[birth.index].clone(), config, now, birth.seed);
+        Self {
+            peer: Peer::new(birth, Rc::clone(&ids), false),
+            peer_wake_ms: u64::MAX,
+            ids,
+            index: birth.index,
+            shape,
+            offset_ms,
+            linked: BTreeSet::new(),
+            dispatcher,
+            disk,
+            truth,
+            inputs: VecDeque::new(),
+            later: BTreeMap::new(),
+            number: 0,
+            streams: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            questions: BTreeMap::new(),
+            fresh: BTreeSet::new(),
+            last_write_ms: BTreeMap::new(),
+            writes_early: random.chance(0.5),
+            random,
+        }
+    }
+
+    /// Returns how many tasks the dispatcher remembers.
+    pub(crate) fn remembered(&self) -> usize {
+        self.dispatcher.tasks()
+    }
+
+    fn me(&self) -> &NodeId {
+        &self.ids[self.index]
+    }
+
+    fn position(&self, id: &NodeId) -> usize {
+        self.ids.iter().position(|other| other == id).expect("the dispatcher names nodes of the swarm only")
+    }
+
+    fn at(&mut self, at_ms: u64, later: Later) {
+        self.number += 1;
+        self.later.insert((at_ms, self.number), later);
+    }
+
+    fn facts(&self, view: &TaskView) -> TaskFacts {
+        let fresh = self.fresh.contains(&view.task.id);
+        TaskFacts::of(view, view.task.model.clone(), Needs::Ready, fresh)
+    }
+
+    /// Tells the dispatcher and the test what a task looks like now.
+    fn look_at(&mut self, task: &TaskId) {
+        let view = self.disk.borrow().view(task);
+        if let Some(view) = view {
+            self.truth.borrow_mut().saw(self.index, &view);
+            self.inputs.push_back(Input::Task(Box::new(self.facts(&view))));
+        }
+    }
+
+    fn start(&mut self, now_ms: u64, effects: &mut Effects) {
+        let tasks = self.disk.borrow().tasks();
+        for task in tasks {
+            self.look_at(&task);
+        }
+        self.inputs.push_back(Input::Loaded);
+        let synced_ms = now_ms + 200 + self.random.index(800) as u64;
+        self.at(synced_ms, Later::Synced);
+        let compare_ms = now_ms + self.random.index(1_000) as u64;
+        self.at(compare_ms, Later::Compare);
+        self.detector(now_ms, Event::Start, effects);
+    }
+
+    fn detector(&mut self, now_ms: u64, event: Event<Packet, peer::Order>, effects: &mut Effects) {
+        for effect in self.peer.on(now_ms, event) {
+            match effect {
+                Effect::Send { to, message } => effects.push(Effect::Send { to, message: Message::Liveness(message) }),
+                Effect::Dial(to) => effects.push(Effect::Dial(to)),
+                Effect::WakeAt(at_ms) => self.peer_wake_ms = at_ms,
+                Effect::Observe(peer::Seen::State { peer, state, .. }) => {
+                    self.inputs.push_back(Input::Peer { node: self.ids[peer].clone(), state });
+                }
+                Effect::Observe(_) => {}
+            }
+        }
+    }
+
+    fn order(&mut self, now_ms: u64, order: Order, effects: &mut Effects) {
+        match order {
+            Order::Submit(mut document) => {
+                let task = document.id.clone();
+                document.requester_peer_id = self.me().to_string();
+                document.requester_identity = Some(identity(self.index));
+                document.requester_proof = Some(proof(self.me(), &task, &identity(self.index)));
+                self.fresh.insert(task);
+                self.write_now(Draft::Task(*document), effects);
+            }
+            Order::SubmitForeign(mut document) => {
+                document.requester_peer_id = "somebody".to_owned();
+                self.write_now(Draft::Task(*document), effects);
+            }
+            Order::Bid { task, answers } => {
+                let Some(view) = self.disk.borrow().view(&task) else { return };
+                let document = TaskDocument {
+                    status: TaskStatus::Claimed,
+                    worker_peer_id: Some(format!("foreign-{}", self.index)),
+                    ..TaskDocument::clone(&view.task)
+                };
+                self.write_now(Draft::Task(document), effects);
+                if answers {
+                    let result = ResultDocument::new(task, format!("foreign-{}", self.index), now_ms);
+                    self.write_now(Draft::Result(result), effects);
+                }
+            }
+            Order::Cancel(task) => {
+                let Some(view) = self.disk.borrow().view(&task) else { return };
+                if view.requester.peer.as_ref() == Some(self.me()) {
+                    self.inputs.push_back(Input::Cancel { task });
+                } else {
+                    let document = TaskDocument { status: TaskStatus::Cancelled, ..TaskDocument::clone(&view.task) };
+                    self.write_now(Draft::Task(document), effects);
+                }
+            }
+            Order::Drain => self.inputs.push_back(Input::Drain { grace: Duration::from_secs(3) }),
+        }
+    }
+
+    /// Writes at once, and tells the others.
+    fn write_now(&mut self, draft: Draft, effects: &mut Effects) -> Entry {
+        let entry = self.disk.borrow_mut().write(self.index, draft);
+        let entries = Rc::new(vec![entry.clone()]);
+        for peer in self.linked.clone() {
+            if !self.random.chance(self.shape.lost_entries) {
+                effects.push(Effect::Send { to: peer, message: Message::Entries(Rc::clone(&entries)) });
+            }
+        }
+        self.look_at(&entry.task().clone());
+        entry
+    }
+
+    /// Has a document written as a disk does: after a while, and sometimes not at all.
+    fn write(&mut self, now_ms: u64, task: &TaskId, draft: Draft, ack: Ack, effects: &mut Effects) {
+        let delay_ms = 1 + self.random.index(20) as u64;
+        let after_ms = self.last_write_ms.get(task).copied().unwrap_or(0);
+        let at_ms = (now_ms + delay_ms).max(after_ms);
+        self.last_write_ms.insert(task.clone(), at_ms);
+        if self.random.chance(self.shape.failed_writes) {
+            // Nobody knows whether it was written.
+            if self.writes_early && self.random.chance(0.5) {
+                self.write_now(draft, effects);
+            }
+            let failed = match ack {
+                Ack::Grant(epoch) => Some(Write::Grant(epoch)),
+                Ack::Result(run) => Some(Write::Result(run)),
+                Ack::None(write) => write,
+            };
+            if let Some(write) = failed {
+                let input = Box::new(Input::StoreFailed { task: task.clone(), write });
+                self.at(at_ms, Later::Acknowledged { input });
+            }
+        } else if self.writes_early {
+            let entry = self.write_now(draft, effects);
+            if let Some(input) = acknowledgement(task, ack, &entry) {
+                self.at(at_ms, Later::Acknowledged { input: Box::new(input) });
+            }
+        } else {
+            self.at(at_ms, Later::Written { task: task.clone(), draft: Box::new(draft), ack });
+        }
+    }
+
+    fn do_later(&mut self, now_ms: u64, later: Later, effects: &mut Effects) {
+        match later {
+            Later::Written { task, draft, ack } => {
+                let entry = self.write_now(*draft, effects);
+                self.acknowledge(acknowledgement(&task, ack, &entry), effects);
+            }
+            Later::Acknowledged { input } => self.acknowledge(Some(*input), effects),
+            Later::RunEnded { task, run, outcome } => {
+                self.runs.remove(&run);
+                effects.push(Effect::Observe(Seen::Ended { task: task.clone() }));
+                self.inputs.push_back(Input::RunEnded { task, run, outcome });
+            }
+            Later::Synced => self.inputs.push_back(Input::Synced),
+            Later::AskOver { task } => self.tell_answers(&task),
+            Later::Compare => {
+                self.at(now_ms + COMPARE_MS, Later::Compare);
+                let peers: Vec<usize> = self.linked.iter().copied().collect();
+                if !peers.is_empty() {
+                    let peer = peers[self.random.index(peers.len())];
+                    self.send_have(peer, true, effects);
+                }
+            }
+        }
+    }
+
+    /// Hands in that something is written; of results the requester is told.
+    fn acknowledge(&mut self, input: Option<Input>, effects: &mut Effects) {
+        let Some(input) = input else { return };
+        if let Input::Published { task, .. } = &input {
+            self.report(task, None, effects);
+        }
+        self.inputs.push_back(input);
+    }
+
+    /// Tells the requester how the last run of this node ended.
+    fn report(&mut self, task: &TaskId, epoch: Option<Epoch>, effects: &mut Effects) {
+        let Some(view) = self.disk.borrow().view(task) else { return };
+        let Some(requester) = view.requester.peer.clone().filter(|_| view.requester.proven) else { return };
+        let mine = view.grants.iter().rev().filter(|grant| grant.worker.node() == Some(self.me()));
+        let mut mine = mine.filter(|grant| epoch.is_none_or(|epoch| grant.epoch == epoch));
+        let Some(grant) = mine.next().filter(|_| requester != *self.me()) else { return };
+        let Some(result) = view.results.iter().find(|result| result.grant == grant.hash) else { return };
+        let outcome = match result.error.clone() {
+            None => Outcome::Completed,
+            Some(reason) => Outcome::Failed { reason, retry: true },
+        };
+        let message = Message::Finished { task: task.clone(), epoch: grant.epoch, outcome };
+        effects.push(Effect::Send { to: self.position(&requester), message });
+    }
+
+    fn send_have(&mut self, peer: usize, again: bool, effects: &mut Effects) {
+        let have = Rc::new(self.disk.borrow().have());
+        effects.push(Effect::Send { to: peer, message: Message::Have { have, again } });
+    }
+
+    fn hear(&mut self, now_ms: u64, from: usize, message: Message, effects: &mut Effects) {
+        match message {
+            Message::Liveness(packet) => self.detector(now_ms, Event::Message { from, message: packet }, effects),
+            Message::Entries(entries) => {
+                let mut changed = BTreeSet::new();
+                for entry in entries.iter() {
+                    if self.disk.borrow_mut().join(entry) {
+                        changed.insert(entry.task().clone());
+                    }
+                }
+                for task in changed {
+                    self.look_at(&task);
+                }
+            }
+            Message::Have { have, again } => {
+                let missing = self.disk.borrow().missing(&have);
+                if !missing.is_empty() {
+                    effects.push(Effect::Send { to: from, message: Message::Entries(Rc::new(missing)) });
+                }
+                if again {
+                    self.send_have(from, false, effects);
+                }
+            }
+            Message::Offer { mut offer, document } => {
+                offer.able = self.shape.runs(self.index, &document.model);
+                self.inputs.push_back(Input::Offered(offer));
+            }
+            Message::Accepted { task, epoch, began } => {
+                self.inputs.push_back(Input::Accepted { task: task.clone(), epoch });
+                if began {
+                    self.inputs.push_back(Input::Began { task, epoch });
+                }
+            }
+            Message::Began { task, epoch } => self.inputs.push_back(Input::Began { task, epoch }),
+            Message::Declined { task, epoch, reason } => {
+                self.end_stream(&task, epoch);
+                self.inputs.push_back(Input::Declined { task, epoch, reason });
+            }
+            Message::Renew { task, epoch, beat } => self.inputs.push_back(Input::Renewed { task, epoch, beat }),
+            Message::Renewed { task, epoch, beat } => self.inputs.push_back(Input::Acknowledged { task, epoch, beat }),
+            Message::Revoke { task, epoch } => self.inputs.push_back(Input::Revoked { task, epoch }),
+            Message::Finished { task, epoch, outcome } => {
+                self.end_stream(&task, epoch);
+                self.inputs.push_back(Input::Finished { task, epoch, outcome });
+            }
+            Message::Ask { task, requester } => {
+                let answer = self.dispatcher.answer(&task, requester.as_ref());
+                effects.push(Effect::Send { to: from, message: Message::Answer { task, answer } });
+            }
+            Message::Answer { task, answer } => {
+                let Some(question) = self.questions.get_mut(&task) else { return };
+                question.answer.requester_seen |= answer.requester_seen;
+                question.answer.running |= answer.running;
+                question.waits_for.remove(&from);
+                if question.waits_for.is_empty() {
+                    self.tell_answers(&task);
+                }
+            }
+        }
+    }
+
+    fn tell_answers(&mut self, task: &TaskId) {
+        let Some(question) = self.questions.remove(task) else { return };
+        let unanswered = question.waits_for.iter().map(|peer| self.ids[*peer].clone()).collect();
+        let Answer { requester_seen, running } = question.answer;
+        self.inputs.push_back(Input::Answers { task: task.clone(), requester_seen, running, unanswered });
+    }
+
+    fn end_stream(&mut self, task: &TaskId, epoch: Epoch) {
+        if self.streams.get(task).is_some_and(|(_, open)| *open == epoch) {
+            self.streams.remove(task);
+        }
+    }
+
+    fn link_down(&mut self, peer: usize) {
+        self.linked.remove(&peer);
+        let broken: Vec<_> = self.streams.iter().filter(|(_, (worker, _))| *worker == peer).collect();
+        let broken: Vec<(TaskId, Epoch)> =
+            broken.into_iter().map(|(task, (_, epoch))| (task.clone(), *epoch)).collect();
+        for (task, epoch) in broken {
+            self.streams.remove(&task);
+            self.inputs.push_back(Input::Broken { task, epoch });
+        }
+    }
+
+    /// Lets the dispatcher take what has come, until it has nothing more to say.
+    fn dispatch(&mut self, now_ms: u64, effects: &mut Effects) {
+        let now = Duration::from_millis(now_ms + self.offset_ms);
+        let mut rounds = 0;
+        while let Some(input) = self.inputs.pop_front() {
+            rounds += 1;
+            assert!(rounds < 100_000, "the dispatcher of node {} goes on for ever", self.index);
+            for output in self.dispatcher.on(now, input) {
+                self.carry_out(now_ms, output, effects);
+            }
+        }
+    }
+
+    fn send(&self, to: &NodeId, message: Message, effects: &mut Effects) {
+        effects.push(Effect::Send { to: self.position(to), message });
+    }
+
+    fn carry_out(&mut self, now_ms: u64, output: Output, effects: &mut Effects) {
+        match output {
+            Output::Sync => {
+                for peer in self.linked.clone() {
+                    self.send_have(peer, true, effects);
+                }
+                self.at(now_ms + 500, Later::Synced);
+            }
+            Output::Rank { task } => self.rank(task),
+            Output::Grant { task, epoch, worker, by, attempt } => {
+                let draft = self.claimed(&task, epoch, &worker, by, attempt);
+                self.write(now_ms, &task, draft, Ack::Grant(epoch), effects);
+            }
+            Output::Release { task, epoch, failure } => {
+                let mut document = self.next(&task, TaskStatus::Pending, failure);
+                document.released = Some(epoch);
+                self.write(now_ms, &task, Draft::Task(document), Ack::None(Some(Write::Release(epoch))), effects);
+            }
+            Output::GiveUp { task, epoch } => {
+                let mut document = self.next(&task, TaskStatus::Pending, None);
+                document.released = Some(epoch);
+                document.worker_identity = Some(identity(self.index));
+                document.worker_proof = Some(proof(self.me(), &task, &identity(self.index)));
+                self.write(now_ms, &task, Draft::Task(document), Ack::None(None), effects);
+            }
+            Output::Settle { task, status, grant, result, failure, error } => {
+                let mut document = self.next(&task, status, failure);
+                (document.grant, document.result) = (grant, result);
+                (document.settled, document.error) = (Some(true), error);
+                self.write(now_ms, &task, Draft::Task(document), Ack::None(Some(Write::Settle)), effects);
+            }
+            Output::Offer { task, epoch, worker, grant, resume } => {
+                self.offer(task, epoch, &worker, grant, resume, effects)
+            }
+            Output::Acknowledge { task, epoch, beat } => {
+                if let Some((worker, _)) = self.streams.get(&task) {
+                    effects.push(Effect::Send { to: *worker, message: Message::Renewed { task, epoch, beat } });
+                }
+            }
+            Output::Revoke { task, epoch, worker } => {
+                self.end_stream(&task, epoch);
+                self.send(&worker, Message::Revoke { task, epoch }, effects);
+            }
+            Output::Accept { task, epoch, requester, run } => {
+                self.send(&requester, Message::Accepted { task, epoch, began: run.is_some() }, effects);
+            }
+            Output::Decline { task, epoch, requester, reason } => {
+                self.send(&requester, Message::Declined { task, epoch, reason }, effects);
+            }
+            Output::Report { task, epoch, .. } => self.report(&task, Some(epoch), effects),
+            Output::HandBack { task, epoch, requester } => {
+                self.send(&requester, Message::Finished { task, epoch, outcome: Outcome::HandedBack }, effects);
+            }
+            Output::Renew { task, epoch, requester, beat } => {
+                self.send(&requester, Message::Renew { task, epoch, beat }, effects);
+            }
+            Output::Run { task, run, epoch, .. } => self.run(now_ms, task, run, epoch, effects),
+            Output::Abort { task, run } => self.abort(now_ms, task, run),
+            Output::Publish { task, run, epoch, grant, outcome } => {
+                let mut result = ResultDocument::new(task.clone(), self.me().to_string(), now_ms);
+                (result.grant, result.epoch) = (Some(grant), Some(epoch));
+                result.worker_identity = Some(identity(self.index));
+                result.worker_proof = Some(proof(self.me(), &task, &identity(self.index)));
+                match outcome {
+                    Outcome::Completed => result.response = format!("answer to {task}"),
+                    Outcome::Failed { reason, .. } => result.error = Some(reason),
+                    Outcome::HandedBack => panic!("what is handed back has no result"),
+                }
+                self.write(now_ms, &task, Draft::Result(result), Ack::Result(run), effects);
+            }
+            Output::AskAround { task, requester } => self.ask_around(now_ms, task, &requester, effects),
+            Output::Drained => effects.push(Effect::Observe(Seen::Drained)),
+        }
+    }
+
+    fn rank(&mut self, task: TaskId) {
+        let model = self.disk.borrow().view(&task).map(|view| view.task.model.clone()).unwrap_or_default();
+        let mut nodes: Vec<usize> = (0..self.ids.len()).filter(|node| self.shape.runs(*node, &model)).collect();
+        nodes.retain(|node| {
+            let there = self.linked.contains(node) && self.peer.state(*node) != Some(PeerState::Gone);
+            *node == self.index || there
+        });
+        let first = if nodes.is_empty() { 0 } else { self.random.index(nodes.len()) };
+        nodes.rotate_left(first);
+        let candidate =
+            |node: usize| Candidate { node: self.ids[node].clone(), slots: self.shape.slots[node], queue: 2 };
+        let candidates = nodes.into_iter().map(candidate).collect();
+        self.inputs.push_back(Input::Ranked { task, candidates });
+    }
+
+    /// Makes the next document about a task, with the failures so far.
+    fn next(&self, task: &TaskId, status: TaskStatus, failure: Option<Failure>) -> TaskDocument {
+        let view = self.disk.borrow().view(task).expect("the dispatcher knows tasks of the store only");
+        let mut failures = view.failures;
+        if let Some(failure) = failure {
+            failures.retain(|known| known.epoch != failure.epoch);
+            let worker_peer_id = failure.worker.peer().to_owned();
+            failures.push(AttemptFailure { epoch: failure.epoch, worker_peer_id, reason: failure.reason, at: 0 });
+        }
+        TaskDocument { status, failures: Some(failures), ..TaskDocument::clone(&view.task) }
+    }
+
+    fn claimed(&self, task: &TaskId, epoch: Epoch, worker: &Worker, by: GrantedBy, attempt: u32) -> Draft {
+        let mut document = self.next(task, TaskStatus::Claimed, None);
+        (document.epoch, document.granted_by, document.attempt) = (Some(epoch), Some(by), Some(attempt));
+        document.worker_peer_id = Some(worker.peer().to_owned());
+        if by == GrantedBy::SelfClaim {
+            document.worker_identity = Some(identity(self.index));
+            document.worker_proof = Some(proof(self.me(), task, &identity(self.index)));
+        } else if let Worker::Foreign { identity, .. } = worker {
+            document.worker_identity = Some(identity.clone());
+        }
+        Draft::Task(document)
+    }
+
+    fn offer(
+        &mut self,
+        task: TaskId,
+        epoch: Epoch,
+        worker: &NodeId,
+        grant: String,
+        resume: bool,
+        effects: &mut Effects,
+    ) {
+        let peer = self.position(worker);
+        self.streams.remove(&task);
+        if !self.linked.contains(&peer) {
+            return self.inputs.push_back(Input::Declined { task, epoch, reason: Decline::Unreachable });
+        }
+        let view = self.disk.borrow().view(&task).expect("the dispatcher knows tasks of the store only");
+        self.streams.insert(task.clone(), (peer, epoch));
+        let (priority, timeout) = (view.task.priority(), view.task.timeout_ms.map(Duration::from_millis));
+        let requester = self.me().clone();
+        let offer = Box::new(Offered { task, requester, epoch, grant, resume, able: true, priority, timeout });
+        let document = Rc::new(TaskDocument::clone(&view.task));
+        effects.push(Effect::Send { to: peer, message: Message::Offer { offer, document } });
+    }
+
+    fn run(&mut self, now_ms: u64, task: TaskId, run: RunId, epoch: Epoch, effects: &mut Effects) {
+        effects.push(Effect::Observe(Seen::Began { task: task.clone() }));
+        let at_ms = now_ms + self.random.within(&self.shape.run_ms.clone());
+        let outcome = if self.random.chance(self.shape.failed_runs) {
+            Outcome::Failed { reason: "the model failed".to_owned(), retry: true }
+        } else {
+            Outcome::Completed
+        };
+        self.at(at_ms, Later::RunEnded { task: task.clone(), run, outcome });
+        self.runs.insert(run, (task.clone(), self.number));
+        let view = self.disk.borrow().view(&task);
+        let requester = view.and_then(|view| view.requester.peer.filter(|_| view.requester.proven));
+        if let Some(requester) = requester.filter(|requester| requester != self.me()) {
+            self.send(&requester, Message::Began { task, epoch }, effects);
+        }
+    }
+
+    fn abort(&mut self, now_ms: u64, task: TaskId, run: RunId) {
+        // One that has ended is only forgotten.
+        if let Some((_, number)) = self.runs.remove(&run) {
+            self.later.retain(|(_, other), _| *other != number);
+            let at_ms = now_ms + self.random.index(50) as u64;
+            self.at(at_ms, Later::RunEnded { task, run, outcome: Outcome::HandedBack });
+        }
+    }
+
+    fn ask_around(&mut self, now_ms: u64, task: TaskId, requester: &Option<NodeId>, effects: &mut Effects) {
+        let there = (0..self.ids.len())
+            .filter(|peer| matches!(self.peer.state(*peer), Some(state) if state != PeerState::Gone));
+        let waits_for: BTreeSet<usize> = there.filter(|peer| *peer != self.index).collect();
+        for peer in &waits_for {
+            let message = Message::Ask { task: task.clone(), requester: requester.clone() };
+            effects.push(Effect::Send { to: *peer, message });
+        }
+        let alone = waits_for.is_empty();
+        let answer = Answer { requester_seen: false, running: false };
+        self.questions.insert(task.clone(), Question { waits_for, answer });
+        if alone {
+            self.tell_answers(&task);
+        } else {
+            self.at(now_ms + ASK_MS, Later::AskOver { task });
+        }
+    }
+
+    fn wake_ms(&self) -> u64 {
+        let later_ms = self.later.first_key_value().map_or(u64::MAX, |((at_ms, _), _)| *at_ms);
+        let deadline = self
+            .dispatcher
+            .deadline()
+            .map_or(u64::MAX, |at| u64::try_from(at.as_millis()).unwrap_or(u64::MAX).saturating_sub(self.offset_ms));
+        self.peer_wake_ms.min(later_ms).min(deadline)
+    }
+}
+
+fn acknowledgement(task: &TaskId, ack: Ack, entry: &Entry) -> Option<Input> {
+    let task = task.clone();
+    match (ack, &entry.document) {
+        (Ack::Grant(epoch), super::log::Document::Task(written)) => {
+            Some(Input::Stored { task, epoch, grant: written.hash.clone() })
+        }
+        (Ack::Result(run), _) => Some(Input::Published { task, run }),
+        _ => None,
+    }
+}
+
+impl Machine for TaskNode {
+    type Message = Message;
+    type Command = Order;
+    type Observation = Seen;
+
+    fn on(&mut self, now_ms: u64, event: Event<Message, Order>) -> Effects {
+        let mut effects = Vec::new();
+        match event {
+            Event::Start => self.start(now_ms, &mut effects),
+            Event::Wake => {
+                if now_ms >= self.peer_wake_ms {
+                    self.detector(now_ms, Event::Wake, &mut effects);
+                }
+            }
+            Event::Message { from, message } => self.hear(now_ms, from, message, &mut effects),
+            Event::LinkUp(peer) => {
+                self.linked.insert(peer);
+                self.detector(now_ms, Event::LinkUp(peer), &mut effects);
+                self.send_have(peer, true, &mut effects);
+                self.inputs.push_back(Input::Candidates);
+            }
+            Event::LinkDown(peer) => {
+                self.link_down(peer);
+                self.detector(now_ms, Event::LinkDown(peer), &mut effects);
+            }
+            Event::Command(order) => self.order(now_ms, order, &mut effects),
+        }
+        self.inputs.push_back(Input::Tick);
+        loop {
+            self.dispatch(now_ms, &mut effects);
+            let due = self.later.first_entry().filter(|due| due.key().0 <= now_ms);
+            let Some(due) = due else { break };
+            let later = due.remove();
+            self.do_later(now_ms, later, &mut effects);
+        }
+        effects.push(Effect::WakeAt(self.wake_ms().max(now_ms + 1)));
+        effects
+    }
+}
