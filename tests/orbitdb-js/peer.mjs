@@ -2,11 +2,13 @@
 //   node peer.mjs DIRECTORY [SWARM_KEY_FILE]
 // Takes commands on stdin, one JSON object a line: {"id": 1, "do": "open", ...}. Answers on stdout: {"id": 1, "value": ...} or {"id": 1,
 // "error": "..."}; between answers stand events: {"event": "update", ...}. The first line is the event "ready". Ends with its stdin.
+import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 
+import { generateKeyPair } from "@libp2p/crypto/keys";
 import { multiaddr } from "@multiformats/multiaddr";
-import { Documents, IPFSAccessController, OrbitDBAccessController } from "@orbitdb/core";
+import { Documents, Entry, IPFSAccessController, OrbitDBAccessController } from "@orbitdb/core";
 
 import { parse, stringify } from "./json.mjs";
 import { start } from "./stack.mjs";
@@ -44,14 +46,37 @@ function write(db, { key, value }) {
   }
 }
 
+/** Encrypts bytes by AES-256-GCM with a key of 32 bytes: a nonce of 12 bytes in front, a tag of 16 behind. */
+function cipher(key) {
+  const encrypt = async (plain) => {
+    const nonce = randomBytes(12);
+    const sealing = createCipheriv("aes-256-gcm", key, nonce);
+    return Uint8Array.from(Buffer.concat([nonce, sealing.update(plain), sealing.final(), sealing.getAuthTag()]));
+  };
+  const decrypt = async (sealed) => {
+    const opening = createDecipheriv("aes-256-gcm", key, sealed.subarray(0, 12));
+    opening.setAuthTag(sealed.subarray(-16));
+    return Uint8Array.from(Buffer.concat([opening.update(sealed.subarray(12, -16)), opening.final()]));
+  };
+  return { encrypt, decrypt };
+}
+
+/** What encrypts payloads and entries by a key that is shared, 64 hex digits. */
+function encryptionBy(secret) {
+  const of = (purpose) => cipher(Buffer.from(hkdfSync("sha256", Buffer.from(secret, "hex"), "orbitdb swarm key", purpose, 32)));
+  return { data: of("data"), replication: of("replication") };
+}
+
 const commands = {
   dial: async ({ address }) => {
     await libp2p.dial(multiaddr(address), { signal: AbortSignal.timeout(DIAL_LIMIT_MS) });
   },
 
   /** Opens by name, with the rest of the options, or by address. */
-  open: async ({ name, type, write: writers, access = "ipfs", indexBy }) => {
+  open: async ({ name, type, write: writers, access = "ipfs", indexBy, meta, secret }) => {
     const options = {};
+    if (meta) options.meta = meta;
+    if (secret) options.encryption = encryptionBy(secret);
     if (type) options.type = type;
     if (indexBy) options.Database = Documents({ indexBy });
     if (!name.startsWith("/orbitdb/")) {
@@ -63,7 +88,7 @@ const commands = {
       databases.set(db.address, db);
       follow(db.address, db.events);
     }
-    return { address: db.address, type: db.type, access: db.access.address };
+    return { address: db.address, type: db.type, access: db.access.address, meta: db.meta ?? null };
   },
 
   close: async ({ address }) => {
@@ -77,6 +102,25 @@ const commands = {
   writeAll: async ({ address, operations }) => {
     let hash;
     for (const operation of operations) hash = await write(database(address), operation);
+    return hash;
+  },
+
+  /**
+   * Puts an entry into the log that a new key signs in the name of whose entry is the head: it names that identity. The library checks the
+   * signature by the key, and what the identity may do, and nothing between the two. Returns its hash.
+   */
+  forge: async ({ address, key, value }) => {
+    const { log } = database(address);
+    const pair = await generateKeyPair("secp256k1");
+    const publicKey = Buffer.from(pair.publicKey.raw).toString("hex");
+    const sign = async (_, bytes) => Buffer.from(await pair.sign(bytes)).toString("hex");
+    const [head] = await log.heads();
+    const identity = { publicKey, hash: head.identity, sign };
+    const clock = { id: publicKey, time: head.clock.time + 1 };
+    const entry = await Entry.create(identity, address, { op: "PUT", key, value }, undefined, clock, [head.hash], []);
+    const { hash, bytes } = await Entry.encode(entry);
+    await log.storage.put(hash, bytes);
+    if (!(await log.joinEntry(await Entry.decode(bytes)))) throw new Error("it did not join");
     return hash;
   },
 

@@ -13,9 +13,11 @@ mod database;
 mod peer;
 
 mod access;
+mod attacks;
 mod bulk;
 mod coming_and_going;
 mod exchange;
+mod options;
 mod tasks;
 mod values;
 mod writers;
