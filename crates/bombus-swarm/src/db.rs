@@ -42,6 +42,7 @@ pub use error::DbError;
 pub use handle::DbHandle;
 pub use kept::KEPT_BLOCK_BYTES_MAX;
 pub use node::{Node, NodeBuilder, NodeError};
+pub(crate) use oplog::fuzzing as oplog_fuzzing;
 pub use oplog::{CatchUp, OPLOG_PROTOCOL};
 pub use service::DbService;
 

@@ -4,6 +4,7 @@ use std::io;
 
 use futures::FutureExt;
 
+pub use crate::db::oplog_fuzzing::{OPLOG_PIECE_MAX, oplog_answer, oplog_pieces, oplog_request};
 use crate::wire::{DATAGRAM_MAX, HELLO_MAX, read_datagram, read_hello};
 
 /// Most bytes of a frame of either kind.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bombus_core::identity::NodeId;
 use bombus_net::{NetStream, OpenError};
+use orbitdb::DatabaseError;
 use orbitdb::cid::Hash;
 use orbitdb::manifest::Address;
-use orbitdb::replica::Input;
+use orbitdb::replica::Examined;
 use orbitdb::sync::Peer;
-use orbitdb::{Database, DatabaseError};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -22,6 +22,8 @@ use super::wire::{self, Answer, Request};
 
 /// How many pieces wait to be checked. When so many do, the stream is not read, and the peer waits.
 const PIECES_MAX: usize = 2;
+/// How many pieces that were checked wait to join.
+const CHECKED_MAX: usize = 1;
 /// After how many bytes what came is made safe, so that little waits in memory.
 const FLUSH_BYTES: usize = 8 << 20;
 /// How often a peer that has too much to do is asked again, and the longest pause before that.
@@ -110,7 +112,7 @@ async fn ask(shared: &Arc<Shared>, address: Address, turns: &Arc<Turns>, peer: &
     }
 }
 
-/// Takes the pieces of a stream, one of which is checked while the next one comes.
+/// Takes the pieces of a stream: while one joins the next one is checked, and the one after that comes.
 async fn receive(
     shared: &Arc<Shared>,
     address: Address,
@@ -122,7 +124,8 @@ async fn receive(
     let limit = shared.config.oplog.stall_limit();
     // Each entry may name an identity of its own.
     let blocks_max = entries.saturating_mul(2);
-    let (sender, mut pieces) = mpsc::channel(PIECES_MAX);
+    let (piece_sender, mut pieces) = mpsc::channel(PIECES_MAX);
+    let (checked_sender, mut checked) = mpsc::channel(CHECKED_MAX);
     let read = async move {
         let mut blocks = 0_u64;
         loop {
@@ -134,21 +137,39 @@ async fn receive(
                 return Err(more.into());
             }
             // Who checks has ended, and tells why.
-            if piece.is_empty() || sender.send(piece).await.is_err() {
+            if piece.is_empty() || piece_sender.send(piece).await.is_err() {
                 return Ok::<_, CatchUpError>(());
             }
         }
     };
-    let check = async {
-        let mut unsafe_bytes = 0;
+    let check = async move {
+        let mut examiner = None;
         while let Some(piece) = pieces.recv().await {
-            let (blocks, bytes) = (piece.len(), piece.iter().map(Vec::len).sum::<usize>());
+            let database = shared.database(&address).ok_or(DatabaseError::Closed)?;
+            let mut with = examiner.take().unwrap_or_else(|| database.examiner(Peer::new(peer.as_str())));
+            let (taken, with) = aside(async move {
+                let (blocks, bytes) = (piece.len(), piece.iter().map(Vec::len).sum());
+                let examined = database.examine(&mut with, &piece);
+                Ok((Taken { examined, blocks, bytes }, with))
+            })
+            .await?;
+            examiner = Some(with);
+            // Who lets them join has ended, and tells why.
+            if checked_sender.send(taken).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let join = async {
+        let mut unsafe_bytes = 0;
+        while let Some(Taken { examined, blocks, bytes }) = checked.recv().await {
             unsafe_bytes += bytes;
             let flush = unsafe_bytes >= FLUSH_BYTES;
             if flush {
                 unsafe_bytes = 0;
             }
-            take(shared, address, peer, piece, flush).await?;
+            join(shared, address, examined, flush).await?;
             progress.done(blocks, bytes);
         }
         match shared.database(&address) {
@@ -156,32 +177,27 @@ async fn receive(
             None => Ok(()),
         }
     };
-    tokio::try_join!(read, check).map(drop)
+    tokio::try_join!(read, check, join).map(drop)
 }
 
-/// Hands a piece to the database.
-async fn take(
-    shared: &Arc<Shared>,
-    address: Address,
-    peer: &NodeId,
-    piece: Vec<Vec<u8>>,
-    flush: bool,
-) -> Result<(), CatchUpError> {
-    let Some(database) = shared.database(&address) else { return Err(DatabaseError::Closed.into()) };
-    let (now, peer) = (shared.now(), Peer::new(peer.as_str()));
+/// A piece that was checked.
+struct Taken {
+    examined: Examined,
+    blocks: usize,
+    bytes: usize,
+}
+
+/// Lets a piece join.
+async fn join(shared: &Arc<Shared>, address: Address, examined: Examined, flush: bool) -> Result<(), CatchUpError> {
+    let database = shared.database(&address).ok_or(DatabaseError::Closed)?;
+    let now = shared.now();
     let joined = aside(async move {
-        // Most often the last one, an entry, is there afterwards.
-        let names: Vec<Hash> = piece.iter().map(|block| Hash::of(block)).collect();
-        database.handle(now, Input::Bulk(peer, piece)).await?;
+        let joined = database.join(now, examined).await?;
         if flush {
             database.flush().await?;
         }
-        Ok(any_joined(&database, &names))
+        Ok(joined)
     })
     .await?;
     if joined { Ok(()) } else { Err(CatchUpError::Useless) }
-}
-
-fn any_joined(database: &Database, names: &[Hash]) -> bool {
-    names.iter().rev().any(|name| database.contains(name))
 }
