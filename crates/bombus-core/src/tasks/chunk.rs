@@ -164,13 +164,14 @@ fn cut(text: &str, chars_max: usize) -> usize {
         return text.len();
     }
     let limit = bounds[chars_max];
+    let tokens = text.split_word_bound_indices().take_while(|(at, _)| *at <= limit);
     let (mut word, mut space) = (None, None);
-    for (at, token) in text.split_word_bound_indices().take_while(|(at, _)| *at <= limit).filter(|(at, _)| *at > 0) {
+    for (at, token) in tokens.filter(|(at, _)| *at > 0 && bounds.binary_search(at).is_ok()) {
         if token.trim().is_empty() {
             space = Some(at);
         } else if text[..at].ends_with(char::is_whitespace) {
             space = space.or(Some(at));
-        } else if bounds.binary_search(&at).is_ok() {
+        } else {
             word = Some(at);
         }
     }
@@ -181,10 +182,10 @@ fn cut(text: &str, chars_max: usize) -> usize {
     content + hanging(&text[content..], chars_max)
 }
 
-/// Returns how much white space stays at the end of a part: not more than a part may have itself.
+/// Returns how much white space stays at the end of a part: not more characters than a part may have itself.
 fn hanging(text: &str, chars_max: usize) -> usize {
-    let space = text.len() - text.trim_start().len();
-    text[..space].grapheme_indices(true).nth(chars_max).map_or(space, |(at, _)| at)
+    let space = text.graphemes(true).take_while(|character| character.trim().is_empty());
+    space.take(chars_max).map(str::len).sum()
 }
 
 fn chars(text: &str) -> usize {

@@ -31,11 +31,13 @@ type ResultEntry = Written<ResultDocument>;
 ///
 /// The rules:
 ///
-/// - **Requester**: who wrote the oldest PENDING document whose proof holds; without any, who wrote the oldest PENDING document.
+/// - **Requester**: who wrote the oldest PENDING document whose proof holds; without any, who wrote the oldest PENDING document. Of
+///   several who proved it, since they got the same request with the same idempotency key, the one that has decided.
 /// - **Settled**: the requester's oldest terminal document decides, and nothing after it counts.
 /// - **Grants**: CLAIMED documents with an epoch, by the requester or by a worker with a proof for itself. Epochs follow each other:
 ///   a worker claims at most the next one. The requester's `released` ends all up to that epoch; a worker gives its own back.
 /// - **Live** is the highest epoch that is not over; at equal epochs the requester's grant, then one with a result, then the lower hash.
+///   Where its worker has given that back, none is: what it superseded does not come back.
 /// - **Bids**: CLAIMED documents without an epoch. They count once the requester has granted what they ask for; for tasks without a
 ///   proven requester they count by themselves where there is no grant.
 /// - **Results** count when they name the live grant and prove to be by its worker; those of a bidder need neither.
@@ -58,7 +60,7 @@ pub fn resolve(
     let mut grants = Grants::of(&tasks, &authority, &bids, &mut refused);
     grants.mark_running_and_over(&tasks, &authority, &mut bids, &mut refused);
     let results = Results::of(&results, &mut grants, &bids, &authority, &mut refused);
-    Some(outcome::view(&authority, &tasks, grants, bids, results, refused))
+    Some(outcome::view(&authority, &tasks, grants, &bids, &results, refused))
 }
 
 /// Sorts entries, oldest first, and leaves out repetitions and what is about another task.
@@ -80,11 +82,7 @@ fn refuse<T>(entry: &Written<T>, refusal: Refusal) -> Refused {
     Refused { hash: entry.hash.clone(), refusal }
 }
 
-fn is_terminal(entry: &Entry) -> bool {
-    entry.value.status.is_final()
-}
-
-fn has_status(status: TaskStatus) -> impl Fn(&&&Entry) -> bool + Copy {
+fn has_status(status: TaskStatus) -> impl Fn(&&Entry) -> bool + Copy {
     move |entry| entry.value.status == status
 }
 

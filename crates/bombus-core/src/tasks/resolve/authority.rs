@@ -1,9 +1,10 @@
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::identity::NodeId;
 use crate::tasks::{ResultDocument, TaskDocument, TaskId, TaskStatus};
 
-use super::{Entry, Refusal, Requester, ResultEntry, Worker, has_status, is_terminal};
+use super::{Entry, Refusal, Requester, ResultEntry, Worker, has_status};
 
 /// Who may write what about one task.
 pub(super) struct Authority<'a> {
@@ -14,32 +15,62 @@ pub(super) struct Authority<'a> {
     pub(super) first: &'a Entry,
     /// The requester's document that decides.
     pub(super) terminal: Option<&'a Entry>,
+    /// All identities that submitted the task with a proof. More than one did so where a request with an idempotency key was repeated
+    /// at another node before that knew of the first.
+    submitters: HashSet<&'a str>,
 }
 
 impl<'a> Authority<'a> {
     /// Finds the requester, and its word that decides, in entries of one task, oldest first.
+    ///
+    /// Of several submitters who has decided first is the requester, so that what is settled stays so; else the oldest is.
     pub(super) fn of(
         id: &'a TaskId,
         tasks: &[&'a Entry],
         proof_ok: &'a dyn Fn(&NodeId, &TaskId, &str, &str) -> bool,
     ) -> Option<Self> {
-        let proves = |entry: &&&Entry| {
+        let proves = |entry: &Entry| {
             let TaskDocument { requester_peer_id, requester_identity, requester_proof, .. } = &*entry.value;
             let is_writer = requester_identity.as_ref().is_none_or(|identity| *identity == entry.writer);
             let Some(proof) = requester_proof.as_ref().filter(|_| is_writer) else { return false };
             NodeId::parse(requester_peer_id).is_ok_and(|node| proof_ok(&node, id, &entry.writer, proof))
         };
-        let mut pending = tasks.iter().filter(has_status(TaskStatus::Pending));
-        let oldest = *pending.clone().next()?;
-        let proven = pending.find(proves);
-        let first = proven.copied().unwrap_or(oldest);
+        let pending = || tasks.iter().copied().filter(has_status(TaskStatus::Pending));
+        let oldest = pending().next()?;
+        let mut submitted: Vec<&Entry> = Vec::new();
+        let mut submitters = HashSet::new();
+        for entry in pending() {
+            if !submitters.contains(entry.writer.as_str()) && proves(entry) {
+                submitters.insert(entry.writer.as_str());
+                submitted.push(entry);
+            }
+        }
+        let may_decide = |entry: &&&Entry| {
+            if submitted.is_empty() {
+                entry.writer == oldest.writer
+            } else {
+                submitters.contains(entry.writer.as_str())
+            }
+        };
+        let terminal = tasks.iter().filter(|entry| entry.value.status.is_final()).find(may_decide).copied();
+        let has_decided = |entry: &&&Entry| terminal.is_some_and(|terminal| terminal.writer == entry.writer);
+        let first = submitted.iter().find(has_decided).or(submitted.first()).copied().unwrap_or(oldest);
         let requester = Requester {
             peer: NodeId::parse(&first.value.requester_peer_id).ok(),
             identity: first.writer.clone(),
-            proven: proven.is_some(),
+            proven: !submitted.is_empty(),
         };
-        let terminal = tasks.iter().find(|entry| entry.writer == first.writer && is_terminal(entry)).copied();
-        Some(Self { id, proof_ok, requester, first, terminal })
+        Some(Self { id, proof_ok, requester, first, terminal, submitters })
+    }
+
+    /// Returns whether the writer of an entry submitted the task, be it the requester or another one.
+    pub(super) fn has_submitted(&self, entry: &Entry) -> bool {
+        self.submitters.contains(entry.writer.as_str())
+    }
+
+    /// Returns why somebody may not write what only the requester may.
+    pub(super) fn not_requester(&self, entry: &Entry) -> Refusal {
+        if self.has_submitted(entry) { Refusal::Superseded } else { Refusal::NotRequester }
     }
 
     /// Returns whether the requester wrote an entry.

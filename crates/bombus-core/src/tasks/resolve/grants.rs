@@ -1,5 +1,3 @@
-use std::cmp::Reverse;
-
 use crate::identity::NodeId;
 use crate::tasks::{Epoch, GrantedBy, TaskDocument, TaskStatus};
 
@@ -13,8 +11,10 @@ pub(super) struct Held {
     pub(super) grant: Grant,
     /// The claim of a worker without Bombus that it honours.
     pub(super) bid: Option<usize>,
-    /// Whether the requester or the worker has ended it.
+    /// Whether the requester has ended it.
     pub(super) is_over: bool,
+    /// Whether its worker has ended it.
+    pub(super) is_given_back: bool,
     /// Whether there is an answer that fits it.
     pub(super) has_answer: bool,
 }
@@ -28,14 +28,15 @@ pub(super) struct Grants {
 
 impl Grants {
     pub(super) fn of(tasks: &[&Entry], authority: &Authority<'_>, bids: &Bids, refused: &mut Vec<Refused>) -> Self {
-        let pending = tasks.iter().filter(has_status(TaskStatus::Pending));
+        let pending = tasks.iter().copied().filter(has_status(TaskStatus::Pending));
         let released = pending.filter(|entry| authority.is_requesters(entry)).filter_map(|entry| entry.value.released);
         let released = released.max().unwrap_or_default();
 
         let mut claimed: Vec<(&Entry, Epoch)> = tasks
             .iter()
+            .copied()
             .filter(has_status(TaskStatus::Claimed))
-            .filter_map(|entry| Some((*entry, entry.value.epoch?)))
+            .filter_map(|entry| Some((entry, entry.value.epoch?)))
             .collect();
         // The requester's first among equals, so that a claim may follow its grant.
         claimed.sort_by_key(|(entry, epoch)| (*epoch, !authority.is_requesters(entry), entry.order));
@@ -53,6 +54,10 @@ impl Grants {
                 Err(refusal) => refused.push(refuse(entry, refusal)),
             }
         }
+        // A requester that knows no grants ends those that there are by writing PENDING again.
+        let again = last_request(tasks, authority);
+        let ended = held.iter().filter(|held| again.is_some_and(|again| held.order < again));
+        let released = ended.map(|held| held.grant.epoch).max().unwrap_or_default().max(released);
         Self { held, released }
     }
 
@@ -69,14 +74,13 @@ impl Grants {
         bids: &mut Bids,
         refused: &mut Vec<Refused>,
     ) {
-        let again = last_request(tasks, authority);
         for held in &mut self.held {
-            held.is_over = held.grant.epoch <= self.released || again.is_some_and(|again| held.order < again);
+            held.is_over = held.grant.epoch <= self.released;
             if let Some(index) = held.bid {
-                let claim = &mut bids.0[index];
+                let claim = &mut bids.claims[index];
                 claim.is_honoured = true;
                 held.grant.running = claim.bid.running;
-                held.grant.failed.clone_from(&claim.failed);
+                held.grant.failed = claim.failed().map(str::to_owned);
             }
         }
         for entry in tasks {
@@ -117,10 +121,13 @@ impl Grants {
             return Ok(());
         }
         let released = entry.value.released.unwrap_or_default();
-        let mut refusal = Err(Refusal::NotRequester);
+        if entry.value.released.is_none() && authority.has_submitted(entry) {
+            return Ok(());
+        }
+        let mut refusal = Err(authority.not_requester(entry));
         for held in self.held.iter_mut().filter(|held| held.grant.epoch <= released && held.order < entry.order) {
             if held.is_workers(entry, authority).is_ok() {
-                held.is_over = true;
+                held.is_given_back = true;
                 refusal = Ok(());
             }
         }
@@ -131,15 +138,15 @@ impl Grants {
     fn check_end(&self, entry: &Entry, authority: &Authority<'_>, bids: &Bids) -> Result<(), Refusal> {
         let is_workers = |held: &Held| held.is_workers(entry, authority).is_ok();
         let may = authority.is_requesters(entry) || bids.has(&entry.writer) || self.held.iter().any(is_workers);
-        if may { Ok(()) } else { Err(Refusal::NotRequester) }
+        if may { Ok(()) } else { Err(authority.not_requester(entry)) }
     }
 
-    /// Returns the grant that is live.
+    /// Returns the grant that is live. One that is given back leaves none: those that it superseded do not come back.
     pub(super) fn live(&self) -> Option<&Held> {
-        let is_requesters = |held: &Held| held.grant.by == GrantedBy::Requester;
-        let rank =
-            |held: &&Held| (held.grant.epoch, is_requesters(held), held.has_answer, Reverse(held.grant.hash.clone()));
-        self.held.iter().filter(|held| !held.is_over).max_by_key(rank)
+        let rank = |held: &Held| (held.grant.epoch, held.grant.by == GrantedBy::Requester, held.has_answer);
+        let open = self.held.iter().filter(|held| !held.is_over);
+        let first = open.max_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| b.grant.hash.cmp(&a.grant.hash)));
+        first.filter(|held| !held.is_given_back)
     }
 
     pub(super) fn by_hash(&mut self, hash: &str) -> Option<&mut Held> {
@@ -164,7 +171,7 @@ impl Held {
             running: false,
             failed: None,
         };
-        Self { order: entry.order, grant, bid, is_over: false, has_answer: false }
+        Self { order: entry.order, grant, bid, is_over: false, is_given_back: false, has_answer: false }
     }
 
     fn is_workers(&self, entry: &Entry, authority: &Authority<'_>) -> Result<(), Refusal> {
@@ -190,14 +197,13 @@ fn worker(entry: &Entry, authority: &Authority<'_>) -> Result<(Worker, GrantedBy
         return Ok((worker, GrantedBy::Requester));
     }
     if *granted_by != Some(GrantedBy::SelfClaim) {
-        return Err(Refusal::NotRequester);
+        return Err(authority.not_requester(entry));
     }
     let node = NodeId::parse(peer).map_err(|_| Refusal::NoWorker)?;
     if !authority.proves(&node, &entry.writer, worker_identity.as_ref(), worker_proof.as_ref()) {
         return Err(Refusal::Proof);
     }
-    let designated = authority.first.value.to.as_ref();
-    if designated.is_some_and(|designated| *designated != node) {
+    if !authority.first.value.may_be_claimed_by(&node) {
         return Err(Refusal::NotDesignated);
     }
     Ok((Worker::Node(node), GrantedBy::SelfClaim))

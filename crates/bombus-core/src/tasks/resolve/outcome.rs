@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::tasks::{AttemptFailure, TaskDocument, TaskStatus};
+use crate::tasks::{AttemptFailure, Epoch, TaskDocument, TaskStatus};
 
 use super::authority::Authority;
 use super::bids::{Bids, NO_REASON};
@@ -11,7 +11,10 @@ use super::{Bid, Entry, Grant, Refusal, Refused, ResultEntry, TaskView, ValidRes
 /// A result that fits its grant.
 struct Fitting<'a> {
     entry: &'a ResultEntry,
-    grant: Grant,
+    /// The hash of the grant.
+    hash: String,
+    /// The epoch of the grant.
+    epoch: Epoch,
 }
 
 /// The results that fit something.
@@ -41,16 +44,16 @@ impl<'a> Results<'a> {
                 None => granted_to(grants, entry).ok_or(Refusal::NoGrant),
             };
             match held {
+                // What bidders' errors end was said with their claims.
+                Ok(_) if entry.value.grant.is_none() && entry.value.error.is_some() => {}
                 Ok(held) => {
-                    // What bidders' errors end was said with their claims.
                     match &entry.value.error {
-                        Some(error) if entry.value.grant.is_some() => {
+                        Some(error) => {
                             held.grant.failed.get_or_insert_with(|| error.clone());
                         }
-                        Some(_) => {}
                         None => held.has_answer = true,
                     }
-                    fitting.push(Fitting { entry, grant: held.grant.clone() });
+                    fitting.push(Fitting { entry, hash: held.grant.hash.clone(), epoch: held.grant.epoch });
                 }
                 Err(Refusal::NoGrant) if is_of_bidder(entry, bids, authority) => of_bidders.push(*entry),
                 Err(refusal) => refused.push(refuse(entry, refusal)),
@@ -61,7 +64,7 @@ impl<'a> Results<'a> {
 
     /// Returns the oldest answer that fits a grant.
     fn answer_to(&self, hash: &str) -> Option<&'a ResultEntry> {
-        let fits = |fitting: &&Fitting<'_>| fitting.grant.hash == hash && fitting.entry.value.error.is_none();
+        let fits = |fitting: &&Fitting<'_>| fitting.hash == hash && fitting.entry.value.error.is_none();
         self.fitting.iter().find(fits).map(|fitting| fitting.entry)
     }
 
@@ -70,11 +73,16 @@ impl<'a> Results<'a> {
         self.of_bidders.iter().find(|entry| entry.value.error.is_none()).copied()
     }
 
+    /// Returns why the oldest attempt without a grant failed.
+    fn error_of_bidder(&self) -> Option<String> {
+        self.of_bidders.iter().find_map(|entry| entry.value.error.clone())
+    }
+
     fn valid(&self) -> Vec<ValidResult> {
         let valid = |fitting: &Fitting<'_>| ValidResult {
             hash: fitting.entry.hash.clone(),
-            grant: fitting.grant.hash.clone(),
-            epoch: fitting.grant.epoch,
+            grant: fitting.hash.clone(),
+            epoch: fitting.epoch,
             error: fitting.entry.value.error.clone(),
         };
         let mut all: Vec<_> = self.fitting.iter().map(valid).collect();
@@ -111,25 +119,25 @@ pub(super) fn view(
     authority: &Authority<'_>,
     tasks: &[&Entry],
     grants: Grants,
-    bids: Bids,
-    results: Results<'_>,
+    bids: &Bids,
+    results: &Results<'_>,
     mut refused: Vec<Refused>,
 ) -> TaskView {
     let task = authority.task();
     let failures = failures(authority, tasks, &grants);
     let live = grants.live();
-    let by_others = |entry: &&Entry| !authority.is_requesters(entry);
-    let is_wished = tasks.iter().filter(has_status(TaskStatus::Cancelled)).copied().any(|entry| by_others(&entry));
+    let cancelled = tasks.iter().copied().filter(has_status(TaskStatus::Cancelled));
+    let is_wished = cancelled.into_iter().any(|entry| !authority.is_requesters(entry));
 
     let standing = match authority.terminal {
-        Some(terminal) => settled(terminal, &grants, &results),
-        None => open(&task, live, &bids, &results, is_wished, authority.requester.proven),
+        Some(terminal) => settled(terminal, &grants, results),
+        None => open(&task, live, bids, results, is_wished, authority.requester.proven),
     };
     let Standing { status, grant, result, error } = standing;
     let accepted = result.map(|entry| entry.hash.as_str());
     let live_hash = grant.as_ref().map(|grant| grant.hash.as_str());
-    for Fitting { entry, grant } in &results.fitting {
-        let counts = accepted == Some(entry.hash.as_str()) || live_hash == Some(grant.hash.as_str());
+    for Fitting { entry, hash, .. } in &results.fitting {
+        let counts = accepted == Some(entry.hash.as_str()) || live_hash == Some(hash.as_str());
         if !counts {
             refused.push(refuse(entry, Refusal::Superseded));
         }
@@ -182,7 +190,10 @@ fn settled<'a>(terminal: &Entry, grants: &Grants, results: &Results<'a>) -> Stan
         status: document.status,
         grant: grant.map(|held| held.grant.clone()),
         result: result.filter(|_| document.status == TaskStatus::Completed),
-        error: document.error.clone(),
+        error: match document.status {
+            TaskStatus::Failed => document.error.clone().or_else(|| results.error_of_bidder()),
+            _ => document.error.clone(),
+        },
     }
 }
 
@@ -218,10 +229,13 @@ fn open<'a>(
 
 /// Where a task stands for which nobody gives grants: as far as the bidder that came first.
 fn of_bidders(bids: &Bids) -> (TaskStatus, Option<String>) {
-    if let Some(claim) = bids.open().first() {
-        return (if claim.bid.running { TaskStatus::Running } else { TaskStatus::Claimed }, None);
+    match (bids.open().first(), bids.last_failure()) {
+        (Some(claim), _) if claim.bid.running => (TaskStatus::Running, None),
+        (Some(_), _) => (TaskStatus::Claimed, None),
+        // Such peers try nothing twice.
+        (None, Some(reason)) => (TaskStatus::Failed, Some(reason.to_owned())),
+        (None, None) => (TaskStatus::Pending, None),
     }
-    (TaskStatus::Pending, None)
 }
 
 /// Collects how attempts ended: by the requester's word first, then by that of those who claimed for themselves, then by the results.
