@@ -151,11 +151,6 @@ impl RouteHandle {
         self.shared.config.slots()
     }
 
-    /// Returns how many requests this node's backends answer at a time; 0 where they do not say.
-    pub(crate) fn backend_slots(&self) -> u32 {
-        self.shared.config.backend_slots
-    }
-
     /// Says why a peer may not have anything done here now, or not with a model, if so. `None` stands for whoever is no peer.
     pub(crate) fn refusal(&self, peer: Option<&NodeId>, model: Option<&ModelName>) -> Option<&'static str> {
         let (share, shared) = (self.share(), &self.shared);

@@ -4,6 +4,7 @@ mod answers;
 mod db;
 mod harness;
 mod store;
+mod tasks;
 mod weights;
 
 use std::time::{Duration, Instant};

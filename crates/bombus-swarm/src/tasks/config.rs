@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::sealed::SealChoice;
 
 /// Runs at a time where neither the configuration nor the backends say.
-pub(super) const SLOTS_DEFAULT: u32 = 4;
+pub(super) const SLOTS_DEFAULT: u32 = 8;
 /// Most runs at a time.
 const SLOTS_MAX: u32 = 1_024;
-/// So many tasks of others wait for each slot.
+/// So many tasks for each slot are given to a worker that has none free.
 pub(super) const QUEUE_PER_SLOT: u32 = 4;
+/// Tasks of others that wait here at least before more are refused: more than requesters that know each other would give, so that a refusal,
+/// after which they wait, is rare.
+const QUEUE_MIN: u32 = 128;
 
 /// Durable tasks: the section `[tasks]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +26,7 @@ pub struct TasksConfig {
     pub enabled: bool,
     /// Whether it runs tasks, its own and those of others. A node that does not still submits them.
     pub work: bool,
-    /// Most runs at a time. Without it as many as the backends have slots, and 4 where they do not say.
+    /// Most runs at a time. Without it as many as the backends have slots, and 8 where they do not say.
     pub max_concurrent: Option<u32>,
     /// So many attempts end in failure before a task does that names no number of its own.
     pub max_attempts: u32,
@@ -107,7 +110,7 @@ impl TasksConfig {
         DispatchConfig {
             lease: self.lease(),
             slots,
-            queue: slots.saturating_mul(QUEUE_PER_SLOT),
+            queue: slots.saturating_mul(2 * QUEUE_PER_SLOT).max(QUEUE_MIN),
             run_limit: Duration::from_secs(self.timeout_s.max(1)),
             foreign_limit: Duration::from_secs(self.timeout_s.max(1)),
             foreign_workers: self.foreign_workers,

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::shared::Shared;
 use super::wire::{Said, Word};
 use super::{ask, facts, offer, rank, run};
-use crate::store::{Claim, Settlement, StoreError, TASKS};
+use crate::store::{AuditEvent, AuditKind, Claim, Settlement, StoreError, TASKS};
 
 /// How often it is looked whether entries are still being fetched in bulk.
 const SYNC_LOOK: Duration = Duration::from_millis(50);
@@ -55,6 +55,11 @@ pub(super) fn begin(shared: &Arc<Shared>, output: Output) {
         Output::Accept { task, epoch, run, .. } => say(shared, &task, epoch, Said::Accepted { began: run.is_some() }),
         Output::Decline { task, epoch, reason, .. } => {
             shared.documents().remove(&task);
+            audit(shared, &task, AuditKind::Declined, |event| AuditEvent {
+                epoch: Some(epoch),
+                reason: Some(reason.to_string()),
+                ..event
+            });
             say(shared, &task, epoch, Said::declined(reason));
         }
         Output::Report { task, epoch, .. } => report(shared, task, epoch),
@@ -67,7 +72,10 @@ pub(super) fn begin(shared: &Arc<Shared>, output: Output) {
             say(shared, &task, epoch, Said::Began);
             run::begin(shared, task, run, epoch, grant);
         }
-        Output::Abort { run, .. } => run::abort(shared, run),
+        Output::Abort { task, run } => {
+            audit(shared, &task, AuditKind::Abandoned, |event| event);
+            run::abort(shared, run);
+        }
         Output::Drained => shared.set_drained(),
     }
 }
@@ -79,6 +87,13 @@ fn say(shared: &Shared, task: &TaskId, epoch: Epoch, said: Said) {
     let key = (task.clone(), epoch);
     if listeners.get(&key).is_some_and(|listener| listener.said.try_send(said).is_err()) {
         listeners.remove(&key);
+    }
+}
+
+/// Writes what leaves no document into the audit log.
+fn audit(shared: &Shared, task: &TaskId, kind: AuditKind, more: impl FnOnce(AuditEvent) -> AuditEvent) {
+    if let Some(store) = shared.store_now() {
+        store.audit(more(store.event(task, kind)));
     }
 }
 
@@ -253,9 +268,14 @@ async fn publish(shared: &Arc<Shared>, task: TaskId, run: RunId, grant: (Epoch, 
     let Some(document) = run::result_of(shared, &task, run, (epoch, &hash), outcome) else { return };
     let Some(store) = shared.store_now() else { return };
     match store.complete(document).await {
-        Ok(_) => {
+        Ok((_, entry)) => {
             say(shared, &task, epoch, Said::ended(outcome));
             run::forget(shared, run);
+            if matches!(outcome, Outcome::Completed)
+                && let Err(error) = store.conclude(&task, epoch, &hash, &entry).await
+            {
+                tracing::warn!(task.id = %task, %error, "a requester without grants was not told that its task has a result");
+            }
             shared.input(Input::Published { task, run });
         }
         Err(error) => failed(shared, task, Write::Result(run), &error).await,

@@ -49,6 +49,13 @@ pub(super) async fn follow(shared: &Arc<Shared>, id: &TaskId) -> Result<BoxStrea
                 }
             }
             if is_over(&shared, &report).await.unwrap_or(true) {
+                // The last of it may have come between the two looks.
+                if let (false, Ok(now)) = (report.settled, shared.report(&id).await) {
+                    report = now;
+                    for text in told.of_parts(&shared, &id, &report).await {
+                        yield TaskNews::Token { text };
+                    }
+                }
                 for news in told.rest(&shared, &report).await {
                     yield news;
                 }

@@ -118,6 +118,12 @@ impl TasksHandle {
         self.shared.load().running
     }
 
+    /// Cuts off all that goes on, as a crash does.
+    #[cfg(test)]
+    pub(crate) fn cut_off(&self) {
+        self.shared.stop.cancel();
+    }
+
     /// Takes no further tasks, hands back what waits here, and waits until what runs has ended or been handed back, at most so long. It is
     /// for a node that is about to stop.
     pub async fn drain(&self, grace: Duration) {

@@ -1,11 +1,13 @@
 //! Submits tasks, and puts together what came of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bombus_core::tasks::report::{TaskReport, joined};
 use bombus_core::tasks::{ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
+use tokio::time::timeout;
 
 use super::error::TasksError;
 use super::news::{PartResult, TaskFilter, TaskPage, TaskResultReport};
@@ -21,6 +23,8 @@ const OPEN_MAX: usize = 100_000;
 const ANSWERS_AT_ONCE: usize = 16;
 /// Most tasks on a page.
 const PAGE_MAX: usize = 1_000;
+/// How long a result that was accepted may take to come here.
+const RESULT_LIMIT: Duration = Duration::from_secs(5);
 /// How many pages of the store are looked through for one: where fewer fit, the page is shorter than it may be.
 const LOOKED_THROUGH_MAX: usize = 50;
 
@@ -120,7 +124,8 @@ pub(super) async fn wait(shared: &Arc<Shared>, id: &TaskId) -> Result<TaskReport
     loop {
         let report = shared.report(id).await?;
         if is_over(shared, &report).await? {
-            return Ok(report);
+            // The last of it may have come between the two looks.
+            return if report.settled { Ok(report) } else { shared.report(id).await };
         }
         let waited = shared.stop.run_until_cancelled(about(&mut updates, id)).await;
         if waited != Some(true) {
@@ -161,7 +166,7 @@ pub(super) async fn is_over(shared: &Shared, report: &TaskReport) -> Result<bool
 /// Tells what came of a task.
 pub(super) async fn result(shared: &Arc<Shared>, id: &TaskId) -> Result<Option<TaskResultReport>, TasksError> {
     let store = shared.store().await?;
-    if let Some(view) = store.view(id).await? {
+    if let Some(view) = whole_view(&store, id).await? {
         return of_one(shared, &store, &view).await;
     }
     let parts = store.parts(id);
@@ -169,7 +174,7 @@ pub(super) async fn result(shared: &Arc<Shared>, id: &TaskId) -> Result<Option<T
         return Err(TasksError::UnknownTask(id.clone()));
     }
     let views = stream::iter(parts).map(async |part| {
-        let Some(view) = store.view(&part.id).await? else { return Ok(None) };
+        let Some(view) = whole_view(&store, &part.id).await? else { return Ok(None) };
         let result = match &view.result {
             Some(result) => Some(sealed::open_answer(shared, store.whole_result(result).await?)),
             None => None,
@@ -182,6 +187,24 @@ pub(super) async fn result(shared: &Arc<Shared>, id: &TaskId) -> Result<Option<T
     let is_sealed = read.iter().any(|(_, result)| result.as_ref().is_some_and(|(_, sealed)| *sealed));
     let read: Vec<_> = read.into_iter().map(|(view, result)| (view, result.map(|(result, _)| result))).collect();
     Ok(of_parts(id, &read).map(|report| TaskResultReport { sealed: is_sealed, ..report }))
+}
+
+/// Reads a task. The databases come one after the other: for the result that its requester has accepted it waits a moment.
+async fn whole_view(store: &TaskStore, id: &TaskId) -> Result<Option<Arc<TaskView>>, TasksError> {
+    let mut updates = store.updates();
+    let looking = async {
+        loop {
+            let view = store.view(id).await?;
+            let lacks = |view: &TaskView| view.status == TaskStatus::Completed && view.result.is_none();
+            if !view.as_deref().is_some_and(lacks) || !about(&mut updates, id).await {
+                return Ok(view);
+            }
+        }
+    };
+    match timeout(RESULT_LIMIT, looking).await {
+        Ok(view) => view,
+        Err(_) => Ok(store.view(id).await?),
+    }
 }
 
 async fn of_one(shared: &Shared, store: &TaskStore, view: &TaskView) -> Result<Option<TaskResultReport>, TasksError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bombus_core::chat::{ChatEvent, EmbedInput, EmbedRequest};
 use bombus_core::identity::NodeId;
-use bombus_core::model::ModelCapability;
+use bombus_core::model::{ModelCapability, ModelName};
 use bombus_core::placement::{Need, Scope};
 use bombus_core::tasks::chunk::{JOINER, fill};
 use bombus_core::tasks::dispatch::{Input, Outcome, RunId};
@@ -284,7 +284,7 @@ async fn answer(
     let request = document.chat_request(prompt);
     let route = shared.backends.route(&request.model, &need_of(&request)).await?;
     let Routed { value: mut events, model, .. } = route.chat(request).await?;
-    let mut product = Product { model: model.to_string(), ..Product::default() };
+    let mut product = Product { model: named(&model, &document.model), ..Product::default() };
     while let Some(event) = events.next().await {
         match event? {
             ChatEvent::Delta(delta) => {
@@ -307,6 +307,11 @@ async fn answer(
     Err(Failure::passing("the answer broke off without saying why"))
 }
 
+/// Names a model as it was asked for, where that is its name.
+fn named(model: &ModelName, asked: &str) -> String {
+    if ModelName::parse(asked).is_ok_and(|asked| asked == *model) { asked.to_owned() } else { model.to_string() }
+}
+
 async fn embed(shared: &Shared, document: &TaskDocument, text: String) -> Result<Product, Failure> {
     let need = Need::of([ModelCapability::Embedding]).within(Scope::Local);
     let route = shared.backends.route(&document.model, &need).await?;
@@ -314,7 +319,7 @@ async fn embed(shared: &Shared, document: &TaskDocument, text: String) -> Result
     let Routed { value, model, .. } = route.embed(request).await?;
     let vector = value.vectors.into_iter().next().ok_or_else(|| Failure::passing("no vector was made"))?;
     Ok(Product {
-        model: model.to_string(),
+        model: named(&model, &document.model),
         embedding: Some(vector.into_iter().map(f64::from).collect()),
         prompt_eval_count: Some(u64::from(value.prompt_tokens)),
         ..Product::default()

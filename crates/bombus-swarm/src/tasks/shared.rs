@@ -37,7 +37,7 @@ use crate::store::{StoreError, StoreSize, TaskStore};
 /// Longest wait for a store that is being opened.
 const OPENING_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How many offers to one peer may wait for its first word at a time: as many as fit into what it has room for before it looks.
-const OPENING_MAX: usize = 8;
+const OPENING_MAX: usize = 14;
 /// How many views of parts are read at once.
 const VIEWS_AT_ONCE: usize = 16;
 
@@ -93,7 +93,7 @@ impl Shared {
         seal_key: SealKey,
     ) -> Self {
         let me = key.node_id();
-        let dispatcher = Dispatcher::new(me.clone(), config.dispatch(route.backend_slots()), clock::now(), random());
+        let dispatcher = Dispatcher::new(me.clone(), config.dispatch(route.slots()), clock::now(), random());
         Self {
             config,
             net,
