@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::blocks::{For, no_longer, serving};
 use super::error::DbError;
+use super::kept::KEPT_BLOCK_BYTES_MAX;
 use super::shared::{Shared, aside};
 
 /// How long a peer has for a block before the next one is asked as well.
@@ -29,24 +30,43 @@ struct News {
 /// Who waits for which blocks by their names.
 #[derive(Debug, Default)]
 pub(super) struct Awaited {
-    by_hash: HashMap<Hash, watch::Sender<News>>,
+    by_hash: HashMap<Hash, Await>,
+}
+
+#[derive(Debug, Default)]
+struct Await {
+    waiting: usize,
+    news: watch::Sender<News>,
 }
 
 impl Awaited {
-    fn wait(&mut self, hash: Hash) -> watch::Receiver<News> {
-        self.by_hash.entry(hash).or_default().subscribe()
+    fn begin(&mut self, hash: Hash) -> watch::Receiver<News> {
+        let awaited = self.by_hash.entry(hash).or_default();
+        awaited.waiting += 1;
+        awaited.news.subscribe()
+    }
+
+    /// Returns whether nobody waits any more.
+    fn end(&mut self, hash: &Hash) -> bool {
+        let Some(awaited) = self.by_hash.get_mut(hash) else { return true };
+        awaited.waiting -= 1;
+        let is_last = awaited.waiting == 0;
+        if is_last {
+            self.by_hash.remove(hash);
+        }
+        is_last
     }
 
     /// Takes a block that has come.
     pub(super) fn came(&self, hash: &Hash, block: &[u8]) {
-        if let Some(news) = self.by_hash.get(hash) {
+        if let Some(Await { news, .. }) = self.by_hash.get(hash) {
             news.send_modify(|news| news.block = Some(block.into()));
         }
     }
 
     /// Takes note that a peer has not got a block.
     pub(super) fn absent(&self, hash: &Hash, peer: &NodeId) {
-        if let Some(news) = self.by_hash.get(hash) {
+        if let Some(Await { news, .. }) = self.by_hash.get(hash) {
             news.send_modify(|news| {
                 news.absent.insert(peer.clone());
             });
@@ -63,7 +83,7 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn begin(shared: &'a Shared, hash: Hash) -> Self {
-        let news = shared.awaited().wait(hash);
+        let news = shared.awaited().begin(hash);
         Self { shared, hash, news }
     }
 
@@ -76,7 +96,7 @@ impl<'a> Waiting<'a> {
     }
 
     fn forget_absent(&self) {
-        if let Some(news) = self.shared.awaited().by_hash.get(&self.hash) {
+        if let Some(Await { news, .. }) = self.shared.awaited().by_hash.get(&self.hash) {
             news.send_modify(|news| news.absent.clear());
         }
     }
@@ -84,14 +104,7 @@ impl<'a> Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let is_last = {
-            let mut awaited = self.shared.awaited();
-            let is_last = awaited.by_hash.get(&self.hash).is_some_and(|news| news.receiver_count() <= 1);
-            if is_last {
-                awaited.by_hash.remove(&self.hash);
-            }
-            is_last
-        };
+        let is_last = self.shared.awaited().end(&self.hash);
         if is_last {
             no_longer(self.shared, &self.hash, For::Reader);
         }
@@ -115,6 +128,9 @@ pub(super) async fn fetch(
         Some(Err(_)) => return Err(DbError::BlockNotReached { hash, limit }),
         Some(Ok(block)) => block,
     };
+    if block.len() > KEPT_BLOCK_BYTES_MAX {
+        return Err(DbError::BlockSize(block.len()));
+    }
     let block = block.to_vec();
     shared.own_blocks.put(vec![(hash, block.clone())]).await?;
     Ok(block)

@@ -7,6 +7,8 @@ pub struct StoreLimits {
     pub inline_bytes: usize,
     /// Longest prompt or answer, in bytes. At most 64 MiB.
     pub text_bytes_max: usize,
+    /// When all large texts take so many bytes in the storage, no more of others are fetched before somebody reads them.
+    pub texts_bytes_max: u64,
     /// How many large texts of others are fetched at once before anybody reads them.
     pub fetches: usize,
     /// How long one may take, in milliseconds; it is tried again when somebody reads it.
@@ -24,6 +26,7 @@ impl Default for StoreLimits {
         Self {
             inline_bytes: 12 << 10,
             text_bytes_max: 32 << 20,
+            texts_bytes_max: 8 << 30,
             fetches: 8,
             fetch_ms: 20_000,
             audit_queue: 4_096,

@@ -99,6 +99,9 @@ async fn look_after(store: &TaskStore, limits: &StoreLimits, stop: &Cancellation
         stop.run_until_cancelled(reload_stale(store)).await;
         while fetching.len() < limits.fetches {
             let Some(wanted) = table.next_wanted() else { break };
+            if store.inner.db.blocks_bytes() >= limits.texts_bytes_max {
+                continue;
+            }
             fetching.push(fetch(store, wanted, Duration::from_millis(limits.fetch_ms)));
         }
         tokio::select! {

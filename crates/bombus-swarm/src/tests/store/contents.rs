@@ -54,6 +54,9 @@ async fn large_answers_conversations_and_vectors_come_back_whole_and_outlive_a_r
     };
     let (stored, _) = a.store.complete(embedding).await.unwrap();
     assert_eq!(stored.embedding, Some(Vec::new()));
+    let sealed = Some(json!({ "to": ["x".repeat(20 << 10)] }));
+    let document = TaskDocument { sealed: sealed.clone(), ..a.store.draft().unwrap() };
+    let secret = a.store.create_task(document).await.unwrap().id;
     for entry in [&a.database(TASKS), &a.database(RESULTS)].into_iter().flat_map(|database| database.query(|_| true)) {
         assert!(entry.value.encode().unwrap().len() < 16 << 10);
     }
@@ -65,6 +68,8 @@ async fn large_answers_conversations_and_vectors_come_back_whole_and_outlive_a_r
     assert!(a.store.whole_task(&view.task).await.unwrap().messages == Some(messages));
     assert!(a.store.get_result(&task).await.unwrap().unwrap().response == megabyte());
     assert!(a.store.get_result(&other).await.unwrap().unwrap().embedding == Some(vector));
+    let view = a.view(&secret).await;
+    assert!(a.store.whole_task(&view.task).await.unwrap().sealed == sealed);
     a.stop().await;
 }
 
