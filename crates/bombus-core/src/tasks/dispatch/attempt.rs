@@ -130,7 +130,7 @@ impl Dispatcher {
                 let until = self.now + self.config.lease.granted();
                 self.enter(task, Phase::Collecting { live, until });
             }
-            Outcome::Failed { reason, retry } => self.attempt_failed(task, reason, retry),
+            Outcome::Failed { reason, retry } => self.attempt_failed(task, &reason, retry),
             Outcome::HandedBack => {
                 owned.avoided.extend(live.worker.node().cloned());
                 self.release(task, None, Duration::ZERO);
@@ -151,7 +151,7 @@ impl Dispatcher {
                 None => self.give_up(task, &live),
             },
             Phase::Apart { live, give_up, .. } => self.offer(task, live, Some(give_up)),
-            Phase::Foreign { .. } => self.attempt_failed(task, "its worker has no answer in time".to_owned(), true),
+            Phase::Foreign { .. } => self.attempt_failed(task, "its worker has no answer in time", true),
             Phase::Releasing { epoch, failure, rest, .. } => self.write_release(task, epoch, failure, rest),
             Phase::Settling { end, .. } => self.write_end(task, end),
             _ => {}
@@ -164,9 +164,9 @@ impl Dispatcher {
             self.avoid_worker(task, live);
             self.release(task, None, Duration::ZERO);
         } else if mine {
-            self.attempt_failed(task, "this node was started anew while it ran the task".to_owned(), true);
+            self.attempt_failed(task, "this node was started anew while it ran the task", true);
         } else {
-            self.attempt_failed(task, "its worker was lost".to_owned(), true);
+            self.attempt_failed(task, "its worker was lost", true);
         }
     }
 
@@ -204,7 +204,7 @@ impl Dispatcher {
     }
 
     /// Ends the attempt that is followed, by a failure that uses it up.
-    pub(super) fn attempt_failed(&mut self, task: &TaskId, reason: String, retry: bool) {
+    pub(super) fn attempt_failed(&mut self, task: &TaskId, reason: &str, retry: bool) {
         let Some(owned) = self.owned.get_mut(task) else { return };
         let Some(live) = owned.phase.live().cloned() else { return };
         owned.attempts = owned.attempts.saturating_add(1);
@@ -212,9 +212,9 @@ impl Dispatcher {
         owned.failed_with.extend(live.worker.node().cloned());
         let attempts = owned.attempts;
         let is_last = attempts >= owned.attempts_max(self.config.lease.max_attempts);
-        let failure = Some(Failure { epoch: live.epoch, worker: live.worker, reason: reason.clone() });
+        let failure = Some(Failure { epoch: live.epoch, worker: live.worker, reason: reason.to_owned() });
         if is_last || !retry {
-            self.settle(task, End::failed(&reason, failure));
+            self.settle(task, End::failed(reason, failure));
         } else {
             let rest = self.config.lease.backoff(attempts);
             self.release(task, failure, rest);

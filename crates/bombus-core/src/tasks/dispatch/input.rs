@@ -147,7 +147,7 @@ pub enum Input {
         /// Peers that count as alive and gave no answer.
         unanswered: Vec<NodeId>,
     },
-    /// The requester's user no longer wants an own task. For tasks of others a CANCELLED entry is written, which comes back as
+    /// The requester's user no longer wants an own task, whose facts have been told. For tasks of others a CANCELLED entry is written, which comes back as
     /// [`TaskFacts::cancelling`].
     Cancel {
         /// Which task.

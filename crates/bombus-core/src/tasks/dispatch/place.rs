@@ -64,7 +64,7 @@ impl Dispatcher {
                 return self.adopt(task, grant);
             }
             if let Some(reason) = grant.failed.filter(|_| grant.epoch == followed && owned.phase.live().is_some()) {
-                return self.attempt_failed(task, reason, true);
+                return self.attempt_failed(task, &reason, true);
             }
         }
         self.consider(task);
@@ -90,7 +90,7 @@ impl Dispatcher {
         };
         self.enter(task, phase);
         if let Some(reason) = grant.failed {
-            self.attempt_failed(task, reason, true);
+            self.attempt_failed(task, &reason, true);
         }
     }
 
@@ -276,8 +276,8 @@ impl Dispatcher {
                 let again = self.now + self.config.retry;
                 self.enter(task, Phase::Apart { live, again, give_up });
             }
-            Decline::Lost { began: true } => self.attempt_failed(task, reason.to_string(), true),
-            _ if live.began == Began::Yes => self.attempt_failed(task, "its worker no longer runs it".to_owned(), true),
+            Decline::Lost { began: true } => self.attempt_failed(task, &reason.to_string(), true),
+            _ if live.began == Began::Yes => self.attempt_failed(task, "its worker no longer runs it", true),
             _ => self.release(task, None, Duration::ZERO),
         }
     }

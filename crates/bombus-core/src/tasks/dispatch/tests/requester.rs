@@ -1,6 +1,6 @@
-use super::rig::*;
+use super::rig::{Rig, answered, config, facts, granted, id, ms, node};
 use crate::liveness::PeerState;
-use crate::tasks::dispatch::*;
+use crate::tasks::dispatch::{Decline, Input, Outcome, Output, TaskFacts, Write};
 use crate::tasks::{Epoch, GrantedBy, TaskStatus, Worker};
 
 fn grant_of(outputs: &[Output]) -> Option<(u64, char)> {

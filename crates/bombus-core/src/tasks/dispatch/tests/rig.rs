@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use crate::identity::{NodeId, NodeKey};
 use crate::liveness::PeerState;
-use crate::tasks::dispatch::*;
+use crate::tasks::dispatch::{
+    AnswerFacts, Candidate, DispatchConfig, Dispatcher, GrantFacts, Input, Needs, Offered, Outcome, Output, RunId,
+    TaskFacts,
+};
 use crate::tasks::{Epoch, GrantedBy, TaskId, Worker};
 
 pub(super) struct Rig {

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bombus_testkit::simulator::{SimulatorRandom, for_each_seed};
 
-use super::rig::*;
+use super::rig::{Rig, answered, begun, config, facts, granted, id, ms, node, offer};
 use crate::liveness::PeerState;
-use crate::tasks::dispatch::*;
+use crate::tasks::dispatch::{Candidate, Decline, Input, Outcome, Output, RunId, Write};
 use crate::tasks::{Epoch, GrantedBy};
 
 fn any_input(random: &mut SimulatorRandom, runs: &[(String, RunId)]) -> Input {

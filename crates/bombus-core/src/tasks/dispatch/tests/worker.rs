@@ -1,6 +1,6 @@
-use super::rig::*;
+use super::rig::{Rig, answered, begun, config, facts, granted, id, ms, node, offer};
 use crate::liveness::PeerState;
-use crate::tasks::dispatch::*;
+use crate::tasks::dispatch::{Decline, DispatchConfig, Input, Load, Offered, Outcome, Output, RunId, TaskFacts};
 use crate::tasks::{Epoch, GrantedBy};
 
 fn publishes(outputs: &[Output]) -> bool {
