@@ -28,8 +28,8 @@ const STORED_EVERYWHERE: &str =
 /// Arguments of `bombus submit`.
 #[derive(Debug, Args)]
 pub(crate) struct SubmitArgs {
-    /// The prompt; several words are joined
-    #[arg(value_name = "PROMPT", required_unless_present = "file", conflicts_with = "file")]
+    /// The prompt; several words are joined. A file follows it
+    #[arg(value_name = "PROMPT", required_unless_present = "file")]
     prompt: Vec<String>,
     /// Take the prompt from a file, or with - from a pipe. A file of prompts, .jsonl or .ndjson, makes a task of each of its lines: a text
     /// in quotes, or an object such as {"id": "a", "prompt": "..."}
@@ -109,16 +109,20 @@ struct Accepted {
 pub(super) fn run(global: &Global, args: &SubmitArgs) -> Result<ExitCode> {
     let settings = global.settings(&[])?;
     let _telemetry = global.begin_quiet_logs(&settings)?;
-    let text = match &args.file {
-        Some(file) => read(file)?,
-        None => args.prompt.join(" "),
-    };
+    let said = args.prompt.join(" ");
+    let text = args.file.as_deref().map(read).transpose()?;
+    let is_list = |file: &PathBuf| file.extension().is_some_and(|end| end == "jsonl" || end == "ndjson");
+    let lines = args.lines || args.file.as_ref().is_some_and(is_list);
+    if lines && !said.is_empty() {
+        let failure = Failure::new(Exit::Usage, "each line of the file is a prompt of its own, so there is no other");
+        return Err(failure.hint("--map puts text around each chunk of a prompt").into());
+    }
+    let parts = [said, text.unwrap_or_default()];
+    let text = parts.into_iter().filter(|part| !part.trim().is_empty()).collect::<Vec<_>>().join("\n\n");
     if text.trim().is_empty() {
         let failure = Failure::new(Exit::Usage, "there is no prompt");
         return Err(failure.hint("bombus submit \"Why is the sky blue?\", or --file FILE").into());
     }
-    let is_list = |file: &PathBuf| file.extension().is_some_and(|end| end == "jsonl" || end == "ndjson");
-    let lines = args.lines || args.file.as_ref().is_some_and(is_list);
     super::block_on(async {
         let data_dir = global.data_dir()?;
         if lines {

@@ -64,6 +64,9 @@ async fn a_long_prompt_is_cut_and_its_answers_are_put_together() {
     let first = chunks[0]["task_id"].as_str().unwrap();
     assert_eq!(object(&home, &["status", first, "--json"]).await["parent"], id.trim());
 
+    std::fs::write(home.path("notes.txt"), "the notes\n").unwrap();
+    let both = run(&home, &["submit", "--quiet", "Read", "this:", "--file", "notes.txt", "--wait"], 0).await.stdout;
+    assert_eq!(both, "Read this:\n\nthe notes\n", "what is said comes before the file");
     let text = "One.\n\nTwo.\n\nThree.";
     std::fs::write(home.path("text.md"), text).unwrap();
     let flags = ["--file", "text.md", "--chunk", "paragraph", "--max-chunk", "8", "--wait"];
@@ -186,6 +189,7 @@ async fn what_cannot_be_done_says_why_and_what_to_do() {
         (&["submit", "Hi", "--chunk", "word"], 2, "paragraph"),
         (&["submit", "Hi", "--key", "a\u{e9}"], 2, "ASCII"),
         (&["submit", "--file", "nowhere.txt"], 3, "nowhere.txt"),
+        (&["submit", "Hi", "--file", "config/bombus/config.toml", "--lines"], 2, "prompt of its own"),
         (&["tasks", "--status", "lost"], 2, "pending"),
         (&["tasks", "-n", "0"], 2, "1..=1000"),
     ] {
