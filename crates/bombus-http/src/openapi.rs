@@ -14,6 +14,7 @@ use utoipa::{Modify, OpenApi};
 use crate::app::SharedApp;
 use crate::error::{Dialect, OllamaError, OpenAiError, Problem};
 use crate::inference;
+use crate::native::tasks::stream::TaskEvent;
 use crate::openai::request::ContentPart;
 use crate::openai::response::{ChatCompletionChunk, Completion};
 
@@ -38,7 +39,7 @@ pub(crate) async fn document(State(app): State<SharedApp>) -> Response {
         (name = "tasks", description = "Durable tasks: work that outlives the node that it was given to"),
         (name = "databases", description = "Replicated databases, which peers of OrbitDB can join")
     ),
-    components(schemas(OpenAiError, OllamaError, Problem, ContentPart, ChatCompletionChunk, Completion)),
+    components(schemas(OpenAiError, OllamaError, Problem, ContentPart, ChatCompletionChunk, Completion, TaskEvent)),
     modifiers(&Keys)
 )]
 struct Frame;
