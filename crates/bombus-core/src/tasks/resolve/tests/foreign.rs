@@ -86,6 +86,11 @@ fn a_requester_that_asks_again_ends_the_grants_before() {
     let view = story.view().unwrap();
     assert_eq!((view.status, view.grant, view.released), (TaskStatus::Pending, None, Epoch(1)));
     assert_eq!(view.highest_epoch, Epoch(1));
+    // A claim that its worker wrote before it knew.
+    story.claim_self(V, 1);
+    assert_eq!(story.view().unwrap().grant, None);
+    let next = story.claim_self(V, 2);
+    assert_eq!(story.view().unwrap().grant.unwrap().hash, next);
 }
 
 #[test]
