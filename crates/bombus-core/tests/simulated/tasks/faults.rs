@@ -16,7 +16,7 @@ fn shape(seed: u64) -> Shape {
     shape.slots[nodes - 1] = shape.slots[nodes - 1].max(1);
     shape.lost_entries = [0.0, 0.3][(seed % 2) as usize];
     shape.failed_writes = [0.0, 0.0, 0.05][(seed % 3) as usize];
-    shape.run_ms = if seed % 4 == 0 { 1..=30_000 } else { 1..=3_000 };
+    shape.run_ms = if seed.is_multiple_of(4) { 1..=30_000 } else { 1..=3_000 };
     shape
 }
 

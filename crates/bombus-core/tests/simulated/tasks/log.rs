@@ -9,8 +9,8 @@ use bombus_core::tasks::{Order, ResultDocument, TaskDocument, TaskId, TaskView, 
 /// A document before it is written.
 #[derive(Debug, Clone)]
 pub(crate) enum Draft {
-    Task(TaskDocument),
-    Result(ResultDocument),
+    Task(Box<TaskDocument>),
+    Result(Box<ResultDocument>),
 }
 
 /// A document as it was written.
@@ -82,10 +82,10 @@ impl Disk {
         let order = Order { time, writer: [writer as u8; 33], entry: digest };
         let document = match draft {
             Draft::Task(task) => {
-                Document::Task(Written { hash, order, writer: identity(writer), value: Arc::new(task) })
+                Document::Task(Written { hash, order, writer: identity(writer), value: Arc::from(task) })
             }
             Draft::Result(result) => {
-                Document::Result(Written { hash, order, writer: identity(writer), value: Arc::new(result) })
+                Document::Result(Written { hash, order, writer: identity(writer), value: Arc::from(result) })
             }
         };
         let entry = Entry { writer, number, document };

@@ -273,11 +273,11 @@ impl TaskNode {
                 document.requester_identity = Some(identity(self.index));
                 document.requester_proof = Some(proof(self.me(), &task, &identity(self.index)));
                 self.fresh.insert(task);
-                self.write_now(Draft::Task(*document), effects);
+                self.write_now(Draft::Task(document), effects);
             }
             Order::SubmitForeign(mut document) => {
                 document.requester_peer_id = "somebody".to_owned();
-                self.write_now(Draft::Task(*document), effects);
+                self.write_now(Draft::Task(document), effects);
             }
             Order::Bid { task, answers } => {
                 let Some(view) = self.disk.borrow().view(&task) else { return };
@@ -286,10 +286,10 @@ impl TaskNode {
                     worker_peer_id: Some(format!("foreign-{}", self.index)),
                     ..TaskDocument::clone(&view.task)
                 };
-                self.write_now(Draft::Task(document), effects);
+                self.write_now(Draft::Task(Box::new(document)), effects);
                 if answers {
                     let result = ResultDocument::new(task, format!("foreign-{}", self.index), now_ms);
-                    self.write_now(Draft::Result(result), effects);
+                    self.write_now(Draft::Result(Box::new(result)), effects);
                 }
             }
             Order::Cancel(task) => {
@@ -298,7 +298,7 @@ impl TaskNode {
                     self.inputs.push_back(Input::Cancel { task });
                 } else {
                     let document = TaskDocument { status: TaskStatus::Cancelled, ..TaskDocument::clone(&view.task) };
-                    self.write_now(Draft::Task(document), effects);
+                    self.write_now(Draft::Task(Box::new(document)), effects);
                 }
             }
             Order::Drain => self.inputs.push_back(Input::Drain { grace: Duration::from_secs(3) }),

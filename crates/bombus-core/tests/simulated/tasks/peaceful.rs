@@ -21,7 +21,7 @@ fn shape(seed: u64) -> Shape {
     // Somebody has to run them.
     shape.slots[0] = shape.slots[0].max(1);
     shape.lost_entries = [0.0, 0.2][(seed % 2) as usize];
-    shape.run_ms = if seed % 5 == 0 { 1..=40_000 } else { 1..=2_000 };
+    shape.run_ms = if seed.is_multiple_of(5) { 1..=40_000 } else { 1..=2_000 };
     shape
 }
 

@@ -36,23 +36,29 @@ impl TaskNode {
             Output::Release { task, epoch, failure } => {
                 let mut document = self.next(&task, TaskStatus::Pending, failure);
                 document.released = Some(epoch);
-                self.write(now_ms, &task, Draft::Task(document), Ack::None(Some(Write::Release(epoch))), effects);
+                self.write(
+                    now_ms,
+                    &task,
+                    Draft::Task(Box::new(document)),
+                    Ack::None(Some(Write::Release(epoch))),
+                    effects,
+                );
             }
             Output::GiveUp { task, epoch } => {
                 let mut document = self.next(&task, TaskStatus::Pending, None);
                 document.released = Some(epoch);
                 document.worker_identity = Some(identity(self.index));
                 document.worker_proof = Some(proof(self.me(), &task, &identity(self.index)));
-                self.write(now_ms, &task, Draft::Task(document), Ack::None(None), effects);
+                self.write(now_ms, &task, Draft::Task(Box::new(document)), Ack::None(None), effects);
             }
             Output::Settle { task, status, grant, result, failure, error } => {
                 let mut document = self.next(&task, status, failure);
                 (document.grant, document.result) = (grant, result);
                 (document.settled, document.error) = (Some(true), error);
-                self.write(now_ms, &task, Draft::Task(document), Ack::None(Some(Write::Settle)), effects);
+                self.write(now_ms, &task, Draft::Task(Box::new(document)), Ack::None(Some(Write::Settle)), effects);
             }
             Output::Offer { task, epoch, worker, grant, resume } => {
-                self.offer(task, epoch, &worker, grant, resume, effects)
+                self.offer(task, epoch, &worker, grant, resume, effects);
             }
             Output::Acknowledge { task, epoch, beat } => {
                 if let Some((worker, _)) = self.streams.get(&task) {
@@ -88,7 +94,7 @@ impl TaskNode {
                     Outcome::Failed { reason, .. } => result.error = Some(reason),
                     Outcome::HandedBack => panic!("what is handed back has no result"),
                 }
-                self.write(now_ms, &task, Draft::Result(result), Ack::Result(run), effects);
+                self.write(now_ms, &task, Draft::Result(Box::new(result)), Ack::Result(run), effects);
             }
             Output::AskAround { task, requester } => self.ask_around(now_ms, task, &requester, effects),
             Output::Drained => effects.push(Effect::Observe(Seen::Drained)),
@@ -132,7 +138,7 @@ impl TaskNode {
         } else if let Worker::Foreign { identity, .. } = worker {
             document.worker_identity = Some(identity.clone());
         }
-        Draft::Task(document)
+        Draft::Task(Box::new(document))
     }
 
     fn offer(
