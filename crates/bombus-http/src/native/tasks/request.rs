@@ -171,7 +171,10 @@ impl TaskRequest {
         }
         let seal_to = within("seal_to", self.seal_to, 1, SEAL_TO_MAX)?;
         if self.encrypt == Some(false) && seal_to.is_some() {
-            return Err(ApiError::invalid_value("seal_to", "a task that is not to be sealed is sealed to nobody"));
+            return Err(ApiError::invalid_value(
+                "seal_to",
+                "leave `seal_to` out, or say `encrypt`: a task that is not to be sealed is sealed to nobody",
+            ));
         }
         let to = self.to.as_deref().map(|to| node_of(app, to)).transpose()?;
         let (work, model) = work(self.task_type, self.payload)?;
@@ -310,7 +313,7 @@ fn short(param: &'static str, text: String, bytes_min: usize, bytes_max: usize) 
 
 fn within<T>(param: &'static str, value: Option<T>, min: T, max: T) -> Result<Option<T>, ApiError>
 where
-    T: PartialOrd + std::fmt::Display,
+    T: Copy + PartialOrd + std::fmt::Display,
 {
     match value {
         Some(value) if value < min || value > max => {

@@ -78,6 +78,24 @@ async fn everything_that_a_request_says_arrives() {
 }
 
 #[tokio::test]
+async fn a_task_is_sealed_where_the_request_says_so() {
+    let tasks = ScriptedTasks::default();
+    let router = loopback(over(&tasks));
+    for (sealing, expected) in [
+        (json!({}), None),
+        (json!({ "encrypt": false }), None),
+        (json!({ "encrypt": true }), Some(1)),
+        (json!({ "seal_to": 3 }), Some(3)),
+        (json!({ "encrypt": true, "seal_to": 2 }), Some(2)),
+    ] {
+        let mut body = json!({ "payload": { "prompt": "Hi" } });
+        body.as_object_mut().unwrap().extend(sealing.as_object().unwrap().clone());
+        assert_eq!(post(&router, "/task", &body).await.status, 202);
+        assert_eq!(tasks.submitted.lock().unwrap().pop().unwrap().seal_to, expected, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn embeddings_and_pings_are_tasks_too() {
     let tasks = ScriptedTasks::default();
     let router = loopback(over(&tasks));
@@ -124,6 +142,9 @@ async fn a_request_that_says_too_little_or_too_much_is_refused() {
         (with("chunk", json!("word")), "chunk"),
         (with("max_chunk", json!(0)), "max_chunk"),
         (with("max_attempts", json!(0)), "max_attempts"),
+        (with("seal_to", json!(0)), "seal_to"),
+        (with("seal_to", json!(9)), "seal_to"),
+        (json!({ "encrypt": false, "seal_to": 1, "payload": { "prompt": "a" } }), "seal_to"),
         (with("batch", json!({ "id": "b" })), "item"),
         (with("batch", json!({ "id": "b/c", "item": "1" })), "batch.id"),
         (with("batch", json!({ "id": "b", "item": "1\n" })), "batch.item"),

@@ -131,7 +131,10 @@ async fn what_cannot_be_sealed_is_not_taken_where_everything_is_to_be() {
     let always = || TasksConfig { seal: SealChoice::Always, ..hasty_tasks() };
     let alone = Working::start_with(1, &[], None, always(), TempDir::new().unwrap()).await;
     let refused = alone.tasks.submit(Submission::prompt("echo", "hello")).await.unwrap_err();
-    assert!(matches!(&refused, TasksError::Invalid { param: "encrypt", message } if message.contains("echo")), "{refused}");
+    assert!(
+        matches!(&refused, TasksError::Invalid { param: "encrypt", message } if message.contains("echo")),
+        "{refused}"
+    );
     alone.stop().await;
     let model = Model::new(Mood::Echo);
     let node = Working::start_with(2, &[], Some(&model), always(), TempDir::new().unwrap()).await;
