@@ -251,7 +251,7 @@ mod tests {
 
     fn summary(number: u64, requester: &str, status: TaskStatus) -> TaskSummary {
         let mut task = TaskDocument::new(TaskId::parse(&format!("task-{number}")).unwrap(), requester, number / 2);
-        task.batch_id = (number % 10 == 0).then(|| "tenth".to_owned());
+        task.batch_id = number.is_multiple_of(10).then(|| "tenth".to_owned());
         TaskSummary {
             id: task.id.clone(),
             kind: task.kind(),
@@ -268,8 +268,8 @@ mod tests {
             priority: 5,
             failed_attempts: 0,
             highest_epoch: Epoch::NONE,
-            parent: (number % 7 == 0).then(|| TaskId::parse("parent").unwrap()),
-            chunk_index: (number % 7 == 0).then(|| u32::try_from(100 - number).unwrap()),
+            parent: number.is_multiple_of(7).then(|| TaskId::parse("parent").unwrap()),
+            chunk_index: number.is_multiple_of(7).then(|| u32::try_from(100 - number).unwrap()),
             batch: task.batch_id,
             batch_item: None,
             has_result: false,

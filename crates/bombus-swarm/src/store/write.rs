@@ -381,12 +381,9 @@ impl TaskStore {
         let not_found = || StoreError::NotFound(id.clone());
         let row = self.inner.tasks.get(id.as_str()).ok_or_else(not_found)?;
         let raw = Value::clone(&row.value);
-        let view = match self.inner.table.held_view(id) {
-            Some(view) => view,
-            None => {
-                let over = self.inner.table.summary(id).ok_or_else(not_found)?;
-                return Err(StoreError::Over { id: id.clone(), status: over.status });
-            }
+        let Some(view) = self.inner.table.held_view(id) else {
+            let over = self.inner.table.summary(id).ok_or_else(not_found)?;
+            return Err(StoreError::Over { id: id.clone(), status: over.status });
         };
         Ok(Current { submitted: unstarted(of_value(&raw)?), raw, view })
     }
