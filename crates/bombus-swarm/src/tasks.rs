@@ -83,6 +83,7 @@ pub const TASK_PROTOCOL: &str = "/bombus/task/1";
 ///
 /// Until the service runs, what is asked of the handle waits for it for some seconds.
 #[must_use]
+#[expect(clippy::too_many_arguments, reason = "each is a part of the node that tasks stand on")]
 pub fn tasks(
     config: TasksConfig,
     net: NetHandle,

@@ -29,10 +29,10 @@ pub(super) fn now() -> Duration {
 mod tests {
     use super::*;
 
-    #[test]
-    fn it_goes_on() {
+    #[tokio::test]
+    async fn it_goes_on() {
         let before = now();
-        std::thread::sleep(Duration::from_millis(2));
+        tokio::time::sleep(Duration::from_millis(2)).await;
         let passed = now() - before;
         assert!(passed >= Duration::from_millis(2) && passed < Duration::from_secs(60), "{passed:?}");
     }

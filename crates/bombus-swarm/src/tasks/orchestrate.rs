@@ -182,12 +182,14 @@ pub(super) async fn result(shared: &Arc<Shared>, id: &TaskId) -> Result<Option<T
         Ok::<_, TasksError>(Some((view, result)))
     });
     let read: Vec<_> = views.buffered(ANSWERS_AT_ONCE).collect().await;
-    let read: Vec<(Arc<TaskView>, Option<(ResultDocument, bool)>)> =
-        read.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    let read: Vec<Read> = read.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
     let is_sealed = read.iter().any(|(_, result)| result.as_ref().is_some_and(|(_, sealed)| *sealed));
     let read: Vec<_> = read.into_iter().map(|(view, result)| (view, result.map(|(result, _)| result))).collect();
     Ok(of_parts(id, &read).map(|report| TaskResultReport { sealed: is_sealed, ..report }))
 }
+
+/// A part, and its answer with whether that was sealed.
+type Read = (Arc<TaskView>, Option<(ResultDocument, bool)>);
 
 /// Reads a task. The databases come one after the other: for the result that its requester has accepted it waits a moment.
 async fn whole_view(store: &TaskStore, id: &TaskId) -> Result<Option<Arc<TaskView>>, TasksError> {

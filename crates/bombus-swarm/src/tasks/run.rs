@@ -187,7 +187,7 @@ async fn note(shared: &Shared, task: &TaskId, epoch: Epoch, grant: &str) {
         // The entries about the task may not have come here yet.
         tracing::debug!(task.id = %task, %error, "the begin of a run was not written");
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn make(

@@ -82,6 +82,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the node that tasks stand on")]
     pub(super) fn new(
         config: TasksConfig,
         net: NetHandle,

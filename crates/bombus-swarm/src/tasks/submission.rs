@@ -45,6 +45,7 @@ pub struct Submission {
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each submission, and it is not kept")]
 pub enum Work {
     /// A model answers.
     Inference {

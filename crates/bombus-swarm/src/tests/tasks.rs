@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bombus_core::chat::{
-    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, Prompt, Timings, Usage,
+    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, Message, Prompt, Timings, Usage,
 };
 use bombus_core::identity::{NodeId, NodeKey};
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
@@ -101,7 +101,7 @@ impl Model {
 
 fn prompt_of(request: &ChatRequest) -> String {
     match &request.prompt {
-        Prompt::Chat(messages) => messages.last().map(|message| message.joined_text()).unwrap_or_default(),
+        Prompt::Chat(messages) => messages.last().map(Message::joined_text).unwrap_or_default(),
         Prompt::Raw(text) => text.clone(),
         Prompt::Tokens(_) => String::new(),
     }
@@ -358,6 +358,17 @@ async fn a_hundred_tasks_run_once_each_on_two_workers() {
     let submitted = begun.elapsed();
     let ended = futures::future::join_all(ids.iter().map(|id| a.ends(id))).await;
     println!("100 tasks: submitted after {submitted:?}, ended after {:?}", begun.elapsed());
+    let first = ended.iter().map(|report| report.created_at).min().unwrap();
+    let after = |time: fn(&TaskReport) -> Option<u64>| {
+        let mut times: Vec<u64> = ended.iter().filter_map(time).map(|time| time - first).collect();
+        times.sort_unstable();
+        [0, 25, 50, 75, 99].map(|place| times[place])
+    };
+    println!(
+        "granted after {:?} ms, accepted after {:?} ms",
+        after(|report| report.claimed_at),
+        after(|report| report.completed_at)
+    );
     assert!(ended.iter().all(|report| report.status == TaskStatus::Completed && report.settled));
     for (number, id) in ids.iter().enumerate() {
         assert_eq!(a.response(id).await, format!("task {number}"));
