@@ -1,7 +1,7 @@
 # Every target works on a fresh clone; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-mesh bench-node bench-orbitdb bench-swarm fuzz soak clean
+.PHONY: help setup demo test check fmt bench bench-engine bench-gateway bench-mesh bench-node bench-orbitdb bench-swarm bench-tasks fuzz soak clean
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -23,7 +23,7 @@ check: ## what a change has to pass: format, lints, tests, docs, licences
 fmt: ## format the Rust code
 	cargo fmt --all
 
-bench: bench-node bench-mesh bench-swarm bench-orbitdb bench-engine bench-gateway ## run all benchmarks and print their tables
+bench: bench-node bench-mesh bench-swarm bench-orbitdb bench-tasks bench-engine bench-gateway ## run all benchmarks and print their tables
 
 bench-engine: ## our engine against llama.cpp's own server on the same model and threads
 	@bench/engine.sh
@@ -42,6 +42,9 @@ bench-orbitdb: ## replicated databases beside @orbitdb/core: puts, reads, joins,
 
 bench-swarm: ## what a hop costs, how long a client waits when its worker dies, weights between nodes, several workers
 	@bench/swarm.sh
+
+bench-tasks: ## durable tasks beside peers of @orbitdb/core without leases; many tasks, many nodes, much history
+	@bench/tasks.sh
 
 fuzz: ## feed every decoder what nobody should send (FUZZ_SECONDS for each, 20 by default)
 	@scripts/fuzz.sh
