@@ -53,15 +53,15 @@ pub(super) fn run(global: &Global, args: &ResultArgs) -> Result<ExitCode> {
         } else {
             tasks::task(&node, &args.id, true).await?
         };
-        tell(global, told, args.json)
+        tell(global, &told, args.json)
     })
 }
 
 /// Prints what came of a task: the answer on stdout, who gave it on stderr. A task without a result is an error.
-pub(super) fn tell(global: &Global, told: Value, as_json: bool) -> Result<ExitCode> {
+pub(super) fn tell(global: &Global, told: &Value, as_json: bool) -> Result<ExitCode> {
     let task: Task = show::read(told.clone())?;
     if as_json {
-        output::print_json(&told)?;
+        output::print_json(told)?;
     }
     if task.status != "completed" {
         return Err(tasks::without_result(&task).into());

@@ -138,7 +138,7 @@ pub(super) fn run(global: &Global, args: &SubmitArgs) -> Result<ExitCode> {
         if args.wait {
             global.notice(&format!("task {}", accepted.task_id));
             let told = Asked::new(global, &data_dir, node).end_of(&accepted.task_id).await?;
-            return result::tell(global, told, args.json);
+            return result::tell(global, &told, args.json);
         }
         if args.json {
             output::print_json(&told)?;

@@ -156,7 +156,7 @@ impl Task {
     pub(in crate::cli) fn text(&self, width: usize) -> String {
         let mut text = format!("{}\n", printable(&self.task_id));
         let mut line = |name: &str, value: &str| {
-            text.push_str(&output::wrapped(&format!("  {name:9} "), &printable(value), width))
+            text.push_str(&output::wrapped(&format!("  {name:9} "), &printable(value), width));
         };
         line("status", &format!("{}, after {}", self.state(), seconds(self.duration_seconds)));
         let kind = self.model.as_ref().map_or_else(String::new, |model| format!(", model {model}"));
