@@ -8,7 +8,7 @@ use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use orbitdb::cbor::Value;
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditEvent;
@@ -18,6 +18,8 @@ use super::handle::TaskStore;
 use super::limits::StoreLimits;
 use crate::supervised::{PartEnded, keep_going};
 
+/// How long audit events are gathered before they are written.
+const AUDIT_PAUSE: Duration = Duration::from_millis(300);
 /// How many audit events are written in one go.
 const AUDIT_BATCH: usize = 256;
 /// How long the audit events that wait may take at the end.
@@ -70,7 +72,15 @@ async fn write_audits(
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            _ = audits.recv_many(&mut gathered, AUDIT_BATCH) => write(store, &mut gathered).await,
+            _ = audits.recv_many(&mut gathered, AUDIT_BATCH) => {
+                // What is told of tasks waits behind what decides about them: both are signed, sent and checked by the same machines.
+                stop.run_until_cancelled(sleep(AUDIT_PAUSE)).await;
+                write(store, &mut gathered).await;
+                while !audits.is_empty() && !stop.is_cancelled() {
+                    audits.recv_many(&mut gathered, AUDIT_BATCH).await;
+                    write(store, &mut gathered).await;
+                }
+            }
         }
     }
 }

@@ -216,7 +216,8 @@ impl Working {
             let states = self.backends.states();
             states.iter().any(|state| state.node.as_ref() == Some(&peer.id()) && state.ready && state.models > 0)
         };
-        until_it_shows(|| async {}, offers).await;
+        let told_its_key = || self.node.swarm.seal_key(&peer.id()).is_some();
+        until_it_shows(|| async {}, || offers() && told_its_key()).await;
     }
 
     async fn submit(&self, prompt: &str) -> TaskId {

@@ -38,8 +38,8 @@ async fn a_third_node_holds_the_entries_of_a_sealed_task_and_cannot_read_them() 
     assert_eq!((report.status, report.worker.as_deref()), (TaskStatus::Completed, Some(b.id().as_str())));
     assert_eq!(a.response(&id).await, "confidential figures of October");
 
-    c.sees(&id, |report| report.settled).await;
     for other in [&b, &c] {
+        other.sees(&id, |report| report.settled).await;
         let result = other.tasks.result(&id).await.unwrap().unwrap();
         assert!(result.sealed && result.response.is_empty(), "{result:?}");
         assert_eq!(result.eval_count, Some(4), "what stays plain");
