@@ -61,7 +61,7 @@ async fn a_task_is_done_though_requester_and_worker_die_together() {
     let id = swarm.member(0).submit(&text, &[]).await;
     let victim = swarm.worker_of(0, &id).await;
     let other = 3 - victim;
-    swarm.member(other).task_when(&id, "the survivor knows of it", serde_json::Value::is_object).await;
+    swarm.member(other).task_when(&id, "the survivor knows of it", Value::is_object).await;
     swarm.kill(0).await;
     swarm.kill(victim).await;
     assert_eq!(swarm.member(other).result(&id).await, text, "whoever is left does it");

@@ -68,7 +68,7 @@ async fn any_node_cancels_a_task_at_whichever_works_on_it() {
 async fn a_task_waits_until_somebody_can_do_it() {
     let mut swarm = team(&[idle(""), idle("")]).await;
     let id = swarm.member(0).submit("Patience", &[]).await;
-    let waiting = swarm.member(1).task_when(&id, "the other node knows it", serde_json::Value::is_object).await;
+    let waiting = swarm.member(1).task_when(&id, "the other node knows it", Value::is_object).await;
     assert_eq!(waiting["status"], "pending", "{waiting}");
     swarm.stop(1).await;
     swarm.member_mut(1).configure(&worker(0, ""));
