@@ -16,6 +16,7 @@ use bombus_net::NetHandle;
 use bombus_net::membership::{MembershipHandle, SwarmId};
 use bombus_swarm::SwarmHandle;
 use bombus_swarm::db::{DbConfig, DbHandle, DbService};
+use bombus_swarm::store::{EVENTS, RESULTS, TASKS};
 use futures::stream::{self, BoxStream, StreamExt};
 use orbitdb::cbor::Value;
 use orbitdb::cid::Hash;
@@ -57,6 +58,8 @@ enum Current {
 pub(super) struct SwarmDatabases {
     current: watch::Receiver<Current>,
     swarm: SwarmHandle,
+    /// Whether durable tasks are kept in some of them.
+    for_tasks: bool,
 }
 
 /// What keeps the databases going. When the node changes to another swarm, the databases of the old one are closed, so that no member of
@@ -82,8 +85,9 @@ pub(super) fn databases(
     tasks: Option<SwarmTasksService>,
 ) -> (SwarmDatabases, DatabasesService) {
     let (sender, current) = watch::channel(Current::Opening);
+    let for_tasks = tasks.is_some();
     let service = DatabasesService { config, net, membership, swarms, current: sender, tasks };
-    (SwarmDatabases { current, swarm }, service)
+    (SwarmDatabases { current, swarm, for_tasks }, service)
 }
 
 impl DatabasesService {
@@ -175,6 +179,18 @@ impl SwarmDatabases {
                 value: open as f64,
             }]
         }
+    }
+
+    /// Refuses what would take a database away from the durable tasks, which are kept in some of them.
+    fn check_is_free(&self, handle: &DbHandle, database: &str) -> Result<(), DatabasesError> {
+        let wanted = whole_address(database);
+        let is_meant = |known: &orbitdb::Known| known.name == wanted || known.address.to_string() == wanted;
+        let is_of_tasks = |known: &orbitdb::Known| [TASKS, RESULTS, EVENTS].contains(&known.name.as_str());
+        if self.for_tasks && handle.list().map_err(refused)?.iter().any(|known| is_meant(known) && is_of_tasks(known)) {
+            let message = "the tasks of the swarm are kept in it; [tasks] enabled = false ends them first".to_owned();
+            return Err(DatabasesError::Invalid { param: "database", message });
+        }
+        Ok(())
     }
 
     /// Returns the databases once they can be used; while they are being opened, as at the start of the node, it waits for a moment.
@@ -323,11 +339,15 @@ impl Databases for SwarmDatabases {
     }
 
     async fn close(&self, database: &str) -> Result<(), DatabasesError> {
-        self.handle().await?.close(&whole_address(database)).await.map_err(refused)
+        let handle = self.handle().await?;
+        self.check_is_free(&handle, database)?;
+        handle.close(&whole_address(database)).await.map_err(refused)
     }
 
     async fn discard(&self, database: &str) -> Result<(), DatabasesError> {
-        self.handle().await?.drop(&whole_address(database)).await.map_err(refused)
+        let handle = self.handle().await?;
+        self.check_is_free(&handle, database)?;
+        handle.drop(&whole_address(database)).await.map_err(refused)
     }
 
     async fn put(&self, database: &str, key: Option<String>, value: Json) -> Result<String, DatabasesError> {
