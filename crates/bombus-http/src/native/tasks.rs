@@ -73,6 +73,7 @@ pub(crate) struct TaskAnswer {
 /// What `GET /task/{id}` asks for.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct InfoQuery {
     /// Waits so many seconds until the task has ended and that is settled, unless it is already.
     #[serde(default)]
@@ -87,6 +88,7 @@ pub(crate) struct InfoQuery {
 /// What `GET /tasks` asks for.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct ListQuery {
     /// Only those that are so far; `pending` leaves out those that a node has taken on and not begun.
     status: Option<TaskState>,
