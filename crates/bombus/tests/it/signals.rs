@@ -15,7 +15,7 @@ async fn an_answer_ends_whole_despite(signals: impl FnOnce(Pid, Pid)) {
     let mut command = home.command(&["up"]);
     command.as_std_mut().process_group(0);
     let mut node = Node::start_command(&home, command).await;
-    let mut stream = node.stream(with(chat("Tell me a story.", 400), &json!({ "ignore_eos": true }))).await;
+    let mut stream = node.stream(with(chat("Tell me a story.", 150), &json!({ "ignore_eos": true }))).await;
     stream.first_text().await;
     let engine = node.engine().await;
     let pid_of = |pid: u32| Pid::from_raw(pid.try_into().unwrap()).unwrap();
