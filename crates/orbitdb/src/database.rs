@@ -392,6 +392,13 @@ impl Database {
         Ok(receiver.await.map_err(|_| DatabaseError::Closed)??)
     }
 
+    /// Returns why nothing can be written any more, where the storage failed: what came after what was lost must not be kept. It can be used again
+    /// once it was closed and opened.
+    #[must_use]
+    pub fn failure(&self) -> Option<StorageError> {
+        self.inner.shared.state().failure.clone()
+    }
+
     /// Returns whether it is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {

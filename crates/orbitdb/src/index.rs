@@ -14,6 +14,7 @@ use crate::{
     cid::Hash,
     entry::{Op, Operation},
     log::Position,
+    replica::on_all_cores,
 };
 
 /// An entry that counts, as views see it.
@@ -30,7 +31,8 @@ pub struct Record {
 /// What a key shows, as a function of all entries of that key.
 ///
 /// It is evaluated anew when an entry of the key arrives, in whatever order they do. As long as it depends on nothing but what it is
-/// given, every replica shows the same. So an application can enforce an authority of its own.
+/// given, every replica shows the same. So an application can enforce an authority of its own. Of many keys several may be evaluated at the
+/// same time.
 pub trait View: Send + Sync {
     /// Returns the key that an entry belongs to; none when it belongs to none. By default that of its operation.
     fn key<'a>(&self, record: &'a Record) -> Option<&'a str> {
@@ -78,7 +80,35 @@ struct Cell {
     /// Of the newest entry of the key.
     position: Position,
     /// None when the key was taken away.
-    value: Option<Arc<Value>>,
+    value: Option<Shown>,
+}
+
+/// What a key shows.
+#[derive(Clone, Debug)]
+enum Shown {
+    Whole(Arc<Value>),
+    /// Encoded. Of what views show there is much, and little of it is read again: so it takes a third of the memory.
+    Packed(Box<[u8]>),
+}
+
+impl Shown {
+    fn of_view(value: Value) -> Self {
+        match value.encode() {
+            Ok(bytes) => Self::Packed(bytes.into()),
+            Err(_) => Self::Whole(Arc::new(value)),
+        }
+    }
+
+    /// Returns the value, if it fulfils a condition.
+    fn get(&self, condition: impl FnOnce(&Value) -> bool) -> Option<Arc<Value>> {
+        match self {
+            Self::Whole(value) => condition(value).then(|| Arc::clone(value)),
+            Self::Packed(bytes) => {
+                let value = Value::decode(bytes).expect("what was encoded can be decoded");
+                condition(&value).then(|| Arc::new(value))
+            }
+        }
+    }
 }
 
 /// An index.
@@ -88,8 +118,8 @@ pub struct Index {
     cells: BTreeMap<Arc<str>, Cell>,
     /// The keys that show something, by their newest entries.
     shown: BTreeMap<Position, Arc<str>>,
-    /// For a view, the entries of each key.
-    members: HashMap<Arc<str>, BTreeSet<Position>>,
+    /// For a view, the entries of each key, oldest first.
+    members: HashMap<Arc<str>, Vec<Position>>,
 }
 
 impl Index {
@@ -106,7 +136,7 @@ impl Index {
     }
 
     /// Takes entries that count, in any order. `read` gives entries that it took before, for views.
-    pub fn apply(&mut self, records: Vec<Record>, read: impl Fn(&Hash) -> Option<Record>) {
+    pub fn apply(&mut self, records: Vec<Record>, read: impl Fn(&Hash) -> Option<Record> + Sync) {
         match self.rule.clone() {
             Rule::All => {
                 let key: Arc<str> = "".into();
@@ -120,7 +150,7 @@ impl Index {
     fn apply_latest(&mut self, record: Record) {
         let Operation { op, key: Some(key), value } = record.operation else { return };
         let value = match op {
-            Op::Put => Some(Arc::new(value)),
+            Op::Put => Some(Shown::Whole(Arc::new(value))),
             Op::Del => None,
             Op::Add => return,
         };
@@ -144,22 +174,28 @@ impl Index {
         self.cells.insert(key, cell);
     }
 
-    fn apply_view(&mut self, view: &dyn View, records: Vec<Record>, read: impl Fn(&Hash) -> Option<Record>) {
+    fn apply_view(&mut self, view: &dyn View, records: Vec<Record>, read: impl Fn(&Hash) -> Option<Record> + Sync) {
         let mut arrived: HashMap<Hash, Record> = HashMap::with_capacity(records.len());
         let mut touched: BTreeSet<Arc<str>> = BTreeSet::new();
         for record in records {
             let Some(key) = view.key(&record).map(Arc::<str>::from) else { continue };
-            self.members.entry(Arc::clone(&key)).or_default().insert(record.position);
+            add_member(self.members.entry(Arc::clone(&key)).or_default(), record.position);
             touched.insert(key);
             arrived.insert(record.position.hash, record);
         }
-        for key in touched {
-            let positions = &self.members[&key];
-            let Some(newest) = positions.last().copied() else { continue };
+        // What one key shows has nothing to do with another one.
+        let touched: Vec<Arc<str>> = touched.into_iter().collect();
+        let cells = on_all_cores(&touched, |key| {
+            let positions = &self.members[key];
             let record = |position: &Position| arrived.get(&position.hash).cloned().or_else(|| read(&position.hash));
             let records: Vec<Record> = positions.iter().filter_map(record).collect();
-            let value = view.evaluate(&key, &records).map(Arc::new);
-            self.set(&key, Cell { position: newest, value });
+            let value = view.evaluate(key, &records).map(Shown::of_view);
+            positions.last().map(|newest| Cell { position: *newest, value })
+        });
+        for (key, cell) in touched.iter().zip(cells) {
+            if let Some(cell) = cell {
+                self.set(key, cell);
+            }
         }
     }
 
@@ -167,21 +203,24 @@ impl Index {
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Row> {
         let (key, cell) = self.cells.get_key_value(key)?;
-        Some(Row { hash: cell.position.hash, key: Arc::clone(key), value: Arc::clone(cell.value.as_ref()?) })
+        Some(Row { hash: cell.position.hash, key: Arc::clone(key), value: cell.value.as_ref()?.get(|_| true)? })
     }
 
     /// Returns where the entries of a key stand that a view shows, oldest first. Without a view only the newest one is kept in mind, and this
     /// is none.
     #[must_use]
     pub fn members(&self, key: &str) -> Option<impl ExactSizeIterator<Item = &Position>> {
-        matches!(self.rule, Rule::View(_)).then(|| self.members.get(key).map(BTreeSet::iter).unwrap_or_default())
+        matches!(self.rule, Rule::View(_))
+            .then(|| self.members.get(key).map(|members| members.iter()).unwrap_or_default())
     }
 
     /// Returns the rows whose values fulfil a condition, ordered by key. Events have none: their values are not in memory.
     pub fn query(&self, condition: impl Fn(&Value) -> bool) -> Vec<Row> {
-        let shown = self.cells.iter().filter_map(|(key, cell)| Some((key, cell.position.hash, cell.value.as_ref()?)));
-        let fulfilled = shown.filter(|(_, _, value)| condition(value));
-        fulfilled.map(|(key, hash, value)| Row { hash, key: Arc::clone(key), value: Arc::clone(value) }).collect()
+        let row = |(key, cell): (&Arc<str>, &Cell)| {
+            let value = cell.value.as_ref()?.get(&condition)?;
+            Some(Row { hash: cell.position.hash, key: Arc::clone(key), value })
+        };
+        self.cells.iter().filter_map(row).collect()
     }
 
     /// Returns what is shown, by the newest entry of each key, within bounds of the order.
@@ -202,5 +241,15 @@ impl Index {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.shown.is_empty()
+    }
+}
+
+/// Puts an entry among the others of its key. Most are newer than those before, and most keys have few: no room is kept for more of them.
+fn add_member(members: &mut Vec<Position>, position: Position) {
+    if let Err(place) = members.binary_search(&position) {
+        if members.len() < 4 {
+            members.reserve_exact(1);
+        }
+        members.insert(place, position);
     }
 }

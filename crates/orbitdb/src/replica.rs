@@ -6,6 +6,8 @@ mod load;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use check::on_all_cores;
+
 pub use bulk::{Examined, Examiner, Known};
 pub use load::{Kept, Loader, Restored};
 
@@ -249,8 +251,30 @@ impl Replica {
             }
             Input::Tick => {}
         }
-        effects.extend(self.sync.poll(now).into_iter().map(Effect::Request));
+        self.ask(now, &mut effects);
         effects
+    }
+
+    /// Takes a block that a peer published, unless something that it follows has not joined. Returns what is to be done then.
+    pub(crate) fn published(&mut self, now: Duration, peer: &Peer, block: &[u8]) -> Option<Vec<Effect>> {
+        let mut effects = Vec::new();
+        let hash = Hash::of(block);
+        if !self.passes_over(&hash) {
+            let received = self.codec.read(block);
+            let lacks = |received: &Received| links_of(&received.links).any(|(hash, _)| !self.log.contains(&hash));
+            if received.as_ref().is_ok_and(lacks) {
+                return None;
+            }
+            let block = Block { hash, bytes: block.into(), peer: Some(peer.clone()), joins: true };
+            self.received(now, block, received, &mut effects);
+        }
+        self.ask(now, &mut effects);
+        Some(effects)
+    }
+
+    /// Asks for what the sync wants now.
+    fn ask(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        effects.extend(self.sync.poll(now).into_iter().map(Effect::Request));
     }
 
     /// Takes the bytes of a stream of heads apart: blocks without anything between them, each of which knows its end.
@@ -299,15 +323,34 @@ impl Replica {
 
     fn receive(&mut self, now: Duration, peer: Option<Peer>, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) {
         let hash = Hash::of(&bytes);
-        if self.log.contains(&hash) || self.sync.is_parked(&hash) {
-            self.sync.forget(&hash);
-            return;
+        if !self.passes_over(&hash) {
+            let received = self.codec.read(&bytes);
+            self.received(now, Block { hash, bytes, peer, joins: true }, received, effects);
         }
-        match self.codec.read(&bytes) {
-            Ok(received) => self.consider(now, Block { hash, bytes, peer, joins: true }, received, effects),
+    }
+
+    /// Returns whether a block is known, so that nothing is to be done with it.
+    fn passes_over(&mut self, hash: &Hash) -> bool {
+        let is_known = self.log.contains(hash) || self.sync.is_parked(hash);
+        if is_known {
+            self.sync.forget(hash);
+        }
+        is_known
+    }
+
+    /// Takes a block and what was read of it.
+    fn received(
+        &mut self,
+        now: Duration,
+        block: Block,
+        received: Result<Received, BlockError>,
+        effects: &mut Vec<Effect>,
+    ) {
+        match received {
+            Ok(received) => self.consider(now, block, received, effects),
             Err(error) => {
-                let dropped = self.sync.broken(&hash);
-                self.report_broken(hash, error, dropped, effects);
+                let dropped = self.sync.broken(&block.hash);
+                self.report_broken(block.hash, error, dropped, effects);
             }
         }
     }

@@ -162,6 +162,16 @@ pub trait Space: Send + Sync {
     ///
     /// [`StorageError`] when that cannot be seen.
     fn bytes(&self) -> Result<u64, StorageError>;
+
+    /// Gives back the room of what was taken away. Nobody reads or writes meanwhile, which may take seconds for what is large. Without a word
+    /// of the storage there is nothing to give back.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] when it cannot be written.
+    fn compact(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
 }
 
 /// Checks the name of a space, which may become the name of a file.

@@ -17,6 +17,9 @@ use crate::cid::Hash;
 use park::Park;
 use wants::Wants;
 
+/// How soon heads are exchanged again with a peer that was just met; it doubles each time, up to [`SyncConfig::resend`].
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// A peer, by whatever name the network gives it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer(Arc<str>);
@@ -49,7 +52,7 @@ impl fmt::Debug for Peer {
 /// Times and bounds of sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyncConfig {
-    /// How often heads are sent to each peer. Default 30 s.
+    /// How often heads are sent to each peer; more often after it was met. Default 30 s.
     pub resend: Duration,
     /// How long a peer has for a block before another one is asked. Default 5 s.
     pub want_timeout: Duration,
@@ -84,6 +87,11 @@ impl Default for SyncConfig {
 }
 
 impl SyncConfig {
+    /// Returns how soon after so many exchanges of heads the next one is, as long as they are few.
+    fn again(&self, worked: u32) -> Duration {
+        AGAIN.saturating_mul(1 << worked.min(20))
+    }
+
     fn pause(&self, failures: u32) -> Duration {
         let doubled = self.backoff.saturating_mul(1 << failures.min(20));
         doubled.min(self.backoff_max)
@@ -124,6 +132,7 @@ pub enum Offered {
 struct Exchange {
     due: Duration,
     failures: u32,
+    worked: u32,
 }
 
 /// The state machine. Times are durations since any one moment.
@@ -148,7 +157,7 @@ impl Sync {
             return false;
         }
         self.wants.add_peer(now, &peer);
-        self.exchanges.insert(peer, Exchange { due: now, failures: 0 });
+        self.exchanges.insert(peer, Exchange { due: now, failures: 0, worked: 0 });
         true
     }
 
@@ -161,8 +170,14 @@ impl Sync {
     /// Takes note of how an exchange of heads went.
     pub fn exchanged(&mut self, now: Duration, peer: &Peer, worked: bool) {
         let Some(exchange) = self.exchanges.get_mut(peer) else { return };
-        exchange.failures = if worked { 0 } else { exchange.failures.saturating_add(1) };
-        exchange.due = now + if worked { self.config.resend } else { self.config.pause(exchange.failures - 1) };
+        if worked {
+            // What was published while the two met may have reached neither way: they look again soon, and less and less often.
+            exchange.due = now + self.config.resend.min(self.config.again(exchange.worked));
+            (exchange.failures, exchange.worked) = (0, exchange.worked.saturating_add(1));
+        } else {
+            exchange.due = now + self.config.pause(exchange.failures);
+            exchange.failures = exchange.failures.saturating_add(1);
+        }
     }
 
     /// Offers a block with what it needs; `known` says what of that is there. A block that waits is given back by [`Sync::arrived`].

@@ -52,12 +52,21 @@ impl Database {
         true
     }
 
-    /// Returns whether all that an entry follows is in the log, so that it joins without waiting. A block that is no entry waits for nothing.
-    #[must_use]
-    pub fn contains_ancestors(&self, block: &[u8]) -> bool {
-        let Ok(received) = self.inner.shared.codec.read(block) else { return true };
-        let state = self.inner.shared.state();
-        received.links.next.iter().chain(&received.links.refs).all(|hash| state.replica.log().contains(hash))
+    /// Takes an entry that a peer published, as [`crate::replica::Input::Published`] does, but only where all that it follows is in the log.
+    /// Returns whether it did: who gets a `false` can see to it that what is missing comes in bulk before the entry is handed in again.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError::Closed`] when the database is closed.
+    pub async fn take_published(&self, now: Duration, peer: &Peer, block: &[u8]) -> Result<bool, DatabaseError> {
+        let mut is_whole = true;
+        self.step(false, |replica| {
+            let effects = replica.published(now, peer, block);
+            is_whole = effects.is_some();
+            effects.unwrap_or_default()
+        })
+        .await?;
+        Ok(is_whole)
     }
 
     /// Begins with what a peer sends in bulk.

@@ -142,6 +142,15 @@ impl Database {
         Ok(members.iter().filter_map(|position| shared.record(&*space, &position.hash)).collect())
     }
 
+    /// Shows all entries that count, in the order in which they came here. It may block.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError`] when the storage fails.
+    pub fn each_record(&self, mut each: impl FnMut(Record)) -> Result<(), DatabaseError> {
+        self.inner.shared.read_records(|records| records.for_each(&mut each))
+    }
+
     fn rows(&self, places: Vec<(Position, Arc<str>)>) -> Result<Vec<Row>, DatabaseError> {
         if self.manifest().r#type != DatabaseType::Events {
             let index = self.inner.shared.index();

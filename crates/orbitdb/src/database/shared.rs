@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cbor::Value,
     cid::Hash,
-    entry::Codec,
+    entry::{Codec, Operation},
     index::{Index, Record, Rule},
     log::{Admission, Position},
     manifest::{Address, Manifest},
@@ -98,10 +98,50 @@ pub(super) fn ids(value: &Value) -> BTreeSet<String> {
     value.as_list().into_iter().flatten().filter_map(|id| id.as_text().map(str::to_owned)).collect()
 }
 
+/// How many entries are taken into an index at once, at least, while it is made.
+const PART: usize = 1024;
+
 /// An index that is being made anew. What views evaluate is gathered first, so that each key is evaluated once.
 struct Building {
     index: Index,
-    gathered: Vec<Record>,
+    gathered: Vec<Gathered>,
+}
+
+/// An entry that waits for all others of its key. All of a database wait at the same time, so that each takes as little memory as it can.
+struct Gathered {
+    key: Box<str>,
+    position: Position,
+    writer: Arc<str>,
+    operation: Kept,
+}
+
+enum Kept {
+    Bytes(Box<[u8]>),
+    /// It cannot be encoded.
+    Whole(Box<Operation>),
+}
+
+impl Gathered {
+    fn new(key: Box<str>, record: Record) -> Self {
+        let Record { position, writer, operation } = record;
+        let payload = operation.into_payload();
+        let operation = match payload.encode() {
+            Ok(bytes) => Kept::Bytes(bytes.into()),
+            Err(_) => Kept::Whole(Box::new(Operation::from_payload(payload).expect("it was made of an operation"))),
+        };
+        Self { key, position, writer, operation }
+    }
+
+    fn record(self) -> Record {
+        let operation = match self.operation {
+            Kept::Bytes(bytes) => {
+                let payload = Value::decode(&bytes).expect("what was encoded can be decoded");
+                Operation::from_payload(payload).expect("it was made of an operation")
+            }
+            Kept::Whole(operation) => *operation,
+        };
+        Record { position: self.position, writer: self.writer, operation }
+    }
 }
 
 impl Building {
@@ -110,15 +150,28 @@ impl Building {
     }
 
     fn take(&mut self, records: impl Iterator<Item = Record>) {
-        if matches!(self.index.rule(), Rule::View(_)) {
-            self.gathered.extend(records);
+        if let Rule::View(view) = self.index.rule() {
+            let gathered = |record| {
+                let key = view.key(&record)?.into();
+                Some(Gathered::new(key, record))
+            };
+            self.gathered.extend(records.filter_map(gathered));
         } else {
             self.index.apply(records.collect(), |_| None);
         }
     }
 
     fn finish(mut self) -> Index {
-        self.index.apply(self.gathered, |_| None);
+        self.gathered.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        let (mut part, mut key) = (Vec::new(), Box::default());
+        for gathered in self.gathered {
+            if part.len() >= PART && gathered.key != key {
+                self.index.apply(std::mem::take(&mut part), |_| None);
+            }
+            key.clone_from(&gathered.key);
+            part.push(gathered.record());
+        }
+        self.index.apply(part, |_| None);
         self.index
     }
 }
@@ -258,7 +311,10 @@ impl Shared {
     }
 
     /// Shows all that is stored and counts, in the order in which it came.
-    fn read_records(&self, mut each: impl FnMut(&mut dyn Iterator<Item = Record>)) -> Result<(), DatabaseError> {
+    pub(super) fn read_records(
+        &self,
+        mut each: impl FnMut(&mut dyn Iterator<Item = Record>),
+    ) -> Result<(), DatabaseError> {
         let space = self.space()?;
         read_all(&*space, |kept| {
             each(&mut kept.into_iter().filter_map(|(block, own)| {
@@ -286,5 +342,45 @@ impl Shared {
         self.sizes.bytes.fetch_add(packed.bytes, Ordering::Relaxed);
         self.next_segment.store(packed.next, Ordering::Relaxed);
         self.entries.add(packed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::View;
+
+    /// Shows the values of a key in their order, and counts how often it is asked.
+    #[derive(Default)]
+    struct Listed(AtomicU64);
+
+    impl View for Listed {
+        fn evaluate(&self, _: &str, records: &[Record]) -> Option<Value> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Some(records.iter().map(|record| record.operation.value.clone()).collect::<Vec<_>>().into())
+        }
+    }
+
+    #[test]
+    fn an_index_that_is_made_anew_evaluates_each_key_once_with_all_of_its_entries() {
+        let (keys, each) = (700, 5);
+        let record = |time: u64| {
+            let position = Position { time, writer: [1; 33], hash: Hash::of(&time.to_be_bytes()) };
+            let value = if time == 7 { f64::NAN.into() } else { Value::from(time) };
+            let operation = Operation::put(format!("key {}", time % keys), value);
+            Record { position, writer: "writer".into(), operation }
+        };
+        let view = Arc::new(Listed::default());
+        let mut building = Building::new(Rule::View(Arc::clone(&view) as Arc<dyn View>));
+        for part in (0..keys * each).collect::<Vec<_>>().chunks(64) {
+            building.take(part.iter().rev().map(|time| record(*time)));
+        }
+        let index = building.finish();
+        assert_eq!((index.len() as u64, view.0.load(Ordering::Relaxed)), (keys, keys));
+        for key in [0, 1, keys - 1] {
+            let expected: Vec<Value> = (0..each).map(|round| (key + round * keys).into()).collect();
+            assert_eq!(*index.get(&format!("key {key}")).unwrap().value, Value::from(expected));
+        }
+        assert!(index.get("key 7").is_some(), "what cannot be encoded is shown, too");
     }
 }

@@ -80,3 +80,19 @@ fn a_key_shows_its_newest_entry_and_a_late_older_one_changes_nothing() {
     let newest_first: Vec<&str> = index.range(..).rev().map(|(_, key)| &**key).collect();
     assert_eq!(newest_first, ["b", "a"]);
 }
+
+#[test]
+fn what_a_view_shows_is_found_by_its_key_with_its_entries_oldest_first() {
+    let records: Vec<Record> = (1..=6).map(|time| record(time, 1, "a", Some(time % 3))).collect();
+    let mut index = Index::new(Rule::View(Arc::new(Capped)));
+    let read = |hash: &Hash| records.iter().find(|record| record.position.hash == *hash).cloned();
+    for number in [3, 1, 5, 1, 4, 2, 6] {
+        index.apply(vec![records[number - 1].clone()], read);
+    }
+    assert_eq!(*index.get("a").unwrap().value, Value::from(2_u64));
+    assert_eq!(index.query(|value| value.as_u64() == Some(2)).len(), 1);
+    assert!(index.query(|value| value.as_u64() != Some(2)).is_empty());
+    let members: Vec<u64> = index.members("a").unwrap().map(|position| position.time).collect();
+    assert_eq!(members, [1, 2, 3, 4, 5, 6]);
+    assert_eq!((index.get("b"), index.members("b").unwrap().len()), (None, 0));
+}

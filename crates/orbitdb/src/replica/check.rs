@@ -49,7 +49,8 @@ pub(super) fn stamps(
     })
 }
 
-pub(super) fn on_all_cores<T: Sync, R: Send>(items: &[T], check: impl Fn(&T) -> R + Sync) -> Vec<R> {
+/// Does something with each of many, in their order.
+pub(crate) fn on_all_cores<T: Sync, R: Send>(items: &[T], check: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = if items.len() < PARALLEL_MIN { 1 } else { *CORES };
     if threads == 1 {
         return items.iter().map(check).collect();

@@ -22,6 +22,9 @@ pub(super) const FILE_BYTES: usize = 1 << 20;
 /// The first bytes of the file, in this version.
 const MAGIC: &[u8; 16] = b"orbitdb journal1";
 
+/// In what pieces it is written then. Linux keeps what was written at once together in memory, and looks at all of it with every change.
+const PAGE_BYTES: usize = 4096;
+
 const SALT_BYTES: usize = 16;
 
 /// Where records begin: in a block of the disk of their own.
@@ -57,7 +60,9 @@ impl Journal {
         let mut bytes = vec![0; FILE_BYTES];
         bytes[..MAGIC.len()].copy_from_slice(MAGIC);
         bytes[MAGIC.len()..MAGIC.len() + SALT_BYTES].copy_from_slice(&salt);
-        write_at(&file, &bytes, 0)?;
+        for (number, page) in bytes.chunks(PAGE_BYTES).enumerate() {
+            write_at(&file, page, number * PAGE_BYTES)?;
+        }
         file.sync_all()?;
         fs::rename(&draft, path)?;
         sync_directory(path)?;

@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
 };
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError, backends::FileBackend};
+use redb::{
+    CompactionError, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError,
+    backends::FileBackend,
+};
 
 use super::{
     Batch, Durability, Space, Storage, StorageError, Table, check_name,
@@ -49,7 +52,8 @@ pub struct Redb {
 
 struct RedbSpace {
     path: PathBuf,
-    database: Database,
+    /// Taken for writing only by who compacts it, after `writing`.
+    database: RwLock<Database>,
     writing: Mutex<Writing>,
     /// What the journal has and the tree has not. Taken after `writing` where both are.
     pending: RwLock<Pending>,
@@ -175,7 +179,8 @@ impl RedbSpace {
         let mut pending = Pending::default();
         left.iter().for_each(|batch| pending.take(batch));
         let writing = Writing { journal, last: last + left.len() as u64, in_tree: 0, failure: None };
-        let space = Self { path, database, writing: Mutex::new(writing), pending: RwLock::new(pending) };
+        let space =
+            Self { path, database: RwLock::new(database), writing: Mutex::new(writing), pending: RwLock::new(pending) };
         {
             let mut writing = space.writing.lock().unwrap_or_else(PoisonError::into_inner);
             // A process that was killed may have left what is in no disk yet. Nothing is shown of it before it is.
@@ -186,6 +191,10 @@ impl RedbSpace {
 
     fn failed(&self, reason: impl Into<redb::Error>) -> StorageError {
         failed(&self.path, reason.into())
+    }
+
+    fn database(&self) -> RwLockReadGuard<'_, Database> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pending(&self) -> RwLockReadGuard<'_, Pending> {
@@ -237,7 +246,8 @@ impl RedbSpace {
     }
 
     fn write_tree(&self, pending: &Pending, batch: &Batch, last: u64) -> Result<(), redb::Error> {
-        let mut transaction = self.database.begin_write()?;
+        let database = self.database();
+        let mut transaction = database.begin_write()?;
         transaction.set_durability(redb::Durability::Immediate)?;
         for of in Table::ALL {
             let waiting = pending.of(of).iter().map(|(key, value)| (key.as_slice(), value.as_deref()));
@@ -261,16 +271,18 @@ impl RedbSpace {
     }
 
     fn show_one(&self, table: Table, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<(), redb::Error> {
-        let table = self.database.begin_read()?.open_table(definition(table))?;
+        let database = self.database();
+        let table = database.begin_read()?.open_table(definition(table))?;
         table.get(key)?.into_iter().for_each(|value| show(value.value()));
         Ok(())
     }
 
     fn show(&self, table: Table, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), redb::Error> {
+        let database = self.database();
         let (waiting, stored) = {
             // Nothing is moved from one to the other between the two looks.
             let pending = self.pending();
-            (pending.of(table).clone(), self.database.begin_read()?)
+            (pending.of(table).clone(), database.begin_read()?)
         };
         let stored = stored.open_table(definition(table))?;
         let mut waiting = waiting.into_iter().peekable();
@@ -339,6 +351,25 @@ impl Space for RedbSpace {
             writing.failure = Some(error.clone());
         }
         written
+    }
+
+    fn compact(&self) -> Result<(), StorageError> {
+        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = &writing.failure {
+            return Err(failure.clone());
+        }
+        if let Err(error) = self.move_over(&mut writing, &Batch::default()) {
+            writing.failure = Some(error.clone());
+            return Err(error);
+        }
+        let compacted = self.database.write().unwrap_or_else(PoisonError::into_inner).compact();
+        compacted.map(drop).map_err(|error| {
+            let failure = failed(&self.path, &error);
+            if matches!(error, CompactionError::Storage(_)) {
+                writing.failure = Some(failure.clone());
+            }
+            failure
+        })
     }
 
     fn bytes(&self) -> Result<u64, StorageError> {

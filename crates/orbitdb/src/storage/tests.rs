@@ -50,6 +50,34 @@ fn a_space_is_the_same_when_it_is_opened_again_and_gone_when_it_was_removed() {
 }
 
 #[test]
+fn what_was_taken_away_takes_no_room_once_a_space_is_compacted() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = Redb::new(directory.path(), RedbConfig::default()).unwrap();
+    let space = storage.open("space").unwrap();
+    let key = |number: u32| number.to_be_bytes();
+    for first in (0..400).step_by(40) {
+        let mut batch = Batch::default();
+        (first..first + 40).for_each(|number| batch.put(Table::Blocks, &key(number), vec![7; 50_000]));
+        space.commit(&batch, Durability::Full).unwrap();
+    }
+    let full = space.bytes().unwrap();
+    let mut batch = Batch::default();
+    (0..400).filter(|number| number % 20 != 0).for_each(|number| batch.delete(Table::Blocks, &key(number)));
+    space.commit(&batch, Durability::Full).unwrap();
+    space.compact().unwrap();
+    let left = space.bytes().unwrap();
+    assert!(full > 20_000_000 && left < full / 4, "{full} {left}");
+    let mut batch = Batch::default();
+    batch.put(Table::Meta, b"after", vec![1]);
+    space.commit(&batch, Durability::Full).unwrap();
+    drop(space);
+    let space = storage.open("space").unwrap();
+    assert_eq!(all(&*space, Table::Blocks).len(), 20);
+    assert_eq!(space.get(Table::Blocks, &key(20)).unwrap(), Some(vec![7; 50_000]));
+    assert_eq!(space.get(Table::Meta, b"after").unwrap(), Some(vec![1]));
+}
+
+#[test]
 fn names_that_could_leave_the_directory_are_refused() {
     both(|storage| {
         for name in ["", ".", "../a", "a/b", "a.b", "ä", &"a".repeat(129)] {

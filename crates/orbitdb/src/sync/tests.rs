@@ -44,11 +44,18 @@ fn heads_are_exchanged_at_once_then_again_and_soon_after_a_failure() {
     assert_eq!(sync.poll(2 * SECOND), [Request::OpenHeads(peer("a"))]);
     sync.exchanged(2 * SECOND, &peer("a"), false);
     assert_eq!(sync.deadline(), Some(3 * SECOND), "the pause doubles");
-    sync.exchanged(2 * SECOND, &peer("a"), true);
-    assert_eq!(sync.deadline(), Some(32 * SECOND));
-    assert_eq!(sync.poll(32 * SECOND), [Request::OpenHeads(peer("a"))]);
-    assert!(sync.unsubscribed(33 * SECOND, &peer("a")));
-    assert_eq!((sync.deadline(), sync.poll(99 * SECOND)), (None, vec![]));
+    let mut now = 2 * SECOND;
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        sync.exchanged(now, &peer("a"), true);
+        let due = sync.deadline().unwrap();
+        pauses.push((due - now).as_millis());
+        now = due;
+        assert_eq!(sync.poll(now), [Request::OpenHeads(peer("a"))]);
+    }
+    assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000], "less and less often");
+    assert!(sync.unsubscribed(now, &peer("a")));
+    assert_eq!((sync.deadline(), sync.poll(999 * SECOND)), (None, vec![]));
 }
 
 #[test]
@@ -73,7 +80,8 @@ fn a_block_that_one_peer_does_not_give_is_asked_of_the_others() {
     let mut sync = machine();
     for name in ["a", "b"] {
         sync.subscribed(Duration::ZERO, peer(name));
-        sync.exchanged(Duration::ZERO, &peer(name), true);
+        // They have known each other for a while.
+        (0..8).for_each(|_| sync.exchanged(Duration::ZERO, &peer(name), true));
     }
     sync.offer(SECOND, block("child", "a"), &entries(&["parent"]), nothing);
     assert_eq!(sync.poll(SECOND), [want("a", &["parent"])]);
