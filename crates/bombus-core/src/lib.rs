@@ -2,6 +2,7 @@
 //!
 //! Nothing here performs I/O, reads a clock, or needs an async runtime, so all of it can be tested as plain functions.
 
+pub mod batches;
 pub mod breaker;
 pub mod capability;
 pub mod chat;
