@@ -1,5 +1,7 @@
 //! Who a node is.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -20,6 +22,32 @@ const PEER_ID_PREFIX: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
 /// The longest text worth decoding: 38 bytes are 52 characters, and decoding takes time that grows with the square of the length.
 const TEXT_LENGTH_MAX: usize = 64;
 
+/// How many ids each thread remembers to have seen; it forgets all when it has more.
+const KNOWN_MAX: usize = 256;
+
+thread_local! {
+    /// The same few ids stand in everything that nodes tell each other. To see that one is a point of the curve takes a hundred times as long as
+    /// to see that it was one before.
+    static KNOWN: RefCell<Known> = RefCell::default();
+}
+
+/// Ids by their texts, and by their keys.
+#[derive(Default)]
+struct Known {
+    keys: HashMap<Box<str>, [u8; 32]>,
+    ids: HashMap<[u8; 32], NodeId>,
+}
+
+impl Known {
+    fn add(&mut self, key: [u8; 32], id: &NodeId) {
+        if self.ids.len() >= KNOWN_MAX {
+            *self = Self::default();
+        }
+        self.keys.insert(id.as_str().into(), key);
+        self.ids.insert(key, id.clone());
+    }
+}
+
 impl NodeId {
     /// Derives the id of a public key.
     #[must_use]
@@ -36,6 +64,9 @@ impl NodeId {
         if text.len() > TEXT_LENGTH_MAX {
             return Err(ParseNodeIdError::Length);
         }
+        if KNOWN.with_borrow(|known| known.keys.contains_key(text)) {
+            return Ok(Self(text.to_owned()));
+        }
         let bytes = bs58::decode(text).into_vec().map_err(|_| ParseNodeIdError::Base58)?;
         let key = bytes.strip_prefix(&PEER_ID_PREFIX).ok_or(ParseNodeIdError::NotEd25519)?;
         Self::from_public_key(key.try_into().map_err(|_| ParseNodeIdError::Length)?)
@@ -47,8 +78,13 @@ impl NodeId {
     ///
     /// Returns an error where the bytes are no Ed25519 public key.
     pub fn from_public_key(bytes: &[u8; 32]) -> Result<Self, ParseNodeIdError> {
+        if let Some(known) = KNOWN.with_borrow(|known| known.ids.get(bytes).cloned()) {
+            return Ok(known);
+        }
         VerifyingKey::from_bytes(bytes).map_err(|_| ParseNodeIdError::NoKey)?;
-        Ok(Self::encode(bytes))
+        let id = Self::encode(bytes);
+        KNOWN.with_borrow_mut(|known| known.add(*bytes, &id));
+        Ok(id)
     }
 
     fn encode(key: &[u8; 32]) -> Self {
@@ -66,6 +102,9 @@ impl NodeId {
     /// Returns the public key that the id carries, as 32 bytes.
     #[must_use]
     pub fn public_key(&self) -> [u8; 32] {
+        if let Some(known) = KNOWN.with_borrow(|known| known.keys.get(self.0.as_str()).copied()) {
+            return known;
+        }
         let bytes = bs58::decode(&self.0).into_vec().expect("an id is base58 text");
         bytes[PEER_ID_PREFIX.len()..].try_into().expect("an id carries 32 bytes")
     }
@@ -246,6 +285,22 @@ mod tests {
         let json = serde_json::to_string(&id).unwrap();
         assert_eq!(json, format!("\"{id}\""));
         assert_eq!(serde_json::from_str::<NodeId>(&json).unwrap(), id);
+    }
+
+    #[test]
+    fn what_was_read_before_is_the_same_and_what_was_refused_stays_so() {
+        let ids: Vec<NodeId> = (0..=u8::MAX).map(|number| NodeKey::from_secret(&[number; 32]).node_id()).collect();
+        let no_key = NodeId::encode(&no_point()).0;
+        for _ in 0..3 {
+            assert!(ids.iter().all(|id| NodeId::parse(id.as_str()).as_ref() == Ok(id)));
+            assert!(ids.iter().all(|id| NodeId::from_public_key(&id.public_key()).as_ref() == Ok(id)));
+            assert_eq!(NodeId::from_public_key(&no_point()), Err(ParseNodeIdError::NoKey));
+            assert_eq!(NodeId::parse(&no_key), Err(ParseNodeIdError::NoKey));
+            assert_eq!(NodeId::parse(&format!("1{}", ids[0])), Err(ParseNodeIdError::NotEd25519));
+        }
+        let more = NodeKey::from_secret(&[1; 32]).node_id().to_string().replace('D', "d");
+        assert!(NodeId::parse(&more).is_err());
+        assert!(KNOWN.with_borrow(|known| known.ids.len().max(known.keys.len())) <= KNOWN_MAX);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod report;
 mod resolve;
 mod result;
 mod status;
+mod whole;
 
 pub use document::{AttemptFailure, DocumentError, TaskDocument};
 pub use id::{Epoch, ParseTaskIdError, TaskId};
@@ -23,3 +24,4 @@ pub use proof::{PROOFS_MAX, ProofMemo, proof_bytes, proof_holds, prove};
 pub use resolve::{Bid, Grant, Order, Refusal, Refused, Requester, TaskView, ValidResult, Worker, Written, resolve};
 pub use result::ResultDocument;
 pub use status::{GrantedBy, TaskKind, TaskStatus};
+pub use whole::{ChatAnswer, WholeAnswer, WholeRequest};

@@ -20,8 +20,8 @@ pub use bounds::{BoundsError, MESSAGE_BYTES_MAX};
 pub use help::{Helper, answer_help, eligible_helpers, provides};
 pub use judge::{CLOCK_SKEW_MS_MAX, IgnoreReason, Judgement, RejectReason, judge};
 pub use messages::{
-    Capabilities, NodeStatus, PresencePing, SealKeyClaim, TaskBroadcast, TaskClaim, TaskHelpRequest, TaskHelpResponse,
-    TaskResult,
+    Capabilities, NodeStatus, PresencePing, SealKeyClaim, TaskBroadcast, TaskClaim, TaskGenerations, TaskHelpRequest,
+    TaskHelpResponse, TaskResult,
 };
 pub use replay::{RateLimit, ReplayGuard};
 pub use timestamp::{ParseTimestampError, Timestamp};
@@ -105,6 +105,7 @@ impl Topic {
 }
 
 /// A message of one of the seven topics. Written, `type` comes first and the fields follow in the order of its struct.
+#[expect(clippy::large_enum_variant, reason = "the largest is what is sent most, and few are held at a time")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum TopicMessage {

@@ -216,6 +216,7 @@ impl Dispatcher {
                 self.write_failed_watched(&task, write);
                 self.write_failed_worker(&task, write);
             }
+            Input::Unwritable { task, run } => self.unwritable(&task, run),
             Input::Accepted { task, epoch } => self.accepted(&task, epoch),
             Input::Began { task, epoch } => self.began(&task, epoch),
             Input::Declined { task, epoch, reason } => self.declined(&task, epoch, reason),

@@ -4,7 +4,7 @@ use serde_json::Value;
 use crate::chat::{ChatRequest, Message, Prompt, Role};
 use crate::identity::NodeId;
 
-use super::{Epoch, GrantedBy, TaskId, TaskKind, TaskOptions, TaskStatus};
+use super::{Epoch, GrantedBy, TaskId, TaskKind, TaskOptions, TaskStatus, WholeRequest};
 
 pub(super) mod number;
 
@@ -71,6 +71,9 @@ pub struct TaskDocument {
     /// Instructions that hold for the whole answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
+    /// A request as a whole, in place of `prompt`, `messages`, `system` and `options`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Box<WholeRequest>>,
     /// Counts the grants; in a CLAIMED document, which one this is. None: not a grant, but a claim of a peer that knows none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
@@ -114,6 +117,9 @@ pub struct TaskDocument {
     /// Its own id in that batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_item: Option<String>,
+    /// How many tasks the batch has, so that nobody takes those that he knows for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_total: Option<u32>,
     /// Tasks whose results it needs first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depends_on: Option<Vec<TaskId>>,
@@ -132,6 +138,9 @@ pub struct TaskDocument {
     /// The hash of the block with the prompt, where that is large.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_block: Option<String>,
+    /// The hash of the block with what is large beside the prompt: `system`, `options`, `map` and `reduce`, which are left out then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest_block: Option<String>,
     /// In a terminal document: the hash of the grant whose result is accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<String>,
@@ -191,6 +200,7 @@ impl TaskDocument {
             task_type: None,
             messages: None,
             system: None,
+            request: None,
             epoch: None,
             granted_by: None,
             requester_identity: None,
@@ -205,12 +215,14 @@ impl TaskDocument {
             released: None,
             batch_id: None,
             batch_item: None,
+            batch_total: None,
             depends_on: None,
             join: None,
             map: None,
             reduce: None,
             to: None,
             prompt_block: None,
+            rest_block: None,
             grant: None,
             result: None,
             settled: None,
@@ -277,6 +289,7 @@ impl TaskDocument {
             && self.model == other.model
             && self.messages == other.messages
             && self.system == other.system
+            && self.request == other.request
             && self.options.clone().unwrap_or_default() == other.options.clone().unwrap_or_default()
             && self.to == other.to
             && self.parent_task_id == other.parent_task_id

@@ -60,6 +60,9 @@ pub struct TaskReport {
     /// The batch that it came with, and its own id there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<(String, String)>,
+    /// How many tasks that batch has, where that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_total: Option<u32>,
     /// Of a parent: its parts in order, the one that sums them up at the end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartReport>,
@@ -101,8 +104,9 @@ impl TaskReport {
     /// Tells of a task as it was submitted.
     #[must_use]
     pub fn of(view: &TaskView) -> Self {
-        let TaskDocument { batch_id, batch_item, .. } = &*view.task;
+        let TaskDocument { batch_id, batch_item, batch_total, .. } = &*view.task;
         let grant = view.grant.as_ref();
+        let last = grant.or(view.grants.last());
         let has_result = u32::from(view.status == TaskStatus::Completed);
         Self {
             id: view.task.id.clone(),
@@ -116,7 +120,7 @@ impl TaskReport {
             requester: view.task.requester_peer_id.clone(),
             worker: worker(view),
             epoch: grant.map_or(view.highest_epoch, |grant| grant.epoch),
-            attempt: grant.map_or(view.attempts_failed(), |grant| grant.attempt),
+            attempt: last.map_or(view.attempts_failed(), |grant| grant.attempt),
             failures: view.failures.clone(),
             created_at: view.task.created_at,
             claimed_at: grant.and_then(|grant| grant.claimed_at),
@@ -126,6 +130,7 @@ impl TaskReport {
             parent: view.task.parent_task_id.clone(),
             chunk_index: view.task.chunk_index,
             batch: batch_id.clone().map(|batch| (batch, batch_item.clone().unwrap_or_default())),
+            batch_total: *batch_total,
             parts: Vec::new(),
         }
     }
@@ -223,32 +228,6 @@ pub fn joined(parent: &TaskId, parts: &[&TaskView], text: impl Fn(&TaskView) -> 
     }
     let texts: Option<Vec<String>> = parts.iter().map(|part| text(part)).collect();
     Some(texts?.join(first.task.join.as_deref().unwrap_or(JOINER)))
-}
-
-/// Whether a task that needs the results of others can run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Needs {
-    /// All are there.
-    Met,
-    /// Some are not there yet.
-    Waiting,
-    /// This one will never have a result.
-    Hopeless(TaskId),
-}
-
-impl Needs {
-    /// Looks whether the tasks that another needs have ended. `find` returns the view of a task, where it is known.
-    pub fn of<'a>(task: &TaskDocument, find: impl Fn(&TaskId) -> Option<&'a TaskView>) -> Self {
-        let mut needs = Self::Met;
-        for id in task.depends_on() {
-            match find(id) {
-                Some(view) if view.is_over() && view.status == TaskStatus::Completed => {}
-                Some(view) if view.is_over() => return Self::Hopeless(id.clone()),
-                Some(_) | None => needs = Self::Waiting,
-            }
-        }
-        needs
-    }
 }
 
 /// Returns the parts of a parent in order, the one that sums up at the end. Of two with the same place the first by its id counts.

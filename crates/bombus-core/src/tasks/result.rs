@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::document::{DocumentError, number};
-use super::{Epoch, TaskId};
+use super::{Epoch, TaskId, WholeAnswer};
 
 /// A document of `swarm-results`: how an attempt ended. The fields up to `error` are those of every peer; the others are Bombus' own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,9 @@ pub struct ResultDocument {
     /// The vector, for an embedding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding: Option<Vec<f64>>,
+    /// What came of a request as a whole; `response` and `embedding` are left out then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Box<WholeAnswer>>,
     /// How long the answer's tokens took, in nanoseconds.
     #[serde(default, deserialize_with = "number::optional", skip_serializing_if = "Option::is_none")]
     pub eval_duration_ns: Option<u64>,
@@ -84,6 +87,7 @@ impl ResultDocument {
             worker_proof: None,
             response_block: None,
             embedding: None,
+            answer: None,
             eval_duration_ns: None,
             sealed: None,
         }

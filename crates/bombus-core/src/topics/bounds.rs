@@ -68,7 +68,10 @@ fn capabilities(message: &Capabilities) -> Checked {
     list("backends", &message.backends, LIST_MAX, NAME_MAX)?;
     let seal_key = message.seal_key.as_ref();
     optional("seal_key", seal_key.map(|claim| claim.key.as_str()), NAME_MAX)?;
-    optional("seal_key", seal_key.map(|claim| claim.signature.as_str()), NAME_MAX)
+    optional("seal_key", seal_key.map(|claim| claim.signature.as_str()), NAME_MAX)?;
+    let generations = message.task_generations.as_ref();
+    limit("task_generations", generations.map_or(0, |told| told.open.len()), LIST_MAX, "entries")?;
+    limit("task_generations", generations.map_or(0, |told| told.unfinished.len()), LIST_MAX, "entries")
 }
 
 fn task(message: &TaskBroadcast) -> Checked {

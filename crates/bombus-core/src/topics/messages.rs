@@ -88,6 +88,19 @@ pub struct Capabilities {
     /// The key that texts for the node are sealed to.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
     pub seal_key: Option<SealKeyClaim>,
+    /// The generations of the databases of tasks that the node has.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
+    pub task_generations: Option<TaskGenerations>,
+}
+
+/// Which generations of the databases of durable tasks a node has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskGenerations {
+    /// Those that are open, lowest first.
+    pub open: Vec<u64>,
+    /// Those among them with tasks that have not ended and that nobody else looks after.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished: Vec<u64>,
 }
 
 /// A key that texts for a node are sealed to, and the node's word for it.
@@ -125,6 +138,7 @@ impl Capabilities {
             slots: None,
             boot: None,
             seal_key: None,
+            task_generations: None,
         }
     }
 }

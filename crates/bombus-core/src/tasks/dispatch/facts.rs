@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use crate::identity::NodeId;
-use crate::tasks::{Epoch, GrantedBy, TaskId, TaskView, Worker};
+use crate::tasks::{Epoch, GrantedBy, TaskDocument, TaskId, TaskStatus, TaskView, Worker};
 
 /// What a [`Dispatcher`](super::Dispatcher) has to know about a task: a part of its view.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +62,21 @@ pub enum Needs {
     Waiting,
     /// A task that it depends on failed or was cancelled, so it can never run.
     Failed,
+}
+
+impl Needs {
+    /// Looks at the tasks on which another depends. `end` says how one ended for good; none while it has not, or is not known.
+    pub fn of(task: &TaskDocument, end: impl Fn(&TaskId) -> Option<TaskStatus>) -> Self {
+        let mut needs = Self::Ready;
+        for id in task.depends_on() {
+            match end(id) {
+                Some(TaskStatus::Completed) => {}
+                Some(_) => return Self::Failed,
+                None => needs = Self::Waiting,
+            }
+        }
+        needs
+    }
 }
 
 /// A live grant.
@@ -145,4 +160,28 @@ pub struct Candidate {
     pub slots: u32,
     /// How many more it lets wait; 0 counts for this node, whose own tasks wait unclaimed.
     pub queue: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_depends_on_others_waits_for_them_and_is_over_once_one_has_no_result() {
+        let id = |text| TaskId::parse(text).unwrap();
+        let task =
+            TaskDocument { depends_on: Some(vec![id("a"), id("b"), id("c")]), ..TaskDocument::new(id("t"), "r", 1) };
+        let needs = |ends: [Option<TaskStatus>; 3]| {
+            Needs::of(&task, |of| ["a", "b", "c"].iter().zip(ends).find(|(name, _)| of.as_str() == **name)?.1)
+        };
+        let (done, failed) = (Some(TaskStatus::Completed), Some(TaskStatus::Failed));
+        assert_eq!(needs([None; 3]), Needs::Waiting);
+        assert_eq!(needs([done, None, done]), Needs::Waiting);
+        assert_eq!(needs([done; 3]), Needs::Ready);
+        assert_eq!(
+            (needs([None, done, failed]), needs([Some(TaskStatus::Cancelled), done, done])),
+            (Needs::Failed, Needs::Failed)
+        );
+        assert_eq!(Needs::of(&TaskDocument::new(id("t"), "r", 1), |_| None), Needs::Ready, "it depends on nothing");
+    }
 }

@@ -49,6 +49,14 @@ pub enum Input {
         /// What.
         write: Write,
     },
+    /// The result of a run cannot be written here, and soon trying again would not help: the disk is full. What is run for others goes back to
+    /// them.
+    Unwritable {
+        /// Which task.
+        task: TaskId,
+        /// The run.
+        run: RunId,
+    },
 
     /// At the requester: the worker takes the grant, or goes on with it.
     Accepted {

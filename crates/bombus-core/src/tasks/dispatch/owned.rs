@@ -88,30 +88,29 @@ pub(super) struct End {
     pub(super) error: Option<String>,
 }
 
+/// The grant that a phase follows, borrowed as the phase is.
+macro_rules! live_of {
+    ($phase:expr) => {
+        match $phase {
+            Phase::Offering { live, .. }
+            | Phase::Apart { live, .. }
+            | Phase::Attached { live, .. }
+            | Phase::Local { live }
+            | Phase::Foreign { live, .. }
+            | Phase::Collecting { live, .. } => Some(live),
+            _ => None,
+        }
+    };
+}
+
 impl Phase {
     /// Returns the grant that is followed.
     pub(super) fn live(&self) -> Option<&Live> {
-        match self {
-            Self::Offering { live, .. }
-            | Self::Apart { live, .. }
-            | Self::Attached { live, .. }
-            | Self::Local { live }
-            | Self::Foreign { live, .. }
-            | Self::Collecting { live, .. } => Some(live),
-            _ => None,
-        }
+        live_of!(self)
     }
 
     pub(super) fn live_mut(&mut self) -> Option<&mut Live> {
-        match self {
-            Self::Offering { live, .. }
-            | Self::Apart { live, .. }
-            | Self::Attached { live, .. }
-            | Self::Local { live }
-            | Self::Foreign { live, .. }
-            | Self::Collecting { live, .. } => Some(live),
-            _ => None,
-        }
+        live_of!(self)
     }
 
     /// Returns the epoch that it is about.

@@ -266,7 +266,7 @@ impl Dispatcher {
     /// Gives a task that is not to be run here to its requester.
     fn hand_back(&mut self, task: &TaskId) {
         let Some(run) = self.runs.remove(task) else { return };
-        if matches!(run.stage, Stage::Running { .. }) {
+        if matches!(run.stage, Stage::Running { .. } | Stage::Publishing { .. }) {
             self.outputs.push(Output::Abort { task: task.clone(), run: run.id });
         }
         self.run_changed(task);
@@ -312,6 +312,16 @@ impl Dispatcher {
 
     pub(super) fn queued(&self) -> usize {
         self.runs.values().filter(|run| run.stage == Stage::Queued).count()
+    }
+
+    /// Gives what cannot be written here to its requester, which has others; what nobody else looks after is tried again.
+    pub(super) fn unwritable(&mut self, task: &TaskId, id: RunId) {
+        let publishing = |run: &&Run| run.id == id && matches!(run.stage, Stage::Publishing { .. });
+        match self.runs.get(task).filter(publishing).map(|run| &run.right) {
+            Some(Right::Lease(_)) => self.hand_back(task),
+            Some(Right::Own | Right::Claim) => self.write_failed_run(task, id),
+            None => {}
+        }
     }
 
     pub(super) fn write_failed_worker(&mut self, task: &TaskId, write: Write) {

@@ -111,22 +111,6 @@ fn the_part_that_sums_up_is_the_answer() {
 }
 
 #[test]
-fn what_needs_others_waits_for_them_and_is_hopeless_once_one_fails() {
-    let sum = part(None, Pending);
-    let needs = |parts: &[TaskView]| Needs::of(&sum.task, |id| parts.iter().find(|part| part.task.id == *id));
-    assert_eq!(needs(&[]), Needs::Waiting);
-    let mut parts = vec![part(Some(0), Completed), part(Some(1), Running), part(Some(2), Completed)];
-    assert_eq!(needs(&parts), Needs::Waiting);
-    parts[1] = part(Some(1), Completed);
-    assert_eq!(needs(&parts), Needs::Met);
-    parts[1].settled = false;
-    assert_eq!(needs(&parts), Needs::Waiting, "that result may be taken back");
-    parts[1] = part(Some(1), Failed);
-    assert_eq!(needs(&parts), Needs::Hopeless(parts[1].task.id.clone()));
-    assert_eq!(Needs::of(&parts[0].task, |_| None), Needs::Met, "it needs nothing");
-}
-
-#[test]
 fn the_worker_is_told_by_result_grant_or_claim() {
     let node = NodeKey::from_secret(&[7; 32]).node_id();
     let mut view = part(Some(0), Claimed);
@@ -144,6 +128,8 @@ fn the_worker_is_told_by_result_grant_or_claim() {
     });
     let report = TaskReport::of(&view);
     assert_eq!((report.worker, report.epoch, report.attempt), (Some(node.to_string()), Epoch(2), 2));
+    let ended = TaskView { grants: view.grant.take().into_iter().collect(), ..part(Some(0), Cancelled) };
+    assert_eq!(TaskReport::of(&ended).attempt, 2, "who is cancelled in an attempt was in one");
     assert_eq!(TaskReport::of(&part(Some(0), Completed)).worker.as_deref(), Some("worker"));
     let mut foreign = part(Some(0), Claimed);
     foreign.requester.proven = false;

@@ -3,10 +3,12 @@ use std::sync::Arc;
 use crate::identity::NodeId;
 use crate::tasks::{AttemptFailure, Epoch, GrantedBy, ResultDocument, TaskDocument, TaskStatus};
 
-/// Where an entry stands in the total order of its database: by Lamport time, then by its writer's key, then by its hash. Greater is
-/// newer. Orders of two databases say nothing about each other.
+/// Where an entry stands in the total order of a series of databases: by generation, then by Lamport time, then by its writer's key, then by
+/// its hash. Greater is newer. Orders of two series say nothing about each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order {
+    /// Which database of the series it stands in, from 1.
+    pub generation: u64,
     /// The Lamport time.
     pub time: u64,
     /// The public key that signed the entry.

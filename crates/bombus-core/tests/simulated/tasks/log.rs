@@ -79,7 +79,7 @@ impl Disk {
         let hash = format!("{hash}-{writer}-{number}");
         let mut digest = [0; 32];
         digest[..8].copy_from_slice(&number.to_be_bytes());
-        let order = Order { time, writer: [writer as u8; 33], entry: digest };
+        let order = Order { generation: 1, time, writer: [writer as u8; 33], entry: digest };
         let document = match draft {
             Draft::Task(task) => {
                 Document::Task(Written { hash, order, writer: identity(writer), value: Arc::from(task) })

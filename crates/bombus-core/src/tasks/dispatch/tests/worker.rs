@@ -49,6 +49,22 @@ fn what_is_done_after_the_lease_ran_out_is_kept_back_until_the_requester_is_hear
 }
 
 #[test]
+fn what_cannot_be_written_goes_back_to_its_requester_and_what_nobody_else_looks_after_is_tried_again() {
+    let done = Outcome::Completed;
+    let mut rig = Rig::synced(config(), "b");
+    let run = begun(&rig.offered("t", 'b', 1, false))[0].1;
+    assert!(publishes(&rig.ended("t", run, done.clone())));
+    let outputs = rig.on(Input::Unwritable { task: id("t"), run });
+    let is_handed_back = |output: &Output| matches!(output, Output::HandBack { epoch: Epoch(1), .. });
+    assert!(
+        outputs.iter().any(is_handed_back) && outputs.contains(&Output::Abort { task: id("t"), run }),
+        "{outputs:?}"
+    );
+    assert!(!publishes(&rig.pass(ms(60_000))), "somebody else has it by then");
+    assert!(rig.on(Input::Unwritable { task: id("t"), run }).is_empty(), "it may be told twice");
+}
+
+#[test]
 fn a_renewal_counts_from_when_it_was_sent_and_only_once_it_is_confirmed() {
     let mut rig = Rig::synced(config(), "b");
     let run = begun(&rig.offered("t", 'b', 1, false))[0].1;

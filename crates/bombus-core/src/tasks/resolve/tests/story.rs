@@ -93,7 +93,7 @@ impl Story {
         self.time += 1;
         let mut entry = [0; 32];
         entry[..8].copy_from_slice(&self.time.to_be_bytes());
-        let order = Order { time: self.time, writer: [who; 33], entry };
+        let order = Order { generation: 1, time: self.time, writer: [who; 33], entry };
         Written { hash: format!("zdpu{:06}", self.time), order, writer: identity(who), value: Arc::new(value) }
     }
 
