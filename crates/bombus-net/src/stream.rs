@@ -33,8 +33,8 @@ pub struct NetStream {
     inner: Compat<libp2p::Stream>,
     peer: NodeId,
     path: Path,
-    /// Keeps a redundant connection open for a while.
-    _open: OpenStreams,
+    /// Shows that the connection is in use; not there in the background.
+    in_use: Option<OpenStreams>,
     rebuilt: CancellationToken,
 }
 
@@ -46,7 +46,7 @@ impl NetStream {
         open: OpenStreams,
         rebuilt: CancellationToken,
     ) -> Self {
-        Self { inner: stream.compat(), peer, path, _open: open, rebuilt }
+        Self { inner: stream.compat(), peer, path, in_use: Some(open), rebuilt }
     }
 
     /// Returns who is at the other end.
@@ -59,6 +59,14 @@ impl NetStream {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Says that the stream alone is no reason to keep the connection: it ends with a connection that is one too many, or that
+    /// [`NetConfig::mesh_max`](crate::NetConfig::mesh_max) has no place for and nothing else uses.
+    #[must_use]
+    pub fn in_background(mut self) -> Self {
+        self.in_use = None;
+        self
     }
 
     /// Names the reason where the stream ended with its swarm.

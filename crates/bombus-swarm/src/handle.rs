@@ -1,11 +1,12 @@
 //! The handle through which everybody but the service uses the swarm.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bombus_core::identity::NodeId;
-use bombus_core::topics::{TaskHelpRequest, TaskHelpResponse, Timestamp, Topic, TopicMessage};
+use bombus_core::topics::{TaskGenerations, TaskHelpRequest, TaskHelpResponse, Timestamp, Topic, TopicMessage};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -67,6 +68,23 @@ impl SwarmHandle {
         self.shared.view().seal_key(node_id)
     }
 
+    /// Returns the generations of the databases of tasks that the peers that are there say that they have.
+    pub(crate) fn task_generations(&self) -> BTreeMap<NodeId, TaskGenerations> {
+        let view = self.shared.view();
+        let told = view.told().filter_map(|told| Some((told.node_id.parse().ok()?, told.task_generations.clone()?)));
+        told.collect()
+    }
+
+    /// Tells peers which generations of the databases of tasks this node has, soon if that is new.
+    pub(crate) fn tell_task_generations(&self, generations: TaskGenerations) {
+        let generations = Some(generations);
+        self.shared.task_generations.send_if_modified(|told| {
+            let is_new = *told != generations;
+            *told = generations;
+            is_new
+        });
+    }
+
     /// Returns this node as its peers see it, without a way to it.
     #[must_use]
     pub fn own(&self) -> PeerView {
@@ -80,6 +98,11 @@ impl SwarmHandle {
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.shared.view().nodes()
+    }
+
+    /// Says whether there are more nodes than each keeps connections to: others are connected with as long as they are needed.
+    pub(crate) fn is_crowd(&self) -> bool {
+        self.shared.is_crowd()
     }
 
     /// Tells when something that [`SwarmHandle::peers`] shows has changed, other than when a peer was last seen: the number grows.

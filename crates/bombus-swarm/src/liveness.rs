@@ -51,7 +51,8 @@ impl Opener for Mesh {
     type Stream = NetStream;
 
     async fn open(&self, peer: &NodeId) -> Result<NetStream, OpenFailed> {
-        self.0.open_stream(peer, PROTOCOL).await.map_err(|error| match error {
+        let opened = self.0.open_stream(peer, PROTOCOL).await;
+        opened.map(NetStream::in_background).map_err(|error| match error {
             OpenError::UnsupportedProtocol { .. } => OpenFailed::Unsupported,
             other => OpenFailed::Failed(other.to_string()),
         })
@@ -82,7 +83,7 @@ pub(crate) async fn watch_all(shared: &Arc<Shared>, stop: &CancellationToken) ->
             event = events.next() => service.on_event(event.ok_or(PartEnded::MeshEnded)?),
             stream = incoming.next() => {
                 let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
-                readers.read(peer, stream);
+                readers.read(peer, stream.in_background());
             }
             Ok(peer) = greeted.recv() => service.on_greeted(peer),
             Ok(()) = watched.changed() => service.on_watched(&watched.borrow_and_update()),
@@ -212,7 +213,7 @@ impl Watcher {
         self.connected.remove(&peer);
         self.greeted.remove(&peer);
         if self.taking_part.remove(&peer) {
-            let not_needed = why.is_empty() && self.shared.view().nodes() > self.shared.config.mesh_max;
+            let not_needed = why.is_empty() && self.shared.is_crowd();
             self.tell(if not_needed { LivenessInput::Released(peer) } else { LivenessInput::Disconnected(peer) });
         }
     }

@@ -21,6 +21,7 @@ pub(crate) async fn tell_all(shared: &Arc<Shared>, stop: &CancellationToken) -> 
     let mut events = shared.net.events();
     let mut facts = shared.facts.clone();
     let mut revision = shared.revision();
+    let mut generations = shared.task_generations.subscribe();
     let mut teller = Teller::new(shared.config.cadence, shared.boot().bits(), facts.borrow_and_update().clone());
     let mut facts_end = false;
     let mut outputs = teller.on(shared.clocks.ms(), CadenceInput::Tick);
@@ -34,6 +35,7 @@ pub(crate) async fn tell_all(shared: &Arc<Shared>, stop: &CancellationToken) -> 
                 facts_end = changed.is_err();
                 outputs = teller.on_facts(shared.clocks.ms(), facts.borrow_and_update().clone());
             }
+            Ok(()) = generations.changed() => outputs = teller.on_news(shared.clocks.ms()),
             event = events.next() => {
                 let event = event.ok_or(PartEnded::MeshEnded)?;
                 if matches!(event, NetEvent::PeerConnected { .. } | NetEvent::Lagged(_)) {
@@ -96,6 +98,11 @@ impl Teller {
             return Vec::new();
         }
         self.told = facts;
+        self.on_news(now_ms)
+    }
+
+    /// Takes note of something that is to be told soon.
+    fn on_news(&mut self, now_ms: u64) -> Vec<CadenceOutput> {
         self.changed = true;
         self.on(now_ms, CadenceInput::Changed)
     }

@@ -90,10 +90,7 @@ async fn pass_time(shared: &Shared, stop: &CancellationToken) -> Result<(), Part
 
 /// Has the mesh find ways to those that only others reach. In a large swarm, ways are found when they are needed.
 fn expect_the_unreached(shared: &Shared) {
-    let unreached = {
-        let view = shared.view();
-        if view.nodes() > shared.config.mesh_max { BTreeSet::new() } else { view.unreached().cloned().collect() }
-    };
+    let unreached = if shared.is_crowd() { BTreeSet::new() } else { shared.view().unreached().cloned().collect() };
     shared.net.expect(unreached);
 }
 

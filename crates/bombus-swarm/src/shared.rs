@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bombus_core::identity::{BootId, NodeId};
-use bombus_core::topics::{Capabilities, ReplayGuard, Timestamp, Topic, TopicMessage};
+use bombus_core::topics::{Capabilities, ReplayGuard, TaskGenerations, Timestamp, Topic, TopicMessage};
 use bombus_net::NetHandle;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     /// What to do about another process with this node's identity, once one was met.
     pub(crate) same_identity: OnceLock<String>,
     pub(crate) started_unix_s: u64,
+    /// Which generations of the databases of tasks are here, once that is known.
+    pub(crate) task_generations: watch::Sender<Option<TaskGenerations>>,
     /// The view's revision.
     revision: watch::Sender<u64>,
     view: Mutex<View>,
@@ -77,12 +79,18 @@ impl Shared {
             link_counts: Arc::default(),
             watched: watch::Sender::new(BTreeMap::new()),
             same_identity: OnceLock::new(),
+            task_generations: watch::Sender::new(None),
             revision: watch::Sender::new(0),
             guard: Mutex::new(ReplayGuard::new()),
             messages: std::array::from_fn(|_| broadcast::Sender::new(MESSAGES_MAX)),
             last_stamp_ms: AtomicI64::new(i64::MIN),
             boot: AtomicU64::new(boot.bits()),
         }
+    }
+
+    /// Says whether there are more nodes than each keeps connections to.
+    pub(crate) fn is_crowd(&self) -> bool {
+        self.view().nodes() > self.config.mesh_max
     }
 
     /// Lets the view take something, and tells everybody what that changed.
@@ -165,7 +173,8 @@ impl Shared {
     /// Returns what this node says of itself now.
     pub(crate) fn own(&self) -> Capabilities {
         let stamp = self.stamp();
-        self.facts.borrow().capabilities(self.net.node_id(), self.boot(), stamp)
+        let told = self.facts.borrow().capabilities(self.net.node_id(), self.boot(), stamp);
+        Capabilities { task_generations: self.task_generations.borrow().clone(), ..told }
     }
 
     /// Publishes a message on its topic.

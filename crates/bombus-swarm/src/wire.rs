@@ -35,11 +35,16 @@ pub(crate) async fn read_datagram(stream: &mut (impl AsyncRead + Unpin)) -> io::
 
 /// Writes a capabilities message behind its length as four bytes, big-endian, in one piece.
 pub(crate) async fn write_hello(stream: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(message.len()).ok().filter(|_| message.len() <= HELLO_MAX);
-    let length = length.ok_or_else(|| too_large(message.len(), HELLO_MAX))?;
-    let mut frame = Vec::with_capacity(4 + message.len());
+    write_frame(stream, message, HELLO_MAX).await
+}
+
+/// Writes a frame of at most so many bytes behind its length as four bytes, big-endian, in one piece.
+pub(crate) async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8], max: usize) -> io::Result<()> {
+    let length = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() <= max);
+    let length = length.ok_or_else(|| too_large(bytes.len(), max))?;
+    let mut frame = Vec::with_capacity(4 + bytes.len());
     frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(message);
+    frame.extend_from_slice(bytes);
     stream.write_all(&frame).await?;
     stream.flush().await
 }

@@ -33,6 +33,7 @@ pub(super) async fn hear_all(shared: &Arc<Shared>, stop: &CancellationToken) -> 
             () = stop.cancelled() => return Ok(()),
             stream = incoming.next() => {
                 let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
+                let stream = stream.in_background();
                 if let Some(before) = newest.remove(&peer) {
                     before.abort();
                 }

@@ -1,6 +1,6 @@
 //! A peer as a backend among others.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub(super) struct Peer {
 struct Info {
     name: String,
     models: Arc<Vec<ModelInfo>>,
+    /// Whether it told them itself; otherwise no more than their names is known.
+    has_told: bool,
     /// Those of them that go on with answers of others by the text alone.
     by_text: HashSet<ModelName>,
     load: Load,
@@ -77,6 +79,7 @@ impl Peer {
         let info = Info {
             name: String::new(),
             models: Arc::default(),
+            has_told: false,
             by_text: HashSet::new(),
             load: Load::default(),
             reachable: false,
@@ -124,6 +127,7 @@ impl Peer {
         let mut info = self.info();
         info.load = load;
         let Some((mut models, by_text)) = models else { return false };
+        info.has_told = true;
         info.by_text = by_text;
         let mut names = HashSet::new();
         models.retain(|model| names.insert(model.name.clone()));
@@ -132,14 +136,25 @@ impl Peer {
         changed
     }
 
-    /// Takes what the view shows of it; says whether its name is another now.
-    pub(super) fn seen(&self, view: &PeerView) -> bool {
+    /// Takes the names of models that all are told of, where it has told this node nothing yet. Says whether they are others now.
+    pub(super) fn heard_of(&self, names: &[String]) -> bool {
+        let names: BTreeSet<ModelName> = names.iter().filter_map(|name| ModelName::parse(name).ok()).collect();
+        let mut info = self.info();
+        if info.has_told || info.models.iter().map(|model| &model.name).eq(&names) {
+            return false;
+        }
+        info.models = Arc::new(names.into_iter().map(ModelInfo::named).collect());
+        true
+    }
+
+    /// Takes what the view shows of it; says whether its name is another now. In a crowd a connection is made when it is needed.
+    pub(super) fn seen(&self, view: &PeerView, is_crowd: bool) -> bool {
         let mut info = self.info();
         let renamed = info.name != view.name;
         info.name.clone_from(&view.name);
         info.was_seen = true;
         info.suspect = view.state == PeerState::Suspect;
-        info.reachable = view.state != PeerState::Gone && view.path.is_some();
+        info.reachable = view.state != PeerState::Gone && (is_crowd || view.path.is_some());
         info.latency_ms = view.latency_ms;
         info.gpu_memory_mb = view.vram_total_mb.unwrap_or(0);
         match (view.state, info.is_gone) {

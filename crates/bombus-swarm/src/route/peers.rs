@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bombus_core::identity::NodeId;
+use bombus_core::liveness::PeerState;
 use bombus_infer::{Backends, NamedBackend};
 use bombus_net::NetHandle;
 use tokio::sync::Notify;
@@ -63,20 +64,7 @@ impl Peers {
 
     /// Takes what a peer told of itself.
     pub(super) fn told(&self, node: &NodeId, mut told: Told) {
-        let peer = {
-            let mut known = self.known();
-            match known.peers.get(node) {
-                Some(peer) => Arc::clone(peer),
-                None if known.peers.len() >= PEERS_MAX => return,
-                None => {
-                    let (net, swarm, config) = (self.net.clone(), self.swarm.clone(), self.config.clone());
-                    let peer = Peer::new(node.clone(), net, swarm, config, Arc::clone(&self.watching));
-                    let peer = Arc::new(PeerBackend(Arc::new(peer)));
-                    known.peers.insert(node.clone(), Arc::clone(&peer));
-                    peer
-                }
-            }
-        };
+        let Some(peer) = self.peer(&mut self.known(), node) else { return };
         let models = told.models();
         let by_text = told.by_text();
         let models_changed = peer.0.told(models.map(|models| (models, by_text)), told.load);
@@ -84,7 +72,7 @@ impl Peers {
         if !peer.0.was_seen()
             && let Some(view) = self.swarm.peer(node)
         {
-            peer.0.seen(&view);
+            peer.0.seen(&view, self.swarm.is_crowd());
         }
         if !self.list() {
             if models_changed {
@@ -95,21 +83,41 @@ impl Peers {
         }
     }
 
-    /// Takes over what the view shows.
+    /// Returns a peer, which is new where it is not known yet; `None` where there is no place for it.
+    fn peer(&self, known: &mut Known, node: &NodeId) -> Option<Arc<PeerBackend>> {
+        let known_before = known.peers.get(node).cloned();
+        if known_before.is_some() || known.peers.len() >= PEERS_MAX {
+            return known_before;
+        }
+        let (net, swarm, config) = (self.net.clone(), self.swarm.clone(), self.config.clone());
+        let peer = Peer::new(node.clone(), net, swarm, config, Arc::clone(&self.watching));
+        let peer = Arc::new(PeerBackend(Arc::new(peer)));
+        known.peers.insert(node.clone(), Arc::clone(&peer));
+        Some(peer)
+    }
+
+    /// Takes over what the view shows. In a crowd there are peers without a connection, of which only that is known.
     fn look(&self) {
         let views = self.swarm.peers();
-        let mut renamed = false;
+        let is_crowd = self.swarm.is_crowd();
+        let mut is_changed = false;
         {
             let mut known = self.known();
+            let is_on_call = |view: &&PeerView| view.state == PeerState::Alive && view.path.is_none();
+            for view in views.iter().filter(|_| is_crowd).filter(is_on_call).filter(|view| !view.models.is_empty()) {
+                if let Some(peer) = self.peer(&mut known, &view.node_id) {
+                    is_changed |= peer.0.heard_of(&view.models);
+                }
+            }
             known.peers.retain(|node, peer| match view_of(&views, node) {
                 Some(view) => {
-                    renamed |= peer.0.seen(view);
+                    is_changed |= peer.0.seen(view, is_crowd);
                     true
                 }
                 None => !peer.0.unseen(),
             });
         }
-        if !self.list() && renamed {
+        if !self.list() && is_changed {
             self.backends.peers_changed();
         }
     }

@@ -114,6 +114,7 @@ async fn tell(shared: Arc<Shared>, peer: NodeId, mut news: watch::Receiver<Own>)
         let begun = Instant::now();
         match shared.net.open_stream(&peer, OFFERS_PROTOCOL).await {
             Ok(stream) => {
+                let stream = stream.in_background();
                 if let Err(error) = tell_over(&shared, &peer, &mut news, stream).await {
                     tracing::debug!(peer.id = %peer, %error, "a peer is told no longer what this node offers");
                 }

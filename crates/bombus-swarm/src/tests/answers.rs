@@ -1,5 +1,6 @@
 //! Answers between nodes, over real connections on the loopback address.
 
+mod crowd;
 mod owner;
 mod questions;
 mod raw;
@@ -47,7 +48,10 @@ impl Answering {
         config: RunConfig,
         swarm: SwarmConfig,
     ) -> Self {
-        let node = Node::start_with(number, seeds, swarm).await;
+        Self::on(Node::start_with(number, seeds, swarm).await, backends, config).await
+    }
+
+    async fn on(node: Node, backends: Vec<NamedBackend>, config: RunConfig) -> Self {
         let backends = Backends::new(backends);
         for named in backends.all() {
             backends.refresh(&named.name).await;
