@@ -7,20 +7,23 @@
 //!    service.rs       DbService: the parts, kept going;  shared.rs: what they share
 //!    dispatch.rs      which databases are open, and what they ask for
 //!    replication.rs   one open database: its topic, its peers, its exchanges of heads
+//!    direct.rs        own entries straight to the nodes that have the database open
 //!    exchange.rs      heads between two nodes, also with peers in JavaScript
 //!    blocks.rs        single blocks by bitswap: for peers, for databases, and to open one by its address
-//!    kept.rs          blocks that stand in no log, kept beside the databases;  fetch.rs: those that peers have
+//!    kept.rs          blocks that stand in no log, kept beside the databases;  fetch.rs: those that peers have;  holders.rs: who needs them
 //!    oplog.rs         a log in bulk, between nodes
 //!    node.rs          Node: databases with a mesh of their own, for programs that want nothing else
 //! ```
 
 mod blocks;
 mod config;
+mod direct;
 mod dispatch;
 mod error;
 mod exchange;
 mod fetch;
 mod handle;
+mod holders;
 mod kept;
 mod node;
 mod oplog;
@@ -38,12 +41,15 @@ use orbitdb::OrbitDb;
 use orbitdb::storage::RedbConfig;
 
 pub use config::{DbConfig, DbSyncConfig, OplogConfig};
+pub use direct::ENTRIES_PROTOCOL;
 pub use error::DbError;
 pub use handle::DbHandle;
-pub use kept::KEPT_BLOCK_BYTES_MAX;
+pub use holders::BlockHolder;
+pub use kept::{KEPT_BLOCK_BYTES_MAX, Removed};
 pub use node::{Node, NodeBuilder, NodeError};
 pub(crate) use oplog::fuzzing as oplog_fuzzing;
 pub use oplog::{CatchUp, OPLOG_PROTOCOL};
+pub(crate) use records::replace;
 pub use service::DbService;
 
 use self::blocks::OpenBlocks;

@@ -97,6 +97,14 @@ pub enum DbError {
     /// A block to be kept is too large.
     #[error("a block of {0} bytes is too large: one that is kept by itself has at most {KEPT_BLOCK_BYTES_MAX}")]
     BlockSize(usize),
+    /// It is not known whether blocks can be removed.
+    #[error("no block is removed, since it is not known which of them {name} needs: {reason}")]
+    Holder {
+        /// Who refers to blocks.
+        name: &'static str,
+        /// Why it cannot say so.
+        reason: String,
+    },
     /// The databases are being closed.
     #[error("the node is stopping")]
     Stopped,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use orbitdb::{Database, Known, OpenOptions, OrbitDb};
 
 use super::error::DbError;
 use super::fetch;
-use super::kept::KEPT_BLOCK_BYTES_MAX;
+use super::holders::{self, BlockHolder};
+use super::kept::{KEPT_BLOCK_BYTES_MAX, Removed};
 use super::oplog::CatchUp;
 use super::records::Record;
 use super::shared::Shared;
@@ -238,6 +240,37 @@ impl DbHandle {
     /// [`DbError::BlockNotReached`] when no peer gave it in time, and as [`DbHandle::block`].
     pub async fn fetch_block(&self, hash: &Hash, first: &[NodeId], limit: Duration) -> Result<Vec<u8>, DbError> {
         fetch::fetch(&self.shared, *hash, first, limit).await
+    }
+
+    /// Has somebody asked who refers to such blocks before any is removed; in place of who had the name before.
+    pub fn hold_blocks(&self, name: &'static str, holder: Arc<dyn BlockHolder>) {
+        self.shared.holders.put(name, holder);
+    }
+
+    /// Returns whether somebody of this name is asked before blocks are removed.
+    #[must_use]
+    pub fn has_holder(&self, name: &str) -> bool {
+        self.shared.holders.has(name)
+    }
+
+    /// Removes blocks, in their order, that stand in no log and that nobody refers to any more, as all [`BlockHolder`]s say. Their room is given back, to the
+    /// disk where it is much. Those that were put within `young`, at most ten minutes, stay: who put them may be about to refer to them.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError::Holder`] when somebody cannot say to what it refers, and when the storage fails.
+    pub async fn remove_blocks(
+        &self,
+        blocks: impl IntoIterator<Item = Hash>,
+        young: Duration,
+    ) -> Result<Removed, DbError> {
+        holders::remove(&self.shared, blocks.into_iter().collect(), young).await
+    }
+
+    /// Returns the directory in which everything lies.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.shared.own_blocks.directory()
     }
 
     /// Returns how many bytes the blocks take in the storage that stand in no log.

@@ -138,7 +138,7 @@ impl Records {
 }
 
 /// Replaces a file that only its owner may read, so that it is whole at any time.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let draft = path.with_extension("new");
     let mut options = File::options();
     options.write(true).create(true).truncate(true);

@@ -15,6 +15,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::direct::Links;
 use super::exchange;
 use super::oplog::Turns;
 use super::shared::Shared;
@@ -25,6 +26,12 @@ use crate::supervised::PartEnded;
 const ORDERS_MAX: usize = 64;
 /// How many own entries wait to be published. Those beyond reach the peers with the next exchange of heads.
 const PUBLICATIONS_MAX: usize = 1_024;
+/// How many entries that nodes sent wait. When so many do, their streams are not read.
+const HEARD_MAX: usize = 64;
+/// How long an entry waits that all peers get straight, until it is published for the nodes behind them. A newer one takes its place.
+const PUBLISH_AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked which peers have no stream for entries and could have one.
+const LINK_AGAIN: Duration = Duration::from_secs(10);
 /// How many blocks are handed to the database in one go.
 const INPUTS_MAX: usize = 256;
 /// How many published entries wait for what they follow to come in bulk, and how many bytes. Those beyond come with the heads.
@@ -46,11 +53,18 @@ pub(super) enum Order {
     Input(Input),
 }
 
+/// An entry that a peer wrote, on a topic or straight to here.
+pub(super) struct Heard {
+    pub(super) from: NodeId,
+    pub(super) block: Vec<u8>,
+}
+
 /// Where the replication of a database is told what to do.
 #[derive(Clone)]
 pub(super) struct Replication {
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) publications: mpsc::Sender<Arc<[u8]>>,
+    pub(super) heard: mpsc::Sender<Heard>,
     pub(super) turns: Arc<Turns>,
     /// Whether something was not published, or not heard: heads are exchanged then.
     pub(super) behind: Arc<AtomicBool>,
@@ -61,6 +75,7 @@ pub(super) struct Ends {
     address: Address,
     orders: mpsc::Receiver<Order>,
     publications: mpsc::Receiver<Arc<[u8]>>,
+    heard: mpsc::Receiver<Heard>,
     turns: Arc<Turns>,
     behind: Arc<AtomicBool>,
 }
@@ -68,14 +83,16 @@ pub(super) struct Ends {
 pub(super) fn replication(address: Address) -> (Replication, Ends) {
     let (order_sender, orders) = mpsc::channel(ORDERS_MAX);
     let (publication_sender, publications) = mpsc::channel(PUBLICATIONS_MAX);
+    let (heard_sender, heard) = mpsc::channel(HEARD_MAX);
     let (turns, behind) = (Arc::new(Turns::default()), Arc::new(AtomicBool::new(false)));
     let replication = Replication {
         orders: order_sender,
         publications: publication_sender,
+        heard: heard_sender,
         turns: Arc::clone(&turns),
         behind: Arc::clone(&behind),
     };
-    (replication, Ends { address, orders, publications, turns, behind })
+    (replication, Ends { address, orders, publications, heard, turns, behind })
 }
 
 /// Replicates a database until `stop`.
@@ -85,7 +102,7 @@ pub(super) async fn replicate(
     stop: &CancellationToken,
 ) -> Result<(), PartEnded> {
     let mut ends = ends.lock().await;
-    let Ends { address, orders, publications, turns, behind } = &mut *ends;
+    let Ends { address, orders, publications, heard, turns, behind } = &mut *ends;
     let topic = address.to_string();
     // Before the topic: peers that hear of the subscription open streams at once.
     let incoming = shared.net.accept(&address.heads_protocol())?;
@@ -112,18 +129,55 @@ pub(super) async fn replicate(
     };
     tokio::select! {
         biased;
-        ended = here.run(orders, incoming, subscription, peers, stop) => ended,
-        () = publish_all(shared, &topic, publications, behind) => Ok(()),
+        ended = here.run(orders, heard, incoming, subscription, peers.clone(), stop) => ended,
+        ended = publish_all(shared, *address, publications, peers, behind) => ended,
     }
 }
 
-/// Publishes own entries one after the other, beside everything else.
-async fn publish_all(shared: &Shared, topic: &str, publications: &mut mpsc::Receiver<Arc<[u8]>>, behind: &AtomicBool) {
-    while let Some(block) = publications.recv().await {
-        if let Err(error) = shared.net.publish(topic, block.to_vec()).await {
-            tracing::debug!(topic, %error, "an entry was not published; it goes out with the heads");
-            behind.store(true, Ordering::Relaxed);
+/// Sends own entries to the peers one after the other, beside everything else: to nodes straight, and by the topic to all others.
+///
+/// Where every peer gets them straight, the topic still tells the newest entry once in a while, for nodes that only peers of this one reach.
+async fn publish_all(
+    shared: &Arc<Shared>,
+    address: Address,
+    publications: &mut mpsc::Receiver<Arc<[u8]>>,
+    mut peers: watch::Receiver<Vec<NodeId>>,
+    behind: &Arc<AtomicBool>,
+) -> Result<(), PartEnded> {
+    let mut links = Links::new(shared, address, behind);
+    let (mut look_at, mut newest, mut publish_at) = (Instant::now(), None, Instant::now());
+    loop {
+        tokio::select! {
+            biased;
+            Some(block) = publications.recv() => {
+                if !links.send(&block, &peers.borrow()) {
+                    newest = None;
+                    publish(shared, address, &block, behind).await;
+                } else if newest.replace(block).is_none() {
+                    publish_at = Instant::now() + PUBLISH_AFTER;
+                }
+            }
+            changed = peers.changed() => {
+                changed.map_err(|_| PartEnded::MeshEnded)?;
+                look_at = Instant::now();
+            }
+            () = sleep_until(look_at) => {
+                links.follow(&peers.borrow_and_update());
+                look_at = Instant::now() + LINK_AGAIN;
+            }
+            () = sleep_until(publish_at), if newest.is_some() => {
+                if let Some(block) = newest.take() {
+                    publish(shared, address, &block, behind).await;
+                }
+            }
         }
+    }
+}
+
+async fn publish(shared: &Shared, address: Address, block: &[u8], behind: &AtomicBool) {
+    if let Err(error) = shared.net.publish(&address.to_string(), block.to_vec()).await {
+        tracing::debug!(db.address = %address, %error, "an entry was not published; it goes out with the heads");
+        behind.store(true, Ordering::Relaxed);
     }
 }
 
@@ -140,7 +194,7 @@ struct Here<'a> {
     partners: HashMap<Id, NodeId>,
     answers: Arc<Places>,
     /// What was published and follows what is not here: by itself, it would have its ancestors fetched one by one.
-    held: VecDeque<Published>,
+    held: VecDeque<Heard>,
     held_bytes: usize,
     held_since: Instant,
     behind: &'a AtomicBool,
@@ -151,6 +205,7 @@ impl Here<'_> {
     async fn run(
         &mut self,
         orders: &mut mpsc::Receiver<Order>,
+        heard: &mut mpsc::Receiver<Heard>,
         mut incoming: Incoming,
         mut subscription: Subscription,
         mut peers: watch::Receiver<Vec<NodeId>>,
@@ -174,6 +229,7 @@ impl Here<'_> {
                     let (peer, stream) = stream.ok_or(PartEnded::MeshEnded)?;
                     self.on_stream(peer, stream);
                 }
+                Some(entry) = heard.recv() => self.on_heard(entry).await,
                 published = subscription.next() => self.on_published(published.ok_or(PartEnded::MeshEnded)?).await,
             }
         }
@@ -274,34 +330,38 @@ impl Here<'_> {
         self.let_go().await;
     }
 
-    /// Takes what a peer published. What follows entries that are not here waits for them to come in bulk, from who published it where
-    /// nothing is coming already.
     async fn on_published(&mut self, published: Published) {
         if published.lost > 0 {
             self.behind.store(true, Ordering::Relaxed);
         }
+        self.on_heard(Heard { from: published.signer, block: published.data }).await;
+    }
+
+    /// Takes what a peer wrote. What follows entries that are not here waits for them to come in bulk, from who wrote it, or else from
+    /// another peer, where nothing is coming already.
+    async fn on_heard(&mut self, entry: Heard) {
         let Some(database) = self.shared.database(&self.address) else { return };
-        if database.contains_ancestors(&published.data) {
-            drop(database);
-            self.take_published(published).await;
+        let peer = Peer::new(entry.from.as_str());
+        // One that is closed needs it no more, and one that failed has told so itself.
+        let taken = database.take_published(self.shared.now(), &peer, &entry.block).await;
+        drop(database);
+        if taken.unwrap_or(true) {
             return;
         }
-        drop(database);
-        if self.held.len() >= HELD_MAX || self.held_bytes + published.data.len() > HELD_BYTES_MAX {
+        if self.held.len() >= HELD_MAX || self.held_bytes + entry.block.len() > HELD_BYTES_MAX {
             self.behind.store(true, Ordering::Relaxed);
             return;
         }
         if self.held.is_empty() {
             self.held_since = Instant::now();
         }
-        let signer = published.signer.clone();
-        self.held_bytes += published.data.len();
-        self.held.push_back(published);
+        let source = self.peers.get(&entry.from).or_else(|| self.peers.first()).cloned();
+        self.held_bytes += entry.block.len();
+        self.held.push_back(entry);
         if self.partners.is_empty() && !self.turns.is_flowing() {
-            if self.peers.contains(&signer) {
-                self.exchange(signer).await;
-            } else {
-                self.let_go().await;
+            match source {
+                Some(source) => self.exchange(source).await,
+                None => self.let_go().await,
             }
         }
     }
@@ -313,12 +373,8 @@ impl Here<'_> {
             return;
         }
         self.held_bytes = 0;
-        for published in std::mem::take(&mut self.held) {
-            self.take_published(published).await;
+        for entry in std::mem::take(&mut self.held) {
+            self.input(Input::Published(Peer::new(entry.from.as_str()), entry.block)).await;
         }
-    }
-
-    async fn take_published(&self, published: Published) {
-        self.input(Input::Published(Peer::new(published.signer.as_str()), published.data)).await;
     }
 }

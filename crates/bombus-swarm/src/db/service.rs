@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::shared::Shared;
-use super::{blocks, dispatch, oplog};
+use super::{blocks, direct, dispatch, oplog};
 use crate::supervised::keep_going;
 
 /// How long databases may take to write what is waiting at the end.
@@ -50,6 +50,7 @@ impl DbService {
                 keep_going("databases", stop.clone(), || dispatch::dispatch(shared, &outputs, stop)),
                 keep_going("blocks of databases", stop.clone(), || blocks::hand_on(shared, &blocks, stop)),
                 keep_going("databases to be opened", stop.clone(), || blocks::find_all(shared, stop)),
+                keep_going("entries of peers", stop.clone(), || direct::serve_all(shared, stop)),
                 keep_going("peers that catch up", stop.clone(), || oplog::serve_all(shared, stop)),
             );
         }

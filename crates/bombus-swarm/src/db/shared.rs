@@ -22,6 +22,7 @@ use super::blocks::{Asked, For, cid_of};
 use super::config::DbConfig;
 use super::error::DbError;
 use super::fetch::Awaited;
+use super::holders::Holders;
 use super::kept::KeptBlocks;
 use super::oplog::OPLOG_PROTOCOL;
 use super::records::{Record, Records};
@@ -55,6 +56,8 @@ pub(super) struct Shared {
     asked: Mutex<Asked>,
     /// Blocks that stand in no log.
     pub(super) own_blocks: Arc<KeptBlocks>,
+    /// Who refers to them.
+    pub(super) holders: Holders,
     awaited: Mutex<Awaited>,
     begun: Instant,
 }
@@ -95,6 +98,7 @@ impl Shared {
             replications: Mutex::default(),
             asked: Mutex::default(),
             own_blocks,
+            holders: Holders::default(),
             awaited: Mutex::default(),
             begun: Instant::now(),
         }
@@ -139,13 +143,18 @@ impl Shared {
         self.bitswap.want(peer, &cids);
     }
 
-    /// Returns whether a peer lets others catch up in bulk; none where it has not said yet what it speaks, and for a node like this one that
+    /// Returns whether a peer speaks a protocol of nodes; none where it has not said yet what it speaks, and for a node like this one that
     /// did not speak it when it said so: it may have begun since.
-    pub(super) fn speaks_oplog(&self, peer: &NodeId) -> Option<bool> {
+    pub(super) fn speaks(&self, peer: &NodeId, protocol: &str) -> Option<bool> {
         let known = self.net.peers().into_iter().find(|known| known.node_id == *peer)?;
-        let speaks = known.protocols.iter().any(|name| name == OPLOG_PROTOCOL);
+        let speaks = known.protocols.iter().any(|name| name == protocol);
         let may_begin = known.protocols.is_empty() || known.agent.is_some_and(|agent| agent.starts_with(NODE_AGENT));
         if speaks || !may_begin { Some(speaks) } else { None }
+    }
+
+    /// Returns whether a peer lets others catch up in bulk, as far as that is known.
+    pub(super) fn speaks_oplog(&self, peer: &NodeId) -> Option<bool> {
+        self.speaks(peer, OPLOG_PROTOCOL)
     }
 
     /// Hands something to a database. One that is closed needs it no more, and one that failed has told so itself.

@@ -18,6 +18,7 @@ use crate::db::{DbConfig, DbHandle, DbSyncConfig, db};
 mod catching_up;
 mod keeping;
 mod sharing;
+mod straight;
 mod strangers;
 
 /// Settings with short times.

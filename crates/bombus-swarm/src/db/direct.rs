@@ -1,0 +1,177 @@
+//! `/bombus/entries/1`: own entries straight from one database to another, over a stream to each node that has it open, too.
+//!
+//! A message of a topic is signed and checked beside the entry in it, which has a signature of its own, and passes the one task of the mesh
+//! at both ends. A stream that stays open has none of that. It goes one way: the node that writes opens it, says which database it is about,
+//! and sends the blocks of its entries in the order in which they became safe. Peers in JavaScript, and nodes that no connection leads to,
+//! hear of them by the topic.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bombus_core::identity::NodeId;
+use bombus_net::NetStream;
+use orbitdb::manifest::Address;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::replication::Heard;
+use super::shared::Shared;
+use crate::places::Places;
+use crate::streams::answer_each;
+use crate::supervised::PartEnded;
+use crate::wire::{read_frame, write_frame};
+
+/// The protocol.
+pub const ENTRIES_PROTOCOL: &str = "/bombus/entries/1";
+/// Most bytes of what a stream begins with: the address of a database.
+const ADDRESS_BYTES_MAX: usize = 256;
+/// How long a peer may take to say which database a stream is about, and to take an entry.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
+/// How many entries wait for one node. It gets those beyond with the next exchange of heads.
+const WAITING_MAX: usize = 256;
+/// Most streams that peers have open here at a time, one for each database of each; those beyond are reset.
+const STREAMS_MAX: usize = 1_024;
+/// How many of them may be one peer's.
+const STREAMS_PER_PEER_MAX: usize = 128;
+
+/// The streams to the nodes that have a database open, too.
+pub(super) struct Links<'a> {
+    shared: &'a Arc<Shared>,
+    address: Address,
+    behind: &'a Arc<AtomicBool>,
+    links: BTreeMap<NodeId, Link>,
+    /// Those who write them; dropping it ends them.
+    running: JoinSet<()>,
+}
+
+struct Link {
+    entries: mpsc::Sender<Arc<[u8]>>,
+    is_open: Arc<AtomicBool>,
+}
+
+impl Link {
+    fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Acquire) && !self.entries.is_closed()
+    }
+}
+
+impl<'a> Links<'a> {
+    pub(super) fn new(shared: &'a Arc<Shared>, address: Address, behind: &'a Arc<AtomicBool>) -> Self {
+        Self { shared, address, behind, links: BTreeMap::new(), running: JoinSet::new() }
+    }
+
+    /// Makes sure that those of the peers that are nodes are about to have a stream each.
+    pub(super) fn follow(&mut self, peers: &[NodeId]) {
+        self.links.retain(|peer, link| peers.contains(peer) && !link.entries.is_closed());
+        while let Some(ended) = self.running.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(db.address = %self.address, %error, "a stream of entries to a peer failed");
+                self.behind.store(true, Ordering::Relaxed);
+            }
+        }
+        for peer in peers {
+            if !self.links.contains_key(peer) && self.shared.speaks(peer, ENTRIES_PROTOCOL) != Some(false) {
+                self.open(peer.clone());
+            }
+        }
+    }
+
+    fn open(&mut self, peer: NodeId) {
+        let (sender, entries) = mpsc::channel(WAITING_MAX);
+        let is_open = Arc::new(AtomicBool::new(false));
+        self.links.insert(peer.clone(), Link { entries: sender, is_open: Arc::clone(&is_open) });
+        let (shared, address, behind) = (Arc::clone(self.shared), self.address, Arc::clone(self.behind));
+        // One that fails is opened anew when peers are looked at next.
+        self.running.spawn(async move {
+            if let Err(error) = write_all(&shared, &address, &peer, entries, &is_open).await {
+                tracing::debug!(db.address = %address, peer.id = %peer, %error, "a stream of entries to a peer ended");
+                if is_open.load(Ordering::Acquire) {
+                    behind.store(true, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+
+    /// Hands an entry to all nodes that have a stream. Returns whether there are peers, and these are all of them.
+    pub(super) fn send(&self, block: &Arc<[u8]>, peers: &[NodeId]) -> bool {
+        for link in self.links.values().filter(|link| link.is_open()) {
+            if link.entries.try_send(Arc::clone(block)).is_err() {
+                self.behind.store(true, Ordering::Relaxed);
+            }
+        }
+        !peers.is_empty() && peers.iter().all(|peer| self.links.get(peer).is_some_and(Link::is_open))
+    }
+}
+
+/// Opens a stream to a peer and writes entries to it, until there are no more or the peer ends it.
+async fn write_all(
+    shared: &Arc<Shared>,
+    address: &Address,
+    peer: &NodeId,
+    mut entries: mpsc::Receiver<Arc<[u8]>>,
+    is_open: &AtomicBool,
+) -> io::Result<()> {
+    let stream = shared.net.open_stream(peer, ENTRIES_PROTOCOL).await.map_err(io::Error::other)?;
+    let mut stream = stream.in_background();
+    write(&mut stream, address.to_string().as_bytes(), ADDRESS_BYTES_MAX).await?;
+    is_open.store(true, Ordering::Release);
+    let bytes_max = shared.config.limits().block_bytes;
+    loop {
+        tokio::select! {
+            biased;
+            entry = entries.recv() => match entry {
+                Some(entry) => write(&mut stream, &entry, bytes_max).await?,
+                None => return stream.shutdown().await,
+            },
+            // Nothing comes the other way but its end.
+            _ = stream.read_u8() => return Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    }
+}
+
+async fn write(stream: &mut NetStream, bytes: &[u8], max: usize) -> io::Result<()> {
+    timeout(STALL_LIMIT, write_frame(stream, bytes, max)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Takes the entries that peers send, until `stop`.
+pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), PartEnded> {
+    let incoming = shared.net.accept(ENTRIES_PROTOCOL)?;
+    let places = Places::new(STREAMS_MAX, STREAMS_PER_PEER_MAX);
+    answer_each(incoming, &places, stop, ENTRIES_PROTOCOL, |peer, stream| {
+        let shared = Arc::clone(shared);
+        async move { read_all(&shared, &peer, stream.in_background()).await }
+    })
+    .await
+}
+
+/// Hands what a peer sends to the database that it says, as long as that is open. A database that is behind holds up the stream.
+async fn read_all(shared: &Shared, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let address = timeout(STALL_LIMIT, read_frame(&mut stream, ADDRESS_BYTES_MAX)).await??;
+    let address = str::from_utf8(&address).ok().and_then(|address| address.parse::<Address>().ok());
+    let address = address.ok_or_else(|| invalid("no address"))?;
+    let Some(replication) = shared.replications().get(&address).cloned() else { return Ok(()) };
+    let bytes_max = shared.config.limits().block_bytes;
+    loop {
+        let block = tokio::select! {
+            biased;
+            () = replication.heard.closed() => return Ok(()),
+            block = read_frame(&mut stream, bytes_max) => match block {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                block => block?,
+            },
+        };
+        if block.is_empty() {
+            return Err(invalid("an entry of no bytes"));
+        }
+        if replication.heard.send(Heard { from: peer.clone(), block }).await.is_err() {
+            return Ok(());
+        }
+    }
+}
