@@ -5,7 +5,7 @@
 
 use bombus_core::chat::Message;
 use bombus_core::identity::NodeId;
-use bombus_core::tasks::{ResultDocument, TaskDocument};
+use bombus_core::tasks::{ResultDocument, TaskDocument, WholeAnswer, WholeRequest};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -21,6 +21,8 @@ struct SecretPrompt {
     system: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     map: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request: Option<Box<WholeRequest>>,
     /// The key that the answer is sealed to: the requester may be away when it is there.
     reply_to: String,
 }
@@ -31,6 +33,8 @@ struct SecretAnswer {
     response: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     embedding: Option<Vec<f64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer: Option<Box<WholeAnswer>>,
 }
 
 /// A task that was opened.
@@ -59,6 +63,7 @@ pub fn seal_task(
         messages: task.messages.clone(),
         system: task.system.clone(),
         map: task.map.clone(),
+        request: task.request.clone(),
         reply_to: reply_to.to_string(),
     };
     let purpose = Purpose { task: task.id.as_str(), role: Role::Prompt, from: requester };
@@ -68,6 +73,7 @@ pub fn seal_task(
         messages: None,
         system: None,
         map: None,
+        request: None,
         encrypted: Some(true),
         sealed: Some(sealed),
         ..task.clone()
@@ -85,8 +91,8 @@ pub fn open_task(task: &TaskDocument, own: &NodeId, key: &SealKey) -> Result<Ope
     let purpose = Purpose { task: task.id.as_str(), role: Role::Prompt, from: &requester };
     let secret: SecretPrompt = open_json(&purpose, header, &task.prompt, own, key)?;
     let reply_to = secret.reply_to.parse().map_err(|_| OpenError::Form("the key for the answer is none"))?;
-    let SecretPrompt { prompt, messages, system, map, .. } = secret;
-    let task = TaskDocument { prompt, messages, system, map, sealed: None, ..task.clone() };
+    let SecretPrompt { prompt, messages, system, map, request, .. } = secret;
+    let task = TaskDocument { prompt, messages, system, map, request, sealed: None, ..task.clone() };
     Ok(OpenedTask { task, reply_to: Some(reply_to) })
 }
 
@@ -100,10 +106,11 @@ pub fn seal_result(
     worker: &NodeId,
     to: &[(NodeId, PublicSealKey)],
 ) -> Result<ResultDocument, SealError> {
-    let secret = SecretAnswer { response: result.response.clone(), embedding: result.embedding.clone() };
+    let ResultDocument { response, embedding, answer, .. } = result.clone();
+    let secret = SecretAnswer { response, embedding, answer };
     let purpose = Purpose { task: result.task_id.as_str(), role: Role::Result, from: worker };
     let (sealed, response) = seal_json(&purpose, &secret, to)?;
-    Ok(ResultDocument { response, embedding: None, sealed: Some(sealed), ..result.clone() })
+    Ok(ResultDocument { response, embedding: None, answer: None, sealed: Some(sealed), ..result.clone() })
 }
 
 /// Opens an answer that is sealed to the node `own`. One that is not sealed is returned as it is.
@@ -115,8 +122,8 @@ pub fn open_result(result: &ResultDocument, own: &NodeId, key: &SealKey) -> Resu
     let Some(header) = &result.sealed else { return Ok(result.clone()) };
     let worker = NodeId::parse(&result.worker_peer_id).map_err(|_| OpenError::Form("it names no worker"))?;
     let purpose = Purpose { task: result.task_id.as_str(), role: Role::Result, from: &worker };
-    let SecretAnswer { response, embedding } = open_json(&purpose, header, &result.response, own, key)?;
-    Ok(ResultDocument { response, embedding, sealed: None, ..result.clone() })
+    let SecretAnswer { response, embedding, answer } = open_json(&purpose, header, &result.response, own, key)?;
+    Ok(ResultDocument { response, embedding, answer, sealed: None, ..result.clone() })
 }
 
 /// Returns the header as JSON, and the text.

@@ -14,8 +14,6 @@ pub enum AuditKind {
     Granted,
     /// A worker claimed it for itself.
     SelfClaimed,
-    /// A worker took the grant that it was offered.
-    Accepted,
     /// A worker refused the grant that it was offered.
     Declined,
     /// A worker began.
@@ -36,7 +34,8 @@ pub enum AuditKind {
     Cancelled,
 }
 
-/// An event of the audit log, in `swarm-events`.
+/// An event of the audit log. An entry of `swarm-events` is a list of them, as they happened on one node: the signature and the links of an entry
+/// take several times the room and the time of what is said in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEvent {

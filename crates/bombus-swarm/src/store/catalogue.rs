@@ -13,6 +13,8 @@ const PAGE_MAX: usize = 1_000;
 pub struct TaskSummary {
     /// Its id.
     pub id: TaskId,
+    /// The generation of the databases in which it stands.
+    pub generation: u64,
     /// What is to be done.
     pub kind: TaskKind,
     /// The model.
@@ -56,10 +58,11 @@ pub struct TaskSummary {
 }
 
 impl TaskSummary {
-    pub(super) fn of(view: &TaskView) -> Self {
+    pub(super) fn of(view: &TaskView, generation: u64) -> Self {
         let task = &view.task;
         Self {
             id: task.id.clone(),
+            generation,
             kind: task.kind(),
             model: task.model.clone(),
             status: view.status,
@@ -140,6 +143,8 @@ pub(super) struct Catalogue {
     by_id: HashMap<TaskId, Arc<TaskSummary>>,
     all: BTreeSet<Place>,
     by_key: BTreeMap<Key, BTreeSet<Place>>,
+    /// Of each generation, how many tasks it has, and how many of them are not over.
+    by_generation: BTreeMap<u64, (usize, usize)>,
 }
 
 impl Catalogue {
@@ -150,6 +155,9 @@ impl Catalogue {
         for key in summary.keys() {
             self.by_key.entry(key).or_default().insert(summary.place());
         }
+        let (tasks, open) = self.by_generation.entry(summary.generation).or_default();
+        *tasks += 1;
+        *open += usize::from(!summary.over);
         self.by_id.insert(summary.id.clone(), Arc::new(summary));
     }
 
@@ -157,6 +165,13 @@ impl Catalogue {
         let Some(before) = self.by_id.remove(id) else { return };
         let place = before.place();
         self.all.remove(&place);
+        if let Some((tasks, open)) = self.by_generation.get_mut(&before.generation) {
+            *tasks -= 1;
+            *open -= usize::from(!before.over);
+            if *tasks == 0 {
+                self.by_generation.remove(&before.generation);
+            }
+        }
         for key in before.keys() {
             let is_empty = self.by_key.get_mut(&key).is_some_and(|places| {
                 places.remove(&place);
@@ -179,6 +194,11 @@ impl Catalogue {
     /// Returns how many tasks stand so.
     pub(super) fn count(&self, status: TaskStatus) -> usize {
         self.by_key.get(&Key::Status(status)).map_or(0, BTreeSet::len)
+    }
+
+    /// Returns how many tasks a generation has, and how many of them are not over.
+    pub(super) fn of_generation(&self, generation: u64) -> (usize, usize) {
+        self.by_generation.get(&generation).copied().unwrap_or_default()
     }
 
     /// Returns the parts of a task in their order.
@@ -238,6 +258,11 @@ fn cursor(summary: &TaskSummary) -> String {
     format!("{:x}-{}", summary.created_at, summary.id)
 }
 
+/// Returns whether this can be where a page of a list ended.
+pub(crate) fn is_cursor(text: &str) -> bool {
+    read_cursor(text).is_some()
+}
+
 fn read_cursor(cursor: &str) -> Option<Place> {
     let (time, id) = cursor.split_once('-')?;
     Some((u64::from_str_radix(time, 16).ok()?, TaskId::parse(id).ok()?))
@@ -254,6 +279,7 @@ mod tests {
         task.batch_id = number.is_multiple_of(10).then(|| "tenth".to_owned());
         TaskSummary {
             id: task.id.clone(),
+            generation: 1,
             kind: task.kind(),
             model: String::new(),
             status,

@@ -1,17 +1,17 @@
 //! What is too large for an entry stands in blocks of its own: prompts, conversations, answers, vectors, and what is sealed.
 //!
-//! `promptBlock` and `responseBlock` name the text. A field that is empty in place of what stood there says what the text is: an empty list of
-//! `messages`, or of an `embedding`, that it is the JSON of that; `true` as what is `sealed`, the JSON of that; else it is the prompt, or the
-//! answer.
+//! `restBlock` names what goes with a prompt, where that is large, as JSON. `promptBlock` and `responseBlock` name the text. A field that is empty in place of what stood there says what the text is: an empty list of
+//! `messages`, or of an `embedding`, that it is the JSON of that; `true` as what is `sealed`, or `elsewhere` as a whole `request` or `answer`, the
+//! JSON of that; else it is the prompt, or the answer.
 
 use std::time::Duration;
 
 use bombus_core::identity::NodeId;
-use bombus_core::tasks::{ResultDocument, TaskDocument, TaskView};
+use bombus_core::tasks::{ResultDocument, TaskDocument, TaskOptions, TaskView, WholeAnswer, WholeRequest};
 use futures::future::try_join_all;
 use orbitdb::cid::Hash;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::error::StoreError;
@@ -23,6 +23,8 @@ use crate::db::{DbError, DbHandle};
 const READ_LIMIT: Duration = Duration::from_secs(30);
 /// How many parts of one text are fetched at once.
 const PARTS_AT_ONCE: usize = 4;
+/// Bytes of instructions, options and templates that stand in the entry of a task, beside its prompt; where they have more, none of them does.
+const REST_BYTES: usize = 2 << 10;
 
 /// A large text that may not be here yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,26 +34,60 @@ pub(super) struct Wanted {
     pub(super) first: Vec<NodeId>,
 }
 
-/// Returns the large text of a task's prompt.
-pub(super) fn wanted_of_task(view: &TaskView) -> Option<Wanted> {
-    of_task(&view.task)
+/// Returns the large texts of what a task asks.
+pub(super) fn wanted_of_task(view: &TaskView) -> Vec<Wanted> {
+    of_task(&view.task).into_iter().chain(of_rest(&view.task)).collect()
 }
 
 /// Returns the large text of a task's result.
-pub(super) fn wanted_of_result(view: &TaskView) -> Option<Wanted> {
-    let mut wanted = of_result(view.result.as_ref()?)?;
-    wanted.first.extend(view.requester.peer.clone());
-    Some(wanted)
+pub(super) fn wanted_of_result(view: &TaskView) -> Vec<Wanted> {
+    let mut wanted: Vec<_> = view.result.as_deref().and_then(of_result).into_iter().collect();
+    wanted.iter_mut().for_each(|wanted| wanted.first.extend(view.requester.peer.clone()));
+    wanted
 }
 
 fn of_task(task: &TaskDocument) -> Option<Wanted> {
-    let root = task.prompt_block.as_ref()?.parse().ok()?;
-    Some(Wanted { root, first: task.requester_peer_id.parse().into_iter().collect() })
+    asked(task, task.prompt_block.as_ref()?)
+}
+
+fn of_rest(task: &TaskDocument) -> Option<Wanted> {
+    asked(task, task.rest_block.as_ref()?)
+}
+
+fn asked(task: &TaskDocument, root: &str) -> Option<Wanted> {
+    Some(Wanted { root: root.parse().ok()?, first: task.requester_peer_id.parse().into_iter().collect() })
 }
 
 fn of_result(result: &ResultDocument) -> Option<Wanted> {
     let root = result.response_block.as_ref()?.parse().ok()?;
     Some(Wanted { root, first: result.worker_peer_id.parse().into_iter().collect() })
+}
+
+/// What may be large of a task beside what is asked.
+#[derive(Serialize, Deserialize)]
+struct Rest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    system: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    options: Option<TaskOptions>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    map: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reduce: Option<String>,
+}
+
+impl Rest {
+    /// Takes it out of a task.
+    fn of(task: &mut TaskDocument) -> Self {
+        let TaskDocument { system, options, map, reduce, .. } = task;
+        Self { system: system.take(), options: options.take(), map: map.take(), reduce: reduce.take() }
+    }
+
+    /// Puts it where it belongs.
+    fn fill(self, task: &mut TaskDocument) {
+        let Self { system, options, map, reduce } = self;
+        (task.system, task.options, task.map, task.reduce) = (system, options, map, reduce);
+    }
 }
 
 /// Large texts of documents.
@@ -69,9 +105,19 @@ impl Contents {
 
     /// Puts what is too large for the entry of a task into blocks, which are safe when this returns.
     pub(super) async fn move_out_of_task(&self, task: &mut TaskDocument) -> Result<(), StoreError> {
+        let rest = Rest::of(task);
+        let json = serde_json::to_string(&rest).map_err(|error| StoreError::Document(error.to_string()))?;
+        if json.len() > REST_BYTES {
+            task.rest_block = Some(self.put(json).await?);
+        } else {
+            rest.fill(task);
+        }
         let text = if let Some(sealed) = self.large_json(task.sealed.as_ref())? {
             task.sealed = Some(Json::Bool(true));
             sealed
+        } else if let Some(request) = self.large_json(task.request.as_ref())? {
+            task.request = Some(Box::new(WholeRequest::Elsewhere));
+            request
         } else if let Some(messages) = self.large_json(task.messages.as_ref())? {
             task.messages = Some(Vec::new());
             messages
@@ -89,6 +135,9 @@ impl Contents {
         let text = if let Some(sealed) = self.large_json(result.sealed.as_ref())? {
             result.sealed = Some(Json::Bool(true));
             sealed
+        } else if let Some(answer) = self.large_json(result.answer.as_ref())? {
+            result.answer = Some(Box::new(WholeAnswer::Elsewhere));
+            answer
         } else if let Some(embedding) = self.large_json(result.embedding.as_ref())? {
             result.embedding = Some(Vec::new());
             embedding
@@ -119,10 +168,15 @@ impl Contents {
     /// Returns a task with what stands in blocks in its place.
     pub(super) async fn whole_task(&self, task: &TaskDocument) -> Result<TaskDocument, StoreError> {
         let mut task = task.clone();
+        if let Some(wanted) = of_rest(&task) {
+            json::<Rest>(&self.read(&wanted).await?, wanted.root)?.fill(&mut task);
+        }
         let Some(wanted) = of_task(&task) else { return Ok(task) };
         let text = self.read(&wanted).await?;
         if task.sealed == Some(Json::Bool(true)) {
             task.sealed = Some(json(&text, wanted.root)?);
+        } else if task.request.as_deref() == Some(&WholeRequest::Elsewhere) {
+            task.request = Some(json(&text, wanted.root)?);
         } else if task.messages.as_ref().is_some_and(Vec::is_empty) {
             task.messages = Some(json(&text, wanted.root)?);
         } else {
@@ -138,6 +192,8 @@ impl Contents {
         let text = self.read(&wanted).await?;
         if result.sealed == Some(Json::Bool(true)) {
             result.sealed = Some(json(&text, wanted.root)?);
+        } else if result.answer.as_deref() == Some(&WholeAnswer::Elsewhere) {
+            result.answer = Some(json(&text, wanted.root)?);
         } else if result.embedding.as_ref().is_some_and(Vec::is_empty) {
             result.embedding = Some(json(&text, wanted.root)?);
         } else {

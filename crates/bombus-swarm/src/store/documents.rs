@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bombus_core::tasks::{DocumentError, Order, Refusal, ResultDocument, TaskDocument, Written};
+use bombus_core::tasks::{DocumentError, Order, Refusal, ResultDocument, TaskDocument, WholeRequest, Written};
 use orbitdb::cbor::{Map, Value};
 use orbitdb::entry::Op;
 use orbitdb::index::Record;
@@ -77,6 +77,9 @@ impl Document for TaskDocument {
         self.system = None;
         self.options = None;
         self.map = None;
+        if self.request.is_some() {
+            self.request = Some(Box::new(WholeRequest::Elsewhere));
+        }
     }
 }
 
@@ -84,15 +87,26 @@ impl Document for ResultDocument {
     fn lighten(&mut self) {
         self.response = String::new();
         self.embedding = None;
+        self.answer = None;
         self.sealed = None;
     }
 }
 
-/// Reads the documents of a key's entries; what is none is counted by the reason.
-pub(super) fn read_all<T: Document>(records: &[Record]) -> (Vec<Written<T>>, Vec<Misshapen>) {
+/// All entries about a task in a generation.
+pub(super) struct History {
+    pub(super) generation: u64,
+    pub(super) tasks: Vec<Written<TaskDocument>>,
+    pub(super) results: Vec<Written<ResultDocument>>,
+}
+
+/// All entries about a task, those of the lowest generation first.
+pub(super) type Histories = Vec<History>;
+
+/// Reads the documents of a key's entries in a generation; what is none is counted by the reason.
+pub(super) fn read_all<T: Document>(generation: u64, records: &[Record]) -> (Vec<Written<T>>, Vec<Misshapen>) {
     let (mut written, mut misshapen) = (Vec::with_capacity(records.len()), Vec::new());
     for record in records {
-        match read(record) {
+        match read(generation, record) {
             Ok(document) => written.push(document),
             Err(reason) => misshapen.push(reason),
         }
@@ -100,7 +114,7 @@ pub(super) fn read_all<T: Document>(records: &[Record]) -> (Vec<Written<T>>, Vec
     (written, misshapen)
 }
 
-fn read<T: Document>(record: &Record) -> Result<Written<T>, Misshapen> {
+fn read<T: Document>(generation: u64, record: &Record) -> Result<Written<T>, Misshapen> {
     if record.operation.op == Op::Del {
         return Err(Misshapen::Deletion);
     }
@@ -108,7 +122,7 @@ fn read<T: Document>(record: &Record) -> Result<Written<T>, Misshapen> {
     let position = record.position;
     Ok(Written {
         hash: position.hash.to_string(),
-        order: Order { time: position.time, writer: position.writer, entry: *position.hash.digest() },
+        order: Order { generation, time: position.time, writer: position.writer, entry: *position.hash.digest() },
         writer: record.writer.to_string(),
         value: Arc::new(value),
     })

@@ -2,33 +2,50 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bombus_core::identity::{NodeId, NodeKey};
-use bombus_core::tasks::{ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Written, resolve};
-use orbitdb::manifest::{Address, DatabaseType};
-use orbitdb::{Access, Database, DatabaseError, OpenOptions};
+use bombus_core::tasks::{ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, resolve};
+use bombus_core::topics::TaskGenerations;
+use orbitdb::manifest::Address;
+use orbitdb::{Database, DatabaseError};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditEvent;
 use super::catalogue::{ListFilter, ListPage, TaskSummary};
 use super::contents::Contents;
-use super::documents::{of_value, read_all};
+use super::documents::{Histories, History, of_value, read_all};
 use super::error::StoreError;
+use super::generations::Generations;
 use super::limits::StoreLimits;
 use super::service::TaskStoreService;
-use super::shown::{ShownResults, ShownTasks};
+use super::sweep::{TEXTS, TextsOfTasks};
 use super::table::Table;
 use super::updates::TaskUpdates;
-use super::{EVENTS, RESULTS, TASKS};
 use crate::clock::WallClock;
 use crate::db::{DbError, DbHandle};
 
+/// How large a generation of the databases is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct GenerationSize {
+    /// Which one, from 1.
+    pub generation: u64,
+    /// Tasks in it.
+    pub tasks: usize,
+    /// Those of them that have not ended.
+    pub unfinished: usize,
+    /// Entries of its three databases.
+    pub entries: u64,
+    /// Bytes that these take in the storage.
+    pub stored_bytes: u64,
+}
+
 /// How large the store is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct StoreSize {
     /// Tasks that are known.
     pub tasks: usize,
@@ -44,7 +61,13 @@ pub struct StoreSize {
     pub failed: usize,
     /// Those that were cancelled.
     pub cancelled: usize,
-    /// Entries of the three databases.
+    /// The generations that are open, oldest first. New tasks go to the last one.
+    pub generations: Vec<GenerationSize>,
+    /// The name of the newest database of tasks.
+    pub newest: String,
+    /// Its address, by which peers of other programs open it.
+    pub address: String,
+    /// Entries of all databases.
     pub entries: u64,
     /// Bytes of these entries.
     pub log_bytes: u64,
@@ -70,20 +93,26 @@ pub(super) struct Inner {
     pub(super) key: Arc<NodeKey>,
     /// The id of the identity that writes.
     pub(super) identity: String,
-    pub(super) tasks: Database,
-    pub(super) results: Database,
-    pub(super) events: Database,
+    pub(super) generations: Generations,
+    /// What peers that are there say that they have.
+    pub(super) told: Mutex<BTreeMap<NodeId, TaskGenerations>>,
+    /// The farthest generation that was warned of.
+    pub(super) warned_of: AtomicU64,
+    pub(super) limits: StoreLimits,
     pub(super) table: Arc<Table>,
     pub(super) contents: Contents,
     pub(super) audit: mpsc::Sender<AuditEvent>,
     pub(super) audit_lost: AtomicU64,
     pub(super) clock: WallClock,
+    /// Cancelled when the databases were let go.
+    pub(super) ended: CancellationToken,
     pub(super) db: DbHandle,
 }
 
 impl fmt::Debug for TaskStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskStore").field("tasks", &self.inner.tasks.address()).finish_non_exhaustive()
+        let generations = self.inner.generations.numbers();
+        f.debug_struct("TaskStore").field("generations", &generations).finish_non_exhaustive()
     }
 }
 
@@ -101,34 +130,29 @@ impl TaskStore {
     ) -> Result<(Self, TaskStoreService), StoreError> {
         let limits = limits.clamped();
         db.ready().await?;
-        // One that was opened without the view has to be opened again.
-        for name in [TASKS, RESULTS].into_iter().filter(|name| db.database(name).is_some()) {
-            db.close(name).await?;
-        }
         let table = Arc::new(Table::new(limits.updates, limits.finished_views));
-        let documents = || OpenOptions::of(DatabaseType::Documents).access(Access::Everyone);
-        // Results first: so each task is worked out once, with its result.
-        let results = ShownResults(Arc::downgrade(&table));
-        let results = db.create(RESULTS, documents().view(Arc::new(results))).await?;
-        let tasks = ShownTasks(Arc::downgrade(&table));
-        let tasks = db.create(TASKS, documents().view(Arc::new(tasks))).await?;
-        let events = db.create(EVENTS, OpenOptions::of(DatabaseType::Events).access(Access::Everyone)).await?;
+        let clock = WallClock::default();
+        let generations = Generations::open(&db, &table, now_ms(&clock)).await?;
         let (audit, audits) = mpsc::channel(limits.audit_queue);
         let inner = Inner {
             node: key.node_id(),
             key,
             identity: db.orbit().identity().id().to_owned(),
-            tasks,
-            results,
-            events,
+            generations,
+            told: Mutex::default(),
+            warned_of: AtomicU64::new(0),
+            limits: limits.clone(),
             table,
             contents: Contents::new(db.clone(), &limits),
             audit,
             audit_lost: AtomicU64::new(0),
-            clock: WallClock::default(),
+            clock,
+            ended: CancellationToken::new(),
             db,
         };
         let store = Self { inner: Arc::new(inner) };
+        store.inner.db.hold_blocks(TEXTS, Arc::new(TextsOfTasks(Arc::downgrade(&store.inner))));
+        store.recall().await;
         let service = TaskStoreService::new(store.clone(), audits, limits);
         Ok((store, service))
     }
@@ -145,16 +169,29 @@ impl TaskStore {
         &self.inner.identity
     }
 
-    /// Returns the addresses of the databases: tasks, results, audit log.
+    /// Returns the addresses of the databases of the newest generation: tasks, results, audit log.
     #[must_use]
     pub fn addresses(&self) -> [Address; 3] {
-        [&self.inner.tasks, &self.inner.results, &self.inner.events].map(Database::address)
+        self.inner.generations.newest().databases().map(Database::address)
+    }
+
+    /// Returns the generation that has a task, and for one that is not known here, that to which new ones go.
+    pub(super) fn home_or_newest(&self, id: &TaskId) -> u64 {
+        let generations = &self.inner.generations;
+        self.inner.table.home(id).unwrap_or_else(|| generations.for_new().number)
+    }
+
+    /// Returns whether entries about tasks are being fetched in bulk.
+    #[must_use]
+    pub fn is_catching_up(&self) -> bool {
+        let inner = &self.inner;
+        inner.generations.all().iter().any(|generation| !inner.db.catching_up(&generation.tasks.address()).is_empty())
     }
 
     /// Returns the time of day by which documents are dated, in milliseconds since 1970.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        u64::try_from(self.inner.clock.now().unix_ms()).unwrap_or(0)
+        now_ms(&self.inner.clock)
     }
 
     /// Makes the document of a new task of this node, with a random id and the time, to be filled in and given to
@@ -177,7 +214,8 @@ impl TaskStore {
     ///
     /// [`StoreError::Read`] when it cannot be read.
     pub fn get_task(&self, id: &TaskId) -> Result<Option<TaskDocument>, StoreError> {
-        let row = self.inner.tasks.get(id.as_str());
+        let home = self.inner.table.home(id).and_then(|home| self.inner.generations.get(home));
+        let row = home.and_then(|home| home.tasks.get(id.as_str()));
         Ok(row.map(|row| of_value(&row.value)).transpose()?)
     }
 
@@ -204,7 +242,11 @@ impl TaskStore {
         if let Some(view) = table.finished(id) {
             return Ok(Some(view));
         }
-        let (tasks, results) = self.histories(id).await?;
+        let (mut tasks, mut results) = (Vec::new(), Vec::new());
+        for history in self.histories(id).await? {
+            tasks.extend(history.tasks);
+            results.extend(history.results);
+        }
         let holds = |node: &_, task: &_, identity: &str, proof: &str| table.proofs.holds(node, task, identity, proof);
         let view = resolve(id, &tasks, &results, holds).map(Arc::new);
         if let Some(view) = view.as_ref().filter(|view| view.is_over()) {
@@ -215,10 +257,21 @@ impl TaskStore {
 
     /// Reads all entries about a task, where that holds up nobody else.
     pub(super) async fn histories(&self, id: &TaskId) -> Result<Histories, StoreError> {
-        let (tasks, results, id) = (self.inner.tasks.clone(), self.inner.results.clone(), id.clone());
+        let (inner, id) = (Arc::clone(&self.inner), id.clone());
         let read = move || -> Result<Histories, DatabaseError> {
-            let (tasks, results) = (tasks.history(id.as_str())?, results.history(id.as_str())?);
-            Ok((read_all(&tasks).0, read_all(&results).0))
+            let mut histories = Vec::new();
+            for generation in inner.generations.all() {
+                let number = generation.number;
+                let history = |database: &Database| match database.history(id.as_str()) {
+                    // It was dropped just now.
+                    Err(DatabaseError::Closed) if inner.generations.get(number).is_none() => Ok(Vec::new()),
+                    history => history,
+                };
+                let (tasks, results) = (history(&generation.tasks)?, history(&generation.results)?);
+                let (tasks, results) = (read_all(number, &tasks).0, read_all(number, &results).0);
+                histories.push(History { generation: number, tasks, results });
+            }
+            Ok(histories)
         };
         let read = spawn_blocking(read).await.map_err(|error| DbError::Failed(error.to_string()))?;
         Ok(read?)
@@ -272,7 +325,7 @@ impl TaskStore {
     /// Returns a stream of all changes from now on: of tasks of this node and of others.
     #[must_use]
     pub fn updates(&self) -> TaskUpdates {
-        TaskUpdates::new(self.inner.table.subscribe())
+        TaskUpdates::new(self.inner.table.subscribe(), self.inner.ended.clone())
     }
 
     /// Returns a task with what stands in blocks in its place. What is not here is fetched from peers, for up to 30 s.
@@ -329,12 +382,27 @@ impl TaskStore {
         let text_bytes = inner.db.blocks_bytes();
         let audit_lost = inner.audit_lost.load(Ordering::Relaxed);
         let mut size = StoreSize { text_bytes, audit_lost, ..counted };
-        for database in [&inner.tasks, &inner.results, &inner.events] {
-            let info = database.info()?;
-            size.entries += info.entries;
-            size.log_bytes += info.log_bytes;
-            size.stored_bytes += info.stored_bytes;
+        for generation in inner.generations.all() {
+            let number = generation.number;
+            let (tasks, unfinished) = inner.table.read_catalogue(|catalogue| catalogue.of_generation(number));
+            let mut of_it = GenerationSize { generation: number, tasks, unfinished, ..GenerationSize::default() };
+            for database in generation.databases() {
+                let info = match database.info() {
+                    // It was dropped just now.
+                    Err(DatabaseError::Closed) if inner.generations.get(number).is_none() => continue,
+                    info => info?,
+                };
+                of_it.entries += info.entries;
+                of_it.stored_bytes += info.stored_bytes;
+                size.log_bytes += info.log_bytes;
+            }
+            size.entries += of_it.entries;
+            size.stored_bytes += of_it.stored_bytes;
+            size.generations.push(of_it);
         }
+        let newest = inner.generations.newest();
+        size.newest.clone_from(&newest.tasks.manifest().name);
+        size.address = newest.tasks.address().to_string();
         Ok(size)
     }
 
@@ -344,12 +412,15 @@ impl TaskStore {
     ///
     /// [`StoreError`] when something could not be written.
     pub async fn close(&self) -> Result<(), StoreError> {
-        for database in [&self.inner.tasks, &self.inner.results, &self.inner.events] {
-            database.close().await?;
+        for generation in self.inner.generations.all() {
+            for database in generation.databases() {
+                database.close().await?;
+            }
         }
         Ok(())
     }
 }
 
-/// All entries about a task.
-pub(super) type Histories = (Vec<Written<TaskDocument>>, Vec<Written<ResultDocument>>);
+fn now_ms(clock: &WallClock) -> u64 {
+    u64::try_from(clock.now().unix_ms()).unwrap_or(0)
+}

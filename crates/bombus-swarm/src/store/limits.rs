@@ -1,5 +1,7 @@
 //! Bounds of the store.
 
+use std::time::Duration;
+
 /// Bounds of the task store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreLimits {
@@ -19,12 +21,14 @@ pub struct StoreLimits {
     pub updates: usize,
     /// How many finished tasks are kept in memory as they were last read.
     pub finished_views: usize,
+    /// For so long large texts stay though nobody refers to them, since somebody may be about to, in milliseconds. At most ten minutes.
+    pub young_ms: u64,
 }
 
 impl Default for StoreLimits {
     fn default() -> Self {
         Self {
-            inline_bytes: 12 << 10,
+            inline_bytes: 8 << 10,
             text_bytes_max: 32 << 20,
             texts_bytes_max: 8 << 30,
             fetches: 8,
@@ -32,11 +36,16 @@ impl Default for StoreLimits {
             audit_queue: 4_096,
             updates: 4_096,
             finished_views: 1_024,
+            young_ms: 600_000,
         }
     }
 }
 
 impl StoreLimits {
+    pub(super) fn young(&self) -> Duration {
+        Duration::from_millis(self.young_ms)
+    }
+
     /// Brings what nobody could mean into range.
     pub(super) fn clamped(mut self) -> Self {
         self.inline_bytes = self.inline_bytes.min(64 << 10);

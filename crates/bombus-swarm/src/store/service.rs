@@ -1,5 +1,6 @@
 //! What goes on beside: the audit log is written, and large texts are fetched before anybody reads them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -20,8 +21,12 @@ use crate::supervised::{PartEnded, keep_going};
 
 /// How long audit events are gathered before they are written.
 const AUDIT_PAUSE: Duration = Duration::from_millis(300);
+/// How many bytes of events an entry of the audit log has at most, unless it has but one.
+const AUDIT_BYTES: usize = 12 << 10;
 /// How many audit events are written in one go.
 const AUDIT_BATCH: usize = 256;
+/// Pause before a task about which something came while it was read is read again.
+const STALE_PAUSE: Duration = Duration::from_millis(5);
 /// How long the audit events that wait may take at the end.
 const LAST_AUDITS: Duration = Duration::from_secs(5);
 
@@ -93,12 +98,39 @@ async fn write_last(store: &TaskStore, mut audits: mpsc::Receiver<AuditEvent>, g
 }
 
 async fn write(store: &TaskStore, events: &mut Vec<AuditEvent>) {
-    let values: Vec<Value> = events.drain(..).filter_map(|event| to_value(&event).ok()).collect();
-    // All at once, so that they are made safe in one go.
-    let written = join_all(values.into_iter().map(|value| store.inner.events.add(value))).await;
-    if let Some(Err(error)) = written.into_iter().find(Result::is_err) {
-        tracing::warn!(%error, "audit events of tasks cannot be written");
+    // What is told of a task stands in the generation of the task.
+    let mut of_generations: BTreeMap<u64, Vec<AuditEvent>> = BTreeMap::new();
+    for event in events.drain(..) {
+        of_generations.entry(store.home_or_newest(&event.task_id)).or_default().push(event);
     }
+    for (generation, events) in of_generations {
+        // One that was dropped meanwhile needs none.
+        let Some(generation) = store.inner.generations.get(generation) else { continue };
+        let entries = grouped(events.iter().filter_map(|event| to_value(event).ok()));
+        // All at once, so that they are made safe in one go.
+        let written = join_all(entries.into_iter().map(|entry| generation.events.add(entry))).await;
+        if let Some(Err(error)) = written.into_iter().find(Result::is_err) {
+            tracing::warn!(%error, "audit events of tasks cannot be written");
+        }
+    }
+}
+
+/// Puts events into entries, in their order.
+fn grouped(events: impl Iterator<Item = Value>) -> Vec<Value> {
+    let (mut entries, mut group, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for event in events {
+        let size = event.encode().map_or(0, |encoded| encoded.len());
+        if bytes + size > AUDIT_BYTES && !group.is_empty() {
+            entries.push(Value::List(std::mem::take(&mut group)));
+            bytes = 0;
+        }
+        group.push(event);
+        bytes += size;
+    }
+    if !group.is_empty() {
+        entries.push(Value::List(group));
+    }
+    entries
 }
 
 /// Fetches large texts, and reads anew what came about tasks whose entries are not in memory, until `stop`.
@@ -133,9 +165,10 @@ async fn reload_stale(store: &TaskStore) {
     let table = &store.inner.table;
     while let Some((id, version)) = table.next_stale() {
         match store.histories(&id).await {
-            Ok((tasks, results)) => {
-                if !table.reloaded(&id, version, tasks, results) {
+            Ok(histories) => {
+                if !table.reloaded(&id, version, histories) {
                     table.still_stale(id);
+                    sleep(STALE_PAUSE).await;
                 }
             }
             Err(error) => {
@@ -143,5 +176,27 @@ async fn reload_stale(store: &TaskStore) {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_share_entries_in_their_order_and_entries_stay_small() {
+        let event = |number: u64| Value::List(vec![Value::Unsigned(number), Value::Text("x".repeat(500))]);
+        let mut entries = grouped((0..100).map(event));
+        let large = Value::Text("x".repeat(2 * AUDIT_BYTES));
+        entries.extend(grouped([large.clone(), event(100)].into_iter()));
+        let sizes: Vec<usize> = entries.iter().map(|entry| entry.encode().unwrap().len()).collect();
+        assert!(
+            (5..10).contains(&entries.len()) && sizes[..entries.len() - 2].iter().all(|size| *size < 16 << 10),
+            "{sizes:?}"
+        );
+        let events: Vec<Value> = entries.iter().flat_map(|entry| entry.as_list().unwrap()).cloned().collect();
+        let expected: Vec<Value> = (0..100).map(event).chain([large, event(100)]).collect();
+        assert_eq!(events, expected);
+        assert!(grouped(std::iter::empty()).is_empty(), "nothing is written about nothing");
     }
 }

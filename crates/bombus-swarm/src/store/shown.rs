@@ -13,18 +13,24 @@ use super::table::Table;
 ///
 /// What is evaluated here is handed to the table of the store as well, so that nothing is read twice and no change is missed. That has no
 /// bearing on what is shown.
-pub(super) struct ShownTasks(pub(super) Weak<Table>);
+pub(super) struct ShownTasks {
+    pub(super) generation: u64,
+    pub(super) table: Weak<Table>,
+}
 
 /// Shows results: the newest one whose worker proves that it wrote it; without any, the newest. Which one counts is for the tasks to say.
-pub(super) struct ShownResults(pub(super) Weak<Table>);
+pub(super) struct ShownResults {
+    pub(super) generation: u64,
+    pub(super) table: Weak<Table>,
+}
 
 impl View for ShownTasks {
     fn evaluate(&self, key: &str, records: &[Record]) -> Option<Value> {
         let id = TaskId::parse(key).ok()?;
-        let (entries, misshapen) = read_all::<TaskDocument>(records);
+        let (entries, misshapen) = read_all::<TaskDocument>(self.generation, records);
         // What is large stands in the entry of the submission, and is of no account where a task stands.
         let entries = light(entries);
-        let table = self.0.upgrade();
+        let table = self.table.upgrade();
         let holds = |node: &_, task: &_, identity: &str, proof: &str| match &table {
             Some(table) => table.proofs.holds(node, task, identity, proof),
             None => proof_holds(node, task, identity, proof),
@@ -32,7 +38,7 @@ impl View for ShownTasks {
         let view = resolve(&id, &entries, &[], holds);
         let shown = view.as_ref().and_then(|view| shown_task(view, &entries, records));
         if let Some(table) = &table {
-            table.tasks_changed(id, entries, view, misshapen);
+            table.tasks_changed(self.generation, id, entries, view, misshapen);
         }
         shown
     }
@@ -41,8 +47,8 @@ impl View for ShownTasks {
 impl View for ShownResults {
     fn evaluate(&self, key: &str, records: &[Record]) -> Option<Value> {
         let id = TaskId::parse(key).ok()?;
-        let (entries, misshapen) = read_all::<ResultDocument>(records);
-        let table = self.0.upgrade();
+        let (entries, misshapen) = read_all::<ResultDocument>(self.generation, records);
+        let table = self.table.upgrade();
         let proves = |entry: &&Written<ResultDocument>| {
             let ResultDocument { worker_peer_id, worker_proof, .. } = &*entry.value;
             let (Ok(node), Some(proof)) = (worker_peer_id.parse(), worker_proof) else { return false };
@@ -54,7 +60,7 @@ impl View for ShownResults {
         let entry = entries.iter().rev().find(proves).or(entries.last());
         let shown = entry.and_then(|entry| raw_of(entry, records)).cloned();
         if let Some(table) = &table {
-            table.results_changed(id, light(entries), misshapen);
+            table.results_changed(self.generation, id, light(entries), misshapen);
         }
         shown
     }

@@ -1,6 +1,7 @@
 //! The sets of entries about each task, and what they come to.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bombus_core::tasks::{
@@ -10,7 +11,8 @@ use tokio::sync::{Notify, broadcast};
 
 use super::catalogue::{Catalogue, TaskSummary};
 use super::contents::{Wanted, wanted_of_result, wanted_of_task};
-use super::documents::{Misshapen, light, word_of};
+use super::documents::{Histories, Misshapen, light, word_of};
+use super::retention::Facts;
 
 /// How many large texts may wait to be fetched; further ones are fetched when somebody reads them.
 const WANTED_MAX: usize = 4_096;
@@ -27,6 +29,8 @@ pub(super) struct Table {
 
 #[derive(Default)]
 struct State {
+    /// The generations that are shown. What comes of others is of no account.
+    open: BTreeSet<u64>,
     tasks: HashMap<TaskId, Held>,
     catalogue: Catalogue,
     /// Entries that do not count, by reason, of all tasks together.
@@ -46,15 +50,66 @@ struct State {
 struct Held {
     /// Counts the changes.
     version: u64,
-    /// None: not in memory.
-    tasks: Entries<TaskDocument>,
-    results: Entries<ResultDocument>,
+    /// What each generation has of it, lowest first: most tasks stand in one.
+    parts: Vec<Part>,
+    /// The generation in which it was submitted, and in which everything about it is written.
+    home: Option<u64>,
     view: Option<Arc<TaskView>>,
-    misshapen_tasks: Vec<Misshapen>,
-    misshapen_results: Vec<Misshapen>,
     /// What of it is in the sum of what does not count.
     counted: Vec<&'static str>,
 }
+
+/// What one generation has of a task.
+struct Part {
+    generation: u64,
+    tasks: Entries<TaskDocument>,
+    results: Entries<ResultDocument>,
+    misshapen_tasks: Vec<Misshapen>,
+    misshapen_results: Vec<Misshapen>,
+}
+
+impl Held {
+    fn part(&mut self, generation: u64) -> &mut Part {
+        let place = match self.parts.binary_search_by_key(&generation, |part| part.generation) {
+            Ok(place) => place,
+            Err(place) => {
+                let part = Part {
+                    generation,
+                    tasks: Entries::default(),
+                    results: Entries::default(),
+                    misshapen_tasks: Vec::new(),
+                    misshapen_results: Vec::new(),
+                };
+                self.parts.insert(place, part);
+                place
+            }
+        };
+        &mut self.parts[place]
+    }
+
+    /// Returns all entries of all generations; none where some are not in memory.
+    fn entries(&self) -> Option<(Documents<'_, TaskDocument>, Documents<'_, ResultDocument>)> {
+        if let [part] = self.parts.as_slice() {
+            return Some((part.tasks.here()?.into(), part.results.here()?.into()));
+        }
+        let (mut tasks, mut results) = (Vec::new(), Vec::new());
+        for part in &self.parts {
+            tasks.extend_from_slice(part.tasks.here()?);
+            results.extend_from_slice(part.results.here()?);
+        }
+        Some((tasks.into(), results.into()))
+    }
+
+    /// Returns where the document stands that a view takes the task from.
+    fn home_of(&self, view: &TaskView) -> Option<u64> {
+        let has = |part: &&Part| {
+            part.tasks.here().is_some_and(|tasks| tasks.iter().any(|entry| Arc::ptr_eq(&entry.value, &view.task)))
+        };
+        self.parts.iter().find(has).map(|part| part.generation)
+    }
+}
+
+type Documents<'a, T> = Cow<'a, [Written<T>]>;
 
 enum Entries<T> {
     Here(Vec<Written<T>>),
@@ -68,6 +123,13 @@ impl<T> Default for Entries<T> {
 }
 
 impl<T> Entries<T> {
+    fn here(&self) -> Option<&[Written<T>]> {
+        match self {
+            Self::Here(entries) => Some(entries),
+            Self::Stored => None,
+        }
+    }
+
     /// Lets entries go. That there are none stays known.
     fn forget(&mut self) {
         if let Self::Here(entries) = self
@@ -109,43 +171,65 @@ impl Table {
         self.updates.subscribe()
     }
 
-    /// Takes all entries of a task's documents, and what they come to by themselves.
+    /// Shows what comes of a generation from now on.
+    pub(super) fn open(&self, generation: u64) {
+        self.state().open.insert(generation);
+    }
+
+    /// Takes all entries of a task's documents in a generation, and what they come to by themselves.
     pub(super) fn tasks_changed(
         &self,
+        generation: u64,
         id: TaskId,
         entries: Vec<Written<TaskDocument>>,
         alone: Option<TaskView>,
         misshapen: Vec<Misshapen>,
     ) {
         let mut state = self.state();
+        if !state.open.contains(&generation) {
+            return;
+        }
         let held = state.tasks.entry(id.clone()).or_default();
-        held.tasks = Entries::Here(entries);
-        held.misshapen_tasks = misshapen;
-        let is_alone = matches!(&held.results, Entries::Here(results) if results.is_empty());
+        let is_only = held.parts.iter().all(|part| part.generation == generation);
+        let part = held.part(generation);
+        part.tasks = Entries::Here(entries);
+        part.misshapen_tasks = misshapen;
+        let is_alone = is_only && part.results.here().is_some_and(<[_]>::is_empty);
         self.evaluate(&mut state, id, is_alone.then_some(alone));
     }
 
-    /// Takes all entries of a task's results.
-    pub(super) fn results_changed(&self, id: TaskId, entries: Vec<Written<ResultDocument>>, misshapen: Vec<Misshapen>) {
+    /// Takes all entries of a task's results in a generation.
+    pub(super) fn results_changed(
+        &self,
+        generation: u64,
+        id: TaskId,
+        entries: Vec<Written<ResultDocument>>,
+        misshapen: Vec<Misshapen>,
+    ) {
         let mut state = self.state();
-        let held = state.tasks.entry(id.clone()).or_default();
-        held.results = Entries::Here(entries);
-        held.misshapen_results = misshapen;
+        if !state.open.contains(&generation) {
+            return;
+        }
+        let part = state.tasks.entry(id.clone()).or_default().part(generation);
+        part.results = Entries::Here(entries);
+        part.misshapen_results = misshapen;
         self.evaluate(&mut state, id, None);
     }
 
     /// Takes all entries of a task that were read since `version`. Returns whether nothing came meanwhile.
-    pub(super) fn reloaded(
-        &self,
-        id: &TaskId,
-        version: u64,
-        tasks: Vec<Written<TaskDocument>>,
-        results: Vec<Written<ResultDocument>>,
-    ) -> bool {
+    pub(super) fn reloaded(&self, id: &TaskId, version: u64, histories: Histories) -> bool {
         let mut state = self.state();
         let Some(held) = state.tasks.get_mut(id).filter(|held| held.version == version) else { return false };
-        held.tasks = Entries::Here(light(tasks));
-        held.results = Entries::Here(light(results));
+        for history in histories {
+            // What a generation does not have was not in memory of it, either.
+            if let Some(part) = held.parts.iter_mut().find(|part| part.generation == history.generation) {
+                part.tasks = Entries::Here(light(history.tasks));
+                part.results = Entries::Here(light(history.results));
+            }
+        }
+        if held.entries().is_none() {
+            return false;
+        }
         self.evaluate(&mut state, id.clone(), None);
         true
     }
@@ -154,18 +238,23 @@ impl Table {
     fn evaluate(&self, state: &mut State, id: TaskId, known: Option<Option<TaskView>>) {
         let Some(held) = state.tasks.get_mut(&id) else { return };
         held.version += 1;
-        let (Entries::Here(tasks), Entries::Here(results)) = (&held.tasks, &held.results) else {
+        let Some((tasks, results)) = held.entries() else {
             state.stale.insert(id);
             self.news.notify_one();
             return;
         };
         state.stale.remove(&id);
         let holds = |node: &_, task: &_, identity: &str, proof: &str| self.proofs.holds(node, task, identity, proof);
-        let view = known.unwrap_or_else(|| resolve(&id, tasks, results, holds)).map(Arc::new);
+        let view = known.unwrap_or_else(|| resolve(&id, &tasks, &results, holds)).map(Arc::new);
+        held.home = view.as_ref().and_then(|view| held.home_of(view));
         let before = std::mem::replace(&mut held.view, view.clone());
+        let generation = held.home.unwrap_or_default();
         state.count_refused(&id, view.as_deref());
-        let Some(view) = view else { return };
-        let summary = TaskSummary::of(&view);
+        let Some(view) = view else {
+            state.catalogue.remove(&id);
+            return;
+        };
+        let summary = TaskSummary::of(&view, generation);
         // Of one that is over, no more is remembered than what a list shows.
         let is_new = match &before {
             Some(before) => *before != view,
@@ -185,6 +274,55 @@ impl Table {
             // Nobody may be listening.
             drop(self.updates.send(view));
         }
+    }
+
+    /// Forgets what a generation had: tasks of it alone are not known any more.
+    pub(super) fn drop_generation(&self, generation: u64) {
+        let mut state = self.state();
+        state.open.remove(&generation);
+        let has = |held: &Held| held.parts.iter().any(|part| part.generation == generation);
+        let of_it: Vec<TaskId> = state.tasks.iter().filter(|(_, held)| has(held)).map(|(id, _)| id.clone()).collect();
+        for id in of_it {
+            let Some(held) = state.tasks.get_mut(&id) else { continue };
+            held.parts.retain(|part| part.generation != generation);
+            if held.parts.is_empty() {
+                state.forget(&id);
+            } else {
+                // In memory or not, what is left is looked at anew.
+                held.view = None;
+                state.catalogue.remove(&id);
+                self.evaluate(&mut state, id, None);
+            }
+        }
+    }
+
+    /// Returns the generation in which everything about a task is written.
+    pub(super) fn home(&self, id: &TaskId) -> Option<u64> {
+        self.state().tasks.get(id)?.home
+    }
+
+    /// Returns what there is to know of the generations that are open. `ended_elsewhere` says of a requester, by its peer id, and a generation
+    /// whether the requester is done with all that it has in it.
+    pub(super) fn facts(&self, now_ms: u64, ended_elsewhere: impl Fn(&str, u64) -> bool) -> BTreeMap<u64, Facts> {
+        let state = self.state();
+        let new = |generation: &u64| (*generation, Facts { generation: *generation, ..Facts::default() });
+        let mut facts: BTreeMap<u64, Facts> = state.open.iter().map(new).collect();
+        let (mut needed, mut whole) = (HashSet::new(), HashSet::new());
+        for view in state.tasks.values().filter_map(|held| held.view.as_deref()).filter(|view| !view.is_over()) {
+            needed.extend(view.task.depends_on());
+            whole.extend(&view.task.parent_task_id);
+        }
+        for (id, held) in &state.tasks {
+            let Some(summary) = state.catalogue.get(id) else { continue };
+            let is_needed = needed.contains(id) || summary.parent.as_ref().is_some_and(|parent| whole.contains(parent));
+            for part in &held.parts {
+                let Some(facts) = facts.get_mut(&part.generation) else { continue };
+                let is_over = summary.over || (summary.proven && ended_elsewhere(&summary.requester, part.generation));
+                let ended = summary.completed_at.unwrap_or(summary.created_at);
+                facts.add(id, summary.created_at, (is_over && !is_needed).then_some(ended), now_ms);
+            }
+        }
+        facts
     }
 
     /// Keeps others from creating a task, or from writing a grant, until what is returned is dropped; none where somebody does so already.
@@ -269,7 +407,8 @@ impl State {
     /// Brings the sum of what does not count up to date.
     fn count_refused(&mut self, id: &TaskId, view: Option<&TaskView>) {
         let Some(held) = self.tasks.get_mut(id) else { return };
-        let misshapen = held.misshapen_tasks.iter().chain(&held.misshapen_results).map(|reason| reason.name());
+        let misshapen = held.parts.iter().flat_map(|part| part.misshapen_tasks.iter().chain(&part.misshapen_results));
+        let misshapen = misshapen.map(|reason| reason.name());
         let refused = view.into_iter().flat_map(|view| &view.refused).map(|refused| word_of(refused.refusal));
         let now: Vec<&'static str> = misshapen.chain(refused).collect();
         for reason in std::mem::replace(&mut held.counted, now) {
@@ -286,10 +425,22 @@ impl State {
     /// Lets go what is in memory of a task that is over.
     fn let_go(&mut self, id: &TaskId) {
         if let Some(held) = self.tasks.get_mut(id) {
-            held.tasks.forget();
-            held.results.forget();
+            for part in &mut held.parts {
+                part.tasks.forget();
+                part.results.forget();
+            }
             held.view = None;
         }
+    }
+
+    /// Forgets a task of which nothing is left.
+    fn forget(&mut self, id: &TaskId) {
+        self.count_refused(id, None);
+        self.tasks.remove(id);
+        self.catalogue.remove(id);
+        self.stale.remove(id);
+        // The place in the order goes when it is its turn.
+        self.finished.remove(id);
     }
 
     /// Takes note of large texts that came. Returns whether there are any.

@@ -6,11 +6,11 @@ use orbitdb::cid::Hash;
 use crate::db::KEPT_BLOCK_BYTES_MAX;
 
 /// Bytes of a text in one block: its head takes up to five.
-const PART_BYTES: usize = KEPT_BLOCK_BYTES_MAX - 8;
+pub(crate) const PART_BYTES: usize = KEPT_BLOCK_BYTES_MAX - 8;
 
 /// What the block is that a text is known by.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Root {
+pub(crate) enum Root {
     /// The text itself.
     Text(Vec<u8>),
     /// The names of its parts, in order.
@@ -24,13 +24,19 @@ pub(super) fn split(text: &[u8]) -> Vec<Vec<u8>> {
         return vec![encode(Value::Bytes(text.to_vec()))];
     }
     let mut blocks: Vec<_> = text.chunks(PART_BYTES).map(|part| encode(Value::Bytes(part.to_vec()))).collect();
-    let links = blocks.iter().map(|block| Value::Link(Hash::of(block).to_cid().to_vec())).collect();
-    blocks.push(encode(Value::List(links)));
+    let parts: Vec<Hash> = blocks.iter().map(|block| Hash::of(block)).collect();
+    blocks.push(encode_parts(&parts));
     blocks
 }
 
+/// Makes the block that names the parts of a text.
+pub(crate) fn encode_parts(parts: &[Hash]) -> Vec<u8> {
+    let links = parts.iter().map(|part| Value::Link(part.to_cid().to_vec())).collect();
+    Value::List(links).encode().expect("lists of links have a form")
+}
+
 /// Reads the block by which a text of at most so many bytes is known; none when it is no such block.
-pub(super) fn read_root(block: &[u8], bytes_max: usize) -> Option<Root> {
+pub(crate) fn read_root(block: &[u8], bytes_max: usize) -> Option<Root> {
     match Value::decode(block).ok()? {
         Value::Bytes(text) if text.len() <= bytes_max => Some(Root::Text(text)),
         Value::List(links) if links.len() <= bytes_max.div_ceil(PART_BYTES) => {
@@ -45,7 +51,7 @@ pub(super) fn read_root(block: &[u8], bytes_max: usize) -> Option<Root> {
 }
 
 /// Reads a part of a text.
-pub(super) fn read_part(block: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn read_part(block: &[u8]) -> Option<Vec<u8>> {
     match Value::decode(block).ok()? {
         Value::Bytes(part) => Some(part),
         _ => None,

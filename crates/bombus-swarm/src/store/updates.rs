@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bombus_core::tasks::TaskView;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 
 /// What a reader of the changes gets.
 #[derive(Debug, Clone)]
@@ -20,16 +21,17 @@ pub enum TaskUpdate {
 #[derive(Debug)]
 pub struct TaskUpdates {
     receiver: broadcast::Receiver<Arc<TaskView>>,
+    ended: CancellationToken,
 }
 
 impl TaskUpdates {
-    pub(super) fn new(receiver: broadcast::Receiver<Arc<TaskView>>) -> Self {
-        Self { receiver }
+    pub(super) fn new(receiver: broadcast::Receiver<Arc<TaskView>>, ended: CancellationToken) -> Self {
+        Self { receiver, ended }
     }
 
-    /// Waits for the next change; `None` once the store is gone. Safe to cancel.
+    /// Waits for the next change; `None` once the store is gone, or was let go. Safe to cancel.
     pub async fn next(&mut self) -> Option<TaskUpdate> {
-        match self.receiver.recv().await {
+        match self.ended.run_until_cancelled(self.receiver.recv()).await? {
             Ok(view) => Some(TaskUpdate::Changed(view)),
             Err(RecvError::Lagged(missed)) => Some(TaskUpdate::Lagged(missed)),
             Err(RecvError::Closed) => None,

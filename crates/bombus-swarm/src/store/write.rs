@@ -1,18 +1,33 @@
 //! What this node writes about tasks. Each method returns when what it wrote is safe, and it shows in what is read from then on.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bombus_core::tasks::{
     AttemptFailure, Epoch, GrantedBy, ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView, Worker,
 };
+use orbitdb::Database;
 use orbitdb::cbor::Value;
+use tokio::sync::OwnedRwLockReadGuard;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::timeout;
 
 use super::audit::{AuditEvent, AuditKind};
 use super::documents::{of_value, to_value, unstarted, with_unknown};
 use super::error::StoreError;
+use super::generations::Generation;
 use super::handle::{Inner, TaskStore};
 
 /// Greatest size of a document in its entry, in bytes; what is large stands elsewhere. Peers in JavaScript cannot exchange twice as much.
 const DOCUMENT_BYTES_MAX: usize = 128 << 10;
+/// How long a task of which it is not sure in which generation it stands is waited for.
+const COMING_LIMIT: Duration = Duration::from_secs(2);
+/// Most failed attempts that an entry names, the last ones. Entries before it name those before.
+const FAILURES_MAX: usize = 16;
+/// Bytes of the reasons of failed attempts in an entry, all together.
+const REASONS_BYTES_MAX: usize = 2 << 10;
+/// Bytes of the reason for which a task failed.
+const ERROR_BYTES_MAX: usize = 1 << 10;
 
 /// A right to run a task that is to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +85,9 @@ struct Current {
     submitted: TaskDocument,
     /// The same, with fields that this version does not know.
     raw: Value,
-    view: std::sync::Arc<TaskView>,
+    view: Arc<TaskView>,
+    /// Where it stands, and where all that follows is written.
+    home: Arc<Generation>,
 }
 
 impl TaskStore {
@@ -95,7 +112,8 @@ impl TaskStore {
             task.created_at = self.now_ms();
         }
         inner.contents.move_out_of_task(&mut task).await?;
-        let entry = self.put_task(to_value(&task)?).await?;
+        let (generation, _open) = self.for_new().await;
+        let entry = put(&generation.tasks, to_value(&task)?).await?;
         self.audit(AuditEvent { entry: Some(entry), ..self.event(&task.id, AuditKind::Created) });
         Ok(task)
     }
@@ -146,13 +164,13 @@ impl TaskStore {
         task.epoch = Some(epoch);
         task.granted_by = Some(by);
         task.attempt = Some(attempt.max(1));
-        task.failures = Some(failures).filter(|failures| !failures.is_empty());
+        task.failures = in_short(failures);
         match (&worker, by) {
             (Worker::Foreign { identity, .. }, _) => task.worker_identity = Some(identity.clone()),
             (Worker::Node(_), GrantedBy::SelfClaim) => self.sign_as_worker(&mut task),
             (Worker::Node(_), GrantedBy::Requester) => {}
         }
-        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        let entry = self.put_task(id, &current.home, with_unknown(&task, &current.raw)?).await?;
         let kind = match by {
             GrantedBy::Requester => AuditKind::Granted,
             GrantedBy::SelfClaim => AuditKind::SelfClaimed,
@@ -181,7 +199,7 @@ impl TaskStore {
         task.epoch = Some(epoch);
         task.grant = Some(grant.to_owned());
         self.sign_as_worker(&mut task);
-        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        let entry = self.put_task(id, &current.home, with_unknown(&task, &current.raw)?).await?;
         self.audit(self.event_of_grant(id, AuditKind::Running, epoch, &entry));
         Ok(entry)
     }
@@ -204,8 +222,10 @@ impl TaskStore {
             result.completed_at = self.now_ms();
         }
         inner.contents.move_out_of_result(&mut result).await?;
-        let value = check_size(to_value(&result)?)?;
-        let entry = inner.results.put_document(value).await?.to_string();
+        let value = to_value(&result)?;
+        let home = self.home_of_result(&result.task_id).await;
+        let _open = home.writing().await.ok_or_else(|| StoreError::NotFound(result.task_id.clone()))?;
+        let entry = put(&home.results, value).await?;
         self.audit(AuditEvent {
             epoch: result.epoch,
             reason: result.error.clone(),
@@ -214,30 +234,41 @@ impl TaskStore {
         Ok((result, entry))
     }
 
-    /// Says, as the worker of a task whose requester gives no grants, that there is a result: COMPLETED. That decides nothing; programs that
-    /// know no grants expect it, since among them the worker says so. For a requester that decides by itself nothing is written.
+    /// Says, as the worker of a task whose requester gives no grants, that there is a result: COMPLETED; or, of one that has failed for good, why:
+    /// FAILED. That decides nothing; programs that know no grants expect it, since among them the worker says so. For a requester that decides by
+    /// itself, and while there are attempts left, nothing is written.
     ///
     /// # Errors
     ///
     /// [`StoreError::NotFound`] when the task is not here, and when it cannot be written.
-    pub async fn conclude(&self, id: &TaskId, epoch: Epoch, grant: &str, result: &str) -> Result<(), StoreError> {
+    pub async fn conclude(
+        &self,
+        id: &TaskId,
+        epoch: Epoch,
+        grant: &str,
+        result: &str,
+        error: Option<&str>,
+    ) -> Result<(), StoreError> {
         let not_found = || StoreError::NotFound(id.clone());
         // With its result the task is over, and its view may not be held any more.
         let summary = self.summary(id).ok_or_else(not_found)?;
-        if summary.proven || summary.settled {
+        let status = if error.is_some() { TaskStatus::Failed } else { TaskStatus::Completed };
+        if summary.proven || summary.settled || (error.is_some() && summary.status != status) {
             return Ok(());
         }
-        let raw = Value::clone(&self.inner.tasks.get(id.as_str()).ok_or_else(not_found)?.value);
+        let home = self.home(id).ok_or_else(not_found)?;
+        let raw = Value::clone(&home.tasks.get(id.as_str()).ok_or_else(not_found)?.value);
         let shown: TaskDocument = of_value(&raw)?;
         let claimed_at = shown.claimed_at;
         let mut task = unstarted(shown);
-        task.status = TaskStatus::Completed;
+        task.status = status;
+        task.error = error.map(|error| cut(error.to_owned(), ERROR_BYTES_MAX));
         task.worker_peer_id = Some(self.inner.node.to_string());
         (task.claimed_at, task.completed_at) = (claimed_at, Some(self.now_ms()));
         task.epoch = Some(epoch);
         (task.grant, task.result) = (Some(grant.to_owned()), Some(result.to_owned()));
         self.sign_as_worker(&mut task);
-        self.put_task(with_unknown(&task, &raw)?).await?;
+        self.put_task(id, &home, with_unknown(&task, &raw)?).await?;
         Ok(())
     }
 
@@ -268,9 +299,10 @@ impl TaskStore {
         task.claimed_at = accepted.and_then(|grant| grant.claimed_at);
         task.epoch = accepted.map(|grant| grant.epoch);
         (task.grant, task.result) = (grant, result);
-        task.failures = Some(failures).filter(|failures| !failures.is_empty());
+        task.failures = in_short(failures);
+        let error = error.map(|error| cut(error, ERROR_BYTES_MAX));
         task.error.clone_from(&error);
-        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        let entry = self.put_task(id, &current.home, with_unknown(&task, &current.raw)?).await?;
         self.audit(AuditEvent {
             epoch: task.epoch,
             worker_peer_id: task.worker_peer_id,
@@ -312,7 +344,7 @@ impl TaskStore {
             let mut failures = current.view.failures.clone();
             failures.retain(|known| failure.as_ref().is_none_or(|failure| failure.epoch != known.epoch));
             failures.extend(failure);
-            task.failures = Some(failures).filter(|failures| !failures.is_empty());
+            task.failures = in_short(failures);
         } else {
             let is_ours = current.view.grants.iter().any(|grant| grant.worker.node() == Some(&self.inner.node));
             if !is_ours {
@@ -321,7 +353,7 @@ impl TaskStore {
             task.worker_peer_id = Some(self.inner.node.to_string());
             self.sign_as_worker(&mut task);
         }
-        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        let entry = self.put_task(id, &current.home, with_unknown(&task, &current.raw)?).await?;
         self.audit(AuditEvent { reason, ..self.event_of_grant(id, AuditKind::Released, epoch, &entry) });
         Ok(entry)
     }
@@ -343,7 +375,7 @@ impl TaskStore {
         let mut task = current.submitted.clone();
         task.status = TaskStatus::Cancelled;
         task.completed_at = Some(self.now_ms());
-        let entry = self.put_task(with_unknown(&task, &current.raw)?).await?;
+        let entry = self.put_task(id, &current.home, with_unknown(&task, &current.raw)?).await?;
         self.audit(AuditEvent { entry: Some(entry.clone()), ..self.event(id, AuditKind::CancelAsked) });
         Ok(entry)
     }
@@ -379,13 +411,14 @@ impl TaskStore {
     /// Reads a task before something is written about it.
     fn current(&self, id: &TaskId) -> Result<Current, StoreError> {
         let not_found = || StoreError::NotFound(id.clone());
-        let row = self.inner.tasks.get(id.as_str()).ok_or_else(not_found)?;
+        let home = self.home(id).ok_or_else(not_found)?;
+        let row = home.tasks.get(id.as_str()).ok_or_else(not_found)?;
         let raw = Value::clone(&row.value);
         let Some(view) = self.inner.table.held_view(id) else {
             let over = self.inner.table.summary(id).ok_or_else(not_found)?;
             return Err(StoreError::Over { id: id.clone(), status: over.status });
         };
-        Ok(Current { submitted: unstarted(of_value(&raw)?), raw, view })
+        Ok(Current { submitted: unstarted(of_value(&raw)?), raw, view, home })
     }
 
     fn check_open(&self, current: &Current) -> Result<(), StoreError> {
@@ -404,9 +437,58 @@ impl TaskStore {
         if self.is_requester(current) { Ok(()) } else { Err(StoreError::NotRequester(current.view.task.id.clone())) }
     }
 
-    async fn put_task(&self, document: Value) -> Result<String, StoreError> {
-        Ok(self.inner.tasks.put_document(check_size(document)?).await?.to_string())
+    /// Returns the generation in which a task stands.
+    fn home(&self, id: &TaskId) -> Option<Arc<Generation>> {
+        self.inner.generations.get(self.inner.table.home(id)?)
     }
+
+    /// Returns the generation to which a new task goes, which is not dropped as long as the other thing is held.
+    async fn for_new(&self) -> (Arc<Generation>, OwnedRwLockReadGuard<bool>) {
+        loop {
+            let generation = self.inner.generations.for_new();
+            if let Some(open) = generation.writing().await {
+                return (generation, open);
+            }
+            // Before one is dropped, another one is chosen.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Returns the generation in which the result of a task is written. A task whose grant was offered over a stream may not have come here
+    /// yet: where a generation has just begun, it is waited for, since the result stands where the task does.
+    async fn home_of_result(&self, id: &TaskId) -> Arc<Generation> {
+        let mut updates = self.updates();
+        let coming = async { while self.home(id).is_none() && updates.next().await.is_some() {} };
+        if self.home(id).is_none() && self.inner.generations.is_turning() {
+            // Whether it was waited for in vain is seen in what there is.
+            let _ = timeout(COMING_LIMIT, coming).await;
+        }
+        self.home(id).unwrap_or_else(|| self.inner.generations.newest())
+    }
+
+    async fn put_task(&self, id: &TaskId, home: &Generation, document: Value) -> Result<String, StoreError> {
+        let _open = home.writing().await.ok_or_else(|| StoreError::NotFound(id.clone()))?;
+        put(&home.tasks, document).await
+    }
+}
+
+/// Keeps what an entry says of failed attempts small; none where it says nothing.
+fn in_short(mut failures: Vec<AttemptFailure>) -> Option<Vec<AttemptFailure>> {
+    failures.drain(..failures.len().saturating_sub(FAILURES_MAX));
+    let each = REASONS_BYTES_MAX / failures.len().max(1);
+    for failure in &mut failures {
+        failure.reason = cut(std::mem::take(&mut failure.reason), each);
+    }
+    Some(failures).filter(|failures| !failures.is_empty())
+}
+
+fn cut(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
+    text
+}
+
+async fn put(database: &Database, document: Value) -> Result<String, StoreError> {
+    Ok(database.put_document(check_size(document)?).await?.to_string())
 }
 
 fn check_size(document: Value) -> Result<Value, StoreError> {

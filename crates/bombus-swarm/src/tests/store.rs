@@ -20,8 +20,10 @@ use crate::store::{
 
 mod contents;
 mod foreign;
+mod generations;
 mod keeping;
 mod lifecycle;
+mod recall;
 mod sharing;
 
 /// A node with a task store.
@@ -43,7 +45,9 @@ impl Holder {
 
     async fn on(keeper: Keeper, number: u8) -> Self {
         let key = Arc::new(NodeKey::from_secret(&[number; 32]));
-        let (store, service) = TaskStore::open(keeper.db.clone(), key, StoreLimits::default()).await.unwrap();
+        // What nobody refers to any more goes at once.
+        let limits = StoreLimits { young_ms: 0, ..StoreLimits::default() };
+        let (store, service) = TaskStore::open(keeper.db.clone(), key, limits).await.unwrap();
         let stop = CancellationToken::new();
         // It ends with the test, which fails where something is missing that it does.
         let task = tokio::spawn(service.run(stop.clone()));

@@ -38,6 +38,39 @@ async fn a_task_of_a_peer_in_javascript_is_shown_claimed_and_answered() {
 }
 
 #[tokio::test]
+async fn a_peer_in_javascript_is_told_of_a_failure_once_no_attempt_is_left() {
+    let a = Holder::start(1, &[]).await;
+    let (js, tasks, results) = foreigner(2, &a).await;
+    put_raw(&tasks, &js_task("js-1", "PENDING")).await;
+    a.sees(&id("js-1"), TaskStatus::Pending).await;
+    let document = |database: &Database| database.get("js-1").map(|row| row.value.to_json()).unwrap_or_default();
+    for attempt in 1..=3_u32 {
+        let epoch = Epoch(attempt.into());
+        let claim = Claim { attempt, ..claim(epoch.0, a.worker(), GrantedBy::SelfClaim) };
+        let grant = a.store.claim(&id("js-1"), claim).await.unwrap();
+        let why = format!("out of memory {attempt}");
+        let failed = ResultDocument {
+            error: Some(why.clone()),
+            grant: Some(grant.clone()),
+            epoch: Some(epoch),
+            ..ResultDocument::new(id("js-1"), "", 0)
+        };
+        let (_, entry) = a.store.complete(failed).await.unwrap();
+        a.store.conclude(&id("js-1"), epoch, &grant, &entry, Some(&why)).await.unwrap();
+        let claimed = || document(&tasks)["claimedAt"].is_number();
+        until_it_shows(|| async {}, || document(&results)["error"] == why && claimed()).await;
+        let newest = a.database(TASKS).history("js-1").unwrap();
+        assert_eq!(newest.len(), if attempt < 3 { 1 + attempt as usize } else { 5 }, "it is told at the end alone");
+    }
+    until_it_shows(|| async {}, || document(&tasks)["status"] == "FAILED").await;
+    let told = document(&tasks);
+    assert_eq!((&told["error"], &told["prompt"]), (&json!("out of memory 3"), &json!("Why is the sky blue?")));
+    assert_eq!(a.view(&id("js-1")).await.status, TaskStatus::Failed);
+    js.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn a_worker_in_javascript_bids_and_its_result_counts_once_the_bid_is_granted() {
     let a = Holder::start(1, &[]).await;
     let (js, tasks, results) = foreigner(2, &a).await;

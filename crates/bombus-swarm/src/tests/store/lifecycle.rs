@@ -173,8 +173,8 @@ async fn the_audit_log_says_what_happened_when_and_who_did_it() {
 
     let again = Holder::again(1, &[], directory).await;
     let rows = again.database(EVENTS).all().unwrap();
-    let read = |row: &orbitdb::index::Row| serde_json::from_value::<AuditEvent>(row.value.to_json()).unwrap();
-    let events: Vec<AuditEvent> = rows.iter().map(read).collect();
+    let read = |row: &orbitdb::index::Row| serde_json::from_value::<Vec<AuditEvent>>(row.value.to_json()).unwrap();
+    let events: Vec<AuditEvent> = rows.iter().flat_map(read).collect();
     assert!(events.iter().all(|event| event.task_id == task && event.actor == keeper && event.at > 0));
     let find = |kind| events.iter().find(|event| event.event == kind).unwrap_or_else(|| panic!("{kind:?} is missing"));
     assert_eq!(find(AuditKind::Granted).entry.as_ref(), Some(&grant));
