@@ -1,8 +1,10 @@
 //! OpenAI's dialect: request and response types, their translation into the internal vocabulary and back.
 
+pub(crate) mod batches;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
+pub(crate) mod files;
 mod logprobs;
 pub(crate) mod models;
 pub(crate) mod request;

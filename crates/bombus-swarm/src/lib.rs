@@ -15,6 +15,7 @@
 //! seal.rs        prompts and results that only those whom they are for can read
 //! store.rs       durable tasks and their results in replicated databases
 //! tasks.rs       durable tasks: submitted on one node, run by any, readable on all
+//! files.rs       files of requests, and batches of them: each line a durable task
 //! weights.rs     models between nodes: weights that travel, and nodes that manage the models of others
 //! places.rs      how many peers may have something at once;  streams.rs: answers to the streams that they open
 //! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
@@ -27,6 +28,7 @@ pub mod db;
 mod error;
 mod events;
 mod facts;
+pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;

@@ -89,7 +89,8 @@ fn need(request: &ChatRequest) -> Need {
     need
 }
 
-fn choice(index: usize, answer: Collected, with_logprobs: bool) -> ChatChoice {
+/// Describes an answer.
+pub(super) fn choice(index: usize, answer: Collected, with_logprobs: bool) -> ChatChoice {
     let calls = answer.tool_calls.into_iter().map(|call| AnswerToolCall {
         id: call.id.unwrap_or_default(),
         kind: "function",

@@ -22,9 +22,9 @@ use crate::error::ApiError;
 use crate::inference::{Answers, Scoped, Target};
 
 /// The dialect's own default for `max_tokens`.
-const MAX_TOKENS_DEFAULT: u32 = 16;
+pub(super) const MAX_TOKENS_DEFAULT: u32 = 16;
 /// Most continuations of all prompts together.
-const ANSWERS_MAX: usize = 128;
+pub(super) const ANSWERS_MAX: usize = 128;
 
 /// Continues texts, whole or as a stream of server-sent events.
 #[utoipa::path(post, operation_id = "create_completion", path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
@@ -94,7 +94,8 @@ pub(crate) async fn create(
     Ok((all.headers, Json(completion)).into_response())
 }
 
-fn check_unsupported(request: &CompletionRequest, count: u32) -> Result<(), ApiError> {
+/// Refuses what is not supported.
+pub(super) fn check_unsupported(request: &CompletionRequest, count: u32) -> Result<(), ApiError> {
     if request.best_of.is_some_and(|best_of| best_of != count) {
         return Err(ApiError::unsupported("best_of", "'best_of' is not supported beyond the value of 'n'"));
     }
@@ -105,7 +106,7 @@ fn check_unsupported(request: &CompletionRequest, count: u32) -> Result<(), ApiE
 }
 
 /// Returns what is to stand after each continuation, where that is anything.
-fn suffix(suffix: Option<String>, inputs: &[Input]) -> Result<Option<String>, ApiError> {
+pub(super) fn suffix(suffix: Option<String>, inputs: &[Input]) -> Result<Option<String>, ApiError> {
     let suffix = suffix.filter(|text| !text.is_empty());
     if suffix.is_some() && inputs.iter().any(|input| matches!(input, Input::Tokens(_))) {
         return Err(ApiError::unsupported("suffix", "'suffix' is not supported for prompts of token ids"));

@@ -61,7 +61,8 @@ pub(crate) async fn create(
     Ok(([(ROUTE_HEADER, route)], Json(list)).into_response())
 }
 
-fn write(vector: Vec<f32>, base64: bool) -> Vector {
+/// Writes a vector in the form that was asked for.
+pub(super) fn write(vector: Vec<f32>, base64: bool) -> Vector {
     if !base64 {
         return Vector::Floats(vector);
     }
