@@ -8,6 +8,7 @@
 //! tasks/config.rs      TasksConfig, the section [tasks];  error.rs: TasksError;  clock.rs: the clock of leases
 //!       handle.rs      TasksHandle;  submission.rs: what is submitted;  news.rs: what is told
 //!       orchestrate.rs submissions, answers, lists: plan.rs makes documents of a submission (pure)
+//!       generations.rs the generations of the databases: those of peers are followed, and what is old goes
 //!       service.rs     TasksService: the parts, kept going;  shared.rs: what they share
 //!       driver.rs      hands the dispatcher what happens and has done what it says;  facts.rs: what it knows of a task (pure)
 //!       rank.rs        who could run a task: the registry's ranking
@@ -15,7 +16,7 @@
 //!       offer.rs       the requester's side of an offer;  serve.rs: what peers open, the worker's side among it
 //!       ask.rs         the questions to peers: who sees whom
 //!       sealed.rs      who can read a sealed task, and its answer
-//!       run.rs         runs a task over this node's backends;  live.rs: the answers that are being written
+//!       run.rs         runs a task over this node's backends;  live.rs: the answers that are being written;  counts.rs: how often
 //!       cancel.rs      has tasks end;  follow.rs: what happens to a task, on any node
 //!       tell.rs        the log of events and the topics for those who only watch
 //! ```
@@ -31,10 +32,12 @@ mod ask;
 mod cancel;
 mod clock;
 mod config;
+mod counts;
 mod driver;
 mod error;
 mod facts;
 mod follow;
+mod generations;
 mod handle;
 mod live;
 mod news;
@@ -42,6 +45,7 @@ mod offer;
 mod orchestrate;
 mod plan;
 mod rank;
+mod room;
 mod run;
 mod sealed;
 mod serve;
@@ -59,6 +63,7 @@ use bombus_infer::Backends;
 use bombus_net::NetHandle;
 
 pub use config::TasksConfig;
+pub use counts::{TaskRunCounts, TaskRuns};
 pub use error::TasksError;
 pub use handle::TasksHandle;
 pub use news::{PartResult, TaskFilter, TaskNews, TaskPage, TaskResultReport};
@@ -79,7 +84,7 @@ pub const TASK_PROTOCOL: &str = "/bombus/task/1";
 ///
 /// `db` has the databases of the swarm in which the tasks are kept: a node that moves to another swarm makes both halves anew. `backends`
 /// run what is run here, and rank who else could. `route` says what peers may use. `key` is the node's own, `seal_key` the one that
-/// texts for it are sealed to.
+/// texts for it are sealed to. `runs` counts what is run here.
 ///
 /// Until the service runs, what is asked of the handle waits for it for some seconds.
 #[must_use]
@@ -93,7 +98,8 @@ pub fn tasks(
     db: DbHandle,
     key: Arc<NodeKey>,
     seal_key: SealKey,
+    runs: TaskRuns,
 ) -> (TasksHandle, TasksService) {
-    let shared = Arc::new(Shared::new(config, net, swarm, backends, route, db, key, seal_key));
+    let shared = Arc::new(Shared::new(config, net, swarm, backends, route, db, key, seal_key, runs));
     (TasksHandle { shared: Arc::clone(&shared) }, TasksService { shared })
 }

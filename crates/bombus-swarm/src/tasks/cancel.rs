@@ -16,8 +16,8 @@ use super::wire::{Ask, Said};
 use super::{ask, facts};
 use crate::store::{StoreError, TaskStore};
 
-/// How long a requester may take to answer before its task is cancelled without it.
-const FORWARD_LIMIT: Duration = Duration::from_secs(2);
+/// How long a requester may take to answer before its task is cancelled without it: its worker is to stop within a second.
+const FORWARD_LIMIT: Duration = Duration::from_millis(500);
 /// How long is waited until the end shows here.
 const SHOWN_LIMIT: Duration = Duration::from_secs(3);
 

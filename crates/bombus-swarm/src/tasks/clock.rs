@@ -7,14 +7,13 @@ use std::time::Duration;
 /// On Linux it is CLOCK_BOOTTIME; on macOS CLOCK_MONOTONIC, which counts sleep there. Elsewhere sleep may not be counted.
 #[cfg(unix)]
 pub(super) fn now() -> Duration {
-    use rustix::time::{ClockId, clock_gettime};
+    // By the C library, as the clocks of the standard library are read, so that whoever stands before it changes all of them alike.
+    use nix::time::{ClockId, clock_gettime};
     #[cfg(target_os = "linux")]
-    const CLOCK: ClockId = ClockId::Boottime;
+    const CLOCK: ClockId = ClockId::CLOCK_BOOTTIME;
     #[cfg(not(target_os = "linux"))]
-    const CLOCK: ClockId = ClockId::Monotonic;
-    let time = clock_gettime(CLOCK);
-    let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0));
-    Duration::new(seconds, nanos)
+    const CLOCK: ClockId = ClockId::CLOCK_MONOTONIC;
+    clock_gettime(CLOCK).expect("every system has this clock").into()
 }
 
 #[cfg(not(unix))]

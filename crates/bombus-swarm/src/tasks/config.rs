@@ -7,6 +7,7 @@ use bombus_core::tasks::lease::{LeaseConfig, LeaseConfigError};
 use serde::{Deserialize, Serialize};
 
 use super::sealed::SealChoice;
+use crate::store::Retention;
 
 /// Runs at a time where neither the configuration nor the backends say.
 pub(super) const SLOTS_DEFAULT: u32 = 8;
@@ -50,6 +51,10 @@ pub struct TasksConfig {
     pub seal: SealChoice,
     /// The pause after the first failed attempt, in milliseconds. Each further one doubles it, up to 30 s.
     pub backoff_ms: u64,
+    /// How long tasks are kept after they have ended, in seconds. They go in generations, so that some stay for a quarter longer.
+    pub retain_s: u64,
+    /// How many tasks are kept; of more, the oldest that have ended go before.
+    pub keep: usize,
 }
 
 impl Default for TasksConfig {
@@ -70,6 +75,8 @@ impl Default for TasksConfig {
             foreign_workers: false,
             seal: SealChoice::Ask,
             backoff_ms: lease.backoff_ms,
+            retain_s: 7 * 24 * 3_600,
+            keep: 50_000,
         }
     }
 }
@@ -89,6 +96,10 @@ impl TasksConfig {
     pub fn slots(&self, backend_slots: u32) -> u32 {
         let of_backends = if backend_slots == 0 { SLOTS_DEFAULT } else { backend_slots };
         if self.work { self.max_concurrent.unwrap_or(of_backends).clamp(1, SLOTS_MAX) } else { 0 }
+    }
+
+    pub(super) fn retention(&self) -> Retention {
+        Retention { retain: Duration::from_secs(self.retain_s), keep: self.keep }
     }
 
     pub(super) fn lease(&self) -> LeaseConfig {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::shared::Shared;
 use super::wire::{Said, Word};
 use super::{ask, facts, offer, rank, run};
-use crate::store::{AuditEvent, AuditKind, Claim, Settlement, StoreError, TASKS};
+use crate::store::{AuditEvent, AuditKind, Claim, Settlement, StoreError};
 
 /// How often it is looked whether entries are still being fetched in bulk.
 const SYNC_LOOK: Duration = Duration::from_millis(50);
@@ -120,10 +120,7 @@ pub(super) async fn sync(shared: &Shared) {
     let settle = Duration::from_millis(shared.config.settle_ms);
     sleep(settle).await;
     let until = Instant::now() + settle * SYNC_TIMES_MAX;
-    let is_coming = || {
-        let database = shared.db.database(TASKS);
-        database.is_some_and(|database| !shared.db.catching_up(&database.address()).is_empty())
-    };
+    let is_coming = || shared.store_now().is_some_and(|store| store.is_catching_up());
     while is_coming() && Instant::now() < until {
         sleep(SYNC_LOOK).await;
     }
@@ -266,17 +263,31 @@ async fn settle(
 async fn publish(shared: &Arc<Shared>, task: TaskId, run: RunId, grant: (Epoch, String), outcome: &Outcome) {
     let (epoch, hash) = grant;
     let Some(document) = run::result_of(shared, &task, run, (epoch, &hash), outcome) else { return };
-    let Some(store) = shared.store_now() else { return };
-    match store.complete(document).await {
-        Ok((_, entry)) => {
+    let completed = match shared.store_now() {
+        Some(store) => store.complete(document).await.map(|written| (store, written)),
+        None => Err(StoreError::NotFound(task.clone())),
+    };
+    match completed {
+        Ok((store, (_, entry))) => {
             say(shared, &task, epoch, Said::ended(outcome));
             run::forget(shared, run);
-            if matches!(outcome, Outcome::Completed)
-                && let Err(error) = store.conclude(&task, epoch, &hash, &entry).await
-            {
-                tracing::warn!(task.id = %task, %error, "a requester without grants was not told that its task has a result");
+            let failed = match outcome {
+                Outcome::Failed { reason, .. } => Some(reason.as_str()),
+                _ => None,
+            };
+            match store.conclude(&task, epoch, &hash, &entry, failed).await {
+                // What has not come here yet was offered by its requester, which gives grants and decides by itself.
+                Ok(()) | Err(StoreError::NotFound(_)) => {}
+                Err(error) => tracing::warn!(
+                    task.id = %task, %error, "a requester without grants was not told how its task has ended"
+                ),
             }
             shared.input(Input::Published { task, run });
+        }
+        Err(error @ (StoreError::Db(_) | StoreError::Database(_))) => {
+            tracing::warn!(task.id = %task, %error, "a result cannot be written here");
+            shared.note_trouble();
+            shared.input(Input::Unwritable { task, run });
         }
         Err(error) => failed(shared, task, Write::Result(run), &error).await,
     }

@@ -1,5 +1,7 @@
 //! Why something was not done with a task.
 
+use std::path::PathBuf;
+
 use bombus_core::tasks::TaskId;
 
 use crate::store::StoreError;
@@ -30,6 +32,11 @@ pub enum TasksError {
     /// The tasks cannot be used now.
     #[error("the tasks are not open yet, or the node is stopping; try again")]
     Unavailable,
+    /// The disk is full.
+    #[error(
+        "the disk is full on which this node keeps tasks: make room for {}, and it goes on by itself", .0.display()
+    )]
+    NoRoom(PathBuf),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

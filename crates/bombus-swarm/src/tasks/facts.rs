@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bombus_core::tasks::dispatch::{Input, Needs, TaskFacts};
-use bombus_core::tasks::{TaskDocument, TaskId, TaskStatus, TaskView};
+use bombus_core::tasks::{TaskDocument, TaskId, TaskView};
 
 use super::shared::Shared;
 use super::tell::Teller;
@@ -84,25 +84,16 @@ fn tell_of(shared: &Arc<Shared>, store: &TaskStore, view: &TaskView) {
     let needs = if view.is_over() { Needs::Ready } else { needs(store, &view.task) };
     let fresh = shared.fresh().contains(&view.task.id);
     let mut facts = TaskFacts::of(view, class(&view.task), needs, fresh);
-    if view.task.sealed.is_some() {
-        // Who knows no grants knows no seals.
+    if view.task.sealed.is_some() || view.task.request.is_some() {
+        // Who knows no grants knows neither seals nor requests as a whole.
         facts.bid = None;
     }
     shared.input(Input::Task(Box::new(facts)));
 }
 
 /// Looks whether what a task depends on is there. Where that cannot be seen it waits, since the next change is looked at again.
-fn needs(store: &TaskStore, task: &TaskDocument) -> Needs {
-    let mut needs = Needs::Ready;
-    for id in task.depends_on() {
-        let Some(summary) = store.summary(id) else { return Needs::Waiting };
-        match summary.over {
-            true if summary.status == TaskStatus::Completed => {}
-            true => return Needs::Failed,
-            false => needs = Needs::Waiting,
-        }
-    }
-    needs
+pub(super) fn needs(store: &TaskStore, task: &TaskDocument) -> Needs {
+    Needs::of(task, |id| store.summary(id).filter(|summary| summary.over).map(|summary| summary.status))
 }
 
 /// Returns what a place must have to run a task, as one text.

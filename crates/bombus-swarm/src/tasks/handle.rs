@@ -4,15 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bombus_core::tasks::TaskId;
 use bombus_core::tasks::report::TaskReport;
+use bombus_core::tasks::{TaskId, TaskStatus};
 use futures::stream::BoxStream;
 
 use super::error::TasksError;
 use super::news::{TaskFilter, TaskNews, TaskPage, TaskResultReport};
 use super::shared::Shared;
 use super::submission::Submission;
-use crate::store::StoreSize;
+use crate::store::{Pruned, Retention, StoreSize, TaskSummary};
 
 /// A cheap handle to the tasks of the swarm. Every node answers for every task that it has heard of.
 #[derive(Clone)]
@@ -34,9 +34,9 @@ impl TasksHandle {
     /// # Errors
     ///
     /// [`TasksError::Invalid`]; [`TasksError::Conflict`] where the id is known and asks for something else; [`TasksError::Full`];
-    /// [`TasksError::Unavailable`] and [`TasksError::Store`], as of all that follow.
+    /// [`TasksError::NoRoom`]; [`TasksError::Unavailable`] and [`TasksError::Store`], as of all that follow.
     pub async fn submit(&self, submission: Submission) -> Result<TaskReport, TasksError> {
-        super::orchestrate::submit(&self.shared, submission).await
+        super::orchestrate::submit(&self.shared, submission).await.map_err(|error| self.shared.explained(error))
     }
 
     /// Tells how a task stands. The status of a parent is made of its parts.
@@ -46,6 +46,20 @@ impl TasksHandle {
     /// [`TasksError::UnknownTask`], as of all that follow.
     pub async fn report(&self, id: &TaskId) -> Result<TaskReport, TasksError> {
         self.shared.report(id).await
+    }
+
+    /// Says why a task waits that no node that is here could do; of a parent, why the first such part does. None where one could, or it does not
+    /// wait.
+    pub async fn hindrance(&self, report: &TaskReport) -> Option<String> {
+        let parts = report.parts.iter().filter(|part| part.status == TaskStatus::Pending).map(|part| &part.id);
+        let waiting = if report.parts.is_empty() { Some(&report.id) } else { parts.into_iter().next() };
+        super::rank::hindrance(&self.shared, waiting.filter(|_| !report.is_final())?).await
+    }
+
+    /// Tells in short how a task stands that is no parent, at once; none where it is not known, or the tasks are not open.
+    #[must_use]
+    pub fn summary(&self, id: &TaskId) -> Option<Arc<TaskSummary>> {
+        self.shared.store_now()?.summary(id)
     }
 
     /// Tells what came of a task; `None` where there is nothing to read yet. Large answers are fetched from those who have them.
@@ -74,7 +88,7 @@ impl TasksHandle {
     ///
     /// See above.
     pub async fn cancel(&self, id: &TaskId) -> Result<TaskReport, TasksError> {
-        super::cancel::cancel(&self.shared, id).await
+        super::cancel::cancel(&self.shared, id).await.map_err(|error| self.shared.explained(error))
     }
 
     /// Lists tasks, newest first; parents stand for their parts.
@@ -110,6 +124,23 @@ impl TasksHandle {
     /// [`TasksError::Unavailable`] and [`TasksError::Store`].
     pub async fn size(&self) -> Result<StoreSize, TasksError> {
         self.shared.size().await
+    }
+
+    /// Returns how long this node keeps tasks.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        self.shared.config.retention()
+    }
+
+    /// Lets go at once what need not be kept any longer, and says what went and what stays; with `in_mind` it only says what would.
+    ///
+    /// Tasks are kept in generations, and go with the whole of theirs: see [`crate::store`]. Only this node's disk is concerned.
+    ///
+    /// # Errors
+    ///
+    /// [`TasksError::Unavailable`] and [`TasksError::Store`]. What has begun is finished later.
+    pub async fn prune(&self, retention: Retention, in_mind: bool) -> Result<Pruned, TasksError> {
+        super::generations::prune(&self.shared, retention, in_mind).await
     }
 
     /// Returns how many tasks run on this node now.

@@ -1,13 +1,13 @@
 //! What is told of tasks to those who ask and follow.
 
 use bombus_core::tasks::report::TaskReport;
-use bombus_core::tasks::{Epoch, TaskId, TaskKind, TaskStatus};
+use bombus_core::tasks::{Epoch, TaskId, TaskKind, TaskStatus, WholeAnswer};
 
 /// Which tasks to list. What is none leaves nothing out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TaskFilter {
-    /// Only those that stand so.
-    pub status: Option<TaskStatus>,
+    /// Only those that stand in one of these ways; none leaves nothing out.
+    pub statuses: Vec<TaskStatus>,
     /// Only those of this node.
     pub mine: bool,
     /// Only those of this batch.
@@ -18,6 +18,12 @@ pub struct TaskFilter {
     pub cursor: Option<String>,
     /// Most tasks on the page, 1 to 1,000.
     pub limit: usize,
+}
+
+impl TaskFilter {
+    pub(super) fn has_status(&self, status: TaskStatus) -> bool {
+        self.statuses.is_empty() || self.statuses.contains(&status)
+    }
 }
 
 /// A page of a list, newest first.
@@ -51,6 +57,8 @@ pub struct TaskResultReport {
     pub worker: Option<String>,
     /// The vector, for an embedding.
     pub embedding: Option<Vec<f64>>,
+    /// Everything that came of a request as a whole; `response` and `embedding` have the first of it.
+    pub answer: Option<Box<WholeAnswer>>,
     /// How long it took, in nanoseconds; of a parent, the sum of its parts.
     pub total_duration_ns: Option<u64>,
     /// Tokens of the prompt; of a parent, the sum of its parts.

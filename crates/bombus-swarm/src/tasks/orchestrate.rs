@@ -15,7 +15,7 @@ use super::plan::plan;
 use super::sealed;
 use super::shared::Shared;
 use super::submission::Submission;
-use crate::store::{ListFilter, StoreError, TaskStore, TaskSummary, TaskUpdate};
+use crate::store::{ListFilter, StoreError, TaskStore, TaskSummary, TaskUpdate, is_cursor};
 
 /// Most tasks that this node looks after before it takes no more.
 const OPEN_MAX: usize = 100_000;
@@ -218,7 +218,11 @@ async fn of_one(shared: &Shared, store: &TaskStore, view: &TaskView) -> Result<O
         return Ok(None);
     }
     let report = TaskReport::of(view);
-    let (result, is_sealed) = result.unwrap_or_else(|| (ResultDocument::new(report.id.clone(), "", 0), false));
+    let (mut result, is_sealed) = result.unwrap_or_else(|| (ResultDocument::new(report.id.clone(), "", 0), false));
+    if let Some(answer) = &result.answer {
+        result.response = answer.text().to_owned();
+        result.embedding = answer.vector();
+    }
     Ok(Some(TaskResultReport {
         sealed: is_sealed,
         complete: report.status == TaskStatus::Completed && view.result.is_some(),
@@ -228,6 +232,7 @@ async fn of_one(shared: &Shared, store: &TaskStore, view: &TaskView) -> Result<O
         worker: report.worker,
         response: result.response,
         embedding: result.embedding,
+        answer: result.answer,
         total_duration_ns: result.total_duration_ns,
         prompt_eval_count: result.prompt_eval_count,
         eval_count: result.eval_count,
@@ -272,6 +277,7 @@ fn of_parts(id: &TaskId, read: &[(Arc<TaskView>, Option<ResultDocument>)]) -> Op
         model: model.unwrap_or_else(|| report.model.clone()),
         worker: None,
         embedding: None,
+        answer: None,
         total_duration_ns: sum(|result| result.total_duration_ns),
         prompt_eval_count: sum(|result| result.prompt_eval_count),
         eval_count: sum(|result| result.eval_count),
@@ -286,11 +292,18 @@ fn of_parts(id: &TaskId, read: &[(Arc<TaskView>, Option<ResultDocument>)]) -> Op
 pub(super) async fn list(shared: &Arc<Shared>, filter: &TaskFilter) -> Result<TaskPage, TasksError> {
     let store = shared.store().await?;
     let limit = filter.limit.clamp(1, PAGE_MAX);
+    if filter.cursor.as_deref().is_some_and(|cursor| !is_cursor(cursor)) {
+        return Err(TasksError::invalid("cursor", "it is not where a page of a list ended"));
+    }
+    let only = match filter.statuses[..] {
+        // The status of a parent is made of those of its parts.
+        [status] if filter.parent.is_some() => Some(status),
+        _ => None,
+    };
     let mut page = TaskPage { tasks: Vec::new(), next: filter.cursor.clone() };
     for _ in 0..LOOKED_THROUGH_MAX {
         let found = store.list(&ListFilter {
-            // The status of a parent is made of those of its parts.
-            status: filter.status.filter(|_| filter.parent.is_some()),
+            status: only,
             requester: filter.mine.then(|| shared.me.to_string()),
             batch: filter.batch.clone(),
             parent: filter.parent.clone(),
@@ -320,7 +333,7 @@ async fn listed(shared: &Shared, filter: &TaskFilter, summary: &TaskSummary) -> 
             parent
         }
         _ => {
-            if filter.status.is_some_and(|status| status != summary.status) && summary.over {
+            if summary.over && !filter.has_status(summary.status) {
                 return Ok(None);
             }
             &summary.id
@@ -331,5 +344,5 @@ async fn listed(shared: &Shared, filter: &TaskFilter, summary: &TaskSummary) -> 
         Err(TasksError::UnknownTask(_)) => return Ok(None),
         report => report?,
     };
-    Ok(Some(report).filter(|report| filter.status.is_none_or(|status| status == report.status)))
+    Ok(Some(report).filter(|report| filter.has_status(report.status)))
 }

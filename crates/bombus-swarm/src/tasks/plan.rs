@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bombus_core::tasks::chunk::{CHUNK_CHARS, ChunkError, fill, split};
-use bombus_core::tasks::{TaskDocument, TaskId, TaskKind};
+use bombus_core::tasks::{TaskDocument, TaskId, TaskKind, WholeRequest};
 
 use super::error::TasksError;
 use super::submission::{BatchItem, Input, Submission, Work};
@@ -15,8 +15,8 @@ const ITEM_BYTES_MAX: usize = 256;
 const MODEL_BYTES_MAX: usize = 256;
 /// Longest template, in bytes: it stands in the entry of each part.
 const TEMPLATE_BYTES_MAX: usize = 8 << 10;
-/// Most parts whose answers one more is made of: it names them all.
-const SUMMED_MAX: usize = 1_024;
+/// Most parts whose answers one more is made of: its entry names them all.
+const SUMMED_MAX: usize = 200;
 /// Most attempts.
 const ATTEMPTS_MAX: u32 = 100;
 
@@ -50,7 +50,7 @@ pub(super) fn plan(submission: Submission, id: TaskId, requester: &str, now_ms: 
     let pieces = split(&prompt, chunking, max_chunk.unwrap_or(CHUNK_CHARS));
     let pieces = pieces.map_err(|error: ChunkError| TasksError::invalid("max_chunk", error.to_string()))?;
     if reduce.is_some() && pieces.len() > SUMMED_MAX {
-        return Err(TasksError::invalid("max_chunk", "at most 1024 parts can be summed up: allow larger ones"));
+        return Err(TasksError::invalid("max_chunk", "at most 200 parts can be summed up: allow larger ones"));
     }
     let total = u32::try_from(pieces.len()).unwrap_or(u32::MAX);
     let options = Some(options).filter(|options| *options != Default::default());
@@ -84,9 +84,9 @@ pub(super) fn plan(submission: Submission, id: TaskId, requester: &str, now_ms: 
 
 fn base(submission: &Submission, id: &TaskId, requester: &str, now_ms: u64) -> TaskDocument {
     let millis = |timeout: Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
-    let (batch_id, batch_item) = match &submission.batch {
-        Some(BatchItem { batch, item }) => (Some(batch.clone()), Some(item.clone())),
-        None => (None, None),
+    let (batch_id, batch_item, batch_total) = match &submission.batch {
+        Some(BatchItem { batch, item, total }) => (Some(batch.clone()), Some(item.clone()), *total),
+        None => (None, None, None),
     };
     TaskDocument {
         model: submission.model.clone(),
@@ -96,6 +96,7 @@ fn base(submission: &Submission, id: &TaskId, requester: &str, now_ms: u64) -> T
         to: submission.to.clone(),
         batch_id,
         batch_item,
+        batch_total,
         ..TaskDocument::new(id.clone(), requester, now_ms)
     }
 }
@@ -111,6 +112,11 @@ fn with_work(base: TaskDocument, work: Work) -> TaskDocument {
             TaskDocument { prompt, messages, system, options, ..base }
         }
         Work::Embedding { text } => TaskDocument { prompt: text, task_type: Some(TaskKind::Embedding), ..base },
+        Work::Whole(request) => {
+            let is_embedding = matches!(*request, WholeRequest::Embed { .. });
+            let task_type = is_embedding.then_some(TaskKind::Embedding);
+            TaskDocument { request: Some(request), task_type, ..base }
+        }
         Work::Ping { payload } => {
             TaskDocument { prompt: payload.to_string(), task_type: Some(TaskKind::Ping), model: String::new(), ..base }
         }
@@ -135,7 +141,7 @@ fn check(submission: &Submission) -> Result<(), TasksError> {
     if submission.model.len() > MODEL_BYTES_MAX {
         return invalid("model", "the name of the model is longer than 256 bytes");
     }
-    if let Some(BatchItem { batch, item }) = &submission.batch {
+    if let Some(BatchItem { batch, item, .. }) = &submission.batch {
         if batch.is_empty() || batch.len() > BATCH_BYTES_MAX || batch.chars().any(char::is_control) {
             return invalid("batch", "the name of a batch has 1 to 128 bytes, without control characters");
         }
@@ -157,6 +163,7 @@ fn check(submission: &Submission) -> Result<(), TasksError> {
             invalid("messages", "the conversation is empty")
         }
         Work::Embedding { text } if text.is_empty() => invalid("text", "the text is empty"),
+        Work::Whole(request) if request.is_empty() => invalid("request", "the request asks for nothing"),
         _ => Ok(()),
     }
 }
@@ -221,7 +228,7 @@ mod tests {
         assert_eq!(refused(Submission { max_attempts: Some(0), ..prompt() }), "max_attempts");
         assert_eq!(refused(Submission { timeout: Some(Duration::ZERO), ..prompt() }), "timeout");
         assert_eq!(refused(Submission::prompt("m", "")), "prompt");
-        let batch = Some(BatchItem { batch: "b\n".to_owned(), item: "1".to_owned() });
+        let batch = Some(BatchItem { batch: "b\n".to_owned(), item: "1".to_owned(), total: None });
         assert_eq!(refused(Submission { batch, ..prompt() }), "batch");
         let none = Submission { chunking: Chunking::Size, max_chunk: Some(0), ..prompt() };
         assert_eq!(refused(none), "max_chunk");

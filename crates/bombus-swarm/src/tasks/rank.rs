@@ -4,10 +4,11 @@ use bombus_core::identity::NodeId;
 use bombus_core::liveness::PeerState;
 use bombus_core::model::ModelCapability;
 use bombus_core::placement::{Need, Ranked, Rejection, Scope, Verdict};
-use bombus_core::tasks::dispatch::Candidate;
-use bombus_core::tasks::{TaskDocument, TaskId, TaskKind};
+use bombus_core::tasks::dispatch::{Candidate, Needs};
+use bombus_core::tasks::{TaskDocument, TaskId, TaskKind, TaskStatus};
 
 use super::config::{QUEUE_PER_SLOT, SLOTS_DEFAULT};
+use super::facts::needs;
 use super::sealed;
 use super::serve::is_able;
 use super::shared::Shared;
@@ -26,6 +27,34 @@ pub(super) async fn candidates(shared: &Shared, task: &TaskId) -> Vec<Candidate>
         candidates.sort_by_key(|candidate| !readers.contains(&candidate.node));
     }
     candidates
+}
+
+/// Says why a task waits that no node that is here could do; none where one could, or nobody has to yet.
+pub(super) async fn hindrance(shared: &Shared, task: &TaskId) -> Option<String> {
+    let store = shared.store_now()?;
+    let view = store.unfinished_view(task)?;
+    let document = &*view.task;
+    if view.status != TaskStatus::Pending || view.cancelling || needs(&store, document) != Needs::Ready {
+        return None;
+    }
+    let requester = view.requester.peer.as_ref().filter(|_| view.requester.proven);
+    if !of_document(shared, document, requester).await.is_empty() {
+        return None;
+    }
+    let asked = match document.kind() {
+        TaskKind::Inference | TaskKind::Embedding => format!("the model '{}' for it", document.model),
+        TaskKind::Ping => "time for it".to_owned(),
+        TaskKind::Other(kind) => format!("a way to do tasks of the kind '{kind}'"),
+    };
+    let peers = shared.swarm.peers();
+    let is_here = |to: &NodeId| {
+        *to == shared.me || peers.iter().any(|peer| peer.node_id == *to && peer.state == PeerState::Alive)
+    };
+    Some(match &document.to {
+        Some(to) if !is_here(to) => "the node that is to do it is not here".to_owned(),
+        Some(_) => format!("the node that is to do it has not {asked}"),
+        None => format!("no node that is here has {asked}"),
+    })
 }
 
 /// Returns who could run what a document asks for, the best first, whoever can read it.

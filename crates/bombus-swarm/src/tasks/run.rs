@@ -1,5 +1,7 @@
 //! Runs a task over this node's own backends.
 
+mod whole;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use bombus_core::model::{ModelCapability, ModelName};
 use bombus_core::placement::{Need, Scope};
 use bombus_core::tasks::chunk::{JOINER, fill};
 use bombus_core::tasks::dispatch::{Input, Outcome, RunId};
-use bombus_core::tasks::{Epoch, ResultDocument, TaskDocument, TaskId, TaskKind};
+use bombus_core::tasks::{Epoch, ResultDocument, TaskDocument, TaskId, TaskKind, WholeAnswer};
 use bombus_infer::{BackendError, Routed};
 use futures::{FutureExt, StreamExt};
 use serde_json::Value;
@@ -44,6 +46,8 @@ struct Product {
     response: String,
     model: String,
     embedding: Option<Vec<f64>>,
+    /// Of a request as a whole, in place of `response` and `embedding`.
+    answer: Option<Box<WholeAnswer>>,
     /// Who can read the answer, where it is sealed.
     sealed: Option<Value>,
     total: Duration,
@@ -100,6 +104,7 @@ pub(super) fn begin(shared: &Arc<Shared>, task: TaskId, run: RunId, epoch: Epoch
     shared.runs().insert(run, Running { cancel: cancel.clone(), product: None });
     let document = shared.documents().remove(&task);
     let live = shared.live.begin(&task, epoch);
+    shared.counted.begin();
     let me = Arc::clone(shared);
     shared.spawn("a run", async move {
         let working = async {
@@ -129,6 +134,7 @@ pub(super) fn begin(shared: &Arc<Shared>, task: TaskId, run: RunId, epoch: Epoch
             None => Outcome::HandedBack,
         };
         live.end();
+        me.counted.end(&outcome);
         me.input(Input::RunEnded { task, run, outcome });
     });
 }
@@ -162,6 +168,7 @@ pub(super) fn result_of(
             document.response = product.response;
             document.model = product.model;
             document.embedding = product.embedding;
+            document.answer = product.answer;
             document.sealed = product.sealed;
             document.total_duration_ns = Some(nanos(product.total));
             document.eval_count = product.eval_count;
@@ -209,6 +216,9 @@ async fn make(
     let OpenedTask { task: document, reply_to } = sealed::opened(shared, &store.whole_task(&document).await?)?;
     let prompt = prompt_of(&store, &document).await?;
     let mut product = match document.kind() {
+        TaskKind::Inference | TaskKind::Embedding if document.request.is_some() => {
+            whole::made(shared, &document, epoch, live).await?
+        }
         TaskKind::Inference => answer(shared, &document, &prompt, epoch, live).await?,
         TaskKind::Embedding => embed(shared, &document, prompt).await?,
         TaskKind::Ping => Product { response: prompt, ..Product::default() },
@@ -234,12 +244,13 @@ fn seal(
     let plain = ResultDocument {
         response: product.response,
         embedding: product.embedding,
+        answer: product.answer,
         ..ResultDocument::new(document.id.clone(), shared.me.as_str(), 0)
     };
     let sealed = sealed::seal_answer(shared, &plain, requester, reply_to);
-    let ResultDocument { response, embedding, sealed, .. } =
+    let ResultDocument { response, embedding, answer, sealed, .. } =
         sealed.map_err(|error| Failure::passing(error.to_string()))?;
-    Ok(Product { response, embedding, sealed, ..product })
+    Ok(Product { response, embedding, answer, sealed, ..product })
 }
 
 /// Returns what the model is asked: the prompt, or a template with the answers that the task needs.

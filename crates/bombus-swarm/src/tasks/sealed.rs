@@ -133,7 +133,7 @@ pub(super) async fn for_worker(
     key_of(shared, worker).ok_or(OfferError::NoKey)?;
     let OpenedTask { task, .. } = opened(shared, &store.whole_task(&document).await?)?;
     let sealed = seal_to(shared, &task, std::slice::from_ref(worker))?;
-    Ok(store.laid_out(TaskDocument { prompt_block: None, ..sealed }).await?)
+    Ok(store.laid_out(TaskDocument { prompt_block: None, rest_block: None, ..sealed }).await?)
 }
 
 /// Opens what a task asks, where this node may read it. It has to be whole.
@@ -159,7 +159,7 @@ pub(super) fn open_answer(shared: &Shared, result: ResultDocument) -> (ResultDoc
             if error != OpenError::NotForUs {
                 tracing::warn!(task.id = %result.task_id, %error, "an answer that is sealed to this node cannot be opened");
             }
-            (ResultDocument { response: String::new(), ..result }, true)
+            (ResultDocument { response: String::new(), answer: None, ..result }, true)
         }
     }
 }
@@ -178,7 +178,8 @@ pub(super) fn asks_the_same(shared: &Shared, known: TaskDocument, document: &Tas
 }
 
 fn unread(document: TaskDocument) -> TaskDocument {
-    TaskDocument { prompt: String::new(), prompt_block: None, messages: None, system: None, map: None, ..document }
+    let (prompt, request) = (String::new(), None);
+    TaskDocument { prompt, request, prompt_block: None, messages: None, system: None, map: None, ..document }
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ async fn offered(shared: &Arc<Shared>, peer: NodeId, mut talk: Talk, offer: Offe
     let (said, words) = mpsc::channel(WORDS_MAX);
     let number = shared.number();
     shared.listeners().insert((task.clone(), epoch), Listener { number, said });
-    let able = is_able(shared, &document, Some(&peer));
+    let able = is_able(shared, &document, Some(&peer)) && shared.can_write();
     let offered = Offered {
         task: task.clone(),
         requester: peer,

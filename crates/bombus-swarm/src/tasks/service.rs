@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::shared::Shared;
-use super::{clock, facts, serve};
+use super::{clock, facts, generations, room, serve};
 use crate::store::{StoreLimits, TaskStore, TaskStoreService};
 use crate::supervised::{PartEnded, keep_going};
 
@@ -26,6 +26,8 @@ const PEERS_EVERY: Duration = Duration::from_millis(20);
 /// Pauses between tries to open the store.
 const OPEN_PAUSE: Duration = Duration::from_secs(1);
 const OPEN_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Time between two looks whether the store has failed.
+const FAILURE_LOOK: Duration = Duration::from_millis(500);
 /// How long what is being written may take at the end.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -45,22 +47,29 @@ impl TasksService {
     /// databases, the swarm and the mesh have to run until then.
     ///
     /// A part that fails or panics is logged and started anew after a pause of half a second, which doubles up to 30 s; so is the opening of
-    /// the store.
+    /// the store. A store that can no longer be written is opened anew as soon as the disk has room.
     pub async fn run(self, stop: CancellationToken) {
         let shared = &self.shared;
-        if let Some((store, service)) = open(shared, &stop).await {
+        while let Some((store, service)) = open(shared, &stop).await {
             shared.set_store(Some(store.clone()));
-            let store_stop = CancellationToken::new();
+            let (leave, store_stop) = (stop.child_token(), CancellationToken::new());
             let working = async {
-                work(shared, &store, &stop).await;
-                shared.stop.cancel();
-                shared.doing.close();
-                if timeout(LAST_WRITES, shared.doing.wait()).await.is_err() {
-                    tracing::warn!("something about tasks took too long to end");
+                tokio::join!(work(shared, &store, &leave), leave_failed(shared, &store, &leave));
+                if stop.is_cancelled() {
+                    shared.stop.cancel();
+                    shared.doing.close();
+                    if timeout(LAST_WRITES, shared.doing.wait()).await.is_err() {
+                        tracing::warn!("something about tasks took too long to end");
+                    }
                 }
                 store_stop.cancel();
             };
             tokio::join!(working, service.run(store_stop.clone()));
+            if stop.is_cancelled() {
+                break;
+            }
+            shared.set_store(None);
+            store.let_go().await;
         }
         shared.stop.cancel();
         shared.set_store(None);
@@ -80,6 +89,29 @@ async fn open(shared: &Shared, stop: &CancellationToken) -> Option<(TaskStore, T
     }
 }
 
+/// Has the store left when it has failed and the disk has room, so that it is opened anew. Until then what is in memory can be read.
+async fn leave_failed(shared: &Shared, store: &TaskStore, leave: &CancellationToken) {
+    let directory = shared.db.directory();
+    let failing = async {
+        let reason = loop {
+            sleep(FAILURE_LOOK).await;
+            if let Some(reason) = store.failure() {
+                break reason;
+            }
+        };
+        let is_full = room::is_full(directory);
+        tracing::error!(%reason, disk.full = is_full, "what happens to tasks cannot be written; that is tried again");
+        loop {
+            sleep(OPEN_PAUSE).await;
+            if !room::is_full(directory) {
+                break;
+            }
+        }
+        leave.cancel();
+    };
+    leave.run_until_cancelled(failing).await;
+}
+
 async fn work(shared: &Arc<Shared>, store: &TaskStore, stop: &CancellationToken) {
     tokio::join!(
         keep_going("tasks", stop.clone(), || async {
@@ -88,6 +120,7 @@ async fn work(shared: &Arc<Shared>, store: &TaskStore, stop: &CancellationToken)
         keep_going("peers of tasks", stop.clone(), || follow_peers(shared, stop)),
         keep_going("times of tasks", stop.clone(), || pass_time(shared, stop)),
         keep_going("places for tasks", stop.clone(), || watch_candidates(shared, stop)),
+        keep_going("generations of tasks", stop.clone(), || generations::keep(shared, store, stop)),
         keep_going("tasks of peers", stop.clone(), || serve::serve_all(shared, stop)),
         async {
             // The first exchange of entries begins with the service.

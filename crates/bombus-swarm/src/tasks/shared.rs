@@ -22,9 +22,11 @@ use tokio_util::task::TaskTracker;
 
 use super::clock;
 use super::config::TasksConfig;
+use super::counts::TaskRuns;
 use super::error::TasksError;
 use super::live::LiveTasks;
 use super::offer::Offering;
+use super::room;
 use super::run::Running;
 use super::serve::Listener;
 use crate::SwarmHandle;
@@ -36,6 +38,8 @@ use crate::store::{StoreError, StoreSize, TaskStore};
 
 /// Longest wait for a store that is being opened.
 const OPENING_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long nothing is taken on for others when what came of a run could not be written.
+const TROUBLE_TIME: Duration = Duration::from_secs(5);
 /// How many offers to one peer may wait for its first word at a time: as many as fit into what it has room for before it looks.
 const OPENING_MAX: usize = 14;
 /// How many views of parts are read at once.
@@ -51,6 +55,8 @@ pub(super) struct Shared {
     pub(super) db: DbHandle,
     pub(super) key: Arc<NodeKey>,
     pub(super) seal_key: SealKey,
+    /// How often tasks were run here.
+    pub(super) counted: TaskRuns,
     pub(super) me: NodeId,
     /// Ends with the service.
     pub(super) stop: CancellationToken,
@@ -74,6 +80,8 @@ pub(super) struct Shared {
     /// Tasks that were submitted here since the start.
     fresh: Mutex<HashSet<TaskId>>,
     opening: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
+    /// Until then nothing is taken on for others: what came of it could not be written.
+    trouble_until: Mutex<Duration>,
     numbers: AtomicU64,
 }
 
@@ -92,6 +100,7 @@ impl Shared {
         db: DbHandle,
         key: Arc<NodeKey>,
         seal_key: SealKey,
+        counted: TaskRuns,
     ) -> Self {
         let me = key.node_id();
         let dispatcher = Dispatcher::new(me.clone(), config.dispatch(route.slots()), clock::now(), random());
@@ -104,6 +113,7 @@ impl Shared {
             db,
             key,
             seal_key,
+            counted,
             me,
             stop: CancellationToken::new(),
             doing: TaskTracker::new(),
@@ -119,6 +129,7 @@ impl Shared {
             documents: Mutex::default(),
             fresh: Mutex::default(),
             opening: Mutex::default(),
+            trouble_until: Mutex::default(),
             numbers: AtomicU64::new(0),
         }
     }
@@ -193,6 +204,29 @@ impl Shared {
 
     pub(super) fn store_now(&self) -> Option<TaskStore> {
         self.store.borrow().clone()
+    }
+
+    /// Says of an error of the store that the disk is full, where it is.
+    pub(super) fn explained(&self, error: TasksError) -> TasksError {
+        match error {
+            TasksError::Unavailable | TasksError::Store(StoreError::Db(_) | StoreError::Database(_))
+                if room::is_full(self.db.directory()) =>
+            {
+                TasksError::NoRoom(self.db.directory().to_owned())
+            }
+            error => error,
+        }
+    }
+
+    /// Notes that what came of a run could not be written.
+    pub(super) fn note_trouble(&self) {
+        *lock(&self.trouble_until) = clock::now() + TROUBLE_TIME;
+    }
+
+    /// Says whether what would come of a run could be written, as far as that can be known.
+    pub(super) fn can_write(&self) -> bool {
+        let in_trouble = clock::now() < *lock(&self.trouble_until);
+        !in_trouble && self.store_now().is_some_and(|store| store.failure().is_none())
     }
 
     pub(super) fn offers(&self) -> MutexGuard<'_, HashMap<TaskId, Offering>> {

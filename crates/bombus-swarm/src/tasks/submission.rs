@@ -5,7 +5,7 @@ use std::time::Duration;
 use bombus_core::chat::Message;
 use bombus_core::identity::NodeId;
 use bombus_core::tasks::chunk::Chunking;
-use bombus_core::tasks::{TaskId, TaskOptions};
+use bombus_core::tasks::{TaskId, TaskOptions, WholeRequest};
 use serde_json::Value;
 
 /// A task to be submitted. [`Submission::new`] leaves everything at its default but what is to be done.
@@ -61,6 +61,8 @@ pub enum Work {
         /// Of this text.
         text: String,
     },
+    /// A model answers a request as a whole, which may ask for anything that a request can.
+    Whole(Box<WholeRequest>),
     /// A worker says that it is there.
     Ping {
         /// What it sends back.
@@ -84,6 +86,8 @@ pub struct BatchItem {
     pub batch: String,
     /// What the task is called there: 1 to 256 bytes.
     pub item: String,
+    /// How many tasks the batch has, where that is known.
+    pub total: Option<u32>,
 }
 
 impl Submission {

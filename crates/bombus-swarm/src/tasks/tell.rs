@@ -51,7 +51,14 @@ impl Teller {
         match view.status {
             TaskStatus::Claimed | TaskStatus::Running if before.1 < now.1 => self.claimed(view),
             TaskStatus::Completed if view.is_over() => self.completed(view),
-            TaskStatus::Failed | TaskStatus::Cancelled if view.is_over() => self.failed(view),
+            TaskStatus::Failed if view.is_over() => {
+                self.note("task:failed", view, json!({ "error": view.error }));
+                self.ended(view, "failure");
+            }
+            TaskStatus::Cancelled if view.is_over() => {
+                self.note("task:cancelled", view, json!({}));
+                self.ended(view, "cancelled");
+            }
             _ => {}
         }
     }
@@ -59,16 +66,21 @@ impl Teller {
     fn created(&mut self, view: &TaskView) {
         self.note("task:created", view, json!({}));
         if self.is_mine(view) && self.may_publish() {
-            let swarm = &self.shared.swarm;
+            let task = &view.task;
+            let params = json!({
+                "task_type": task.kind().to_string(),
+                "priority": task.priority(),
+                "encrypted": task.encrypted.unwrap_or_default(),
+            });
             // What is asked is nobody's business here: whoever keeps the databases has it.
             self.publish(TopicMessage::Task(TaskBroadcast {
-                task_id: view.task.id.to_string(),
+                task_id: task.id.to_string(),
                 repo: String::new(),
-                issue_url: String::new(),
-                model: view.task.model.clone(),
+                issue_url: path_of(&task.id),
+                model: task.model.clone(),
                 input: String::new(),
-                params: Default::default(),
-                timestamp: swarm.stamp(),
+                params: params.as_object().cloned().unwrap_or_default(),
+                timestamp: self.shared.swarm.stamp(),
             }));
         }
     }
@@ -87,20 +99,31 @@ impl Teller {
             return self.note("task:completed", view, json!({}));
         };
         self.note("task:completed", view, json!({ "worker": result.worker_peer_id }));
-        if result.worker_peer_id == self.shared.me.as_str() && self.may_publish() {
-            self.publish(TopicMessage::TaskResult(TaskResult {
-                task_id: view.task.id.to_string(),
-                node_id: self.shared.me.to_string(),
-                result_type: view.task.kind().to_string(),
-                result_url: String::new(),
-                duration_ms: result.total_duration_ns.unwrap_or_default() / 1_000_000,
-                timestamp: self.shared.swarm.stamp(),
-            }));
+        if result.worker_peer_id == self.shared.me.as_str() {
+            let duration_ms = result.total_duration_ns.unwrap_or_default() / 1_000_000;
+            self.share(view, view.task.kind().to_string(), duration_ms);
         }
     }
 
-    fn failed(&self, view: &TaskView) {
-        self.note("task:failed", view, json!({ "error": view.error }));
+    /// Tells that there will be no result. Its worker may be gone, so that the requester says so.
+    fn ended(&mut self, view: &TaskView, result_type: &str) {
+        if self.is_mine(view) {
+            let ended = view.completed_at.unwrap_or(view.task.created_at);
+            self.share(view, result_type.to_owned(), ended.saturating_sub(view.task.created_at));
+        }
+    }
+
+    fn share(&mut self, view: &TaskView, result_type: String, duration_ms: u64) {
+        if self.may_publish() {
+            self.publish(TopicMessage::TaskResult(TaskResult {
+                task_id: view.task.id.to_string(),
+                node_id: self.shared.me.to_string(),
+                result_type,
+                result_url: path_of(&view.task.id),
+                duration_ms,
+                timestamp: self.shared.swarm.stamp(),
+            }));
+        }
     }
 
     fn is_mine(&self, view: &TaskView) -> bool {
@@ -139,6 +162,11 @@ impl Teller {
         // Who watches may miss it; failures are counted there.
         self.shared.spawn("a message about a task", async move { drop(swarm.publish(message).await) });
     }
+}
+
+/// Returns where every node tells of a task, in its API.
+fn path_of(task: &TaskId) -> String {
+    format!("/task/{task}")
 }
 
 fn standing(view: &TaskView) -> (TaskStatus, u64) {

@@ -57,7 +57,22 @@ impl Mesh {
         for seed in seeds {
             addresses.push(seed.address().await);
         }
-        let config = NetConfig { listen, seeds: addresses, mdns: false, ..NetConfig::default() };
+        Self::with(number, NetConfig { listen, seeds: addresses, mdns: false, ..NetConfig::default() })
+    }
+
+    /// One of a crowd: it keeps connections to so many peers, and others as long as they are used.
+    pub(super) async fn in_a_crowd(number: u8, seeds: &[&Mesh], mesh_max: usize) -> Self {
+        let mut addresses = Vec::new();
+        for seed in seeds {
+            addresses.push(seed.address().await);
+        }
+        let listen = vec![ListenOn::fixed(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)];
+        let mut config = NetConfig { listen, seeds: addresses, mdns: false, mesh_max, ..NetConfig::default() };
+        config.timing.idle_limit = Duration::from_millis(500);
+        Self::with(number, config)
+    }
+
+    fn with(number: u8, config: NetConfig) -> Self {
         let identity = NetIdentity {
             key: NodeKey::from_secret(&[number; 32]),
             name: format!("node-{number}"),

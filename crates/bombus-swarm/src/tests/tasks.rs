@@ -2,8 +2,10 @@
 
 mod faults;
 mod following;
+mod generations;
 mod parts;
 mod sealing;
+mod telling;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -32,7 +34,7 @@ use super::hasty;
 use crate::db::db;
 use crate::route::{RunConfig, route};
 use crate::seal::SealKey;
-use crate::tasks::{Submission, TasksConfig, TasksError, TasksHandle, Work, tasks};
+use crate::tasks::{Submission, TaskRunCounts, TaskRuns, TasksConfig, TasksError, TasksHandle, Work, tasks};
 use crate::{EventItem, EventStream, SwarmEvent};
 
 /// Longest wait for a task to end, attempts, leases and grace times included.
@@ -161,6 +163,7 @@ struct Working {
     node: Node,
     backends: Backends,
     tasks: TasksHandle,
+    runs: TaskRuns,
     /// In the order in which they are stopped.
     parts: Vec<(CancellationToken, JoinHandle<()>)>,
     directory: TempDir,
@@ -193,14 +196,15 @@ impl Working {
         let seal_key = SealKey::from_secret(&[number; 32]);
         let claim = seal_key.public().claimed_by(&key);
         node.facts.send_modify(|facts| facts.seal_key = Some(claim));
-        let (tasks, service) = tasks(config, net, swarm, backends.clone(), route, db, key, seal_key);
+        let runs = TaskRuns::default();
+        let (tasks, service) = tasks(config, net, swarm, backends.clone(), route, db, key, seal_key, runs.clone());
         let stops: [CancellationToken; 3] = std::array::from_fn(|_| CancellationToken::new());
         let running = [
             tokio::spawn(service.run(stops[0].clone())),
             tokio::spawn(route_service.run(stops[1].clone())),
             tokio::spawn(db_service.run(stops[2].clone())),
         ];
-        let working = Self { node, backends, tasks, parts: stops.into_iter().zip(running).collect(), directory };
+        let working = Self { node, backends, tasks, runs, parts: stops.into_iter().zip(running).collect(), directory };
         timeout(LIMIT, working.tasks.size()).await.expect("the store opens").unwrap();
         working
     }
@@ -380,6 +384,11 @@ async fn a_hundred_tasks_run_once_each_on_two_workers() {
     }
     assert!(asked.len() == 100 && asked.values().all(|count| *count == 1), "{asked:?}");
     assert!(left.asked_in_all() > 0 && right.asked_in_all() > 0);
+    for (node, model) in [(&b, &left), (&c, &right)] {
+        let asked = u64::from(model.asked_in_all());
+        assert_eq!(node.runs.now(), TaskRunCounts { begun: asked, completed: asked, ..TaskRunCounts::default() });
+    }
+    assert_eq!(a.runs.now(), TaskRunCounts::default(), "who asks does not work");
     for node in [a, b, c] {
         node.stop().await;
     }

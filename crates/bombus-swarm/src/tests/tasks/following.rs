@@ -3,14 +3,19 @@
 use super::*;
 use crate::tasks::TaskNews;
 
-/// Reads along to the end; returns the text that counts, and how often it began anew.
-async fn read(node: &Working, id: &TaskId) -> (String, usize, TaskReport) {
+/// Reads along to the end; returns the text that counts, and how often it began anew. Counts itself among those that have begun.
+async fn read(node: &Working, id: &TaskId, begun: &watch::Sender<usize>) -> (String, usize, TaskReport) {
     let mut news = node.tasks.follow(id).await.unwrap();
     let (mut text, mut anew) = (String::new(), 0);
     let reading = async {
         while let Some(news) = news.next().await {
             match news {
-                TaskNews::Token { text: more } => text.push_str(&more),
+                TaskNews::Token { text: more } => {
+                    if text.is_empty() && anew == 0 {
+                        begun.send_modify(|count| *count += 1);
+                    }
+                    text.push_str(&more);
+                }
                 TaskNews::Attempt { .. } => {
                     text.clear();
                     anew += 1;
@@ -48,9 +53,10 @@ async fn an_answer_is_read_while_it_is_written_on_the_requester_the_worker_and_a
         };
         assert_eq!(timeout(LIMIT, first).await.expect("the first word comes before the last"), "first ");
     }
-    let reading = futures::future::join_all([&a, &b, &c].map(|node| read(node, &id)));
+    let begun = watch::Sender::new(0);
+    let reading = futures::future::join_all([&a, &b, &c].map(|node| read(node, &id, &begun)));
     let (read, ()) = tokio::join!(reading, async {
-        sleep(Duration::from_millis(100)).await;
+        begun.subscribe().wait_for(|count| *count == 3).await.unwrap();
         model.mood.send_replace(Mood::Echo);
     });
     for (text, anew, report) in read {
@@ -64,7 +70,7 @@ async fn an_answer_is_read_while_it_is_written_on_the_requester_the_worker_and_a
 }
 
 async fn read_late(node: &Working, id: &TaskId) -> String {
-    read(node, id).await.0
+    read(node, id, &watch::Sender::new(0)).await.0
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,8 +83,9 @@ async fn who_reads_along_is_told_that_another_attempt_begins() {
     a.sees(&id, |report| report.progress.tokens > 0).await;
     let c = Working::start(3, &[&a], Some(&echoing)).await;
     a.knows(&c).await;
-    let (read, _) = tokio::join!(read(&a, &id), async {
-        sleep(Duration::from_millis(200)).await;
+    let begun = watch::Sender::new(0);
+    let (read, _) = tokio::join!(read(&a, &id, &begun), async {
+        begun.subscribe().wait_for(|count| *count == 1).await.unwrap();
         b.crash().await
     });
     let (text, anew, report) = read;
