@@ -88,7 +88,7 @@ async fn read(
 
 /// Takes in and forgets part of a body that is refused. A client that still writes when the connection closes never sees the answer
 /// that says why.
-async fn discard(mut body: Body, bytes_max: usize) {
+pub(crate) async fn discard(mut body: Body, bytes_max: usize) {
     let mut bytes = 0;
     let all = async {
         while bytes < bytes_max.saturating_mul(2) {
@@ -102,7 +102,8 @@ async fn discard(mut body: Body, bytes_max: usize) {
     let _ = timeout(Duration::from_secs(5), all).await;
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+/// Reads a body, and says which field is at fault where it cannot be read.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         Category::Data => locate::<T>(bytes).unwrap_or_else(|| ApiError::invalid_json(error.to_string())),
         _ if bytes.is_empty() => ApiError::missing_body(),

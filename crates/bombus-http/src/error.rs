@@ -128,6 +128,27 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("databases_failed"), message)
     }
 
+    /// A file of requests that is not there.
+    pub(crate) fn file_not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("file_not_found"), message).at("id")
+    }
+
+    /// A batch that is not there.
+    pub(crate) fn batch_not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("batch_not_found"), message).at("id")
+    }
+
+    /// Files and batches that are not there now.
+    pub(crate) fn files_unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("files_unavailable"), message)
+    }
+
+    /// A body that is no form with parts.
+    pub(crate) fn invalid_form(message: impl std::fmt::Display) -> Self {
+        let message = format!("the request body is no form of the type multipart/form-data: {message}");
+        Self::new(StatusCode::BAD_REQUEST, Some("invalid_form"), message)
+    }
+
     /// A task that this node does not know.
     pub(crate) fn task_not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, Some("task_not_found"), message)
@@ -230,6 +251,11 @@ impl ApiError {
             Some(hint) => Cow::Owned(format!("{}; {hint}", self.message)),
             None => Cow::Borrowed(&self.message),
         }
+    }
+
+    /// Returns what people are told.
+    pub(crate) fn text(&self) -> Cow<'_, str> {
+        self.message_with_hint()
     }
 
     /// Builds OpenAI's body.

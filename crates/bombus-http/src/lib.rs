@@ -10,6 +10,7 @@ mod body;
 mod config;
 pub mod databases;
 mod error;
+pub mod files;
 mod inference;
 pub mod keys;
 pub mod mesh;

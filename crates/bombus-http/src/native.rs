@@ -8,6 +8,7 @@ pub(crate) mod models;
 pub(crate) mod peers;
 pub(crate) mod remote_models;
 pub(crate) mod sharing;
+mod sse;
 pub(crate) mod tasks;
 
 use std::net::IpAddr;
@@ -97,6 +98,8 @@ pub(crate) struct StatusAnswer {
     tasks_pending: u64,
     /// Answers being generated, and durable tasks that this node works on.
     tasks_active: u64,
+    /// How much room the tasks take here, and where they stand.
+    task_store: tasks::prune::TaskStore,
     uptime_seconds: f64,
     cpu_model: String,
     cpu_cores: u32,
@@ -186,6 +189,7 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
         peers: peers::count(&app),
         tasks_pending: tasks.of(TaskState::Pending),
         tasks_active: app.services.metrics.answers_running() + tasks.running_here,
+        task_store: tasks.into(),
         uptime_seconds: uptime_seconds(&app),
         cpu_model: hardware.cpu_model.clone(),
         cpu_cores: hardware.cpu_threads,

@@ -7,6 +7,7 @@ use bombus_infer::Backends;
 use tokio::sync::watch;
 
 use crate::databases::Databases;
+use crate::files::Files;
 use crate::mesh::Mesh;
 use crate::tasks::Tasks;
 use crate::{KeyStore, Metrics};
@@ -30,6 +31,8 @@ pub struct Services {
     pub databases: Option<Arc<dyn Databases>>,
     /// The durable tasks; without them their routes say that there are none.
     pub tasks: Option<Arc<dyn Tasks>>,
+    /// Files of requests and batches of them; without them their routes say that there are none.
+    pub files: Option<Arc<dyn Files>>,
 }
 
 /// Facts about the node.

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+pub use crate::native::tasks::request::check;
+
 /// What kind of work a task is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -170,6 +172,10 @@ pub struct BatchPlace {
     /// What the client calls the task within the batch; 1 to 256 bytes without control characters.
     #[schema(min_length = 1, max_length = 256)]
     pub item: String,
+    /// How many tasks the batch has, so that whoever asks another node for it can tell whether that knows of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub total: Option<u32>,
 }
 
 /// A node that has to do with a task.
@@ -295,6 +301,9 @@ pub struct TaskInfo {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why it waits, where no node that is here could do it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
     /// The time from its submission to its end, or to now.
     pub duration_seconds: f64,
     /// Who works on it, or did the work; null while nobody does.
@@ -382,10 +391,117 @@ pub struct TaskCounts {
     pub tasks: Vec<(TaskState, u64)>,
     /// Tasks that this node itself works on.
     pub running_here: u64,
+    /// How often this node itself ran tasks since its start.
+    pub runs: TaskRuns,
     /// Entries of the databases of tasks, results and their history.
     pub entries: u64,
-    /// Bytes that those take on the disk.
+    /// Bytes that those take on the disk, with large prompts and answers.
     pub stored_bytes: u64,
+    /// The generations of the databases, oldest first.
+    pub generations: Vec<TaskGeneration>,
+    /// The name of the newest database of tasks; none where there are no tasks now.
+    pub database: Option<String>,
+    /// Its address.
+    pub address: Option<String>,
+}
+
+/// How much a generation of the databases of tasks takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct TaskGeneration {
+    /// Which one, from 1.
+    pub generation: u64,
+    /// Tasks in it.
+    pub tasks: u64,
+    /// Those of them that have not ended.
+    pub unfinished: u64,
+    /// Entries of its databases.
+    pub entries: u64,
+    /// Bytes of its databases on the disk.
+    pub stored_bytes: u64,
+}
+
+/// What is to go of the tasks that have ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TaskPrune {
+    /// What ended so long ago, or as the configuration says.
+    pub older_than: Option<Duration>,
+    /// What is more than so many, or as the configuration says.
+    pub keep: Option<usize>,
+    /// Whether it is only said what would go.
+    pub dry_run: bool,
+}
+
+/// What went of the tasks, or would go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct TasksPruned {
+    /// Whether it is only said what would go.
+    pub dry_run: bool,
+    /// How many tasks went.
+    pub tasks: u64,
+    /// Bytes that are free on the disk now; for what would go, without those of large prompts and answers.
+    pub bytes: u64,
+    /// The generation of the databases that has begun.
+    #[schema(required)]
+    pub begun: Option<u64>,
+    /// The generations that went, oldest first.
+    pub dropped: Vec<DroppedGeneration>,
+    /// The generations that stay, oldest first.
+    pub kept: Vec<KeptGeneration>,
+}
+
+/// A generation that went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DroppedGeneration {
+    /// Which one, from 1.
+    pub generation: u64,
+    /// Tasks in it.
+    pub tasks: u64,
+    /// Bytes that it took.
+    pub bytes: u64,
+}
+
+/// A generation that stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct KeptGeneration {
+    /// Which one, from 1.
+    pub generation: u64,
+    /// Tasks in it.
+    pub tasks: u64,
+    /// Why it stays.
+    pub why: WhyKept,
+    /// How many of its tasks have not ended, or are needed by others that have not.
+    pub unfinished: u64,
+    /// Ten of these at most.
+    pub task_ids: Vec<String>,
+}
+
+/// Why a generation stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhyKept {
+    /// New tasks go to it.
+    Newest,
+    /// Tasks in it have not ended, or their requester has not confirmed that.
+    Unfinished,
+    /// The last of its tasks ended not long enough ago.
+    Young,
+    /// It came here a short time ago, and more of it may come.
+    JustOpened,
+    /// It could not go now: not all nodes that are there have the next one yet, or somebody writes to it. The next look tries again.
+    Busy,
+}
+
+/// How often a node ran tasks for whomever. What has begun and not ended still runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TaskRuns {
+    /// Begun.
+    pub begun: u64,
+    /// Ended with an answer.
+    pub completed: u64,
+    /// Ended without one, for a reason that lies in the task or in this node.
+    pub failed: u64,
+    /// Stopped by others, or handed back.
+    pub stopped: u64,
 }
 
 impl TaskCounts {
@@ -470,6 +586,13 @@ pub trait Tasks: Send + Sync + 'static {
     ///
     /// See above.
     async fn follow(&self, task_id: &str) -> Result<BoxStream<'static, TaskNews>, TasksError>;
+
+    /// Lets go what need not be kept any longer of tasks that have ended, and says what went and what stays.
+    ///
+    /// # Errors
+    ///
+    /// See above.
+    async fn prune(&self, wanted: TaskPrune) -> Result<TasksPruned, TasksError>;
 
     /// Returns how much there is; nothing where there are no tasks now. It does not wait.
     fn counts(&self) -> TaskCounts;

@@ -296,6 +296,7 @@ pub(crate) fn services_over(backends: Vec<NamedBackend>) -> Services {
         mesh: Some(Arc::new(ScriptedMesh::default())),
         databases: None,
         tasks: None,
+        files: None,
     }
 }
 

@@ -3,13 +3,11 @@
 #![expect(unused_qualifications, reason = "the description of a route names types by longer paths than it needs")]
 
 use std::convert::Infallible;
-use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::Response;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
@@ -18,14 +16,11 @@ use tokio::time::{Instant, interval_at};
 use utoipa::{IntoParams, ToSchema};
 
 use super::mesh_of;
+use super::sse::{self, ALIVE, HEARTBEAT};
 use crate::app::SharedApp;
 use crate::error::ApiError;
 use crate::mesh::{FeedItem, Happening};
 
-/// Time between two signs of life in a stream without events.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(15);
-/// The sign of life: a comment.
-pub(super) const ALIVE: &[u8] = b": alive\n\n";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// What `GET /events` asks for.
@@ -108,12 +103,7 @@ pub(crate) async fn stream(
             }
         }
     };
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    Ok((headers, Body::from_stream(events)).into_response())
+    Ok(sse::response(events))
 }
 
 enum Step {

@@ -2,6 +2,7 @@
 
 #![expect(unused_qualifications, reason = "the description of a route names types by longer paths than it needs")]
 
+pub(crate) mod prune;
 pub(crate) mod request;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -64,6 +65,8 @@ pub(crate) struct TaskAnswer {
     task_id: String,
     /// How far it is: a repeated request may find it ended.
     status: TaskState,
+    /// Whether it is sealed; what is not is stored as it is on all nodes of the swarm.
+    encrypted: bool,
     /// The same for people.
     message: String,
     /// How many parts it was cut into; 0 where it is whole.
@@ -90,7 +93,7 @@ pub(crate) struct InfoQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListQuery {
-    /// Only those that are so far; `pending` leaves out those that a node has taken on and not begun.
+    /// Only those that are so far.
     status: Option<TaskState>,
     /// Only those that were submitted at this node.
     #[serde(default)]
@@ -143,12 +146,18 @@ pub(crate) async fn submit(
     let location = HeaderValue::try_from(format!("/task/{}", submitted.task_id));
     let location = location.map_err(|_| ApiError::internal())?;
     let chunks = submitted.chunks.len();
-    let message = match (submitted.status.is_final(), chunks) {
-        (true, _) => format!("it was submitted before, and is {}", submitted.status.name()),
-        (false, 0) => "it is safe, and will be done".to_owned(),
-        (false, chunks) => format!("it is safe in {chunks} chunks, and will be done"),
+    let safe = match chunks {
+        0 => "it is safe".to_owned(),
+        1 => "it is safe in 1 chunk".to_owned(),
+        chunks => format!("it is safe in {chunks} chunks"),
     };
-    let answer = TaskAnswer { task_id: submitted.task_id, status: submitted.status, message, chunks };
+    let message = match (submitted.status.is_final(), submitted.waiting) {
+        (true, _) => format!("it was submitted before, and is {}", submitted.status.name()),
+        (false, None) => format!("{safe}, and will be done"),
+        (false, Some(reason)) => format!("{safe}, and waits: {reason}"),
+    };
+    let TaskInfo { task_id, status, encrypted, .. } = submitted;
+    let answer = TaskAnswer { task_id, status, encrypted, message, chunks };
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(answer)).into_response())
 }
 
@@ -279,9 +288,22 @@ fn samples(counts: &TaskCounts) -> Vec<Sample> {
     let others = [
         gauge("tasks_running_here", "Durable tasks that this node itself works on", counts.running_here),
         gauge("tasks_stored_entries", "Entries of the databases of tasks, results and their history", counts.entries),
+        gauge(
+            "tasks_generations",
+            "Generations of the databases of tasks that are kept",
+            counts.generations.len() as u64,
+        ),
         gauge("tasks_stored_bytes", "Bytes that the databases of tasks take on the disk", counts.stored_bytes),
     ];
-    by_state.into_iter().chain(others).collect()
+    let runs = &counts.runs;
+    let counter = |name, help, value| Sample { kind: SampleKind::Counter, ..gauge(name, help, value) };
+    let by_outcome = [("completed", runs.completed), ("failed", runs.failed), ("stopped", runs.stopped)];
+    let by_outcome = by_outcome.map(|(outcome, count)| Sample {
+        labels: vec![("outcome", outcome.to_owned())],
+        ..counter("task_runs", "Runs of durable tasks on this node that have ended", count)
+    });
+    let begun = counter("task_runs_begun", "Runs of durable tasks on this node that have begun", runs.begun);
+    by_state.into_iter().chain(others).chain(by_outcome).chain([begun]).collect()
 }
 
 impl From<TasksError> for ApiError {

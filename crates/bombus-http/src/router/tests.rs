@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
+use bombus_core::batches::Computed;
 use bombus_core::chat::FinishReason;
 use bombus_infer::fake::{FakeConfig, FakeFailure};
 use futures::StreamExt;
@@ -15,6 +16,7 @@ use crate::databases::{DatabaseChange, DatabaseRow, DatabaseType};
 use crate::mesh::FeedItem;
 use crate::native::databases::scripted::{Scripted, scripted as scripted_database};
 use crate::native::tasks::scripted::{ID as TASK, ScriptedTasks};
+use crate::openai::files::scripted::{ScriptedFiles, the_batch, the_file};
 use crate::tasks::Tasks;
 use crate::testing::{
     self, LOOPBACK, OPEN, ScriptedMesh, build, done, fake, get, loopback, peer, post, scripted, send, services, text,
@@ -472,6 +474,7 @@ mod document {
             mesh: Some(Arc::new(ended)),
             databases: Some(Arc::new(changed)),
             tasks,
+            files: Some(Arc::new(ScriptedFiles::with_a_batch())),
             ..any()
         });
         let router = loopback(services);
@@ -481,6 +484,10 @@ mod document {
                     .replace("/task/{id}", &format!("/task/{TASK}"))
                     .replace("{id}", "fake")
                     .replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
+                // It is removed before somebody wants to read it.
+                let path =
+                    path.replace("{file_id}/content", &format!("{}/content", Computed::Output.file_of(&the_batch())));
+                let path = path.replace("{file_id}", &the_file()).replace("{batch_id}", &the_batch());
                 let path = path.replace("{peer}", "hive").replace("{database}", "notes");
                 let request = Request::builder().method(method.to_uppercase().as_str()).uri(&path);
                 let request = request.header("x-api-key", &key).body(Body::empty()).unwrap();

@@ -1,16 +1,9 @@
 //! What happens to a database, as server-sent events.
 
-use std::convert::Infallible;
-
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use futures::StreamExt;
-use tokio::time::{Instant, interval_at};
+use axum::response::Response;
 
-use super::super::events::{ALIVE, HEARTBEAT};
+use super::super::sse::{self, Framed};
 use super::{Named, databases_of};
 use crate::app::SharedApp;
 use crate::databases::DatabaseChange;
@@ -27,38 +20,12 @@ use crate::error::ApiError;
         (status = 409, description = "It is closed, or several are called so", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]
 pub(crate) async fn watch(State(app): State<SharedApp>, Named(database): Named) -> Result<Response, ApiError> {
-    let mut changes = databases_of(&app)?.watch(&database).await?;
-    let stopping = app.stopping.clone();
-    let events = async_stream::stream! {
-        // The head of the answer leaves with the first bytes of its body, and clients wait for it.
-        yield Ok::<_, Infallible>(Bytes::from_static(ALIVE));
-        let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
-        loop {
-            let change = tokio::select! {
-                biased;
-                () = stopping.cancelled() => return,
-                change = changes.next() => change,
-                _ = heartbeat.tick() => {
-                    yield Ok(Bytes::from_static(ALIVE));
-                    continue;
-                }
-            };
-            let Some(change) = change else { return };
-            yield Ok(frame(&change));
-            if matches!(change, DatabaseChange::Lagged { .. } | DatabaseChange::Error { .. }) {
-                return;
-            }
-        }
-    };
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    Ok((headers, Body::from_stream(events)).into_response())
+    let changes = databases_of(&app)?.watch(&database).await?;
+    Ok(sse::following(changes, app.stopping.clone(), |change| frame(&change)))
 }
 
-fn frame(change: &DatabaseChange) -> Bytes {
+fn frame(change: &DatabaseChange) -> Framed {
     let data = serde_json::to_string(change).expect("a change has a JSON form");
-    format!("event: {}\ndata: {data}\n\n", change.kind()).into()
+    let is_last = matches!(change, DatabaseChange::Lagged { .. } | DatabaseChange::Error { .. });
+    Framed { bytes: format!("event: {}\ndata: {data}\n\n", change.kind()).into(), is_last }
 }

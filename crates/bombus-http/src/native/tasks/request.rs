@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bombus_core::chat::{Message, Role};
+use bombus_core::model::ModelName;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -10,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::checked_id;
 use crate::app::App;
+use crate::body::parse;
 use crate::error::ApiError;
 use crate::mesh::choose;
 use crate::openai::whole;
@@ -20,7 +22,8 @@ const PRIORITY: u8 = 5;
 const TIMEOUT_S: u32 = 300;
 const MAX_CHUNK_CHARS_MAX: usize = 1 << 20;
 const JOINER_BYTES_MAX: usize = 1_024;
-const TEMPLATE_BYTES_MAX: usize = 65_536;
+const TEMPLATE_BYTES_MAX: usize = 8_192;
+const MODEL_BYTES_MAX: usize = 256;
 const ITEM_BYTES_MAX: usize = 256;
 const ATTEMPTS_MAX: u32 = 10;
 const SEAL_TO_MAX: u32 = 8;
@@ -60,10 +63,10 @@ pub(crate) struct TaskRequest {
     #[schema(max_length = 1024)]
     joiner: Option<String>,
     /// A template that each chunk is put into, in place of `{text}`.
-    #[schema(max_length = 65_536)]
+    #[schema(max_length = 8_192)]
     map: Option<String>,
     /// A template that the answers of all chunks are put into, in place of `{text}`, for one more answer that stands for the whole.
-    #[schema(max_length = 65_536)]
+    #[schema(max_length = 8_192)]
     reduce: Option<String>,
     /// The node that is to do it, and no other: its name, its id, or a beginning of either that no other has.
     to: Option<String>,
@@ -165,6 +168,17 @@ pub(crate) enum TaskRole {
 impl TaskRequest {
     /// Checks the request, and makes a task of it.
     pub(super) fn task(self, app: &App, idempotency_key: Option<String>) -> Result<NewTask, ApiError> {
+        let to = self.to.as_deref().map(|to| node_of(app, to)).transpose()?;
+        self.checked(idempotency_key, to, app.services.default_model.as_deref())
+    }
+
+    /// Checks what is the same at all nodes.
+    fn checked(
+        self,
+        idempotency_key: Option<String>,
+        to: Option<String>,
+        default_model: Option<&str>,
+    ) -> Result<NewTask, ApiError> {
         if self.task_id.is_some() && idempotency_key.is_some() {
             let message = "a request has a `task_id` or an Idempotency-Key, not both: either names the task";
             return Err(ApiError::invalid_value("task_id", message));
@@ -176,11 +190,10 @@ impl TaskRequest {
                 "leave `seal_to` out, or say `encrypt`: a task that is not to be sealed is sealed to nobody",
             ));
         }
-        let to = self.to.as_deref().map(|to| node_of(app, to)).transpose()?;
         let (work, model) = work(self.task_type, self.payload)?;
         let model = match self.task_type {
             TaskType::Ping => None,
-            _ => Some(model.or_else(|| app.services.default_model.clone()).ok_or_else(|| {
+            _ => Some(model.or_else(|| default_model.map(str::to_owned)).ok_or_else(|| {
                 ApiError::missing("payload.model", "name `payload.model`: this node has no default model")
             })?),
         };
@@ -211,19 +224,41 @@ impl TaskRequest {
     }
 }
 
+/// Checks a request for a task, the body of `POST /task`, as far as that is the same at all nodes: forms, lengths, ranges, and what goes with what.
+///
+/// # Errors
+///
+/// Says what is wrong.
+pub fn check(request: &Value) -> Result<(), String> {
+    let bytes = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+    let request = parse::<TaskRequest>(&bytes);
+    let checked = request.and_then(|request| request.checked(None, None, Some("default")));
+    checked.map(drop).map_err(|error| error.text().into_owned())
+}
+
 fn work(task_type: TaskType, payload: Map<String, Value>) -> Result<(Work, Option<String>), ApiError> {
     if task_type == TaskType::Ping {
         return Ok((Work::Ping { payload }, None));
     }
     let mut payload: Payload = typed(payload)?;
-    let model = payload.model.take().map(|model| short("payload.model", model, 1, 512)).transpose()?;
+    let model = payload.model.take().map(model_name).transpose()?;
     if task_type == TaskType::Embedding {
         let text =
             payload.text.ok_or_else(|| ApiError::missing("payload.text", "an embedding needs `payload.text`"))?;
+        if payload.prompt.is_some() || payload.messages.is_some() {
+            let message = "an embedding is made of `payload.text` alone: a prompt is for an inference";
+            return Err(ApiError::invalid_value("payload.text", message));
+        }
+        if text.is_empty() {
+            return Err(ApiError::invalid_value("payload.text", "'payload.text' is empty"));
+        }
         return Ok((Work::Embedding { text }, model));
     }
     let options = options(&mut payload)?;
     let input = match (payload.prompt, payload.messages) {
+        (Some(prompt), None) if prompt.is_empty() => {
+            return Err(ApiError::invalid_value("payload.prompt", "'payload.prompt' is empty"));
+        }
         (Some(prompt), None) => TaskInput::Prompt(prompt),
         (None, Some(messages)) if !messages.is_empty() && messages.len() <= MESSAGES_MAX => {
             TaskInput::Messages(messages.into_iter().map(message).collect())
@@ -246,6 +281,15 @@ fn work(task_type: TaskType, payload: Map<String, Value>) -> Result<(Work, Optio
         }
     };
     Ok((Work::Inference { input, system: payload.system, options }, model))
+}
+
+/// Takes what may be the name of a model, be it that none is called so yet.
+fn model_name(name: String) -> Result<String, ApiError> {
+    let name = short("payload.model", name, 1, MODEL_BYTES_MAX)?;
+    match ModelName::parse(&name) {
+        Ok(_) => Ok(name),
+        Err(error) => Err(ApiError::invalid_value("payload.model", format!("'payload.model': {error}"))),
+    }
 }
 
 fn typed<T: DeserializeOwned>(payload: Map<String, Value>) -> Result<T, ApiError> {
@@ -296,12 +340,13 @@ fn node_of(app: &App, wanted: &str) -> Result<String, ApiError> {
 }
 
 fn batch(place: BatchPlace) -> Result<BatchPlace, ApiError> {
-    let BatchPlace { id, item } = place;
+    let BatchPlace { id, item, total } = place;
     let item = short("batch.item", item, 1, ITEM_BYTES_MAX)?;
     if item.chars().any(char::is_control) {
         return Err(ApiError::invalid_value("batch.item", "'batch.item' has to be without control characters"));
     }
-    Ok(BatchPlace { id: checked_id("batch.id", id)?, item })
+    let total = within("batch.total", total, 1, u32::MAX)?;
+    Ok(BatchPlace { id: checked_id("batch.id", id)?, item, total })
 }
 
 fn short(param: &'static str, text: String, bytes_min: usize, bytes_max: usize) -> Result<String, ApiError> {

@@ -7,8 +7,9 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 
 use crate::tasks::{
-    BatchPlace, FailedAttempt, InferenceResult, NewTask, TaskChunk, TaskCounts, TaskFilter, TaskInfo, TaskNews,
-    TaskNode, TaskPage, TaskProgress, TaskResult, TaskState, TaskType, Tasks, TasksError,
+    BatchPlace, DroppedGeneration, FailedAttempt, InferenceResult, KeptGeneration, NewTask, TaskChunk, TaskCounts,
+    TaskFilter, TaskGeneration, TaskInfo, TaskNews, TaskNode, TaskPage, TaskProgress, TaskPrune, TaskResult, TaskRuns,
+    TaskState, TaskType, Tasks, TasksError, TasksPruned, WhyKept,
 };
 
 /// The one task there is.
@@ -17,6 +18,8 @@ pub(crate) const ID: &str = "task-1";
 /// One task, which remembers what was asked of it.
 #[derive(Clone, Default)]
 pub(crate) struct ScriptedTasks {
+    /// Why a task that is submitted waits.
+    pub(crate) waiting: Option<String>,
     pub(crate) news: Vec<TaskNews>,
     pub(crate) refusal: Option<TasksError>,
     /// Whether the task never ends.
@@ -50,6 +53,7 @@ pub(crate) fn completed() -> TaskInfo {
         hostname: Some("hive".into()),
         model: Some("m:latest".into()),
         requester: node("12D3KooWSelf", "bee"),
+        waiting: None,
         mine: true,
         created_at: 1_763_700_000.25,
         completed_at: Some(1_763_700_001.75),
@@ -66,7 +70,7 @@ pub(crate) fn completed() -> TaskInfo {
         progress: TaskProgress { done: 1, total: 1, tokens: 5 },
         chunks: Vec::new(),
         parent: None,
-        batch: Some(BatchPlace { id: "nightly".into(), item: "a".into() }),
+        batch: Some(BatchPlace { id: "nightly".into(), item: "a".into(), total: Some(3) }),
     }
 }
 
@@ -115,7 +119,10 @@ impl Tasks for ScriptedTasks {
             error: None,
         };
         self.submitted.lock().unwrap().push(task);
-        self.answer("submit".into(), TaskInfo { chunks: (0..chunks).map(chunk).collect(), ..pending() })
+        self.answer(
+            "submit".into(),
+            TaskInfo { chunks: (0..chunks).map(chunk).collect(), waiting: self.waiting.clone(), ..pending() },
+        )
     }
 
     async fn info(&self, task_id: &str, result: bool) -> Result<TaskInfo, TasksError> {
@@ -150,12 +157,41 @@ impl Tasks for ScriptedTasks {
         self.known(task_id, "follow", news)
     }
 
+    async fn prune(&self, wanted: TaskPrune) -> Result<TasksPruned, TasksError> {
+        let TaskPrune { older_than, keep, dry_run } = wanted;
+        let pruned = TasksPruned {
+            dry_run,
+            tasks: 7,
+            bytes: 2_048,
+            begun: Some(3),
+            dropped: vec![DroppedGeneration { generation: 1, tasks: 7, bytes: 2_048 }],
+            kept: vec![KeptGeneration {
+                generation: 2,
+                tasks: 9,
+                why: WhyKept::Unfinished,
+                unfinished: 1,
+                task_ids: vec![ID.into()],
+            }],
+        };
+        self.answer(format!("prune {older_than:?} {keep:?} {dry_run}"), pruned)
+    }
+
     fn counts(&self) -> TaskCounts {
         TaskCounts {
             tasks: vec![(TaskState::Pending, 2), (TaskState::Completed, 7)],
             running_here: 1,
+            runs: TaskRuns { begun: 12, completed: 7, failed: 3, stopped: 1 },
             entries: 30,
             stored_bytes: 4_096,
+            generations: vec![TaskGeneration {
+                generation: 2,
+                tasks: 9,
+                unfinished: 2,
+                entries: 30,
+                stored_bytes: 4_096,
+            }],
+            database: Some("swarm-tasks.2".into()),
+            address: Some("/orbitdb/zdpuAddress".into()),
         }
     }
 }

@@ -1,18 +1,11 @@
 //! A task as it goes on, as server-sent events.
 
-use std::convert::Infallible;
-
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use futures::StreamExt;
+use axum::response::Response;
 use serde::Serialize;
-use tokio::time::{Instant, interval_at};
 use utoipa::ToSchema;
 
-use super::super::events::{ALIVE, HEARTBEAT};
+use super::super::sse::{self, Framed};
 use super::{TaskPath, tasks_of};
 use crate::app::SharedApp;
 use crate::error::ApiError;
@@ -73,6 +66,7 @@ impl TaskEvent {
             TaskNews::Attempt(attempt) => Self { attempt: Some(attempt), ..Self::default() },
             TaskNews::State(info) => Self {
                 status: Some(info.status),
+                settled: Some(info.settled),
                 progress: Some(info.progress),
                 node_id: info.node_id,
                 ..Self::default()
@@ -112,44 +106,14 @@ impl TaskEvent {
         (status = 404, description = "This node knows of no such task", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]
 pub(crate) async fn stream(State(app): State<SharedApp>, TaskPath(id): TaskPath) -> Result<Response, ApiError> {
-    let mut news = tasks_of(&app)?.follow(&id).await?;
-    let stopping = app.stopping.clone();
+    let news = tasks_of(&app)?.follow(&id).await?;
     let mut told = false;
-    let events = async_stream::stream! {
-        // The head of the answer leaves with the first bytes of its body, and clients wait for it.
-        yield Ok::<_, Infallible>(Bytes::from_static(ALIVE));
-        let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
-        loop {
-            let next = tokio::select! {
-                biased;
-                () = stopping.cancelled() => return,
-                next = news.next() => next,
-                _ = heartbeat.tick() => {
-                    yield Ok(Bytes::from_static(ALIVE));
-                    continue;
-                }
-            };
-            let Some(next) = next else { return };
-            let mut event = TaskEvent::of(next);
-            // The first attempt takes nothing back.
-            event.reset = event.attempt.is_some() && std::mem::take(&mut told);
-            told |= event.token.is_some();
-            let done = event.done;
-            yield Ok(frame(&event));
-            if done {
-                return;
-            }
-        }
-    };
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    Ok((headers, Body::from_stream(events)).into_response())
-}
-
-fn frame(event: &TaskEvent) -> Bytes {
-    let data = serde_json::to_string(event).expect("an event has a JSON form");
-    format!("data: {data}\n\n").into()
+    Ok(sse::following(news, app.stopping.clone(), move |news| {
+        let mut event = TaskEvent::of(news);
+        // The first attempt takes nothing back.
+        event.reset = event.attempt.is_some() && std::mem::take(&mut told);
+        told |= event.token.is_some();
+        let data = serde_json::to_string(&event).expect("an event has a JSON form");
+        Framed { bytes: format!("data: {data}\n\n").into(), is_last: event.done }
+    }))
 }

@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use super::scripted::{ScriptedTasks, completed, pending};
 use crate::tasks::{Chunking, TaskInput, TaskNews, TaskOptions, TaskState, TasksError, Work};
-use crate::testing::{Answer, LOOPBACK, ScriptedMesh, fake, get, loopback, peer, post, send};
+use crate::testing::{Answer, LOOPBACK, ScriptedMesh, fake, get, loopback, peer, post, send, with_session_key};
 use crate::{HttpConfig, Services, router};
 
 fn over(tasks: &ScriptedTasks) -> Services {
@@ -131,6 +131,12 @@ async fn a_request_that_says_too_little_or_too_much_is_refused() {
         (payload(json!({ "prompt": "a", "temperature": 3 })), "payload.temperature"),
         (payload(json!({ "prompt": "a", "max_tokens": 0 })), "payload.max_tokens"),
         (payload(json!({ "prompt": "a", "model": "" })), "payload.model"),
+        (payload(json!({ "prompt": "a", "model": "no model!" })), "not a model name"),
+        (payload(json!({ "prompt": "" })), "payload.prompt"),
+        (json!({ "task_type": "embedding", "payload": { "text": "" } }), "payload.text"),
+        (json!({ "task_type": "embedding", "payload": { "text": "a", "prompt": "b" } }), "payload.text"),
+        (with("map", json!("x".repeat(8_193))), "map"),
+        (with("batch", json!({ "id": "b", "item": "1", "total": 0 })), "batch.total"),
         (json!({ "task_type": "embedding", "payload": { "prompt": "a" } }), "payload.text"),
         (with("task_type", json!("code_run")), "task_type"),
         (with("task_id", json!("a b")), "task_id"),
@@ -153,7 +159,10 @@ async fn a_request_that_says_too_little_or_too_much_is_refused() {
         let answer = post(&router, "/task", &body).await;
         assert!(answer.status == 400 && answer.body.contains(named), "{body} {}", answer.body);
         assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        let refused = crate::tasks::check(&body).unwrap_err();
+        assert_eq!(answer.json()["detail"], refused, "what is checked before is what is refused");
     }
+    assert_eq!(crate::tasks::check(&with("to", json!("wasp"))), Ok(()), "who is there is for the node to say");
     assert_eq!(post(&router, "/task", with("to", json!("wasp"))).await.json()["code"], "peer_not_found");
     assert!(tasks.submitted.lock().unwrap().is_empty(), "nothing was submitted");
     for path in ["/task/a%20b", "/task/task-1?wait=61", "/task/task-1?wait=x", "/tasks?limit=0", "/tasks?status=lost"] {
@@ -162,6 +171,16 @@ async fn a_request_that_says_too_little_or_too_much_is_refused() {
     for path in ["/task/none", "/task/none/stream", "/task/none?wait=1"] {
         assert_eq!(get(&router, path).await.json()["code"], "task_not_found", "{path}");
     }
+}
+
+#[tokio::test]
+async fn who_submits_what_nobody_can_do_is_told_so() {
+    let waiting = "no node that is here has the model 'm' for it";
+    let tasks = ScriptedTasks { waiting: Some(waiting.to_owned()), ..ScriptedTasks::default() };
+    let answer = post(&loopback(over(&tasks)), "/task", inference("Hi")).await.json();
+    assert_eq!(answer["message"], format!("it is safe, and waits: {waiting}"));
+    let done = post(&loopback(over(&ScriptedTasks::default())), "/task", inference("Hi")).await.json();
+    assert_eq!((&done["message"], &done["encrypted"]), (&json!("it is safe, and will be done"), &json!(false)));
 }
 
 #[tokio::test]
@@ -276,15 +295,43 @@ async fn a_node_without_tasks_says_why() {
 }
 
 #[tokio::test]
+async fn what_is_to_go_goes_and_the_answer_says_what_stays() {
+    let tasks = ScriptedTasks::default();
+    let (services, key) = with_session_key(over(&tasks));
+    let router = loopback(services);
+    let prune = async |wanted: Value| {
+        let request = Request::post("/tasks/prune").header("x-api-key", &key).body(Body::from(wanted.to_string()));
+        send(&router, request.unwrap()).await
+    };
+    let without_key = post(&router, "/tasks/prune", json!({})).await;
+    assert_eq!((without_key.status.as_u16(), tasks.told().len()), (401, 0));
+    assert_snapshot!("tasks_prune", prune(json!({})).await.shown());
+    let wanted = json!({ "older_than_seconds": 60, "keep": 5, "dry_run": true });
+    assert_eq!(prune(wanted).await.json()["dry_run"], true);
+    assert_eq!(tasks.told(), ["prune None None false", "prune Some(60s) Some(5) true"]);
+    for wrong in [json!({ "older": 1 }), json!({ "keep": -1 }), json!({ "older_than_seconds": "7d" })] {
+        assert_eq!(prune(wrong.clone()).await.status.as_u16(), 400, "{wrong}");
+    }
+}
+
+#[tokio::test]
 async fn the_state_of_the_node_counts_its_tasks() {
     let router = loopback(over(&ScriptedTasks::default()));
     let status = get(&router, "/status").await.json();
     assert_eq!((&status["tasks_pending"], &status["tasks_active"]), (&json!(2), &json!(1)));
+    let store = &status["task_store"];
+    assert_eq!((&store["tasks"], &store["stored_bytes"], &store["entries"]), (&json!(9), &json!(4_096), &json!(30)));
+    assert_eq!((&store["generations"][0]["generation"], &store["database"]), (&json!(2), &json!("swarm-tasks.2")));
     let metrics = get(&router, "/metrics").await.body;
     for wanted in [
+        "bombus_tasks_generations{} 1.0",
         "bombus_tasks{status=\"completed\"} 7.0",
         "bombus_tasks_running_here{} 1.0",
         "bombus_tasks_stored_bytes{} 4096.0",
+        "bombus_task_runs_begun_total{} 12",
+        "bombus_task_runs_total{outcome=\"completed\"} 7",
+        "bombus_task_runs_total{outcome=\"failed\"} 3",
+        "bombus_task_runs_total{outcome=\"stopped\"} 1",
     ] {
         assert!(metrics.contains(wanted), "{metrics}");
     }
