@@ -122,7 +122,7 @@ enum Command {
     Ping(ping::PingArgs),
     /// Submit work that outlives this machine: any node does it, and any node tells what came of it
     Submit(submit::SubmitArgs),
-    /// Show how a task stands
+    /// Show how a task stands; without one, how this node does
     Status(status::StatusArgs),
     /// Print what came of a task
     Result(result::ResultArgs),
@@ -130,7 +130,7 @@ enum Command {
     Results(result::ResultsArgs),
     /// End a task, wherever it runs
     Cancel(cancel::CancelArgs),
-    /// List the tasks of the swarm
+    /// List the tasks of the swarm, or let old ones go
     Tasks(tasks::TasksArgs),
     /// Show what happened in the swarm, and what happens
     Events(events::EventsArgs),

@@ -18,6 +18,7 @@ mod addresses;
 mod backends;
 mod databases;
 mod facts;
+mod files;
 mod machine;
 mod mesh;
 mod supervised;
@@ -79,6 +80,7 @@ pub(crate) async fn run(settings: &Settings, data_dir: &DataDir, ready: impl FnO
         mesh: Some(mesh.surface()),
         databases: mesh.databases(),
         tasks: mesh.tasks(),
+        files: mesh.files(),
     };
     let server = Server::bind(config.api.clone(), services).await?;
     let mut mesh = mesh.start(server.local_addr().port());

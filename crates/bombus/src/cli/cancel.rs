@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use reqwest::Method;
 use serde_json::Value;
 
@@ -16,7 +17,7 @@ use crate::node_client::encoded;
 #[derive(Debug, Args)]
 pub(crate) struct CancelArgs {
     /// The id that bombus submit printed, on any machine of the swarm
-    #[arg(value_name = "TASK")]
+    #[arg(value_name = "TASK", value_parser = NonEmptyStringValueParser::new())]
     id: String,
     /// As one JSON object
     #[arg(long)]

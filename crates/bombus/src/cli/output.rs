@@ -21,6 +21,26 @@ pub(super) fn print_piece(text: &str) -> Result<bool> {
     }
 }
 
+/// What a command shows again whenever it changes.
+#[derive(Default)]
+pub(super) struct Watched {
+    begun: bool,
+}
+
+impl Watched {
+    /// Shows the present state: on a terminal in place of the one before, elsewhere behind it, with an empty line between where `apart`. Returns
+    /// false where nobody reads it any more.
+    pub(super) fn show(&mut self, shown: &str, on_terminal: bool, apart: bool) -> Result<bool> {
+        let first = !std::mem::replace(&mut self.begun, true);
+        if on_terminal {
+            // Home, then each line to its end, then the rest of the screen: nothing flickers.
+            let clear = if first { "\u{1b}[2J" } else { "" };
+            return print_piece(&format!("{clear}\u{1b}[H{}\u{1b}[J", shown.replace('\n', "\u{1b}[K\n")));
+        }
+        print_piece(&if first || !apart { shown.to_owned() } else { format!("\n{shown}") })
+    }
+}
+
 /// Prints a value as indented JSON.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value).context("the result has no JSON form")?))

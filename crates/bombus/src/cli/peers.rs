@@ -120,6 +120,7 @@ async fn show_once(global: &Global, node: &NodeClient, json: bool) -> Result<Exi
 /// Shows the peers until nobody reads them any more. A terminal shows the present state, anything else gets what changes.
 async fn watch(node: &NodeClient, json: bool) -> Result<ExitCode> {
     let on_terminal = std::io::stdout().is_terminal() && !json;
+    let mut watched = output::Watched::default();
     let mut before = None;
     loop {
         let told: Value = node.get("/peers").await?;
@@ -132,18 +133,7 @@ async fn watch(node: &NodeClient, json: bool) -> Result<ExitCode> {
             let text = text(&peers, now_unix_s(), output::width());
             if text.is_empty() { "no other nodes\n".to_owned() } else { text }
         };
-        let whole = if on_terminal {
-            // Home, then each line to its end, then the rest of the screen: nothing flickers.
-            format!("\u{1b}[H{}\u{1b}[J", shown.replace('\n', "\u{1b}[K\n"))
-        } else if before.is_some() && !json {
-            format!("\n{shown}")
-        } else {
-            shown
-        };
-        if on_terminal && before.is_none() {
-            output::print("\u{1b}[2J")?;
-        }
-        if (changed || on_terminal) && !output::print_piece(&whole)? {
+        if (changed || on_terminal) && !watched.show(&shown, on_terminal, !json)? {
             return Ok(ExitCode::SUCCESS);
         }
         before = Some(steady);

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -21,7 +22,7 @@ const AT_ONCE: usize = 16;
 #[derive(Debug, Args)]
 pub(crate) struct ResultArgs {
     /// The id that bombus submit printed, on any machine of the swarm
-    #[arg(value_name = "TASK")]
+    #[arg(value_name = "TASK", value_parser = NonEmptyStringValueParser::new())]
     id: String,
     /// Wait for the end of the task
     #[arg(long, short)]
@@ -35,7 +36,7 @@ pub(crate) struct ResultArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ResultsArgs {
     /// The id that bombus submit --file printed, on any machine of the swarm
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     batch: String,
     /// Wait for the end of all of its tasks
     #[arg(long, short)]
@@ -85,7 +86,7 @@ pub(super) fn run_all(global: &Global, args: &ResultsArgs) -> Result<ExitCode> {
         let data_dir = global.data_dir()?;
         let mut asked = Asked::new(global, &data_dir, mesh::need_node(&data_dir).await?);
         if args.wait {
-            let list = known(&asked, &args.batch).await?;
+            let list = asked.whole_batch(&args.batch).await?;
             let ids: Vec<&str> = list.iter().map(|task| task.task_id.as_str()).collect();
             wait_for(global, &mut asked, &ids).await?;
         }
@@ -95,11 +96,7 @@ pub(super) fn run_all(global: &Global, args: &ResultsArgs) -> Result<ExitCode> {
 
 async fn known(asked: &Asked<'_>, batch: &str) -> Result<Vec<Task>> {
     let list = tasks::of_batch(asked.node(), batch).await?;
-    if list.is_empty() {
-        let failure = Failure::new(Exit::NotFound, format!("this node knows of no batch '{batch}'"));
-        return Err(failure.hint("bombus tasks lists the tasks that it knows").into());
-    }
-    Ok(list)
+    if list.is_empty() { Err(tasks::no_batch(batch)) } else { Ok(list) }
 }
 
 /// Waits for the end of tasks, and shows how many have ended.
@@ -128,11 +125,16 @@ pub(super) async fn of_batch(global: &Global, asked: &Asked<'_>, batch: &str) ->
     let list = known(asked, batch).await?;
     let told = stream::iter(&list).map(|task| tasks::task(asked.node(), &task.task_id, true)).buffered(AT_ONCE);
     let mut told = std::pin::pin!(told);
-    let (mut unfinished, mut failed) = (0, 0);
+    let (mut unfinished, mut failed, mut sealed) = (0, 0, None);
     while let Some(told) = told.next().await {
         let task: Task = show::read(told?)?;
         match task.status.as_str() {
-            "completed" => {}
+            "completed" => {
+                if let Some(node) = task.sealed_to() {
+                    let (count, _) = sealed.get_or_insert_with(|| (0, printable(node)));
+                    *count += 1;
+                }
+            }
             "failed" | "cancelled" => failed += 1,
             _ => unfinished += 1,
         }
@@ -141,12 +143,26 @@ pub(super) async fn of_batch(global: &Global, asked: &Asked<'_>, batch: &str) ->
         }
     }
     let count = list.len();
+    let unheard = list.iter().filter_map(Task::batch_total).max().unwrap_or(0).saturating_sub(count);
+    if let Some((sealed, node)) = &sealed {
+        global.notice(&format!(
+            "{sealed} of {count} answers are sealed; only the node that submitted them, {node}, can read them"
+        ));
+    }
     if failed > 0 {
         global.notice(&format!("{failed} of {count} tasks have no result; their lines say why"));
     }
     if unfinished > 0 {
         global.notice(&format!("{unfinished} of {count} tasks have not ended; --wait waits for them"));
+    }
+    if unheard > 0 {
+        let total = count + unheard;
+        global.notice(&format!(
+            "this node knows {count} of the {total} tasks of the batch; the others have not come here yet"
+        ));
+    }
+    if unfinished + unheard > 0 {
         return Ok(Exit::Unavailable.into());
     }
-    Ok(if failed > 0 { Exit::Failure.into() } else { ExitCode::SUCCESS })
+    Ok(if failed > 0 || sealed.is_some() { Exit::Failure.into() } else { ExitCode::SUCCESS })
 }

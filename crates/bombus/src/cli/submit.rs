@@ -53,7 +53,7 @@ pub(crate) struct SubmitArgs {
     /// What stands between the answers of the chunks
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     joiner: Option<String>,
-    /// A prompt that each chunk is put into, in place of {text}: "Summarise: {text}"
+    /// A prompt that each chunk is put into, in place of {text}: "Summarise: {text}". Where it has no {text}, the chunk follows it
     #[arg(long, value_name = "TEMPLATE")]
     map: Option<String>,
     /// A prompt that the answers of all chunks are put into, for one answer of the whole
@@ -104,6 +104,7 @@ enum Chunk {
 struct Accepted {
     task_id: String,
     message: String,
+    encrypted: bool,
 }
 
 pub(super) fn run(global: &Global, args: &SubmitArgs) -> Result<ExitCode> {
@@ -117,6 +118,11 @@ pub(super) fn run(global: &Global, args: &SubmitArgs) -> Result<ExitCode> {
         let failure = Failure::new(Exit::Usage, "each line of the file is a prompt of its own, so there is no other");
         return Err(failure.hint("--map puts text around each chunk of a prompt").into());
     }
+    let about_chunks = args.max_chunk.is_some() || args.joiner.is_some();
+    if about_chunks && args.chunk == Chunk::None && !lines {
+        let failure = Failure::new(Exit::Usage, "--max-chunk and --joiner are about chunks, and the prompt is not cut");
+        return Err(failure.hint("--chunk paragraph or --chunk size cuts it").into());
+    }
     let parts = [said, text.unwrap_or_default()];
     let text = parts.into_iter().filter(|part| !part.trim().is_empty()).collect::<Vec<_>>().join("\n\n");
     if text.trim().is_empty() {
@@ -128,15 +134,14 @@ pub(super) fn run(global: &Global, args: &SubmitArgs) -> Result<ExitCode> {
         if lines {
             let tasks = batch::read(&text, args)?;
             let node = mesh::need_node(&data_dir).await?;
-            note(global, args);
             return batch::submit(global, Asked::new(global, &data_dir, node), args, tasks).await;
         }
         let node = mesh::need_node(&data_dir).await?;
-        note(global, args);
         let body = body(args, [("prompt".to_owned(), Value::from(text))].into_iter().collect());
         let (accepted, told) = submit(&node, &body, args.key.as_deref()).await?;
+        note(global, &accepted);
         if args.wait {
-            global.notice(&format!("task {}", accepted.task_id));
+            global.notice(&format!("task {}: {}", accepted.task_id, accepted.message));
             let told = Asked::new(global, &data_dir, node).end_of(&accepted.task_id).await?;
             return result::tell(global, &told, args.json);
         }
@@ -151,8 +156,8 @@ pub(super) fn run(global: &Global, args: &SubmitArgs) -> Result<ExitCode> {
 }
 
 /// Says who can read what is submitted.
-fn note(global: &Global, args: &SubmitArgs) {
-    if !args.encrypt && args.seal_to.is_none() {
+fn note(global: &Global, accepted: &Accepted) {
+    if !accepted.encrypted {
         global.notice(STORED_EVERYWHERE);
     }
 }
@@ -173,8 +178,13 @@ fn read(file: &Path) -> Result<String> {
         let message = format!("{} has more than {} MiB", file.display(), FILE_BYTES_MAX >> 20);
         return Err(Failure::new(Exit::Usage, message).hint("split it into several files").into());
     }
-    String::from_utf8(bytes)
-        .map_err(|_| Failure::new(Exit::Usage, format!("{} is not UTF-8 text", file.display())).into())
+    let mut text = String::from_utf8(bytes)
+        .map_err(|_| Failure::new(Exit::Usage, format!("{} is not UTF-8 text", file.display())))?;
+    // Some editors put a mark before everything.
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
 }
 
 /// Puts a request together: what the flags say, and the payload, which wins.

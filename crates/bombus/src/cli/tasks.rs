@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
-use serde_json::Value;
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::answerer::running_node;
@@ -16,6 +17,7 @@ use crate::data_dir::DataDir;
 use crate::failure::{Exit, Failure};
 use crate::node_client::{NodeClient, Refusal, encoded};
 
+mod prune;
 pub(super) mod show;
 
 use show::{Page, Task};
@@ -31,9 +33,12 @@ const PAGE_MAX: u64 = 1_000;
 
 /// Arguments of `bombus tasks`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct TasksArgs {
+    #[command(subcommand)]
+    command: Option<TasksCommand>,
     /// Only those that are so far
-    #[arg(long, value_name = "STATUS")]
+    #[arg(long, value_name = "STATUS", ignore_case = true)]
     status: Option<Status>,
     /// Only those that were submitted at this node
     #[arg(long)]
@@ -50,6 +55,13 @@ pub(crate) struct TasksArgs {
     /// As one JSON object; with --watch as one on each line
     #[arg(long)]
     json: bool,
+}
+
+/// What else is done with all tasks.
+#[derive(Debug, Subcommand)]
+enum TasksCommand {
+    /// Let go what need not be kept any longer of tasks that have ended, on this machine; by itself the node does so each hour
+    Prune(prune::PruneArgs),
 }
 
 /// How far a task is.
@@ -80,6 +92,9 @@ impl Status {
 }
 
 pub(super) fn run(global: &Global, args: &TasksArgs) -> Result<ExitCode> {
+    if let Some(TasksCommand::Prune(args)) = &args.command {
+        return prune::run(global, args);
+    }
     let settings = global.settings(&[])?;
     let _telemetry = global.begin_quiet_logs(&settings)?;
     super::block_on(async {
@@ -89,7 +104,7 @@ pub(super) fn run(global: &Global, args: &TasksArgs) -> Result<ExitCode> {
 }
 
 async fn show_once(global: &Global, node: &NodeClient, args: &TasksArgs) -> Result<ExitCode> {
-    let told: Value = node.get(&path(args)).await?;
+    let told = listed(node, args).await?;
     if args.json {
         output::print_json(&told)?;
         return Ok(ExitCode::SUCCESS);
@@ -108,9 +123,10 @@ async fn show_once(global: &Global, node: &NodeClient, args: &TasksArgs) -> Resu
 /// Shows the tasks until nobody reads them any more. A terminal shows the present state, anything else gets what changes.
 async fn watch(node: &NodeClient, args: &TasksArgs) -> Result<ExitCode> {
     let on_terminal = std::io::stdout().is_terminal() && !args.json;
+    let mut watched = output::Watched::default();
     let mut before: Option<Vec<Task>> = None;
     loop {
-        let told: Value = node.get(&path(args)).await?;
+        let told = listed(node, args).await?;
         let page: Page = show::read(told.clone())?;
         let steady: Vec<Task> = page.tasks.iter().map(Task::steady).collect();
         let changed = before.as_ref() != Some(&steady);
@@ -120,18 +136,7 @@ async fn watch(node: &NodeClient, args: &TasksArgs) -> Result<ExitCode> {
             let text = show::table(&page.tasks, now_unix_s());
             if text.is_empty() { "no such tasks\n".to_owned() } else { text }
         };
-        let whole = if on_terminal {
-            // Home, then each line to its end, then the rest of the screen: nothing flickers.
-            format!("\u{1b}[H{}\u{1b}[J", shown.replace('\n', "\u{1b}[K\n"))
-        } else if before.is_some() && !args.json {
-            format!("\n{shown}")
-        } else {
-            shown
-        };
-        if on_terminal && before.is_none() {
-            output::print("\u{1b}[2J")?;
-        }
-        if (changed || on_terminal) && !output::print_piece(&whole)? {
+        if (changed || on_terminal) && !watched.show(&shown, on_terminal, !args.json)? {
             return Ok(ExitCode::SUCCESS);
         }
         before = Some(steady);
@@ -139,10 +144,29 @@ async fn watch(node: &NodeClient, args: &TasksArgs) -> Result<ExitCode> {
     }
 }
 
-fn path(args: &TasksArgs) -> String {
+/// Asks for as many tasks as are wanted. Where few among many fit, the node tells them in several parts.
+async fn listed(node: &NodeClient, args: &TasksArgs) -> Result<Value> {
     let status = args.status.map(|status| format!("&status={}", status.name())).unwrap_or_default();
     let batch = args.batch.as_ref().map(|batch| format!("&batch={}", encoded(batch))).unwrap_or_default();
-    format!("/tasks?limit={}&mine={}{status}{batch}", args.amount, args.mine)
+    let mut found: Vec<Value> = Vec::new();
+    let mut after = String::new();
+    loop {
+        let wanted = args.amount.saturating_sub(found.len() as u64);
+        let path = format!("/tasks?limit={wanted}&mine={}{status}{batch}{after}", args.mine);
+        let Part { tasks, next } = show::read(node.get(&path).await?)?;
+        found.extend(tasks);
+        match next {
+            Some(next) if (found.len() as u64) < args.amount => after = format!("&cursor={}", encoded(&next)),
+            next => return Ok(json!({ "tasks": found, "next": next })),
+        }
+    }
+}
+
+/// A part of the list of tasks as the node tells it.
+#[derive(Deserialize)]
+struct Part {
+    tasks: Vec<Value>,
+    next: Option<String>,
 }
 
 /// Returns all tasks of a batch, oldest first.
@@ -182,6 +206,23 @@ impl<'a> Asked<'a> {
     /// Returns the node.
     pub(super) fn node(&self) -> &NodeClient {
         &self.node
+    }
+
+    /// Waits until the node knows all tasks of a batch, as long as they come, and returns those that it knows.
+    pub(super) async fn whole_batch(&mut self, batch: &str) -> Result<Vec<Task>> {
+        let (mut known, mut since) = (0, Instant::now());
+        loop {
+            let list = of_batch(&self.node, batch).await?;
+            let total = list.iter().filter_map(Task::batch_total).max();
+            if list.len() > known {
+                (known, since) = (list.len(), Instant::now());
+            }
+            let is_whole = known > 0 && total.is_none_or(|total| known >= total);
+            if is_whole || since.elapsed() >= UNHEARD_LIMIT {
+                return if list.is_empty() { Err(no_batch(batch)) } else { Ok(list) };
+            }
+            sleep(LOOK_INTERVAL / 4).await;
+        }
     }
 
     /// Waits for the end of a task, and returns it with what came of it. A node that goes away meanwhile is waited for.
@@ -224,6 +265,13 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// Says that the node knows of no such batch.
+pub(super) fn no_batch(batch: &str) -> anyhow::Error {
+    let batch = super::peers::printable(batch);
+    let failure = Failure::new(Exit::NotFound, format!("this node knows of no batch '{batch}'"));
+    failure.hint("bombus tasks lists the tasks that it knows").into()
+}
+
 /// Says why a task has no result.
 pub(super) fn without_result(task: &Task) -> Failure {
     let id = &task.task_id;
@@ -234,7 +282,10 @@ pub(super) fn without_result(task: &Task) -> Failure {
                 .hint(format!("bombus status {id} shows its attempts"))
         }
         "cancelled" => Failure::new(Exit::Failure, "the task was cancelled"),
-        status => Failure::new(Exit::Unavailable, format!("the task is {status}, and has no result yet"))
-            .hint(format!("bombus result {id} --wait waits for it")),
+        status => {
+            let waits = task.waiting.as_ref().map(|why| format!(": {}", super::peers::printable(why)));
+            let message = format!("the task is {status}, and has no result yet{}", waits.unwrap_or_default());
+            Failure::new(Exit::Unavailable, message).hint(format!("bombus result {id} --wait waits for it"))
+        }
     }
 }

@@ -16,7 +16,8 @@ use bombus_net::NetHandle;
 use bombus_net::membership::{MembershipHandle, SwarmId};
 use bombus_swarm::SwarmHandle;
 use bombus_swarm::db::{DbConfig, DbHandle, DbService};
-use bombus_swarm::store::{EVENTS, RESULTS, TASKS};
+use bombus_swarm::files::FILES;
+use bombus_swarm::store::generation_of;
 use futures::stream::{self, BoxStream, StreamExt};
 use orbitdb::cbor::Value;
 use orbitdb::cid::Hash;
@@ -185,7 +186,7 @@ impl SwarmDatabases {
     fn check_is_free(&self, handle: &DbHandle, database: &str) -> Result<(), DatabasesError> {
         let wanted = whole_address(database);
         let is_meant = |known: &orbitdb::Known| known.name == wanted || known.address.to_string() == wanted;
-        let is_of_tasks = |known: &orbitdb::Known| [TASKS, RESULTS, EVENTS].contains(&known.name.as_str());
+        let is_of_tasks = |known: &orbitdb::Known| generation_of(&known.name).is_some() || known.name == FILES;
         if self.for_tasks && handle.list().map_err(refused)?.iter().any(|known| is_meant(known) && is_of_tasks(known)) {
             let message = "the tasks of the swarm are kept in it; [tasks] enabled = false ends them first".to_owned();
             return Err(DatabasesError::Invalid { param: "database", message });

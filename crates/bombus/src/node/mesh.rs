@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Error, Result};
 use bombus_core::identity::NodeKey;
 use bombus_http::databases::Databases;
+use bombus_http::files::Files;
 use bombus_http::tasks::Tasks;
 use bombus_http::{NodeSample, Sample, SampleKind, mesh};
 use bombus_infer::Backends;
@@ -21,6 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use super::databases::{DatabasesService, SwarmDatabases, databases};
 use super::facts::{FactsSource, slots};
+use super::files::{SwarmFiles, files};
 use super::supervised::{Essential, Supervised};
 use super::tasks::{SwarmTasks, TasksParts, tasks};
 use crate::config::{Config, P2pConfig, Settings};
@@ -59,6 +61,8 @@ pub(super) struct Mesh {
     databases: Option<(SwarmDatabases, DatabasesService)>,
     /// None where the configuration says so.
     tasks: Option<SwarmTasks>,
+    /// None where there are no tasks.
+    files: Option<SwarmFiles>,
     services: (NetService, MembershipService, SwarmService, WeightsService, RouteService),
 }
 
@@ -119,8 +123,9 @@ impl Mesh {
             Arc::new(ByShare::new(route.clone(), swarm.clone())),
         );
         weights.feed(backends);
-        let (tasks, tasks_service) = match config.db.enabled && config.tasks.enabled {
+        let (tasks, files, tasks_service) = match config.db.enabled && config.tasks.enabled {
             true => {
+                let (files, files_service) = files(config.default_model.to_string());
                 let (tasks, service) = tasks(TasksParts {
                     config: config.tasks.clone(),
                     net: net.clone(),
@@ -130,10 +135,11 @@ impl Mesh {
                     key: Arc::new(data_dir.node_key()?),
                     seal_key,
                     name: config.name.clone(),
+                    files: files_service,
                 });
-                (Some(tasks), Some(service))
+                (Some(tasks), Some(files), Some(service))
             }
-            false => (None, None),
+            false => (None, None, None),
         };
         let databases = config.db.enabled.then(|| {
             let (net, membership, swarm) = (net.clone(), membership.clone(), swarm.clone());
@@ -166,6 +172,7 @@ impl Mesh {
                 .any(|address| address.ip().is_unspecified() || address.ip().is_loopback()),
             databases,
             tasks,
+            files,
             services: (net_service, membership_service, swarm_service, weights_service, route_service),
             net,
             swarm,
@@ -185,6 +192,11 @@ impl Mesh {
     /// Returns the durable tasks, where there are any.
     pub(super) fn tasks(&self) -> Option<Arc<dyn Tasks>> {
         self.tasks.as_ref().map(|tasks| Arc::new(tasks.clone()) as Arc<dyn Tasks>)
+    }
+
+    /// Returns the files of requests and batches, where there are any.
+    pub(super) fn files(&self) -> Option<Arc<dyn Files>> {
+        self.files.as_ref().map(|files| Arc::new(files.clone()) as Arc<dyn Files>)
     }
 
     /// Returns what the mesh has to say to `/metrics`.

@@ -8,9 +8,10 @@ use bombus_core::identity::{NodeId, NodeKey};
 use bombus_core::tasks::report::TaskReport;
 use bombus_core::tasks::{TaskId, TaskStatus, chunk};
 use bombus_http::tasks::{
-    BatchPlace, Chunking, EmbeddingResult, FailedAttempt, InferenceResult, NewTask, PingResult, TaskChunk, TaskCounts,
-    TaskFilter, TaskInfo, TaskInput, TaskNews, TaskNode, TaskOptions, TaskPage, TaskProgress, TaskResult, TaskState,
-    TaskType, Tasks, TasksError, Work,
+    BatchPlace, Chunking, DroppedGeneration, EmbeddingResult, FailedAttempt, InferenceResult, KeptGeneration, NewTask,
+    PingResult, TaskChunk, TaskCounts, TaskFilter, TaskGeneration, TaskInfo, TaskInput, TaskNews, TaskNode,
+    TaskOptions, TaskPage, TaskProgress, TaskPrune, TaskResult, TaskRuns as TaskRunTotals, TaskState, TaskType, Tasks,
+    TasksError, TasksPruned, WhyKept, Work,
 };
 use bombus_infer::Backends;
 use bombus_net::NetHandle;
@@ -18,14 +19,18 @@ use bombus_swarm::SwarmHandle;
 use bombus_swarm::db::DbHandle;
 use bombus_swarm::route::RouteHandle;
 use bombus_swarm::seal::SealKey;
-use bombus_swarm::store::StoreSize;
-use bombus_swarm::tasks::{BatchItem, Input, Submission, TaskResultReport, TasksConfig, TasksHandle};
+use bombus_swarm::store::{self, GenerationSize, Pruned, Retention, StoreSize};
+use bombus_swarm::tasks::{
+    BatchItem, Input, Submission, TaskResultReport, TaskRunCounts, TaskRuns, TasksConfig, TasksHandle,
+};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
+
+use super::files::SwarmFilesService;
 
 /// Longest wait for tasks that are being opened.
 const OPENING_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -49,6 +54,7 @@ enum Current {
 pub(super) struct SwarmTasks {
     current: watch::Receiver<Current>,
     counts: watch::Receiver<TaskCounts>,
+    runs: TaskRuns,
     swarm: SwarmHandle,
     me: NodeId,
     name: String,
@@ -66,6 +72,8 @@ pub(super) struct TasksParts {
     pub(super) seal_key: SealKey,
     /// What people call the node.
     pub(super) name: String,
+    /// What is kept going beside them.
+    pub(super) files: SwarmFilesService,
 }
 
 /// What keeps the tasks of one swarm after the other going, each beside its databases.
@@ -73,6 +81,7 @@ pub(super) struct SwarmTasksService {
     parts: TasksParts,
     current: watch::Sender<Current>,
     counts: watch::Sender<TaskCounts>,
+    runs: TaskRuns,
 }
 
 /// Makes the two halves of the tasks.
@@ -80,8 +89,9 @@ pub(super) fn tasks(parts: TasksParts) -> (SwarmTasks, SwarmTasksService) {
     let (current_sender, current) = watch::channel(Current::Opening);
     let (counts_sender, counts) = watch::channel(TaskCounts::default());
     let (swarm, me, name) = (parts.swarm.clone(), parts.key.node_id(), parts.name.clone());
-    let service = SwarmTasksService { parts, current: current_sender, counts: counts_sender };
-    (SwarmTasks { current, counts, swarm, me, name }, service)
+    let runs = TaskRuns::default();
+    let service = SwarmTasksService { parts, current: current_sender, counts: counts_sender, runs: runs.clone() };
+    (SwarmTasks { current, counts, runs, swarm, me, name }, service)
 }
 
 impl SwarmTasksService {
@@ -94,14 +104,21 @@ impl SwarmTasksService {
             swarm.clone(),
             backends.clone(),
             route.clone(),
-            db,
+            db.clone(),
             Arc::clone(key),
             seal_key.clone(),
+            self.runs.clone(),
         );
         self.current.send_replace(Current::Open(handle.clone()));
+        let files = async {
+            self.parts.files.run(config, db, swarm.clone(), handle.clone(), stop.clone()).await;
+            // Whether the tasks go on is not theirs to say.
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = service.run(stop.clone()) => {}
-            () = self.count(handle) => {}
+            () = files => {}
+            () = self.count(handle.clone()) => {}
         }
         if stop.is_cancelled() {
             self.current.send_replace(Current::Opening);
@@ -140,8 +157,53 @@ fn counts_of(size: &StoreSize) -> TaskCounts {
             (TaskState::Cancelled, size.cancelled as u64),
         ],
         running_here: 0,
+        runs: TaskRunTotals::default(),
         entries: size.entries,
         stored_bytes: size.stored_bytes.saturating_add(size.text_bytes),
+        generations: size.generations.iter().map(generation_of).collect(),
+        database: Some(size.newest.clone()),
+        address: Some(size.address.clone()),
+    }
+}
+
+fn generation_of(size: &GenerationSize) -> TaskGeneration {
+    TaskGeneration {
+        generation: size.generation,
+        tasks: size.tasks as u64,
+        unfinished: size.unfinished as u64,
+        entries: size.entries,
+        stored_bytes: size.stored_bytes,
+    }
+}
+
+fn pruned_of(pruned: Pruned, dry_run: bool) -> TasksPruned {
+    let dropped: Vec<DroppedGeneration> = pruned
+        .dropped
+        .into_iter()
+        .map(|dropped| DroppedGeneration {
+            generation: dropped.generation,
+            tasks: dropped.tasks as u64,
+            bytes: dropped.bytes,
+        })
+        .collect();
+    let kept = pruned.kept.into_iter().map(|kept| {
+        let (why, unfinished, task_ids) = match kept.why {
+            store::WhyKept::Newest => (WhyKept::Newest, 0, Vec::new()),
+            store::WhyKept::Unfinished { tasks, first } => (WhyKept::Unfinished, tasks as u64, first),
+            store::WhyKept::Young => (WhyKept::Young, 0, Vec::new()),
+            store::WhyKept::JustOpened => (WhyKept::JustOpened, 0, Vec::new()),
+            store::WhyKept::Busy => (WhyKept::Busy, 0, Vec::new()),
+        };
+        let task_ids = task_ids.iter().map(TaskId::to_string).collect();
+        KeptGeneration { generation: kept.generation, tasks: kept.tasks as u64, why, unfinished, task_ids }
+    });
+    TasksPruned {
+        dry_run,
+        tasks: dropped.iter().map(|dropped| dropped.tasks).sum(),
+        bytes: dropped.iter().map(|dropped| dropped.bytes).sum(),
+        begun: pruned.begun,
+        kept: kept.collect(),
+        dropped,
     }
 }
 
@@ -205,6 +267,7 @@ impl SwarmTasks {
             cancelling: report.cancelling,
             result: None,
             error: report.error,
+            waiting: None,
             duration_seconds: span(report.created_at, report.completed_at.unwrap_or_else(now_ms)),
             hostname: worker.as_ref().map(|worker| worker.hostname.clone()),
             node_id: worker.map(|worker| worker.node_id),
@@ -225,7 +288,7 @@ impl SwarmTasks {
             },
             chunks: chunks.collect(),
             parent: report.parent.map(|parent| parent.to_string()),
-            batch: report.batch.map(|(id, item)| BatchPlace { id, item }),
+            batch: report.batch.map(|(id, item)| BatchPlace { id, item, total: report.batch_total }),
         }
     }
 
@@ -249,13 +312,16 @@ impl Tasks for SwarmTasks {
     async fn submit(&self, task: NewTask) -> Result<TaskInfo, TasksError> {
         let handle = self.handle().await?;
         let report = handle.submit(submission(task)?).await.map_err(refused)?;
-        Ok(self.info_of(report))
+        let waiting = handle.hindrance(&report).await;
+        Ok(TaskInfo { waiting, ..self.info_of(report) })
     }
 
     async fn info(&self, task_id: &str, result: bool) -> Result<TaskInfo, TasksError> {
         let handle = self.handle().await?;
         let report = handle.report(&known(task_id)?).await.map_err(refused)?;
-        if result { self.info_with_result(&handle, report).await } else { Ok(self.info_of(report)) }
+        let waiting = handle.hindrance(&report).await;
+        let info = if result { self.info_with_result(&handle, report).await? } else { self.info_of(report) };
+        Ok(TaskInfo { waiting, ..info })
     }
 
     async fn wait(&self, task_id: &str) -> Result<(), TasksError> {
@@ -272,7 +338,7 @@ impl Tasks for SwarmTasks {
         let handle = self.handle().await?;
         let TaskFilter { status, mine, batch, cursor, limit } = filter;
         let mut wanted = bombus_swarm::tasks::TaskFilter { mine, batch, cursor, limit, ..Default::default() };
-        wanted.status = status.map(status_of);
+        wanted.statuses = status.map(statuses_of).unwrap_or_default().to_vec();
         let page = handle.list(&wanted).await.map_err(refused)?;
         let tasks = page.tasks.into_iter().map(|report| self.info_of(report)).collect();
         Ok(TaskPage { tasks, next: page.next })
@@ -301,12 +367,24 @@ impl Tasks for SwarmTasks {
         Ok(told.boxed())
     }
 
+    async fn prune(&self, wanted: TaskPrune) -> Result<TasksPruned, TasksError> {
+        let handle = self.handle().await?;
+        let configured = handle.retention();
+        let retention = Retention {
+            retain: wanted.older_than.unwrap_or(configured.retain),
+            keep: wanted.keep.unwrap_or(configured.keep),
+        };
+        Ok(pruned_of(handle.prune(retention, wanted.dry_run).await.map_err(refused)?, wanted.dry_run))
+    }
+
     fn counts(&self) -> TaskCounts {
         let running_here = match &*self.current.borrow() {
             Current::Open(handle) => handle.running().into(),
             Current::Opening | Current::Failed(_) => 0,
         };
-        TaskCounts { running_here, ..self.counts.borrow().clone() }
+        let TaskRunCounts { begun, completed, failed, stopped } = self.runs.now();
+        let runs = TaskRunTotals { begun, completed, failed, stopped };
+        TaskCounts { running_here, runs, ..self.counts.borrow().clone() }
     }
 }
 
@@ -346,7 +424,7 @@ fn submission(task: NewTask) -> Result<Submission, TasksError> {
         priority: task.priority,
         timeout: Some(task.timeout),
         max_attempts: task.max_attempts,
-        batch: task.batch.map(|BatchPlace { id, item }| BatchItem { batch: id, item }),
+        batch: task.batch.map(|BatchPlace { id, item, total }| BatchItem { batch: id, item, total }),
         ..Submission::new(task.model.unwrap_or_default(), work)
     })
 }
@@ -416,13 +494,14 @@ fn state_of(status: TaskStatus) -> TaskState {
     }
 }
 
-fn status_of(state: TaskState) -> TaskStatus {
+/// Translates it back.
+fn statuses_of(state: TaskState) -> &'static [TaskStatus] {
     match state {
-        TaskState::Pending => TaskStatus::Pending,
-        TaskState::Running => TaskStatus::Running,
-        TaskState::Completed => TaskStatus::Completed,
-        TaskState::Failed => TaskStatus::Failed,
-        TaskState::Cancelled => TaskStatus::Cancelled,
+        TaskState::Pending => &[TaskStatus::Pending, TaskStatus::Claimed],
+        TaskState::Running => &[TaskStatus::Running],
+        TaskState::Completed => &[TaskStatus::Completed],
+        TaskState::Failed => &[TaskStatus::Failed],
+        TaskState::Cancelled => &[TaskStatus::Cancelled],
     }
 }
 
@@ -442,7 +521,7 @@ fn refused(error: bombus_swarm::tasks::TasksError) -> TasksError {
         Refusal::Conflict(_) => TasksError::Conflict(message),
         Refusal::Invalid { param, message } => TasksError::Invalid { param, message },
         Refusal::Full { .. } => TasksError::Full(message),
-        Refusal::Unavailable => TasksError::Unavailable(message),
+        Refusal::Unavailable | Refusal::NoRoom(_) => TasksError::Unavailable(message),
         Refusal::Store(_) => TasksError::Failed(message),
     }
 }

@@ -8,10 +8,11 @@ use futures::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Accepted, SubmitArgs, body, submit as submit_one};
+use super::{SubmitArgs, body, note, submit as submit_one};
 use crate::cli::tasks::Asked;
 use crate::cli::{Global, output, result};
 use crate::failure::{Exit, Failure};
+use crate::node_client::Refusal;
 
 /// Most lines of a file.
 const LINES_MAX: usize = 100_000;
@@ -140,6 +141,8 @@ fn line(number: usize, text: &str, args: &SubmitArgs) -> Result<Line> {
     for (name, value) in own {
         body[name] = value;
     }
+    // What every node would refuse is known before anything is submitted.
+    bombus_http::tasks::check(&body).map_err(wrong)?;
     Ok(Line { number, item, body })
 }
 
@@ -160,7 +163,7 @@ pub(super) async fn submit(
         let node = asked.node();
         let works = lines.iter().map(|line| {
             let mut body = line.body.clone();
-            body["batch"] = json!({ "id": batch, "item": line.item });
+            body["batch"] = json!({ "id": batch, "item": line.item, "total": lines.len() });
             // The same file with the same key is the same tasks, so that a batch that broke off can be taken up.
             let key = format!("{batch}/{}", line.number);
             async move { (line, submit_one(node, &body, Some(&key)).await) }
@@ -168,7 +171,12 @@ pub(super) async fn submit(
         let mut works = std::pin::pin!(stream::iter(works).buffered(AT_ONCE));
         while let Some((line, done)) = works.next().await {
             match done {
-                Ok((Accepted { task_id, .. }, _)) => submitted.push((line.item.as_str(), task_id)),
+                Ok((accepted, _)) => {
+                    if submitted.is_empty() {
+                        bar.suspend(|| note(global, &accepted));
+                    }
+                    submitted.push((line.item.as_str(), accepted.task_id));
+                }
                 Err(error) => {
                     failure = Some((line.number, error));
                     break;
@@ -184,7 +192,10 @@ pub(super) async fn submit(
             submitted.len(),
             lines.len()
         ));
-        return Err(error.context(format!("line {number}")));
+        return Err(match error.downcast::<Refusal>() {
+            Ok(refusal) => Refusal { message: format!("line {number}: {}", refusal.message), ..refusal }.into(),
+            Err(error) => error.context(format!("line {number}")),
+        });
     }
     if args.wait {
         global.notice(&format!("batch {batch}"));
@@ -197,8 +208,11 @@ pub(super) async fn submit(
         output::print_json(&json!({ "batch": batch, "tasks": tasks }))?;
     } else {
         output::print(&format!("{batch}\n"))?;
-        global
-            .notice(&format!("{} tasks are safe; bombus results --batch {batch} shows what came of them", lines.len()));
+        let safe = match lines.len() {
+            1 => "1 task is safe".to_owned(),
+            count => format!("{count} tasks are safe"),
+        };
+        global.notice(&format!("{safe}; bombus results --batch {batch} shows what came of them"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -258,6 +272,14 @@ mod tests {
             ("{\"prompt\": \"a\", \"modle\": \"m\"}", "modle"),
             ("{\"id\": \"a\", \"prompt\": \"x\"}\n{\"id\": \"a\", \"prompt\": \"y\"}", "line 2: line 1 has the id"),
             ("{\"id\": [], \"prompt\": \"x\"}", "'id' has to be a text"),
+            ("\"good\"\n{\"prompt\": 5}", "line 2: 'payload.prompt' has the wrong form"),
+            ("\"\"", "line 1: 'payload.prompt' is empty"),
+            ("{\"prompt\": \"x\", \"temperature\": 9}", "line 1: 'payload.temperature' has to be from 0 to 2"),
+            ("{\"prompt\": \"x\", \"priority\": 11}", "line 1: 'priority' has to be from 1 to 10"),
+            ("{\"prompt\": \"x\", \"timeout_seconds\": \"soon\"}", "line 1: 'timeout_seconds' has the wrong form"),
+            ("{\"prompt\": \"x\", \"model\": \"no model!\"}", "is not a model name"),
+            ("{\"prompt\": \"x\", \"text\": \"y\"}", "a prompt is for an inference"),
+            ("{\"messages\": []}", "line 1: 'payload.messages' has to have"),
         ] {
             let error = lines(text, &[]).unwrap_err().to_string();
             assert!(error.contains(wanted), "{text}: {error}");

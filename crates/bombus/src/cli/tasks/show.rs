@@ -29,6 +29,9 @@ pub(in crate::cli) struct Task {
     pub(in crate::cli) status: String,
     pub(in crate::cli) settled: bool,
     cancelling: bool,
+    /// Why nobody does it, where nobody could.
+    #[serde(default)]
+    pub(in crate::cli) waiting: Option<String>,
     #[serde(default)]
     pub(in crate::cli) result: Option<Value>,
     #[serde(default)]
@@ -86,6 +89,8 @@ struct Chunk {
 struct Batch {
     id: String,
     item: String,
+    #[serde(default)]
+    total: Option<usize>,
 }
 
 /// Reads what the node tells.
@@ -134,6 +139,11 @@ impl Task {
         self.batch.as_ref().map(|batch| batch.item.as_str())
     }
 
+    /// How many tasks its batch has, where that was said.
+    pub(in crate::cli) fn batch_total(&self) -> Option<usize> {
+        self.batch.as_ref()?.total
+    }
+
     /// Says how far it is, and whether that may change yet.
     fn state(&self) -> String {
         match self.status.as_str() {
@@ -147,7 +157,7 @@ impl Task {
         let Progress { done, total, tokens } = self.progress;
         match (total, tokens) {
             (2.., _) => format!("{done}/{total}"),
-            (_, 1..) => format!("{tokens} tokens"),
+            (_, 1..) => counted(tokens, "token"),
             _ => "-".to_owned(),
         }
     }
@@ -159,6 +169,9 @@ impl Task {
             text.push_str(&output::wrapped(&format!("  {name:9} "), &printable(value), width));
         };
         line("status", &format!("{}, after {}", self.state(), seconds(self.duration_seconds)));
+        if let Some(waiting) = &self.waiting {
+            line("waits", waiting);
+        }
         let kind = self.model.as_ref().map_or_else(String::new, |model| format!(", model {model}"));
         line("kind", &format!("{}{kind}, priority {}", self.task_type, self.priority));
         if self.encrypted {
@@ -177,8 +190,9 @@ impl Task {
         if let Some(parent) = &self.parent {
             line("part of", parent);
         }
-        if let Some(Batch { id, item }) = &self.batch {
-            line("batch", &format!("{id}, item {item}"));
+        if let Some(Batch { id, item, total }) = &self.batch {
+            let total = total.map(|total| format!(" of {total}")).unwrap_or_default();
+            line("batch", &format!("{id}, item {item}{total}"));
         }
         for Attempt { epoch, worker, reason } in &self.attempts {
             line("failed", &format!("grant {epoch} at {}: {reason}", worker.hostname));
@@ -212,8 +226,10 @@ impl Task {
             "eval_count": fact("eval_count"),
             "tokens_per_second": fact("tokens_per_second"),
         });
-        if let Some(embedding) = result.and_then(|result| result.get("embedding")) {
-            line["embedding"] = embedding.clone();
+        for name in ["embedding", "echo"] {
+            if let Some(value) = result.and_then(|result| result.get(name)) {
+                line[name] = value.clone();
+            }
         }
         if let Some(error) = &self.error {
             line["error"] = error.as_str().into();
@@ -241,8 +257,11 @@ impl Task {
     /// Says who did it, how fast, and whether it may change yet.
     pub(in crate::cli) fn summary(&self) -> String {
         let number = |name: &str| self.result.as_ref().and_then(|result| result[name].as_f64());
-        let tokens = number("eval_count").map(|count| format!(", {count:.0} tokens")).unwrap_or_default();
-        let speed = number("tokens_per_second").map(|speed| format!(" at {speed:.0}/s")).unwrap_or_default();
+        let count = number("eval_count").map(|count| count as u64);
+        let tokens = count.map(|count| format!(", {}", counted(count, "token"))).unwrap_or_default();
+        // One token takes no time that could be measured.
+        let speed = number("tokens_per_second").filter(|_| count > Some(1));
+        let speed = speed.map(|speed| format!(" at {speed:.0}/s")).unwrap_or_default();
         let place = self.hostname.as_ref().map(|name| format!(" by {name}")).unwrap_or_default();
         let settled = if self.settled { "" } else { "; not settled by its requester yet, so it may be replaced" };
         let model = self.model.as_deref().unwrap_or(&self.task_type);
@@ -263,7 +282,16 @@ fn short(name: &str) -> String {
 }
 
 fn seconds(seconds: f64) -> String {
-    if seconds < 10.0 { format!("{seconds:.1} s") } else { age(seconds) }
+    match seconds {
+        ..1.0 => format!("{:.0} ms", seconds.max(0.0) * 1_000.0),
+        ..10.0 => format!("{seconds:.1} s"),
+        _ => age(seconds),
+    }
+}
+
+/// Counts things as people do.
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// Writes a time span as people say it.
@@ -291,7 +319,7 @@ mod tests {
             "attempts": [{ "epoch": 1, "worker": { "node_id": "w", "hostname": "wasp" }, "reason": "it died", "at": 1.0 }],
             "progress": { "done": 1, "total": 1, "tokens": 5 },
             "chunks": [{ "task_id": "t1-0", "index": 0, "status": "completed" }],
-            "batch": { "id": "nightly", "item": "a" },
+            "batch": { "id": "nightly", "item": "a", "total": 3 },
         })
     }
 
@@ -312,10 +340,33 @@ mod tests {
             "  failed    grant 1 at wasp: it died\n",
             "  attempt   2, under grant 2\n",
             "  chunk     0 completed (t1-0)\n",
-            "  batch     nightly, item a\n",
+            "  batch     nightly, item a of 3\n",
         ] {
             assert!(text.contains(wanted), "{text}\nlacks {wanted:?}");
         }
+    }
+
+    #[test]
+    fn what_a_task_waits_for_and_one_of_something_are_said_as_people_say_them() {
+        let mut waiting = told();
+        waiting["status"] = json!("pending");
+        waiting["waiting"] = json!("no node that is here has the model 'm' for it");
+        waiting["progress"]["tokens"] = json!(1);
+        waiting["result"]["eval_count"] = json!(1);
+        waiting["duration_seconds"] = json!(0.041);
+        let task: Task = read(waiting).unwrap();
+        let text = task.text(100);
+        for wanted in [
+            "  status    pending, after 41 ms\n",
+            "  waits     no node that is here has the model 'm' for it\n",
+            "  done      1 token\n",
+        ] {
+            assert!(text.contains(wanted), "{text}\nlacks {wanted:?}");
+        }
+        let summary = task.summary();
+        assert!(summary.contains("1 token;") && !summary.contains("/s"), "{summary}");
+        let refused = crate::cli::tasks::without_result(&task);
+        assert!(refused.to_string().contains("no result yet: no node"), "{refused}");
     }
 
     #[test]
