@@ -15,9 +15,11 @@ use tokio::sync::OnceCell;
 
 use crate::harness::{take_environment, within};
 
+mod disk;
 mod lan;
 mod nat;
 
+pub(crate) use disk::Disk;
 pub(crate) use lan::Lan;
 pub(crate) use nat::{Mapping, Nat};
 
@@ -74,7 +76,8 @@ async fn rights() -> Result<Rights, &'static str> {
     found.as_ref().copied().map_err(String::as_str)
 }
 
-fn is_program(name: &str) -> bool {
+/// Says whether this machine has a program.
+pub(crate) fn is_program(name: &str) -> bool {
     search_path().split(':').any(|folder| Path::new(folder).join(name).is_file())
 }
 
@@ -90,20 +93,44 @@ fn system(program: &str) -> Command {
     command
 }
 
+/// What a namespace has of its own, as the system's programs name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Own {
+    /// Interfaces, addresses, rules.
+    Net,
+    /// What is mounted where.
+    Mount,
+}
+
+impl Own {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Net => "--net",
+            Self::Mount => "--mount",
+        }
+    }
+}
+
 /// A namespace and the process that keeps it.
 struct Namespace {
     keeper: Child,
     rights: Rights,
+    own: Own,
 }
 
 impl Namespace {
-    async fn new(mut command: Command, rights: Rights) -> Self {
-        command.args(["--net", "--", "sh", "-c", "echo ready && exec cat"]);
+    async fn new(command: Command, rights: Rights) -> Self {
+        let made = Self::made(command, rights, Own::Net, "true").await;
+        made.expect("the namespace can be made, as another one could")
+    }
+
+    /// Makes a namespace, and runs a script of the shell in it that has to work; none where one of them does not.
+    async fn made(mut command: Command, rights: Rights, own: Own, script: &str) -> Option<Self> {
+        command.args([own.flag(), "--", "sh", "-c", &format!("{script} && echo ready && exec cat")]);
         let mut keeper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(keeper.stdout.take().unwrap()).lines();
         let line = within("a namespace", lines.next_line()).await.unwrap();
-        assert_eq!(line.as_deref(), Some("ready"), "the namespace can be made, as another one could");
-        Self { keeper, rights }
+        (line.as_deref() == Some("ready")).then_some(Self { keeper, rights, own })
     }
 
     fn pid(&self) -> u32 {
@@ -117,8 +144,20 @@ impl Namespace {
         if self.rights == Rights::UserNamespace {
             command.args(["--user", "--preserve-credentials"]);
         }
-        command.args(["--net", "--"]).arg(program);
+        command.args([self.own.flag(), "--"]).arg(program);
         command
+    }
+
+    /// Moves a prepared command inside.
+    fn host(&self, command: &Command) -> Command {
+        let inner = command.as_std();
+        let mut hosted = self.command(inner.get_program());
+        hosted.args(inner.get_args());
+        if let Some(folder) = inner.get_current_dir() {
+            hosted.current_dir(folder);
+        }
+        take_environment(&mut hosted, command);
+        hosted
     }
 
     /// Runs a script of the shell inside and expects it to work.
@@ -214,14 +253,7 @@ impl Machine {
 
     /// Moves a prepared command to this machine.
     pub(crate) fn host(&self, command: &Command) -> Command {
-        let inner = command.as_std();
-        let mut hosted = self.command(inner.get_program());
-        hosted.args(inner.get_args());
-        if let Some(folder) = inner.get_current_dir() {
-            hosted.current_dir(folder);
-        }
-        take_environment(&mut hosted, command);
-        hosted
+        self.space.host(command)
     }
 
     /// Runs a script of the shell on this machine.

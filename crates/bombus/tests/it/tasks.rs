@@ -7,10 +7,18 @@ use crate::harness::{Finished, Home, fake, no_backends, within};
 use crate::model::eventually;
 use crate::swarm::{Member, Plan, Swarm};
 
+mod after;
 mod alone;
 mod batch;
+mod clocks;
+mod disk;
 mod faults;
+mod openai;
+mod partitions;
+mod prune;
 mod real;
+mod rounds;
+mod sealed;
 mod shared;
 
 /// The pace of leases in tests.

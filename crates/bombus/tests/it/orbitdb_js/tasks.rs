@@ -10,7 +10,7 @@ use crate::swarm::{Member, Plan, Swarm};
 use crate::tasks::{idle, worker};
 
 of_each_release! {
-    a_peer_gives_a_node_work, a_peer_ends_the_work_that_it_gave, a_peer_works_for_a_node_that_lets_it,
+    a_peer_gives_a_node_work, a_peer_hears_why_its_work_failed, a_peer_ends_the_work_that_it_gave, a_peer_works_for_a_node_that_lets_it,
     a_claim_of_a_peer_that_nobody_asked_for_counts_for_nothing,
 }
 
@@ -88,6 +88,24 @@ async fn a_peer_gives_a_node_work(installed: Installed) {
         peer.stop().await;
         swarm.stop_all().await;
     }
+}
+
+async fn a_peer_hears_why_its_work_failed(installed: Installed) {
+    let failing = worker(0, "").replace("token_ms = 0", "fail = 'after:2'");
+    let (mut swarm, _home, peer, opened) = pair(installed, &failing, false).await;
+    // Longer than what goes on where the first part broke off.
+    let prompt = "one two three four five six seven eight nine";
+    let mut document = pending("to-fail", prompt, &peer);
+    // One after the other would come ever later.
+    document["maxAttempts"] = json!(1);
+    put(&peer, &opened.tasks, &document).await;
+    let task = shown(&peer, &opened.tasks, "to-fail", "the end", |task| task["status"] == "FAILED").await;
+    assert!(task["error"].as_str().is_some_and(|error| !error.is_empty()), "{task}");
+    assert_eq!(task["prompt"], prompt);
+    let result = shown(&peer, &opened.results, "to-fail", "the reason", |result| result["error"].is_string()).await;
+    assert_eq!((&result["error"], &result["workerPeerId"]), (&task["error"], &json!(swarm.id(0))), "{result}");
+    peer.stop().await;
+    swarm.stop_all().await;
 }
 
 async fn a_peer_ends_the_work_that_it_gave(installed: Installed) {

@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::harness::{Finished, Home, Process, Signal, client, fake, finish, free_address, take_environment, within};
-use crate::lab::Machine;
+use crate::lab::{Disk, Machine};
 use crate::model::eventually;
 
 /// Where nodes listen for each other on a machine of their own.
@@ -16,6 +16,7 @@ const PORT: u16 = 7891;
 pub(crate) struct Member {
     home: Home,
     machine: Option<Machine>,
+    disk: Option<Disk>,
     process: Option<Process>,
     record: Value,
     arguments: Vec<String>,
@@ -37,7 +38,7 @@ impl Member {
         }
         let environment = if mdns { vec![("BOMBUS_P2P__MDNS".to_owned(), "true".to_owned())] } else { Vec::new() };
         let client = client();
-        Self { home, machine, process: None, record: Value::Null, arguments, environment, client }
+        Self { home, machine, disk: None, process: None, record: Value::Null, arguments, environment, client }
     }
 
     /// Returns the node's home.
@@ -53,6 +54,17 @@ impl Member {
     /// Moves the node to another machine, from its next start on.
     pub(crate) fn move_to(&mut self, machine: Machine) {
         self.machine = Some(machine);
+    }
+
+    /// Puts the node's data directory on a disk of its own of so many MiB, as long as nothing is in it; says whether that can be done here.
+    pub(crate) async fn put_on_disk(&mut self, mib: u32) -> bool {
+        self.disk = Disk::under(&self.home.data_dir(), mib).await;
+        self.disk.is_some()
+    }
+
+    /// Returns the disk on which the node's data directory is.
+    pub(crate) fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("the node was put on a disk")
     }
 
     /// Adds an argument to `bombus up`, from the next start on.
@@ -112,7 +124,15 @@ impl Member {
 
     /// Prepares a command on the node's data directory and machine.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let command = self.home.command(arguments);
+        self.placed(self.home.command(arguments))
+    }
+
+    /// Moves a prepared command to where the node is.
+    fn placed(&self, command: Command) -> Command {
+        let command = match &self.disk {
+            Some(disk) => disk.host(&command),
+            None => command,
+        };
         match &self.machine {
             Some(machine) => machine.host(&command),
             None => command,
@@ -165,10 +185,7 @@ impl Member {
         command.current_dir(plain.as_std().get_current_dir().unwrap()).kill_on_drop(true).stdin(Stdio::null());
         take_environment(&mut command, &plain);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        match &self.machine {
-            Some(machine) => machine.host(&command),
-            None => command,
-        }
+        self.placed(command)
     }
 
     /// Starts the node and waits until it serves.
@@ -176,7 +193,7 @@ impl Member {
         assert!(self.process.is_none(), "the node runs already");
         let mut process = Process::start(self.up());
         process.stderr_shows(" serves on ").await;
-        self.record = self.home.node_json().expect("a node that serves has written node.json");
+        self.record = self.node_json();
         assert_eq!(self.record["pid"], process.pid());
         self.process = Some(process);
         if self.machine.is_some() {
@@ -187,6 +204,16 @@ impl Member {
             eventually("an address that other machines reach", told).await;
             self.record["p2p"] = listen().await;
         }
+    }
+
+    fn node_json(&self) -> Value {
+        let read = match &self.disk {
+            Some(disk) => {
+                serde_json::from_slice(&std::fs::read(disk.path().join("node.json")).unwrap_or_default()).ok()
+            }
+            None => self.home.node_json(),
+        };
+        read.expect("a node that serves has written node.json")
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -229,7 +256,13 @@ impl Member {
 
     /// Gets JSON from the node's API.
     pub(crate) async fn get(&self, path: &str) -> Value {
-        let text = match &self.machine {
+        let text = self.text(path).await;
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("{path}: {text}"))
+    }
+
+    /// Gets a text from the node's API.
+    pub(crate) async fn text(&self, path: &str) -> String {
+        match &self.machine {
             Some(machine) => match machine.fetch(&self.url(path)).await {
                 Ok(text) => text,
                 Err(error) => panic!("{path}: {error}\nthe node's log:\n{}", self.log_end()),
@@ -239,8 +272,7 @@ impl Member {
                 assert!(response.status().is_success(), "{path}: {}", response.status());
                 within(path, response.text()).await.unwrap()
             }
-        };
-        serde_json::from_str(&text).unwrap_or_else(|_| panic!("{path}: {text}"))
+        }
     }
 
     /// Posts JSON to the API of a node on loopback; returns the status and the JSON that came back.

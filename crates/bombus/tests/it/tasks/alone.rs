@@ -125,17 +125,20 @@ async fn a_task_is_cancelled_while_it_runs() {
     let node = Node::start(&home).await;
     let text = words(1, 200);
     let id = run(&home, &["submit", "--quiet", &text], 0).await.stdout.trim().to_owned();
-    let running = async || -> u64 {
+    let metric = async |name: &str| -> u64 {
         let metrics = within("metrics", node.get("/metrics").await.text()).await.unwrap();
-        let value = metrics.lines().find_map(|line| line.strip_prefix("bombus_tasks_running_here{} "));
-        value.and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0) as u64
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name));
+        value.and_then(|value| value.trim().parse::<f64>().ok()).unwrap_or(0.0) as u64
     };
+    let running = async || metric("bombus_tasks_running_here{}").await;
     eventually("a running task", async || running().await == 1).await;
     let status: Value = within("status", node.get("/status").await.json()).await.unwrap();
     assert_eq!(status["tasks_active"], 1);
     let said = run(&home, &["cancel", &id], 0).await;
     assert!(said.stderr.contains("cancel"), "{}", said.stderr);
     within("the end of it", async { while running().await > 0 {} }).await;
+    assert_eq!(metric("bombus_task_runs_begun_total{}").await, 1);
+    assert_eq!(metric("bombus_task_runs_total{outcome=\"stopped\"}").await, 1);
     let refused = run(&home, &["result", &id, "--wait"], 1).await;
     assert!(refused.stderr.contains("cancelled") && refused.stdout.is_empty(), "{}", refused.stderr);
     let task = object(&home, &["status", &id, "--json"]).await;
@@ -180,6 +183,7 @@ async fn what_cannot_be_done_says_why_and_what_to_do() {
         (&["result", "none"], 3, "bombus tasks"),
         (&["cancel", "none"], 3, "bombus tasks"),
         (&["status", "a b"], 2, "letters, digits"),
+        (&["result", ""], 2, "TASK"),
         (&["results", "--batch", "none"], 3, "no batch"),
         (&["submit"], 2, "PROMPT"),
         (&["submit", " "], 2, "no prompt"),
@@ -187,6 +191,7 @@ async fn what_cannot_be_done_says_why_and_what_to_do() {
         (&["submit", "Hi", "--priority", "11"], 2, "1..=10"),
         (&["submit", "Hi", "--timeout", "0"], 2, "1..=3600"),
         (&["submit", "Hi", "--chunk", "word"], 2, "paragraph"),
+        (&["submit", "Hi", "--joiner", ", "], 2, "--chunk"),
         (&["submit", "Hi", "--key", "a\u{e9}"], 2, "ASCII"),
         (&["submit", "--file", "nowhere.txt"], 3, "nowhere.txt"),
         (&["submit", "Hi", "--file", "config/bombus/config.toml", "--lines"], 2, "prompt of its own"),
@@ -220,4 +225,46 @@ async fn what_happens_to_tasks_is_among_the_events() {
     assert!(in_time, "{said}");
     assert!(said.lines().all(|line| line.contains(&id)), "{said}");
     assert!(!said.contains("secret words"), "prompts are no part of events: {said}");
+}
+
+#[tokio::test]
+async fn what_waits_says_for_what_and_is_found_among_what_waits() {
+    let home = Home::new(&worker(0, ""));
+    let node = Node::start(&home).await;
+    let said = run(&home, &["submit", "Hi", "--model", "unknown"], 0).await;
+    assert!(said.stderr.contains("waits: no node that is here has the model 'unknown'"), "{}", said.stderr);
+    let id = said.stdout.trim();
+    let shown = run(&home, &["status", id], 0).await.stdout;
+    assert!(shown.contains("waits") && shown.contains("'unknown'"), "{shown}");
+    let refused = run(&home, &["result", id], 4).await;
+    assert!(refused.stderr.contains("has the model 'unknown'"), "{}", refused.stderr);
+    for number in 0..60 {
+        let (status, _) = node.post("/task", &json!({ "payload": { "prompt": format!("{number}") } })).await;
+        assert_eq!(status, 202);
+    }
+    let count = async |status: &str| {
+        object(&home, &["tasks", "--status", status, "-n", "1000", "--json"]).await["tasks"].as_array().unwrap().len()
+    };
+    eventually("all but one are done", async || count("COMPLETED").await == 60).await;
+    let waiting = object(&home, &["tasks", "--status", "pending", "-n", "1", "--json"]).await;
+    assert_eq!(waiting["tasks"][0]["task_id"], id, "it is found behind all that are done: {waiting}");
+    let refused = within("a list", node.get("/tasks?cursor=nothing").await.text()).await.unwrap();
+    assert!(refused.contains("\"status\":400"), "{refused}");
+}
+
+#[tokio::test]
+async fn who_submits_hears_who_can_read_it_once_it_is_taken() {
+    let home = Home::new(&worker(0, ""));
+    let node = Node::start(&home).await;
+    for arguments in [&["submit", "Hi", "--to", "nobody"][..], &["submit", "Hi", "--model", "no model!"]] {
+        let refused = home.run(arguments).await;
+        assert!(!refused.stderr.contains("stored on all nodes"), "nothing is stored: {}", refused.stderr);
+    }
+    let sealed = run(&home, &["submit", "Hi", "--encrypt"], 0).await;
+    assert!(!sealed.stderr.contains("stored on all nodes"), "{}", sealed.stderr);
+    node.stop().await;
+    let home = Home::new(&worker(0, "seal = 'always'"));
+    let _node = Node::start(&home).await;
+    let sealed = run(&home, &["submit", "Hi"], 0).await;
+    assert!(!sealed.stderr.contains("stored on all nodes"), "{}", sealed.stderr);
 }

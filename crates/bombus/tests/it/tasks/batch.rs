@@ -47,11 +47,39 @@ async fn each_line_is_a_task_and_keeps_its_id() {
 async fn a_file_with_a_slip_in_it_submits_nothing() {
     let home = Home::new(&worker(0, ""));
     let _node = Node::start(&home).await;
-    std::fs::write(home.path("prompts.jsonl"), "\"Hi\"\n{\"promt\": \"Ho\"}\n").unwrap();
-    let refused = run(&home, &["submit", "--file", "prompts.jsonl"], 2).await;
-    assert!(refused.stderr.contains("line 2") && refused.stderr.contains("promt"), "{}", refused.stderr);
+    for (line, wanted) in [
+        (r#"{"promt": "Ho"}"#, "promt"),
+        (r#"{"prompt": 5}"#, "payload.prompt"),
+        (r#"{"prompt": "Ho", "temperature": 9}"#, "from 0 to 2"),
+        (r#"{"prompt": "Ho", "model": "no model!"}"#, "not a model name"),
+    ] {
+        std::fs::write(home.path("prompts.jsonl"), format!("\u{feff}\"Hi\"\n{line}\n")).unwrap();
+        let refused = run(&home, &["submit", "--file", "prompts.jsonl"], 2).await;
+        assert!(refused.stderr.contains("line 2") && refused.stderr.contains(wanted), "{}", refused.stderr);
+    }
     let listed = run(&home, &["tasks", "--json"], 0).await.stdout;
     assert_eq!(serde_json::from_str::<Value>(&listed).unwrap()["tasks"], json!([]));
+    std::fs::write(home.path("prompts.jsonl"), "\"Hi\"\n{\"prompt\": \"Ho\", \"to\": \"nobody\"}\n").unwrap();
+    let refused = run(&home, &["submit", "--file", "prompts.jsonl"], 3).await;
+    assert!(refused.stderr.contains("line 2: no peer is called 'nobody'"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn a_node_that_knows_a_part_of_a_batch_does_not_take_it_for_the_whole() {
+    let home = Home::new(&worker(0, ""));
+    let node = Node::start(&home).await;
+    for item in ["a", "b"] {
+        let batch = json!({ "id": "nightly", "item": item, "total": 3 });
+        let (status, _) = node.post("/task", &json!({ "payload": { "prompt": item }, "batch": batch })).await;
+        assert_eq!(status, 202);
+    }
+    let waited = run(&home, &["results", "--batch", "nightly", "--wait"], 4).await;
+    assert!(waited.stderr.contains("2 of the 3 tasks"), "{}", waited.stderr);
+    assert!(lines(&waited.stdout).iter().all(|line| line["status"] == "completed"), "{}", waited.stdout);
+    let batch = json!({ "id": "nightly", "item": "c", "total": 3 });
+    node.post("/task", &json!({ "payload": { "prompt": "c" }, "batch": batch })).await;
+    let whole = run(&home, &["results", "--batch", "nightly", "--wait"], 0).await;
+    assert_eq!(lines(&whole.stdout).len(), 3);
 }
 
 #[tokio::test]

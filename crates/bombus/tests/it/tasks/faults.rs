@@ -1,16 +1,10 @@
 //! Nodes that die and freeze while there is work: nothing is lost, and one result is settled. `BOMBUS_FAULT_ROUNDS` repeats the rounds.
 
-use std::time::Duration;
-
-use futures::future::join_all;
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
+use super::after::Acknowledged;
 use super::{idle, team, words, worker};
 use crate::faults::rounds;
-use crate::harness::within;
-use crate::swarm::Swarm;
 
 #[tokio::test]
 async fn a_task_whose_worker_is_killed_is_done_by_another() {
@@ -96,6 +90,8 @@ async fn a_worker_that_freezes_for_longer_than_its_lease_changes_nothing_when_it
     for field in ["status", "settled", "node_id", "epoch", "result"] {
         assert_eq!(after[field], task[field], "{field}: {after}");
     }
+    // The log of what happened knows of one end, and of one result that was accepted.
+    swarm.audits_fit("a frozen worker", &Acknowledged::from([(id, text)])).await;
 }
 
 #[tokio::test]
@@ -107,61 +103,4 @@ async fn a_worker_that_stops_hands_its_task_back_or_finishes_it() {
     let leaving = swarm.worker_of(0, &id).await;
     swarm.stop(leaving).await;
     assert_eq!(swarm.member(0).result(&id).await, text);
-}
-
-/// A node with the seed of a round, so that a failure can be repeated.
-fn chance() -> (u64, StdRng) {
-    let seed = std::env::var("BOMBUS_FAULT_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| std::process::id().into());
-    eprintln!("BOMBUS_FAULT_SEED={seed}");
-    (seed, StdRng::seed_from_u64(seed))
-}
-
-/// Kills one or two of the nodes, leaves them dead for a while, and starts them again.
-async fn strike(swarm: &mut Swarm, chance: &mut StdRng) {
-    let first = chance.random_range(0..swarm.len());
-    let second = chance.random_range(0..swarm.len());
-    let victims = if chance.random_bool(0.5) || first == second { vec![first] } else { vec![first, second] };
-    for victim in &victims {
-        swarm.kill(*victim).await;
-    }
-    // The pause is what the round is about: long enough for a lease to end, or not.
-    tokio::time::sleep(Duration::from_millis(chance.random_range(0..4_000))).await;
-    for victim in victims {
-        swarm.restart(victim).await;
-    }
-}
-
-#[tokio::test]
-async fn whoever_is_killed_while_many_tasks_run_none_is_lost_and_each_has_one_result() {
-    const TASKS: usize = 16;
-    let (seed, mut chance) = chance();
-    let pace = worker(15, "max_attempts = 10");
-    let mut swarm = team(&[pace.clone(), pace.clone(), pace.clone(), pace]).await;
-    for round in 0..rounds() {
-        let mut wanted = Vec::new();
-        for number in 0..TASKS {
-            let text = words(round * TASKS + number, 40);
-            let id = swarm.member(number % 4).submit(&text, &["--attempts", "10"]).await;
-            wanted.push((id, text));
-        }
-        for _ in 0..2 {
-            strike(&mut swarm, &mut chance).await;
-        }
-        swarm.all_see_each_other().await;
-        for index in 0..swarm.len() {
-            for (id, text) in &wanted {
-                let task = swarm.member(index).settled(id).await;
-                let stands = (&task["status"], &task["result"]["response"]);
-                assert_eq!(stands, (&json!("completed"), &json!(text)), "seed {seed}, node {index}: {task}");
-            }
-        }
-        // All nodes tell the same of each: one grant, one worker, one result.
-        for (id, _) in &wanted {
-            let told = join_all((0..swarm.len()).map(|index| swarm.member(index).task(id))).await;
-            let of = |task: &Value| (task["epoch"].clone(), task["node_id"].clone(), task["result"].clone());
-            assert!(told.iter().all(|task| of(task) == of(&told[0])), "seed {seed}: {told:?}");
-        }
-    }
-    within("the end of all nodes", swarm.stop_all()).await;
 }

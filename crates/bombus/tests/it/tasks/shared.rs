@@ -1,9 +1,12 @@
 //! Tasks between nodes: submitted at one, done at another, asked for at a third.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::{idle, team, words, worker};
 use crate::harness::within;
+use crate::model::eventually;
 
 #[tokio::test]
 async fn one_node_submits_another_does_and_a_third_tells() {
@@ -62,6 +65,45 @@ async fn any_node_cancels_a_task_at_whichever_works_on_it() {
         let task = swarm.member(index).settled(&id).await;
         assert_eq!(task["status"], "cancelled", "at node {index}: {task}");
     }
+}
+
+#[tokio::test]
+async fn a_cancelled_task_stops_though_its_requester_is_away_or_silent() {
+    for way in [Away::Dead, Away::Silent] {
+        let mut swarm = team(&[idle(""), worker(1_000, ""), idle("")]).await;
+        let id = swarm.member(0).submit(&words(1, 200), &[]).await;
+        let worker = swarm.worker_of(2, &id).await;
+        match way {
+            Away::Dead => swarm.kill(0).await,
+            Away::Silent => swarm.pause(0),
+        }
+        let asked = Instant::now();
+        swarm.member(2).done(&["cancel", &id]).await;
+        eventually("the end of the work", async || swarm.member(worker).get("/status").await["tasks_active"] == 0)
+            .await;
+        eprintln!("{way:?}: {:?} from the command to the end of the work", asked.elapsed());
+        // Where it is known at once that it is away it takes milliseconds; the rest is left to machines that are busy.
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        for index in [1, 2] {
+            let task = swarm.member(index).task_when(&id, "it is to end", |task| task["cancelling"] == true).await;
+            assert_eq!(task["settled"], false, "only its requester settles: {task}");
+        }
+        match way {
+            Away::Dead => swarm.restart(0).await,
+            Away::Silent => swarm.resume(0),
+        }
+        for index in 0..3 {
+            let task = swarm.member(index).settled(&id).await;
+            assert_eq!(task["status"], "cancelled", "at node {index}: {task}");
+        }
+    }
+}
+
+/// Ways to be away.
+#[derive(Debug, Clone, Copy)]
+enum Away {
+    Dead,
+    Silent,
 }
 
 #[tokio::test]
