@@ -5,8 +5,10 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import urllib.request
 
+import openai
 import pytest
 
 from conftest import node_with_models
@@ -17,7 +19,7 @@ LIMIT_S = 300
 ANSWERS_MIN = 2
 # No request to these is answered well: there is no registry to push to, and nothing that may be deleted or is a blob; the node is alone, and
 # what changes its membership, or what it does for others, needs a key, as does who may write to a database, and closing one. A watch that is
-# answered well never ends.
+# answered well never ends. The batch that is there has ended, and can be cancelled no more.
 NEVER_WELL = [
     "/api/blobs/{digest}",
     "/api/delete",
@@ -39,6 +41,8 @@ NEVER_WELL = [
     "/node/pause",
     "/node/resume",
     "/node/undrain",
+    "/tasks/prune",
+    "/v1/batches/{batch_id}/cancel",
 ]
 PATHS = [
     "/",
@@ -101,9 +105,16 @@ PATHS = [
     "/task/{id}",
     "/task/{id}/stream",
     "/tasks",
+    "/tasks/prune",
+    "/v1/batches",
+    "/v1/batches/{batch_id}",
+    "/v1/batches/{batch_id}/cancel",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
+    "/v1/files",
+    "/v1/files/{file_id}",
+    "/v1/files/{file_id}/content",
     "/v1/models",
     "/v1/models/{id}",
 ]
@@ -115,6 +126,7 @@ def tried(tmp_path_factory, embedder_file):
     with node_with_models(tmp_path_factory.mktemp("tried"), embedder_file) as node:
         make_databases(node)
         make_tasks(node)
+        make_batch(node)
         yield node
 
 
@@ -140,6 +152,16 @@ def make_tasks(node):
     urllib.request.urlopen(f"{node.api}/task/tried?wait=60", timeout=70).close()
 
 
+def make_batch(node):
+    """Uploads a file, and makes a batch that fails: it is none of requests."""
+    with openai.OpenAI(base_url=f"{node.api}/v1", api_key="unused") as client:
+        file = client.files.create(file=("tried.jsonl", b"none\n"), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+        while client.batches.retrieve(batch.id).status != "failed":
+            time.sleep(0.05)
+    node.tried = {"TRIED_FILE": file.id, "TRIED_BATCH": batch.id}
+
+
 @pytest.fixture(scope="module")
 def document(tried):
     with urllib.request.urlopen(f"{tried.api}/openapi.json", timeout=10) as answer:
@@ -163,7 +185,7 @@ def test_every_answer_is_as_declared(tried, model, embedder, path):
     command = [program, "--config-file", HERE / "schemathesis.toml", "--no-color", "run", f"{tried.api}/openapi.json"]
     command += ["--include-path", path, "--continue-on-failure"]
     answered = answers(tried, path)
-    hooks = {"SCHEMATHESIS_HOOKS": str(HERE / "schemathesis_hooks.py"), "TRIED_MODEL": model, "TRIED_EMBEDDER": embedder}
+    hooks = {"SCHEMATHESIS_HOOKS": str(HERE / "schemathesis_hooks.py"), "TRIED_MODEL": model, "TRIED_EMBEDDER": embedder} | tried.tried
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
