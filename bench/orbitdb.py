@@ -141,6 +141,11 @@ def until_peers(peer):
         time.sleep(0.02)
 
 
+def rounds_for(count, options, kinds=(OURS,)):
+    """Returns how often so many documents are measured: what takes long, as 5000 and more do in JavaScript, once."""
+    return options.rounds if count <= (1000 if THEIRS in kinds else 5000) else 1
+
+
 def replicate(first, second, count):
     """Seconds from the first of so many puts, one after another, until the other peer has them all."""
     with pair(first, second) as (left, right, address):
@@ -151,7 +156,7 @@ def replicate(first, second, count):
         return (right.call("wait", head=put["head"], limit_ms=LIMIT_S * 1000)["at_ms"] - put["begin_ms"]) / 1000
 
 
-def cold(first, second, counts, rounds):
+def cold(first, second, counts, options):
     """For each count: the seconds that a peer which has nothing needs to get everything, and its memory then."""
     results = {}
     with tempfile.TemporaryDirectory(prefix="bombus-bench-") as folder:
@@ -162,7 +167,7 @@ def cold(first, second, counts, rounds):
                 head = left.call("put", **{"from": filled, "count": count - filled})["head"]
                 filled = count
                 taken, memory = [], []
-                for number in range(rounds):
+                for number in range(rounds_for(count, options, (first, second))):
                     with Peer(second, folder / f"second-{count}-{number}") as right:
                         left.call("dial", address=right.addresses[0])
                         begin = time.time() * 1000
@@ -212,17 +217,17 @@ def local(folder, options):
         for label, rate in zip(labels, mine)
     ]
     for count in options.reads:
+        is_shared = count <= options.js_reads_most
+
         def read(count=count):
             with tempfile.TemporaryDirectory(dir=folder) as directory:
                 ours("put", directory, 0, count, 64, "relaxed")
                 return ours("read", directory, count)
 
-        results = in_turns(
-            options.rounds if count <= 5000 else 1,
-            lambda: theirs("read", "memory", count), lambda: theirs("read", "level", count), read,
-        )
+        others = [lambda: theirs("read", "memory", count), lambda: theirs("read", "level", count)] if is_shared else [dict, dict]
+        results = in_turns(rounds_for(count, options), *others, read)
 
-        def cells(name, digits):
+        def cells(name, digits, results=results):
             values = [median([result[name] for result in side]) if name in side[0] else None for side in results]
             return [f"{value:.{digits}f}" if value is not None else "" for value in values], values
 
@@ -267,8 +272,8 @@ def peers(_, options):
     rows.append(["put to update, p99 (ms)", *(f"{value:.2f}" for value in late), times(late[3], late[0]), ""])
     joins = []
     for first, second in PAIRS:
-        counts = [count for count in options.cold if count <= options.js_most or (first, second) == (OURS, OURS)]
-        joins.append(cold(first, second, counts, options.rounds))
+        most = {0: sys.maxsize, 1: options.js_most, 2: options.js_js_most}[(first, second).count(THEIRS)]
+        joins.append(cold(first, second, [count for count in options.cold if count <= most], options))
     for count in options.cold:
         values = [side.get(count) for side in joins]
         seconds = [f"{value[0]:.2f}" if value else "" for value in values]
@@ -294,24 +299,27 @@ def numbers(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="of what is not large: joins of more than 1000 documents with JavaScript, and of more than 5000, are measured once")
     parser.add_argument("--puts", type=int, default=1000, help="documents put one after another; ten times as many with 64 in flight")
-    parser.add_argument("--reads", type=numbers, default=[5000], help="numbers of documents that are read; JavaScript puts 100000 in some minutes")
+    parser.add_argument("--reads", type=numbers, default=[5000, 100_000], help="numbers of documents that are read")
+    parser.add_argument("--js-reads-most", type=int, default=5000, help="the most of them in JavaScript, which puts 100000 in ten minutes")
     parser.add_argument("--replicate", type=int, default=1000)
     parser.add_argument("--updates", type=int, default=200, help="documents put one at a time, to see how soon each is told")
     parser.add_argument("--cold", type=numbers, default=[1000, 5000, 50_000], help="numbers of documents that a new peer gets")
-    parser.add_argument("--js-most", type=int, default=5000, help="the most documents of a cold join in which JavaScript has a part")
+    parser.add_argument("--js-most", type=int, default=50_000, help="the most documents of a cold join in which JavaScript has one part")
+    parser.add_argument("--js-js-most", type=int, default=5000, help="the most where it has both")
     parser.add_argument("--sizes", type=numbers, default=[1000, 5000, 20_000, 100_000])
     parser.add_argument("--only", action="append", choices=list(PARTS), help="this part; may be given several times")
     options = parser.parse_args()
-    load_before = machine.load()
+    load_before, begin = machine.load(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bombus-bench-") as folder:
         for name in options.only or PARTS:
             part, head = PARTS[name]
+            print(f"measuring: {name}, after {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
             machine.print_table(head, part(pathlib.Path(folder), options))
             print(flush=True)
     print(
-        f"{options.rounds} rounds. JavaScript: @orbitdb/core 4.0.0 on Helia 6, blocks, heads and index in Level on the disk (never synced) or in "
+        f"{options.rounds} rounds, one of joins of 5000 and more with JavaScript and of more than 5000 documents; {time.monotonic() - begin:.0f} s in all. JavaScript: @orbitdb/core 4.0.0 on Helia 6, blocks, heads and index in Level on the disk (never synced) or in "
         "memory; between peers Level. Ours: redb behind a journal; durable means synced before the put returns."
     )
     print(machine.describe(load_before))

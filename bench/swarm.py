@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import signal
-import statistics
 import struct
 import subprocess
 import sys
@@ -27,38 +26,20 @@ sys.path.insert(0, str(ROOT / "tests" / "clients"))
 
 import load
 import machine
+import setups
 import streams
 from bombus_node import MODEL, Swarm, bombus, cached_models, link_models
+from setups import EMPTY, in_turns, median, netloc
 
 CONNECTIONS = 64
 TEXT = "one two three four five six seven eight"
-# A node that has no model itself.
-EMPTY = '[[backends]]\nkind = "embedded"\n'
 ENGINE = '[[backends]]\nkind = "embedded"\nthreads = 1\n'
 PACED_MS = 5
 GB = 1_000_000_000
 
 
 def fake(name, more="", *, reply=f" {TEXT}"):
-    return f'[[backends]]\nkind = "fake"\nname = "{name}"\nmodels = ["{name}"]\nreply = "{reply}"\n{more}\n'
-
-
-def netloc(node):
-    return node.api.removeprefix("http://")
-
-
-def median(values):
-    return statistics.median(values)
-
-
-def in_turns(rounds, *measures):
-    """Takes each measure once a round, in an order that turns around; returns a list of results for each."""
-    results = [[] for _ in measures]
-    for number in range(rounds):
-        order = list(enumerate(measures))
-        for index, measure in order if number % 2 == 0 else reversed(order):
-            results[index].append(measure())
-    return results
+    return setups.fake(name, more, reply=reply)
 
 
 def routed(folder, options):
