@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,29 +17,12 @@ import threading
 import time
 
 import machine
+from setups import in_turns, median, quantile
 
 LIMIT_S = 1800
 READY_LIMIT_S = 60
 OURS = "bombus"
 THEIRS = "JS"
-
-
-def median(values):
-    return statistics.median(values)
-
-
-def quantile(values, part):
-    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
-
-
-def in_turns(rounds, *measures):
-    """Takes each measure once a round, in an order that turns around; returns a list of results for each."""
-    results = [[] for _ in measures]
-    for number in range(rounds):
-        order = list(enumerate(measures))
-        for index, measure in order if number % 2 == 0 else reversed(order):
-            results[index].append(measure())
-    return results
 
 
 def output_of(command):

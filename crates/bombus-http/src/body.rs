@@ -1,10 +1,13 @@
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
+use bombus_infer::ByteStream;
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
@@ -54,6 +57,45 @@ impl BodyRoom {
         let kibibytes = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX).min(self.kibibytes_max);
         self.kibibytes.clone().acquire_many_owned(kibibytes).await.expect("the semaphore is never closed")
     }
+}
+
+/// Hands a large body on piece by piece, as long as it is not too large, not too slow, and the node not at its end; else `trouble` says what
+/// was wrong with it.
+pub(crate) fn pieces(
+    app: &SharedApp,
+    body: Body,
+    bytes_max: u64,
+    too_large: ApiError,
+    trouble: Arc<OnceLock<ApiError>>,
+) -> ByteStream {
+    let (wait_max, cut) = (app.config.limits.body_time(), app.cut.clone());
+    let mut data = body.into_data_stream();
+    async_stream::stream! {
+        let mut bytes = 0_u64;
+        let error = loop {
+            let piece = tokio::select! {
+                biased;
+                () = cut.cancelled() => break ApiError::shutting_down(),
+                piece = timeout(wait_max, data.next()) => piece,
+            };
+            let piece = match piece {
+                Ok(None) => return,
+                Ok(Some(Ok(piece))) => piece,
+                Ok(Some(Err(error))) => break ApiError::body_unreadable(error),
+                Err(_) => break ApiError::body_too_slow(wait_max),
+            };
+            bytes = bytes.saturating_add(piece.len() as u64);
+            if bytes > bytes_max {
+                break too_large;
+            }
+            yield Ok(piece);
+        };
+        let told = io::Error::other(error.message.clone());
+        // It is set once: the stream ends here.
+        let _ = trouble.set(error);
+        yield Err(told);
+    }
+    .boxed()
 }
 
 async fn read(

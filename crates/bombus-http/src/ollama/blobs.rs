@@ -1,18 +1,16 @@
 //! `HEAD` and `POST /api/blobs/{digest}`: files of weights, for `/api/create`.
 
-use std::io;
 use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use bombus_infer::ByteStream;
 use futures::StreamExt;
-use tokio::time::timeout;
 
 use super::places;
 use crate::app::SharedApp;
+use crate::body::pieces;
 use crate::error::ApiError;
 
 /// Says whether a file is there.
@@ -59,54 +57,15 @@ pub(crate) async fn create(
     let trouble = Arc::new(OnceLock::new());
     if is_there {
         // A client that is still sending takes an early answer for a broken connection.
-        let mut rest = pieces(&app, body, trouble.clone());
+        let mut rest = pieces(&app, body, bytes_max, too_large(bytes_max), trouble.clone());
         while rest.next().await.is_some() {}
         return trouble.get().cloned().map_or(Ok(StatusCode::OK), Err);
     }
-    let taken = library.put_blob(&sha256, pieces(&app, body, trouble.clone())).await;
+    let taken = library.put_blob(&sha256, pieces(&app, body, bytes_max, too_large(bytes_max), trouble.clone())).await;
     match taken {
         Ok(()) => Ok(StatusCode::CREATED),
         Err(error) => Err(trouble.get().cloned().unwrap_or_else(|| error.into())),
     }
-}
-
-/// Hands a body on piece by piece, as long as it is not too large, not too slow, and the node not at its end; else says what was
-/// wrong with it.
-fn pieces(app: &SharedApp, body: Body, trouble: Arc<OnceLock<ApiError>>) -> ByteStream {
-    let limits = &app.config.limits;
-    let (bytes_max, wait_max) = (limits.blob_bytes_max, limits.body_time());
-    let cut = app.cut.clone();
-    let mut data = body.into_data_stream();
-    async_stream::stream! {
-        let mut bytes = 0_u64;
-        loop {
-            let piece = tokio::select! {
-                biased;
-                () = cut.cancelled() => Err(ApiError::shutting_down()),
-                piece = timeout(wait_max, data.next()) => match piece {
-                    Ok(None) => return,
-                    Ok(Some(Ok(piece))) => Ok(piece),
-                    Ok(Some(Err(error))) => Err(ApiError::body_unreadable(error)),
-                    Err(_) => Err(ApiError::body_too_slow(wait_max)),
-                },
-            };
-            let piece = piece.and_then(|piece| {
-                bytes = bytes.saturating_add(piece.len() as u64);
-                if bytes > bytes_max { Err(too_large(bytes_max)) } else { Ok(piece) }
-            });
-            match piece {
-                Ok(piece) => yield Ok(piece),
-                Err(error) => {
-                    let told = io::Error::other(error.message.clone());
-                    // It is set once: the stream ends here.
-                    let _ = trouble.set(error);
-                    yield Err(told);
-                    return;
-                }
-            }
-        }
-    }
-    .boxed()
 }
 
 fn too_large(bytes_max: u64) -> ApiError {

@@ -1,6 +1,5 @@
 //! Takes a file out of a form, piece by piece.
 
-use std::io;
 use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
@@ -8,13 +7,10 @@ use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::header;
 use bombus_core::batches::{FILE_BYTES_MAX, FileInfo, PURPOSE};
-use bytes::Bytes;
-use futures::StreamExt;
-use tokio::time::timeout;
 
 use super::purpose_error;
 use crate::app::SharedApp;
-use crate::body::discard;
+use crate::body::{discard, pieces};
 use crate::error::ApiError;
 use crate::files::{FileUpload, Files};
 
@@ -43,8 +39,9 @@ pub(super) async fn take(app: &SharedApp, files: &dyn Files, request: Request) -
         return Err(too_large());
     }
     let trouble = Arc::new(OnceLock::new());
-    let mut request = Request::from_parts(parts, watched(app, body, bytes_max, trouble.clone()));
-    // The body is bounded where it is watched.
+    let body = Body::from_stream(pieces(app, body, FILE_BYTES_MAX + FORM_BYTES_MAX, too_large(), trouble.clone()));
+    let mut request = Request::from_parts(parts, body);
+    // The body is bounded where it is taken to pieces.
     DefaultBodyLimit::disable().apply(&mut request);
     let form = Multipart::from_request(request, app).await;
     let mut form = form.map_err(|rejection| ApiError::invalid_form(rejection.body_text()))?;
@@ -113,39 +110,4 @@ fn unreadable(error: MultipartError) -> ApiError {
 
 fn too_large() -> ApiError {
     ApiError::body_too_large(usize::try_from(FILE_BYTES_MAX).unwrap_or(usize::MAX))
-}
-
-/// Hands a body on as long as it is not too large, not too slow, and the node not at its end; else says what was wrong with it.
-fn watched(app: &SharedApp, body: Body, bytes_max: usize, trouble: Arc<OnceLock<ApiError>>) -> Body {
-    let (wait_max, cut) = (app.config.limits.body_time(), app.cut.clone());
-    let mut data = body.into_data_stream();
-    Body::from_stream(async_stream::stream! {
-        let mut bytes = 0;
-        loop {
-            let piece: Result<Bytes, ApiError> = tokio::select! {
-                biased;
-                () = cut.cancelled() => Err(ApiError::shutting_down()),
-                piece = timeout(wait_max, data.next()) => match piece {
-                    Ok(None) => return,
-                    Ok(Some(Ok(piece))) => Ok(piece),
-                    Ok(Some(Err(error))) => Err(ApiError::body_unreadable(error)),
-                    Err(_) => Err(ApiError::body_too_slow(wait_max)),
-                },
-            };
-            let piece = piece.and_then(|piece| {
-                bytes += piece.len();
-                if bytes > bytes_max { Err(too_large()) } else { Ok(piece) }
-            });
-            match piece {
-                Ok(piece) => yield Ok(piece),
-                Err(error) => {
-                    let told = io::Error::other(error.message.clone());
-                    // It is set once: the stream ends here.
-                    let _ = trouble.set(error);
-                    yield Err(told);
-                    return;
-                }
-            }
-        }
-    })
 }
