@@ -101,6 +101,9 @@ pub struct TaskGenerations {
     /// Those among them with tasks that have not ended and that nobody else looks after.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unfinished: Vec<u64>,
+    /// To which one the node's new tasks go, from now on to this one or a later one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<u64>,
 }
 
 /// A key that texts for a node are sealed to, and the node's word for it.

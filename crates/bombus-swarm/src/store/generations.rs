@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use bombus_core::topics::TaskGenerations;
 use orbitdb::manifest::DatabaseType;
 use orbitdb::{Access, Database, OpenOptions};
-use tokio::sync::{OwnedRwLockReadGuard, RwLock as AsyncRwLock};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock as AsyncRwLock, watch};
 
 use super::error::StoreError;
 use super::ledger::Ledger;
-use super::series::{GENERATION_MAX, generation_of, names};
+use super::series::{generation_of, names};
 use super::shown::{ShownResults, ShownTasks};
 use super::table::Table;
 use crate::db::{DbError, DbHandle};
@@ -22,8 +22,6 @@ use crate::db::{DbError, DbHandle};
 const KNOWN_AFTER: Duration = Duration::from_secs(60);
 /// For so long after a peer has opened a database, what is published may not reach it.
 const WAYS_ARE_FOUND: Duration = Duration::from_secs(2);
-/// For so long after a generation has begun, it is not sure to which one a task belongs that has not come yet.
-const JUST_BEGUN: Duration = Duration::from_secs(120);
 
 /// The three databases of a generation.
 pub(super) struct Generation {
@@ -57,9 +55,10 @@ impl Generation {
         // Results first: so each task is worked out once, with its result.
         let view = ShownResults { generation: number, table: Arc::downgrade(table) };
         let results = db.create(&results, documents().view(Arc::new(view))).await?;
+        let events = db.create(&events, OpenOptions::of(DatabaseType::Events).access(Access::Everyone)).await?;
+        // Tasks last: as soon as one shows, its generation can be written to.
         let view = ShownTasks { generation: number, table: Arc::downgrade(table) };
         let tasks = db.create(&tasks, documents().view(Arc::new(view))).await?;
-        let events = db.create(&events, OpenOptions::of(DatabaseType::Events).access(Access::Everyone)).await?;
         Ok(Self { number, tasks, results, events, opened, known: Mutex::default(), closing: Arc::default() })
     }
 
@@ -97,8 +96,8 @@ pub(super) struct Generations {
     open: RwLock<BTreeMap<u64, Arc<Generation>>>,
     /// Where new tasks go.
     for_new: AtomicU64,
-    /// The newest one that some peer has.
-    newest_of_peers: AtomicU64,
+    /// Changed when one was opened.
+    opened: watch::Sender<()>,
     /// Changed by one at a time, with the file first.
     pub(super) ledger: tokio::sync::Mutex<Ledger>,
     pub(super) path: PathBuf,
@@ -138,7 +137,7 @@ impl Generations {
         let generations = Self {
             open: RwLock::new(open),
             for_new: AtomicU64::new(newest),
-            newest_of_peers: AtomicU64::new(0),
+            opened: watch::Sender::new(()),
             ledger: tokio::sync::Mutex::new(ledger),
             path,
         };
@@ -184,29 +183,29 @@ impl Generations {
 
     pub(super) fn insert(&self, generation: Generation) {
         self.change().insert(generation.number, Arc::new(generation));
+        self.opened.send_replace(());
+    }
+
+    /// Returns one that may be about to be opened, as soon as that is so.
+    pub(super) async fn when_open(&self, number: u64) -> Arc<Generation> {
+        let mut opened = self.opened.subscribe();
+        loop {
+            if let Some(generation) = self.get(number) {
+                return generation;
+            }
+            // Its other end is in here.
+            let _ = opened.changed().await;
+        }
     }
 
     pub(super) fn remove(&self, number: u64) {
         self.change().remove(&number);
     }
 
-    /// Takes note of what peers have, before that is opened here.
-    pub(super) fn expect(&self, told: &[&TaskGenerations]) {
-        let newest = told.iter().flat_map(|told| told.open.iter().copied()).filter(|number| *number <= GENERATION_MAX);
-        self.newest_of_peers.store(newest.max().unwrap_or(0), Ordering::Release);
-    }
-
-    /// Returns whether peers may write about tasks in a generation of which nothing has come here yet.
-    pub(super) fn is_turning(&self) -> bool {
-        let newest = self.newest();
-        newest.number < self.newest_of_peers.load(Ordering::Acquire)
-            || newest.opened.is_some_and(|opened| opened.elapsed() < JUST_BEGUN)
-    }
-
     /// Has new tasks go to the newest one that all these peers have, too, or that has been here for a while: so the entries about a task come
-    /// to everybody at once. Returns whether that is the newest of all.
-    pub(super) fn choose_for_new(&self, told: &[&TaskGenerations]) -> bool {
-        let (newest, chosen) = {
+    /// to everybody at once. They never go back to an older one, which peers may drop from then on.
+    pub(super) fn choose_for_new(&self, told: &[&TaskGenerations]) {
+        let chosen = {
             let open = self.read();
             let newest = open.keys().next_back().copied();
             let is_late = |generation: &Generation| {
@@ -215,12 +214,16 @@ impl Generations {
             };
             // One that peers have dropped is for nothing new.
             let chosen = open.values().rev().find(|generation| generation.is_known(told) || is_late(generation));
-            (newest, chosen.map(|generation| generation.number).or(newest))
+            chosen.map(|generation| generation.number).or(newest)
         };
         if let Some(chosen) = chosen {
-            self.for_new.store(chosen, Ordering::Release);
+            self.for_new.fetch_max(chosen, Ordering::AcqRel);
         }
-        newest == chosen
+    }
+
+    /// Returns the one before which nothing new comes any more, from here or from these peers.
+    pub(super) fn new_from(&self, told: &[&TaskGenerations]) -> u64 {
+        told.iter().filter_map(|told| told.new).fold(self.for_new().number, u64::min)
     }
 }
 

@@ -231,6 +231,12 @@ impl TaskStore {
         }
     }
 
+    /// Returns the generation in which a task stands; none while nothing is known of it.
+    #[must_use]
+    pub fn generation_of(&self, id: &TaskId) -> Option<u64> {
+        self.inner.table.home(id)
+    }
+
     /// Returns everything that is known of a task, as all that was written about it says. What is large may stand in blocks of its own.
     ///
     /// # Errors

@@ -24,8 +24,8 @@ use crate::db::DbError;
 const SETTLED: Duration = Duration::from_secs(600);
 /// How long who writes to a generation that is to go may take.
 const WRITERS_LIMIT: Duration = Duration::from_secs(5);
-/// How long peers may take to open a new generation before those that are not needed any more go.
-const PEERS_LIMIT: Duration = Duration::from_secs(15);
+/// How long peers may take until their new tasks go to a new generation. Only then those go that are not needed any more.
+const PEERS_LIMIT: Duration = Duration::from_secs(30);
 /// Time between two looks whether they have.
 const PEERS_LOOK: Duration = Duration::from_millis(50);
 
@@ -69,18 +69,19 @@ impl TaskStore {
         let open: Vec<u64> = self.inner.generations.numbers().into_iter().collect();
         let newest = open.last().copied();
         let told = self.told().clone();
+        let new = Some(self.inner.generations.for_new().number);
         let is_had_by_all = |number: u64| told.values().all(|told| told.open.contains(&number));
         let lacked: Vec<u64> =
             open.iter().copied().filter(|number| Some(*number) != newest && !is_had_by_all(*number)).collect();
         if lacked.is_empty() {
-            return TaskGenerations { open, unfinished: Vec::new() };
+            return TaskGenerations { open, unfinished: Vec::new(), new };
         }
         // What a requester that is there has not finished, it says itself.
         let me = self.inner.node.as_str();
         let present: HashSet<&str> = told.keys().map(NodeId::as_str).filter(|peer| *peer != me).collect();
         let facts = self.inner.table.facts(self.now_ms(), |requester, _| present.contains(requester));
         let is_unfinished = |number: &u64| facts.get(number).is_some_and(|facts| facts.unfinished > 0);
-        TaskGenerations { open, unfinished: lacked.into_iter().filter(is_unfinished).collect() }
+        TaskGenerations { open, unfinished: lacked.into_iter().filter(is_unfinished).collect(), new }
     }
 
     /// Returns the numbers of the generations that are open, lowest first.
@@ -98,11 +99,11 @@ impl TaskStore {
     pub async fn heard(&self, told: BTreeMap<NodeId, TaskGenerations>) -> Result<(), StoreError> {
         let generations = &self.inner.generations;
         let said: Vec<&TaskGenerations> = told.values().collect();
-        generations.expect(&said);
         let ledger = &mut *generations.ledger.lock().await;
         self.told().clone_from(&told);
         let follow = follow(&generations.numbers(), |number| ledger.has_dropped(number), &said);
-        for number in follow.open {
+        // The newest first: what peers offer is in it.
+        for number in follow.open.into_iter().rev() {
             if !ledger.dropping.contains(&number) {
                 self.open_generation(ledger, number).await?;
             }
@@ -117,6 +118,13 @@ impl TaskStore {
         }
         generations.choose_for_new(&said);
         Ok(())
+    }
+
+    /// Has new tasks go to the newest generation that all these peers have, and returns which one that is.
+    pub fn turn(&self, told: &BTreeMap<NodeId, TaskGenerations>) -> u64 {
+        let generations = &self.inner.generations;
+        generations.choose_for_new(&told.values().collect::<Vec<_>>());
+        generations.for_new().number
     }
 
     /// Begins the next generation where this one is full, and drops those that need not be kept any longer. For those that look after the
@@ -148,15 +156,13 @@ impl TaskStore {
             let (_, plan) = self.plan(ledger, retention, Duration::ZERO);
             if plan.begins { self.begin(ledger).await? } else { None }
         };
-        let known = async {
-            while !generations.choose_for_new(&self.told().values().collect::<Vec<_>>()) {
+        let turned = async {
+            while self.new_from() < generations.newest().number {
                 sleep(PEERS_LOOK).await;
             }
         };
-        if timeout(PEERS_LIMIT, known).await.is_err() {
-            tracing::info!(
-                "not all peers have the newest generation of tasks yet, so that new tasks still go to another"
-            );
+        if timeout(PEERS_LIMIT, turned).await.is_err() {
+            tracing::info!("the new tasks of some peer do not go to the newest generation yet: older ones stay");
         }
         let ledger = &mut *generations.ledger.lock().await;
         let (facts, plan) = self.plan(ledger, retention, Duration::ZERO);
@@ -183,6 +189,14 @@ impl TaskStore {
         }
         pruned.kept = kept(&facts, plan.kept);
         Ok(pruned)
+    }
+
+    /// Returns the generation before which nothing new comes any more, as far as that is known.
+    fn new_from(&self) -> u64 {
+        let (generations, told) = (&self.inner.generations, self.told().clone());
+        let told: Vec<&TaskGenerations> = told.values().collect();
+        generations.choose_for_new(&told);
+        generations.new_from(&told)
     }
 
     pub(super) fn told(&self) -> MutexGuard<'_, BTreeMap<NodeId, TaskGenerations>> {
@@ -245,12 +259,10 @@ impl TaskStore {
         begun: Option<u64>,
     ) -> Result<Pruned, StoreError> {
         let mut pruned = Pruned { begun, ..Pruned::default() };
-        let generations = &self.inner.generations;
-        generations.choose_for_new(&self.told().values().collect::<Vec<_>>());
         // Peers may not have the next one yet, and then this one is still written to: what they write to it is not to be lost.
-        let for_new = generations.for_new().number;
+        let new_from = self.new_from();
         for number in std::mem::take(&mut plan.drop) {
-            if number >= for_new {
+            if number >= new_from {
                 plan.kept.push((number, WhyKept::Busy));
                 continue;
             }

@@ -20,8 +20,8 @@ use super::handle::{Inner, TaskStore};
 
 /// Greatest size of a document in its entry, in bytes; what is large stands elsewhere. Peers in JavaScript cannot exchange twice as much.
 const DOCUMENT_BYTES_MAX: usize = 128 << 10;
-/// How long a task of which it is not sure in which generation it stands is waited for.
-const COMING_LIMIT: Duration = Duration::from_secs(2);
+/// How long the generation may take to be opened that a task was offered in.
+const OPENING_LIMIT: Duration = Duration::from_secs(30);
 /// Most failed attempts that an entry names, the last ones. Entries before it name those before.
 const FAILURES_MAX: usize = 16;
 /// Bytes of the reasons of failed attempts in an entry, all together.
@@ -205,13 +205,19 @@ impl TaskStore {
     }
 
     /// Writes what became of a run of this node: its answer, or why there is none. `grant` and `epoch` of the document say under which grant;
-    /// worker, proof and id are put in here. What is large goes to blocks of its own. Returns the document as it stands in the database, and
-    /// the hash of its entry.
+    /// worker, proof and id are put in here. What is large goes to blocks of its own. A task that was offered by another node may not have come
+    /// here yet: `offered_in` is the generation in which it stands there, and in which its result is written. Returns the document as it stands
+    /// in the database, and the hash of its entry.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when it is too large, or cannot be written.
-    pub async fn complete(&self, result: ResultDocument) -> Result<(ResultDocument, String), StoreError> {
+    /// [`StoreError`] when it is too large, its task is not here and was not offered in a generation that is opened here within 30 s, or it
+    /// cannot be written.
+    pub async fn complete(
+        &self,
+        result: ResultDocument,
+        offered_in: Option<u64>,
+    ) -> Result<(ResultDocument, String), StoreError> {
         let inner = &self.inner;
         let mut result = result;
         result.id = result.task_id.clone();
@@ -223,7 +229,7 @@ impl TaskStore {
         }
         inner.contents.move_out_of_result(&mut result).await?;
         let value = to_value(&result)?;
-        let home = self.home_of_result(&result.task_id).await;
+        let home = self.home_of_result(&result.task_id, offered_in).await?;
         let _open = home.writing().await.ok_or_else(|| StoreError::NotFound(result.task_id.clone()))?;
         let entry = put(&home.results, value).await?;
         self.audit(AuditEvent {
@@ -454,16 +460,11 @@ impl TaskStore {
         }
     }
 
-    /// Returns the generation in which the result of a task is written. A task whose grant was offered over a stream may not have come here
-    /// yet: where a generation has just begun, it is waited for, since the result stands where the task does.
-    async fn home_of_result(&self, id: &TaskId) -> Arc<Generation> {
-        let mut updates = self.updates();
-        let coming = async { while self.home(id).is_none() && updates.next().await.is_some() {} };
-        if self.home(id).is_none() && self.inner.generations.is_turning() {
-            // Whether it was waited for in vain is seen in what there is.
-            let _ = timeout(COMING_LIMIT, coming).await;
-        }
-        self.home(id).unwrap_or_else(|| self.inner.generations.newest())
+    /// Returns the generation in which the result of a task is written: where the task stands, or where it was offered.
+    async fn home_of_result(&self, id: &TaskId, offered_in: Option<u64>) -> Result<Arc<Generation>, StoreError> {
+        let not_found = || StoreError::NotFound(id.clone());
+        let number = self.inner.table.home(id).or(offered_in).ok_or_else(not_found)?;
+        timeout(OPENING_LIMIT, self.inner.generations.when_open(number)).await.map_err(|_| not_found())
     }
 
     async fn put_task(&self, id: &TaskId, home: &Generation, document: Value) -> Result<String, StoreError> {

@@ -264,7 +264,7 @@ async fn publish(shared: &Arc<Shared>, task: TaskId, run: RunId, grant: (Epoch, 
     let (epoch, hash) = grant;
     let Some(document) = run::result_of(shared, &task, run, (epoch, &hash), outcome) else { return };
     let completed = match shared.store_now() {
-        Some(store) => store.complete(document).await.map(|written| (store, written)),
+        Some(store) => store.complete(document, run::offered_in(shared, run)).await.map(|written| (store, written)),
         None => Err(StoreError::NotFound(task.clone())),
     };
     match completed {

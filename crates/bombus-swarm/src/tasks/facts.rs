@@ -15,7 +15,7 @@ use crate::supervised::PartEnded;
 pub(super) async fn follow(shared: &Arc<Shared>, store: &TaskStore) -> Result<(), PartEnded> {
     let mut updates = store.updates();
     let mut following = Following { shared: Arc::clone(shared), store: store.clone(), dependents: HashMap::new() };
-    let mut teller = Teller::new(shared);
+    let mut teller = Teller::new(shared, store.now_ms());
     for view in store.unfinished() {
         teller.knows(&view);
         following.changed(&view);

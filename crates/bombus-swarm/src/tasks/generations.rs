@@ -41,11 +41,14 @@ pub(super) async fn keep(shared: &Arc<Shared>, store: &TaskStore, stop: &Cancell
         stop.run_until_cancelled(sleep(LOOK_LEAST)).await;
         let now = Instant::now();
         let told = shared.swarm.task_generations();
-        let state = Some((told.clone(), store.open_generations()));
+        let state = Some((told.clone(), store.open_generations(), store.turn(&told)));
         if known != state || now >= again {
             again = now + AGAIN_AFTER;
             match store.heard(told.clone()).await {
-                Ok(()) => known = Some((told, store.open_generations())),
+                Ok(()) => {
+                    let new = store.turn(&told);
+                    known = Some((told, store.open_generations(), new));
+                }
                 Err(error) => {
                     // It is tried again in some seconds, unless they say something else before.
                     known = state;

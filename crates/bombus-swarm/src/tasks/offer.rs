@@ -74,15 +74,15 @@ pub(super) fn tell(shared: &Shared, task: &TaskId, epoch: Epoch, word: Word) {
     }
 }
 
-/// Returns a task as its worker is to read it.
-async fn document_for(shared: &Shared, task: &TaskId, worker: &NodeId) -> Option<String> {
+/// Returns a task as its worker is to read it, and the generation in which it stands.
+async fn document_for(shared: &Shared, task: &TaskId, worker: &NodeId) -> Option<(String, u64)> {
     let store = shared.store_now()?;
-    let document = store.get_task(task).ok().flatten()?;
+    let (document, generation) = (store.get_task(task).ok().flatten()?, store.generation_of(task)?);
     let document = sealed::for_worker(shared, &store, document, worker).await;
     let told = document.inspect_err(|error| {
         tracing::warn!(task.id = %task, peer.id = %worker, %error, "a sealed task cannot be offered to a node");
     });
-    serde_json::to_string(&told.ok()?).ok()
+    Some((serde_json::to_string(&told.ok()?).ok()?, generation))
 }
 
 async fn converse(
@@ -95,7 +95,7 @@ async fn converse(
 ) -> Ended {
     // Its death has to be known soon.
     let _watched = shared.swarm.watch(worker);
-    let Some(document) = document_for(shared, task, worker).await else {
+    let Some((document, generation)) = document_for(shared, task, worker).await else {
         return Ended::Declined(Decline::NotAble);
     };
     let opening = shared.opening(worker);
@@ -110,7 +110,7 @@ async fn converse(
         return Ended::InOrder;
     }
     let mut talk = Talk::new(stream, WORD_BYTES_MAX);
-    let offer = Ask::Offer(Offer { task: document, epoch: epoch.0, grant, resume });
+    let offer = Ask::Offer(Offer { task: document, epoch: epoch.0, grant, generation, resume });
     if talk.say(&offer).await.is_err() {
         return Ended::Broken;
     }

@@ -37,6 +37,8 @@ const ANSWERS_LIMIT: Duration = Duration::from_secs(30);
 /// A run on this node.
 pub(super) struct Running {
     cancel: CancellationToken,
+    /// The generation in which the task was offered.
+    offered_in: Option<u64>,
     product: Option<Product>,
 }
 
@@ -101,8 +103,11 @@ impl From<StoreError> for Failure {
 /// Begins a run.
 pub(super) fn begin(shared: &Arc<Shared>, task: TaskId, run: RunId, epoch: Epoch, grant: String) {
     let cancel = CancellationToken::new();
-    shared.runs().insert(run, Running { cancel: cancel.clone(), product: None });
-    let document = shared.documents().remove(&task);
+    let (document, offered_in) = match shared.documents().remove(&task) {
+        Some(taken) => (Some(taken.document), Some(taken.generation)),
+        None => (None, None),
+    };
+    shared.runs().insert(run, Running { cancel: cancel.clone(), offered_in, product: None });
     let live = shared.live.begin(&task, epoch);
     shared.counted.begin();
     let me = Arc::clone(shared);
@@ -144,6 +149,11 @@ pub(super) fn abort(shared: &Shared, run: RunId) {
     if let Some(running) = shared.runs().remove(&run) {
         running.cancel.cancel();
     }
+}
+
+/// Returns the generation in which the task of a run was offered; none for one of this node, which stands here.
+pub(super) fn offered_in(shared: &Shared, run: RunId) -> Option<u64> {
+    shared.runs().get(&run)?.offered_in
 }
 
 /// Forgets what a run has made.

@@ -33,6 +33,13 @@ const WORDS_MAX: usize = 32;
 /// Least time between two pieces of an answer, so that a short one comes with its result alone.
 const PIECES_EVERY: Duration = Duration::from_millis(50);
 
+/// A task as its offer said.
+pub(super) struct TakenTask {
+    pub(super) document: Arc<TaskDocument>,
+    /// The generation of the databases in which it stands.
+    pub(super) generation: u64,
+}
+
 /// The stream of a requester.
 pub(super) struct Listener {
     number: u64,
@@ -93,7 +100,8 @@ async fn offered(shared: &Arc<Shared>, peer: NodeId, mut talk: Talk, offer: Offe
         priority: document.priority(),
         timeout: document.timeout_ms.map(Duration::from_millis),
     };
-    shared.documents().insert(task.clone(), Arc::new(document));
+    let taken = TakenTask { document: Arc::new(document), generation: offer.generation };
+    shared.documents().insert(task.clone(), taken);
     shared.input(Input::Offered(Box::new(offered)));
     let ended = listen(shared, &task, epoch, talk, words).await;
     let mut listeners = shared.listeners();

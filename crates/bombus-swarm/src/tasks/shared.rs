@@ -9,7 +9,7 @@ use std::time::Duration;
 use bombus_core::identity::{NodeId, NodeKey};
 use bombus_core::tasks::dispatch::{Answer, Dispatcher, Input, Load, Output, RunId};
 use bombus_core::tasks::report::TaskReport;
-use bombus_core::tasks::{Epoch, TaskDocument, TaskId, TaskStatus, TaskView};
+use bombus_core::tasks::{Epoch, TaskId, TaskStatus, TaskView};
 use bombus_infer::Backends;
 use bombus_net::NetHandle;
 use futures::FutureExt;
@@ -28,7 +28,7 @@ use super::live::LiveTasks;
 use super::offer::Offering;
 use super::room;
 use super::run::Running;
-use super::serve::Listener;
+use super::serve::{Listener, TakenTask};
 use crate::SwarmHandle;
 use crate::db::{DbError, DbHandle};
 use crate::route::RouteHandle;
@@ -76,7 +76,7 @@ pub(super) struct Shared {
     listeners: Mutex<HashMap<(TaskId, Epoch), Listener>>,
     runs: Mutex<HashMap<RunId, Running>>,
     /// Tasks that were offered and have not begun, as the offer said.
-    documents: Mutex<HashMap<TaskId, Arc<TaskDocument>>>,
+    documents: Mutex<HashMap<TaskId, TakenTask>>,
     /// Tasks that were submitted here since the start.
     fresh: Mutex<HashSet<TaskId>>,
     opening: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
@@ -241,7 +241,7 @@ impl Shared {
         lock(&self.runs)
     }
 
-    pub(super) fn documents(&self) -> MutexGuard<'_, HashMap<TaskId, Arc<TaskDocument>>> {
+    pub(super) fn documents(&self) -> MutexGuard<'_, HashMap<TaskId, TakenTask>> {
         lock(&self.documents)
     }
 

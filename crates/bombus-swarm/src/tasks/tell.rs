@@ -1,9 +1,9 @@
 //! Tells those who only watch what becomes of tasks: the log of events, and the topics.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use bombus_core::tasks::{TaskId, TaskKind, TaskStatus, TaskView};
+use bombus_core::tasks::{ResultDocument, TaskId, TaskKind, TaskStatus, TaskView};
 use bombus_core::topics::{TaskBroadcast, TaskClaim, TaskResult, TopicMessage};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -13,19 +13,26 @@ use super::shared::Shared;
 /// So many messages of tasks go to the topics at once, and so many a second after that. Those who watch may miss some.
 const TOPICS_BURST: f64 = 16.0;
 const TOPICS_PER_SECOND: f64 = 8.0;
+/// Of so many tasks it is remembered that their end was told.
+const ENDED_MAX: usize = 1_024;
 
 /// Tells of changes.
 pub(super) struct Teller {
     shared: Arc<Shared>,
     /// What was told of tasks that are not over: how they stand, and under which epoch.
     told: HashMap<TaskId, (TaskStatus, u64)>,
+    /// The last tasks whose end was told, the newest first: more may come about them.
+    ended: VecDeque<TaskId>,
+    /// The time of day at which it began, by which this node dates its results, too.
+    began_ms: u64,
     tokens: f64,
     filled: Instant,
 }
 
 impl Teller {
-    pub(super) fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), told: HashMap::new(), tokens: TOPICS_BURST, filled: Instant::now() }
+    pub(super) fn new(shared: &Arc<Shared>, began_ms: u64) -> Self {
+        let (shared, told, ended) = (Arc::clone(shared), HashMap::new(), VecDeque::new());
+        Self { shared, told, ended, began_ms, tokens: TOPICS_BURST, filled: Instant::now() }
     }
 
     /// Takes note of a task that was there before.
@@ -41,15 +48,22 @@ impl Teller {
         if before == Some(now) && !view.is_over() {
             return;
         }
-        // What was over before it came here is history.
-        let Some(before) = before else {
-            if !view.is_over() {
-                self.created(view);
-            }
+        // What was over before it came here is history, unless this node did it just now.
+        if before.is_none() && view.is_over() && (self.ended.contains(id) || !self.has_just_done(view)) {
             return;
-        };
+        }
+        if view.is_over() {
+            self.ended.truncate(ENDED_MAX - 1);
+            self.ended.push_front(id.clone());
+        }
+        if before.is_none() {
+            self.created(view);
+        }
+        // Several changes may come at once: whoever has it done has claimed it.
+        if before.map_or(0, |(_, epoch)| epoch) < now.1 {
+            self.claimed(view);
+        }
         match view.status {
-            TaskStatus::Claimed | TaskStatus::Running if before.1 < now.1 => self.claimed(view),
             TaskStatus::Completed if view.is_over() => self.completed(view),
             TaskStatus::Failed if view.is_over() => {
                 self.note("task:failed", view, json!({ "error": view.error }));
@@ -124,6 +138,12 @@ impl Teller {
                 timestamp: self.shared.swarm.stamp(),
             }));
         }
+    }
+
+    /// Says whether the result is this node's, from after its start.
+    fn has_just_done(&self, view: &TaskView) -> bool {
+        let is_own = |result: &ResultDocument| result.worker_peer_id == self.shared.me.as_str();
+        view.result.as_deref().is_some_and(|result| is_own(result) && result.completed_at >= self.began_ms)
     }
 
     fn is_mine(&self, view: &TaskView) -> bool {

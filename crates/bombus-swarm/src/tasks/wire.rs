@@ -50,6 +50,8 @@ pub(super) struct Offer {
     pub(super) epoch: u64,
     /// The grant's hash.
     pub(super) grant: String,
+    /// The generation of the databases in which the task stands, and in which its result is to be written.
+    pub(super) generation: u64,
     /// Whether it may have been offered before.
     #[serde(default)]
     pub(super) resume: bool,
@@ -217,7 +219,7 @@ mod tests {
             let Said::Declined { reason: word, began } = there_and_back(&Said::declined(reason)) else { panic!() };
             assert_eq!(word.decline(began), reason);
         }
-        let offer = Offer { task: "{}".to_owned(), epoch: 2, grant: "zdpu".to_owned(), resume: true };
+        let offer = Offer { task: "{}".to_owned(), epoch: 2, grant: "zdpu".to_owned(), generation: 4, resume: true };
         assert_eq!(there_and_back::<Ask>(&Ask::Offer(offer.clone())), Ask::Offer(offer));
         assert_eq!(there_and_back::<Word>(&Word::Acknowledged { beat: 1 }), Word::Acknowledged { beat: 1 });
     }

@@ -82,7 +82,7 @@ impl Holder {
             epoch: Some(Epoch(epoch)),
             ..ResultDocument::new(id.clone(), "", 0)
         };
-        self.store.complete(result).await.unwrap().1
+        self.store.complete(result, None).await.unwrap().1
     }
 
     async fn view(&self, id: &TaskId) -> TaskView {

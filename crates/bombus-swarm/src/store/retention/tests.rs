@@ -64,7 +64,7 @@ fn clocks_that_were_never_set_or_are_ahead_make_nothing_old() {
 }
 
 fn told(open: &[u64], unfinished: &[u64]) -> TaskGenerations {
-    TaskGenerations { open: open.to_vec(), unfinished: unfinished.to_vec() }
+    TaskGenerations { open: open.to_vec(), unfinished: unfinished.to_vec(), new: None }
 }
 
 fn followed(open: &[u64], dropped: &[u64], told: &[TaskGenerations]) -> Follow {

@@ -63,7 +63,7 @@ async fn large_answers_conversations_and_vectors_come_back_whole_and_outlive_a_r
         grant: Some(grant),
         ..ResultDocument::new(other.clone(), "", 0)
     };
-    let (stored, _) = a.store.complete(embedding).await.unwrap();
+    let (stored, _) = a.store.complete(embedding, None).await.unwrap();
     assert_eq!(stored.embedding, Some(Vec::new()));
     let sealed = Some(json!({ "to": ["x".repeat(20 << 10)] }));
     let document = TaskDocument { sealed: sealed.clone(), ..a.store.draft().unwrap() };

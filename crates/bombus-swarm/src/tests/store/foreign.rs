@@ -55,7 +55,7 @@ async fn a_peer_in_javascript_is_told_of_a_failure_once_no_attempt_is_left() {
             epoch: Some(epoch),
             ..ResultDocument::new(id("js-1"), "", 0)
         };
-        let (_, entry) = a.store.complete(failed).await.unwrap();
+        let (_, entry) = a.store.complete(failed, None).await.unwrap();
         a.store.conclude(&id("js-1"), epoch, &grant, &entry, Some(&why)).await.unwrap();
         let claimed = || document(&tasks)["claimedAt"].is_number();
         until_it_shows(|| async {}, || document(&results)["error"] == why && claimed()).await;

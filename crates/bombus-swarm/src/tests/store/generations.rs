@@ -159,7 +159,12 @@ async fn who_hears_of_a_new_generation_opens_it_and_who_comes_late_sees_all_that
         // As long as b has not got it, new tasks still go where all see them.
         let meanwhile = a.submit("meanwhile").await;
         assert_eq!(a.store.summary(&meanwhile).unwrap().generation, 1);
-        b.hears(&[&a]).await;
+        // Until b says that its new tasks go there, too, what it writes may stand in the first.
+        let turned = async || {
+            b.hears(&[&a]).await;
+            a.hears(&[&b]).await;
+        };
+        until_it_shows(turned, || b.store.generations().new == Some(2)).await;
         a.hears(&[&b]).await;
     });
     assert_eq!((pruned.begun, b.has()), (Some(2), vec![1, 2]));
@@ -177,6 +182,33 @@ async fn who_hears_of_a_new_generation_opens_it_and_who_comes_late_sees_all_that
     c.answer(&new, &grant, 1, "of c").await;
     b.sees(&new, TaskStatus::Completed).await;
     for holder in [a, b, c] {
+        holder.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_generation_stays_until_no_peer_puts_new_tasks_into_it() {
+    let a = Holder::start(1, &[]).await;
+    let b = Holder::start(2, &[&a.keeper]).await;
+    let old = a.does("old", "yes").await;
+    b.knows_soon(&old).await;
+    a.hears(&[&b]).await;
+    let (pruned, late) = tokio::join!(a.prune(), async {
+        until_it_shows(|| async {}, || a.has() == [1, 2]).await;
+        b.hears(&[&a]).await;
+        a.hears(&[&b]).await;
+        until_it_shows(|| async {}, || a.store.generations().new == Some(2)).await;
+        // It has not looked since, and ends before anybody could hear that there is something to do.
+        let late = b.does("late", "yes").await;
+        assert_eq!(b.store.summary(&late).unwrap().generation, 1);
+        a.knows_soon(&late).await;
+        b.hears(&[&a]).await;
+        a.hears(&[&b]).await;
+        late
+    });
+    assert_eq!((pruned.dropped.len(), pruned.dropped[0].tasks, a.has()), (1, 2, vec![2]));
+    assert!(b.knows(&late), "who has not dropped it has it");
+    for holder in [a, b] {
         holder.stop().await;
     }
 }
@@ -267,7 +299,7 @@ async fn what_its_requester_has_finished_and_dropped_holds_nobody_up() {
 async fn peers_that_say_wild_things_make_nobody_open_many() {
     let a = Holder::start(1, &[]).await;
     let b = Holder::start(2, &[]).await;
-    let told = |open: Vec<u64>| TaskGenerations { open: open.clone(), unfinished: open };
+    let told = |open: Vec<u64>| TaskGenerations { open: open.clone(), unfinished: open, new: None };
     let say =
         |of_b: Vec<u64>| BTreeMap::from([(a.keeper.id().clone(), told(vec![1])), (b.keeper.id().clone(), told(of_b))]);
     a.store.heard(say(vec![1_000_000_000, u64::MAX, 0, 5_000])).await.unwrap();

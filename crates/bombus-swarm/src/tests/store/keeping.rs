@@ -72,7 +72,7 @@ async fn what_comes_about_a_finished_task_is_looked_at_although_its_entries_are_
     a.store.settle(&task, Settlement::completed(Some(grant), Some(result.clone()))).await.unwrap();
     assert_eq!(a.store.refused().values().sum::<u64>(), 0);
     let late = ResultDocument { grant: Some("nobody's".to_owned()), ..ResultDocument::new(task.clone(), "", 0) };
-    a.store.complete(late).await.unwrap();
+    a.store.complete(late, None).await.unwrap();
     until_it_shows(|| async {}, || a.store.refused().get("no_grant") == Some(&1)).await;
     let view = a.view(&task).await;
     assert_eq!((view.status, view.result_hash, view.refused.len()), (TaskStatus::Completed, Some(result), 1));
