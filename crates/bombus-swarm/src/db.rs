@@ -49,7 +49,7 @@ pub use kept::{KEPT_BLOCK_BYTES_MAX, Removed};
 pub use node::{Node, NodeBuilder, NodeError};
 pub(crate) use oplog::fuzzing as oplog_fuzzing;
 pub use oplog::{CatchUp, OPLOG_PROTOCOL};
-pub(crate) use records::replace;
+pub(crate) use records::{read_versioned, replace};
 pub use service::DbService;
 
 use self::blocks::OpenBlocks;

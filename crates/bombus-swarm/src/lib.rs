@@ -39,6 +39,7 @@ mod liveness;
 mod places;
 mod presence;
 mod report;
+mod room;
 pub mod route;
 pub mod seal;
 mod service;

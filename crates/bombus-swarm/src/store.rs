@@ -46,7 +46,7 @@ pub(crate) use catalogue::is_cursor;
 pub use catalogue::{ListFilter, ListPage, TaskSummary};
 pub use error::StoreError;
 pub use handle::{GenerationSize, StoreSize, TaskStore};
-pub use limits::StoreLimits;
+pub use limits::{StoreLimits, TEXT_BYTES_MAX};
 pub use prune::{DroppedGeneration, KeptGeneration, Pruned};
 pub use retention::{Retention, WhyKept};
 pub use series::{EVENTS, RESULTS, TASKS, generation_of, names};

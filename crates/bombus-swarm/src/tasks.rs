@@ -45,7 +45,6 @@ mod offer;
 mod orchestrate;
 mod plan;
 mod rank;
-mod room;
 mod run;
 mod sealed;
 mod serve;

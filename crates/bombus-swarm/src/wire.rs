@@ -98,7 +98,12 @@ pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), max: usize
     read_bytes(stream, usize::try_from(length).unwrap_or(usize::MAX), max).await
 }
 
-async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), length: usize, max: usize) -> io::Result<Vec<u8>> {
+/// Reads so many bytes, unless they are more than `max`.
+pub(crate) async fn read_bytes(
+    stream: &mut (impl AsyncRead + Unpin),
+    length: usize,
+    max: usize,
+) -> io::Result<Vec<u8>> {
     if length > max {
         return Err(too_large(length, max));
     }

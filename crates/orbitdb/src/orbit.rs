@@ -201,10 +201,11 @@ impl Node {
 
     /// Takes note that the last handle of a database is gone, unless it has been opened again.
     fn handle_dropped(&self, address: &Address) {
-        let is_open = self.open().get(address).is_some_and(|opened| opened.inner.strong_count() > 0);
-        if !is_open {
-            self.no_longer_open(address);
-        }
+        // It is looked while the list is changed: whoever opens it anew is in `open` before it is in the list.
+        self.addresses.send_if_modified(|addresses| {
+            let is_open = self.open().get(address).is_some_and(|opened| opened.inner.strong_count() > 0);
+            !is_open && addresses.remove(address)
+        });
     }
 
     fn remove(&self, address: &Address) -> Result<(), StorageError> {

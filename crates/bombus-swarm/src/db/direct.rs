@@ -25,7 +25,7 @@ use super::shared::Shared;
 use crate::places::Places;
 use crate::streams::answer_each;
 use crate::supervised::PartEnded;
-use crate::wire::{read_frame, write_frame};
+use crate::wire::{read_bytes, read_frame, write_frame};
 
 /// The protocol.
 pub const ENTRIES_PROTOCOL: &str = "/bombus/entries/1";
@@ -162,9 +162,9 @@ async fn read_all(shared: &Shared, peer: &NodeId, mut stream: NetStream) -> io::
         let block = tokio::select! {
             biased;
             () = replication.heard.closed() => return Ok(()),
-            block = read_frame(&mut stream, bytes_max) => match block {
+            length = stream.read_u32() => match length {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                block => block?,
+                length => timeout(STALL_LIMIT, read_bytes(&mut stream, length? as usize, bytes_max)).await??,
             },
         };
         if block.is_empty() {

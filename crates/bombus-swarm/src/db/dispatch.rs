@@ -105,10 +105,12 @@ impl Open<'_> {
                     replication.behind.store(true, Ordering::Relaxed);
                 }
             }
-            // Where too much waits, that comes with the next exchange of heads.
+            // Where too much waits, all peers are asked a little later.
             Output::OpenHeads { peer, .. } => {
-                if let Ok(peer) = NodeId::parse(peer.as_str()) {
-                    drop(replication.orders.try_send(Order::Exchange(peer)));
+                if let Ok(peer) = NodeId::parse(peer.as_str())
+                    && replication.orders.try_send(Order::Exchange(peer)).is_err()
+                {
+                    replication.behind.store(true, Ordering::Relaxed);
                 }
             }
             Output::Want { peer, hashes, .. } => {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use orbitdb::manifest::{Address, DatabaseType};
 use orbitdb::{Database, Known};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::DbError;
@@ -69,22 +70,8 @@ impl Records {
     /// Reads the file of a directory; where there is none, no database is kept.
     pub(super) fn read(directory: &Path) -> Result<Self, DbError> {
         let path = directory.join("databases.json");
-        let failed = |error| DbError::Records { path: path.clone(), doing: "read", error };
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { path, records: Vec::new() }),
-            Err(error) => return Err(failed(error)),
-        };
-        #[derive(Deserialize)]
-        struct Format {
-            format: u32,
-        }
-        let format: Format = serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?;
-        if format.format > FORMAT {
-            return Err(DbError::Newer { path, found: format.format, known: FORMAT });
-        }
-        let contents: Contents = serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?;
-        Ok(Self { path, records: contents.databases })
+        let contents: Option<Contents> = read_versioned(&path, FORMAT)?;
+        Ok(Self { path, records: contents.map(|contents| contents.databases).unwrap_or_default() })
     }
 
     pub(super) fn all(&self) -> &[Record] {
@@ -135,6 +122,25 @@ impl Records {
         let written = written.and_then(|bytes| replace(&self.path, &bytes));
         written.map_err(|error| DbError::Records { path: self.path.clone(), doing: "written", error })
     }
+}
+
+/// Reads a file of JSON that says which format it has; none where there is no file. It blocks.
+pub(crate) fn read_versioned<T: DeserializeOwned>(path: &Path, newest: u32) -> Result<Option<T>, DbError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let failed = |error| DbError::Records { path: path.to_owned(), doing: "read", error };
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let format: Format = serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?;
+    if format.format > newest {
+        return Err(DbError::Newer { path: path.to_owned(), found: format.format, known: newest });
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| failed(error.into()))
 }
 
 /// Replaces a file that only its owner may read, so that it is whole at any time.

@@ -257,7 +257,12 @@ impl Here<'_> {
         self.let_go().await;
         if self.behind.swap(false, Ordering::Relaxed) {
             for peer in self.peers.clone() {
-                self.exchange(peer).await;
+                // One that runs may have begun before what was missed.
+                if self.is_meeting(&peer) {
+                    self.behind.store(true, Ordering::Relaxed);
+                } else {
+                    self.exchange(peer).await;
+                }
             }
         }
     }
@@ -293,9 +298,13 @@ impl Here<'_> {
         }
     }
 
+    fn is_meeting(&self, peer: &NodeId) -> bool {
+        self.partners.values().any(|partner| partner == peer)
+    }
+
     /// Begins an exchange of heads, unless one with this peer runs.
     async fn exchange(&mut self, peer: NodeId) {
-        if self.partners.values().any(|partner| *partner == peer) {
+        if self.is_meeting(&peer) {
             return;
         }
         if self.partners.len() >= self.shared.config.heads_streams_max {

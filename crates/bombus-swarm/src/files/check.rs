@@ -6,15 +6,19 @@ use std::sync::Arc;
 use bombus_core::batches::{
     BatchFacts, CheckedDocument, Endpoint, LINE_BYTES_MAX, LINES_MAX, LineError, read_request_line,
 };
+use bombus_core::tasks::WholeRequest;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use super::BodyReader;
 use super::error::FilesError;
 use super::read::{Line, Lines};
 use super::shared::Shared;
+use super::submit::submission_of;
 use super::upload::Blocks;
+use super::{BodyReader, BodyRefusal};
+use crate::store::TEXT_BYTES_MAX;
+use crate::tasks::{BatchItem, TasksError};
 
 /// Most errors that are told of a file.
 const ERRORS_MAX: usize = 20;
@@ -31,6 +35,7 @@ pub(super) struct Refused {
 
 /// What was seen of a file so far.
 pub(super) struct Checker {
+    batch: String,
     endpoint: Endpoint,
     reader: Arc<dyn BodyReader>,
     /// The line of each `custom_id`.
@@ -41,8 +46,9 @@ pub(super) struct Checker {
 }
 
 impl Checker {
-    pub(super) fn new(endpoint: Endpoint, reader: Arc<dyn BodyReader>) -> Self {
-        Self { endpoint, reader, seen: HashMap::new(), lines: 0, refused: 0, errors: Vec::new() }
+    pub(super) fn new(batch: &str, endpoint: Endpoint, reader: Arc<dyn BodyReader>) -> Self {
+        let batch = batch.to_owned();
+        Self { batch, endpoint, reader, seen: HashMap::new(), lines: 0, refused: 0, errors: Vec::new() }
     }
 
     /// Looks at a line; returns it where it cannot be done.
@@ -72,10 +78,30 @@ impl Checker {
             self.error("duplicate_custom_id", message, Some("custom_id"), Some(line.number));
             return None;
         }
-        let refusal = self.reader.read(self.endpoint, &request.body).err()?;
+        let refusal = match self.reader.read(self.endpoint, &request.body) {
+            Ok(whole) => self.impossible(&request.custom_id, whole)?,
+            Err(refusal) => refusal,
+        };
         self.refused += 1;
         let (status, body) = (refusal.status, refusal.body);
         Some(Refused { index: line.index, custom_id: request.custom_id, status, body })
+    }
+
+    /// Says why a request cannot be a task, where that is so.
+    fn impossible(&self, custom_id: &str, request: WholeRequest) -> Option<BodyRefusal> {
+        let bytes = serde_json::to_vec(&request).map_or(usize::MAX, |json| json.len());
+        let item = BatchItem { batch: self.batch.clone(), item: custom_id.to_owned(), total: None };
+        let impossible = match submission_of(item, request).check() {
+            Err(TasksError::Invalid { param, message }) => (Some(param), message),
+            _ if bytes > TEXT_BYTES_MAX => {
+                let (mib, max) = (bytes >> 20, TEXT_BYTES_MAX >> 20);
+                (None, format!("with all of its copies the request has {mib} MiB; a task has at most {max} MiB"))
+            }
+            _ => return None,
+        };
+        let (param, message) = impossible;
+        let error = json!({ "message": message, "type": "invalid_request_error", "param": param, "code": null });
+        Some(BodyRefusal { status: 400, body: json!({ "error": error }) })
     }
 
     fn error(&mut self, code: &str, message: String, param: Option<&str>, line: Option<u32>) {
@@ -109,7 +135,7 @@ impl Checker {
 /// Looks at the file of a batch.
 pub(super) async fn check(shared: &Shared, facts: &BatchFacts) -> Result<CheckedDocument, FilesError> {
     let made = &facts.made;
-    let mut checker = Checker::new(made.endpoint, Arc::clone(&shared.reader));
+    let mut checker = Checker::new(&made.id, made.endpoint, Arc::clone(&shared.reader));
     let mut lines = Lines::open(&shared.db, &made.root, &made.by).await?;
     let mut list = Blocks::new(&shared.db);
     while let Some(group) = lines.next_group().await? {
@@ -155,7 +181,9 @@ impl Refusals {
         let Some(lines) = &mut self.lines else { return Ok(None) };
         let Some(line) = lines.next().await? else { return Ok(None) };
         let read = serde_json::from_slice(&line.text.unwrap_or_default());
-        read.map(Some).map_err(|error| FilesError::Document(format!("a list of refused lines: {error}")))
+        // What stands there is nothing for a log.
+        let wrong = |error: serde_json::Error| format!("a list of refused lines, at byte {}", error.column());
+        read.map(Some).map_err(|error| FilesError::Document(wrong(error)))
     }
 
     /// Returns what a line was refused for, if it was. Lines are asked for in their order.
@@ -186,11 +214,19 @@ mod tests {
     use std::collections::BTreeMap;
 
     use bombus_core::batches::{BatchDocument, batch_id};
-    use bombus_core::tasks::WholeRequest;
-    use serde_json::json;
+    use bombus_core::chat::{ChatRequest, Prompt};
 
     use super::*;
-    use crate::files::BodyRefusal;
+
+    /// Asks the model that the body names, or else `m`, for as much as the body says.
+    fn asking(body: &str) -> WholeRequest {
+        let body: Value = serde_json::from_str(body).unwrap();
+        let model =
+            body["model"].as_str().unwrap_or("m").repeat(usize::try_from(body["times"].as_u64().unwrap_or(1)).unwrap());
+        let prompt = "word ".repeat(usize::try_from(body["words"].as_u64().unwrap_or(1)).unwrap());
+        let request = ChatRequest::new(model, Prompt::Raw(prompt));
+        WholeRequest::Chat { requests: vec![request], answers: 1, form: "chat".into() }
+    }
 
     struct Picky;
 
@@ -198,7 +234,7 @@ mod tests {
         fn read(&self, _: Endpoint, body: &str) -> Result<WholeRequest, BodyRefusal> {
             match body.contains("bad") {
                 true => Err(BodyRefusal { status: 400, body: json!({ "error": "bad" }) }),
-                false => Ok(WholeRequest::Elsewhere),
+                false => Ok(asking(body)),
             }
         }
     }
@@ -216,7 +252,7 @@ mod tests {
         });
         let line = |(number, text): (u32, &&str)| Line { number, index: number, text: Some(text.as_bytes().to_vec()) };
         let lines: Vec<Line> = (1..).zip(texts).map(line).collect();
-        let mut checker = Checker::new(Endpoint::Chat, Arc::new(Picky));
+        let mut checker = Checker::new("batch", Endpoint::Chat, Arc::new(Picky));
         let refused = checker.look_at(&lines);
         (checker.finish(&facts, Some("list".into()), 7), refused)
     }
@@ -234,6 +270,20 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_can_be_no_task_are_refused_and_hold_up_no_others() {
+        let (checked, refused) = checked(&[
+            &line("long", r#"{"times": 257}"#),
+            &line("a", "{}"),
+            &line("large", &format!(r#"{{"words": {}}}"#, TEXT_BYTES_MAX / 5 + 1)),
+        ]);
+        assert_eq!((checked.lines, checked.refused, checked.errors.len()), (3, 2, 0));
+        let told: Vec<_> = refused.iter().map(|refused| (refused.custom_id.as_str(), refused.status)).collect();
+        assert_eq!(told, [("long", 400), ("large", 400)]);
+        assert_eq!(refused[0].body["error"]["param"], "model");
+        assert!(refused[1].body["error"]["message"].as_str().unwrap().contains("32 MiB"), "{:?}", refused[1].body);
+    }
+
+    #[test]
     fn a_file_that_is_none_of_requests_is_refused_with_its_lines() {
         let (checked, _) = checked(&[&line("a", "{}"), "nonsense", &line("a", "{}"), &line("b", "[]")]);
         let told: Vec<_> = checked.errors.iter().map(|error| (error.code.as_str(), error.line)).collect();
@@ -248,7 +298,7 @@ mod tests {
 
     #[test]
     fn more_lines_than_a_batch_may_have_are_refused_once() {
-        let mut checker = Checker::new(Endpoint::Chat, Arc::new(Picky));
+        let mut checker = Checker::new("batch", Endpoint::Chat, Arc::new(Picky));
         checker.lines = LINES_MAX - 1;
         let lines =
             |number: u32| Line { number, index: number, text: Some(line(&number.to_string(), "{}").into_bytes()) };

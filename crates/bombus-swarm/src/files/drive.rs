@@ -13,7 +13,6 @@ use tokio::time::sleep;
 
 use super::check::{Refusals, check};
 use super::error::FilesError;
-use super::read::Lines;
 use super::shared::Shared;
 use super::submit::submit;
 use super::table::Table;
@@ -45,9 +44,7 @@ pub(super) async fn drive(shared: &Shared, table: &Table, id: &str) -> Result<()
         let Some(facts) = table.batch(id).filter(|facts| !facts.is_over()) else { return Ok(()) };
         let has_to_end = facts.has_to_end(shared.now_ms());
         if let Some(how) = has_to_end {
-            if facts.checked.is_some() {
-                cancel_all(shared, &facts).await?;
-            }
+            cancel_all(shared, &facts).await;
             return end(shared, table, &facts, how).await;
         }
         if facts.checked.is_none() {
@@ -71,7 +68,8 @@ pub(super) async fn drive(shared: &Shared, table: &Table, id: &str) -> Result<()
 /// Waits for the end of tasks; false where the batch has to end before.
 async fn wait(shared: &Shared, table: &Table, facts: &BatchFacts, mut open: VecDeque<TaskId>) -> bool {
     loop {
-        open.retain(|task| shared.tasks.summary(task).is_none_or(|summary| !is_done(shared, &summary)));
+        // One that nobody knows any more was let go.
+        open.retain(|task| shared.tasks.summary(task).is_some_and(|summary| !is_done(shared, &summary)));
         if open.is_empty() {
             return true;
         }
@@ -85,16 +83,14 @@ async fn wait(shared: &Shared, table: &Table, facts: &BatchFacts, mut open: VecD
 }
 
 /// Has all tasks of a batch end that have not.
-async fn cancel_all(shared: &Shared, facts: &BatchFacts) -> Result<(), FilesError> {
-    let mut lines = Lines::open(&shared.db, &facts.made.root, &facts.made.by).await?;
-    let mut open = Vec::new();
-    while let Some(line) = lines.next().await? {
-        let task = task_of_line(&facts.made.id, line.index);
-        if shared.tasks.summary(&task).is_some_and(|summary| !summary.status.is_final() && !summary.cancelling) {
-            open.push(task);
-        }
-    }
-    let mut cancelled = stream::iter(open)
+async fn cancel_all(shared: &Shared, facts: &BatchFacts) {
+    let lines = facts.checked.as_ref().map_or(0, |checked| checked.lines);
+    let tasks = (1..=lines).map(|index| task_of_line(&facts.made.id, index));
+    let is_open = |task: &TaskId| {
+        let summary = shared.tasks.summary(task);
+        summary.is_some_and(|summary| !summary.status.is_final() && !summary.cancelling)
+    };
+    let mut cancelled = stream::iter(tasks.filter(is_open))
         .map(async |task| {
             if let Err(error) = shared.tasks.cancel(&task).await {
                 tracing::warn!(task.id = %task, %error, "a task of a batch was not cancelled");
@@ -102,12 +98,15 @@ async fn cancel_all(shared: &Shared, facts: &BatchFacts) -> Result<(), FilesErro
         })
         .buffer_unordered(CANCELLED_AT_ONCE);
     while cancelled.next().await.is_some() {}
-    Ok(())
 }
 
 /// Says how a batch has ended.
 async fn end(shared: &Shared, table: &Table, facts: &BatchFacts, how: BatchEnd) -> Result<(), FilesError> {
     let RequestCounts { total, completed, failed } = counts(shared, facts).await?;
+    // Another node may have said so meanwhile.
+    if table.batch(&facts.made.id).is_none_or(|now| now.is_over()) {
+        return Ok(());
+    }
     let (id, at) = (facts.key("ended"), shared.now_ms());
     table.put(&EndedDocument { id, at, how, total, completed, failed }).await
 }

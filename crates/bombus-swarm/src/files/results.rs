@@ -101,7 +101,9 @@ async fn outcome(
     let Asked { custom_id, task, refused } = asked;
     let status = shared.tasks.summary(&task).map(|summary| summary.status);
     let is_answer = refused.is_none() && status == Some(TaskStatus::Completed);
-    if is_answer != (wanted == Computed::Output) {
+    // One that was answered and let go since stands where its answer stood, if that is the only file.
+    let is_gone = refused.is_none() && status.is_none() && !facts.has(Computed::Errors);
+    if (is_answer || is_gone) != (wanted == Computed::Output) {
         return Ok(None);
     }
     let outcome = match (refused, status) {

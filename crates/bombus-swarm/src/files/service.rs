@@ -26,6 +26,7 @@ use super::read::parts_of;
 use super::shared::Shared;
 use super::table::{All, Table};
 use super::watch::{Present, Watch};
+use crate::room::leave_failed;
 use crate::supervised::{PartEnded, keep_going};
 
 /// Pause before the database is opened again that could not be.
@@ -58,19 +59,29 @@ impl fmt::Debug for FilesService {
 impl FilesService {
     /// Runs until `stop`. The databases and the tasks have to run until then.
     ///
-    /// A part that fails or panics is logged and started anew, after a pause of half a second that doubles up to 30 s.
+    /// A part that fails or panics is logged and started anew, after a pause of half a second that doubles up to 30 s. A database that can no
+    /// longer be written is opened anew as soon as the disk has room.
     pub async fn run(self, stop: CancellationToken) {
         let Self { shared, orphans } = self;
-        let Some(table) = stop.run_until_cancelled(open(&shared)).await else { return };
-        shared.set_table(Some(table.clone()));
         shared.db.hold_blocks(HOLDER, Arc::new(BlocksOfFiles(Arc::downgrade(&shared))));
         let orphans = Mutex::new(orphans);
-        tokio::join!(
-            keep_going("batches", stop.clone(), || look_after(&shared, &table, &stop)),
-            keep_going("files of others", stop.clone(), || have_all(&shared, &table, &stop)),
-            keep_going("blocks of files", stop.clone(), || remove_orphans(&shared, &orphans, &stop)),
-        );
-        shared.set_table(None);
+        while let Some(table) = stop.run_until_cancelled(open(&shared)).await {
+            shared.set_table(Some(table.clone()));
+            let leave = stop.child_token();
+            tokio::join!(
+                keep_going("batches", leave.clone(), || look_after(&shared, &table, &leave)),
+                keep_going("files of others", leave.clone(), || have_all(&shared, &table, &leave)),
+                keep_going("blocks of files", leave.clone(), || remove_orphans(&shared, &orphans, &leave)),
+                leave_failed("files and batches", shared.db.directory(), || table.database.failure(), &leave),
+            );
+            shared.set_table(None);
+            if stop.is_cancelled() {
+                return;
+            }
+            if let Err(error) = table.database.close().await {
+                tracing::debug!(%error, "the database of files was closed that had failed");
+            }
+        }
     }
 }
 
@@ -107,6 +118,9 @@ async fn look_after(shared: &Shared, table: &Table, stop: &CancellationToken) ->
         let all = table.all();
         let mut open = false;
         let present = present(shared);
+        // Where a line of theirs stands tells how they go on.
+        let unfinished = all.batches.iter().filter(|(_, facts)| !facts.is_over());
+        shared.tasks.hold_batches(unfinished.map(|(id, _)| id.clone()).collect());
         for (id, facts) in all.batches.iter().filter(|(_, facts)| !facts.is_over()) {
             open = true;
             let waits = driven.contains(id) || paused.get(id).is_some_and(|until| *until > Instant::now());

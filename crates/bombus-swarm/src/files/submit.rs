@@ -17,6 +17,7 @@ use super::error::FilesError;
 use super::read::{Line, Lines};
 use super::shared::Shared;
 use super::table::Table;
+use crate::store::StoreError;
 use crate::tasks::{BatchItem, Submission, TasksError, Work};
 
 /// How many lines are being submitted at a time.
@@ -60,7 +61,7 @@ pub(super) async fn submit(
                     continue;
                 }
                 sleep(PAUSE).await;
-                open.retain(|task| shared.tasks.summary(task).is_none_or(|summary| !is_done(shared, &summary)));
+                open.retain(|task| shared.tasks.summary(task).is_some_and(|summary| !is_done(shared, &summary)));
             }
             submitting.push(one(shared, table, facts, request));
         }
@@ -102,17 +103,20 @@ async fn read(shared: &Shared, endpoint: Endpoint, lines: Vec<Line>) -> Result<V
     read.await.map_err(|error| FilesError::Document(error.to_string()))
 }
 
+/// Makes the task of a line.
+pub(super) fn submission_of(item: BatchItem, request: WholeRequest) -> Submission {
+    let model = request.model().to_owned();
+    let work = Work::Whole(Box::new(request));
+    Submission { priority: PRIORITY, batch: Some(item), ..Submission::new(model, work) }
+}
+
 /// Submits a line. Where as many tasks wait as may, it waits for room.
 async fn one(shared: &Shared, table: &Table, facts: &BatchFacts, request: Request) -> Result<TaskId, FilesError> {
     let Request { index, custom_id, request } = request;
     let task = task_of_line(&facts.made.id, index);
     let total = facts.checked.as_ref().map(|checked| checked.lines.saturating_sub(checked.refused));
-    let submission = Submission {
-        id: Some(task.clone()),
-        priority: PRIORITY,
-        batch: Some(BatchItem { batch: facts.made.id.clone(), item: custom_id, total }),
-        ..Submission::new(request.model().to_owned(), Work::Whole(Box::new(request)))
-    };
+    let item = BatchItem { batch: facts.made.id.clone(), item: custom_id, total };
+    let submission = Submission { id: Some(task.clone()), ..submission_of(item, request) };
     loop {
         match shared.tasks.submit(submission.clone()).await {
             Ok(_) => return Ok(task),
@@ -120,6 +124,11 @@ async fn one(shared: &Shared, table: &Table, facts: &BatchFacts, request: Reques
             Err(TasksError::Full { .. }) => return Ok(task),
             // Another node was faster, and reads the line otherwise.
             Err(TasksError::Conflict(_)) => return Ok(task),
+            // Another version may have thought that it can be a task.
+            Err(error @ (TasksError::Invalid { .. } | TasksError::Store(StoreError::TooLarge { .. }))) => {
+                tracing::warn!(task.id = %task, %error, "a line of a batch can be no task; nothing comes of it");
+                return Ok(task);
+            }
             Err(TasksError::Unavailable) => return Err(FilesError::Unavailable),
             Err(error) => return Err(FilesError::Document(format!("request {index} was not submitted: {error}"))),
         }

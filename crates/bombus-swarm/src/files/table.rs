@@ -91,7 +91,8 @@ impl Table {
 
     /// Takes everything away that is said of a batch.
     pub(super) async fn forget_batch(&self, id: &str) -> Result<(), FilesError> {
-        for fact in FACTS.into_iter().chain([""]) {
+        // The batch first: without it the rest is of no account.
+        for fact in std::iter::once("").chain(FACTS) {
             let key = fact_key(id, fact);
             if self.database.get(&key).is_some() {
                 self.database.del(&key).await?;

@@ -1,6 +1,6 @@
 //! What is known of tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -96,6 +96,8 @@ pub(super) struct Inner {
     pub(super) generations: Generations,
     /// What peers that are there say that they have.
     pub(super) told: Mutex<BTreeMap<NodeId, TaskGenerations>>,
+    /// The batches that have not ended.
+    pub(super) batches: Mutex<BTreeSet<String>>,
     /// The farthest generation that was warned of.
     pub(super) warned_of: AtomicU64,
     pub(super) limits: StoreLimits,
@@ -140,6 +142,7 @@ impl TaskStore {
             identity: db.orbit().identity().id().to_owned(),
             generations,
             told: Mutex::default(),
+            batches: Mutex::default(),
             warned_of: AtomicU64::new(0),
             limits: limits.clone(),
             table,

@@ -1,13 +1,12 @@
 //! `task-generations.json`: which generations this node has, which it is just dropping, and which it has dropped.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::db::{DbError, replace};
+use crate::db::{DbError, read_versioned, replace};
 
 /// The newest format that is known.
 const FORMAT: u32 = 1;
@@ -46,21 +45,7 @@ impl Ledger {
 
     /// Reads the file; none where there is none. It blocks.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, DbError> {
-        let failed = |error| DbError::Records { path: path.to_owned(), doing: "read", error };
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        #[derive(Deserialize)]
-        struct Format {
-            format: u32,
-        }
-        let format: Format = serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?;
-        if format.format > FORMAT {
-            return Err(DbError::Newer { path: path.to_owned(), found: format.format, known: FORMAT });
-        }
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| failed(error.into()))
+        read_versioned(path, FORMAT)
     }
 
     /// Writes the file: after a crash it is the old or the new one. It blocks.
@@ -130,6 +115,8 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use tempfile::TempDir;
+
+    use std::fs;
 
     use super::*;
 

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Longest text of a task, in bytes, where nothing else is said: a prompt, a request as a whole, an answer.
+pub const TEXT_BYTES_MAX: usize = 32 << 20;
+
 /// Bounds of the task store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreLimits {
@@ -29,7 +32,7 @@ impl Default for StoreLimits {
     fn default() -> Self {
         Self {
             inline_bytes: 8 << 10,
-            text_bytes_max: 32 << 20,
+            text_bytes_max: TEXT_BYTES_MAX,
             texts_bytes_max: 8 << 30,
             fetches: 8,
             fetch_ms: 20_000,

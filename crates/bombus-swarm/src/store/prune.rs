@@ -1,6 +1,6 @@
 //! Generations begin and go: what is kept of tasks, and for how long.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,7 +79,8 @@ impl TaskStore {
         // What a requester that is there has not finished, it says itself.
         let me = self.inner.node.as_str();
         let present: HashSet<&str> = told.keys().map(NodeId::as_str).filter(|peer| *peer != me).collect();
-        let facts = self.inner.table.facts(self.now_ms(), |requester, _| present.contains(requester));
+        let nobody_elses = |requester: &str, _| present.contains(requester);
+        let facts = self.inner.table.facts(self.now_ms(), &BTreeSet::new(), nobody_elses);
         let is_unfinished = |number: &u64| facts.get(number).is_some_and(|facts| facts.unfinished > 0);
         TaskGenerations { open, unfinished: lacked.into_iter().filter(is_unfinished).collect(), new }
     }
@@ -199,6 +200,15 @@ impl TaskStore {
         generations.new_from(&told)
     }
 
+    /// Keeps the tasks of these batches, since what is to be done next depends on how they ended.
+    pub fn hold_batches(&self, batches: BTreeSet<String>) {
+        *self.batches() = batches;
+    }
+
+    fn batches(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.inner.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn told(&self) -> MutexGuard<'_, BTreeMap<NodeId, TaskGenerations>> {
         self.inner.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,7 +220,8 @@ impl TaskStore {
             let told = requester.parse::<NodeId>().ok().and_then(|requester| told.get(&requester));
             told.is_some_and(|told| !told.open.contains(&number) && told.open.last().is_some_and(|last| *last > number))
         };
-        let mut facts = self.inner.table.facts(self.now_ms(), ended_elsewhere);
+        let batches = self.batches().clone();
+        let mut facts = self.inner.table.facts(self.now_ms(), &batches, ended_elsewhere);
         for (number, facts) in &mut facts {
             facts.since = ledger.open.get(number).copied().unwrap_or_default();
         }
@@ -289,11 +300,11 @@ impl TaskStore {
         let Some(generation) = inner.generations.get(number) else { return Ok(None) };
         let is_still_over =
             || self.facts(ledger).iter().any(|facts| facts.generation == number && facts.unfinished == 0);
+        let bytes = stored_bytes(&generation)?;
         let closed = timeout(WRITERS_LIMIT, generation.close_for_writers(is_still_over)).await;
         if !closed.unwrap_or(false) {
             return Ok(None);
         }
-        let bytes = stored_bytes(&generation)?;
         // From here on a crash, or a failure, leaves what is finished the next time.
         ledger.begin_dropping(number);
         inner.generations.remove(number);

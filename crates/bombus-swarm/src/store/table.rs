@@ -301,9 +301,14 @@ impl Table {
         self.state().tasks.get(id)?.home
     }
 
-    /// Returns what there is to know of the generations that are open. `ended_elsewhere` says of a requester, by its peer id, and a generation
-    /// whether the requester is done with all that it has in it.
-    pub(super) fn facts(&self, now_ms: u64, ended_elsewhere: impl Fn(&str, u64) -> bool) -> BTreeMap<u64, Facts> {
+    /// Returns what there is to know of the generations that are open. The tasks of `batches` are needed. `ended_elsewhere` says of a requester,
+    /// by its peer id, and a generation whether the requester is done with all that it has in it.
+    pub(super) fn facts(
+        &self,
+        now_ms: u64,
+        batches: &BTreeSet<String>,
+        ended_elsewhere: impl Fn(&str, u64) -> bool,
+    ) -> BTreeMap<u64, Facts> {
         let state = self.state();
         let new = |generation: &u64| (*generation, Facts { generation: *generation, ..Facts::default() });
         let mut facts: BTreeMap<u64, Facts> = state.open.iter().map(new).collect();
@@ -314,7 +319,9 @@ impl Table {
         }
         for (id, held) in &state.tasks {
             let Some(summary) = state.catalogue.get(id) else { continue };
-            let is_needed = needed.contains(id) || summary.parent.as_ref().is_some_and(|parent| whole.contains(parent));
+            let is_needed = needed.contains(id)
+                || summary.parent.as_ref().is_some_and(|parent| whole.contains(parent))
+                || summary.batch.as_ref().is_some_and(|batch| batches.contains(batch));
             for part in &held.parts {
                 let Some(facts) = facts.get_mut(&part.generation) else { continue };
                 let is_over = summary.over || (summary.proven && ended_elsewhere(&summary.requester, part.generation));

@@ -1,5 +1,6 @@
 //! The handle through which everybody but the service uses tasks.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -141,6 +142,11 @@ impl TasksHandle {
     /// [`TasksError::Unavailable`] and [`TasksError::Store`]. What has begun is finished later.
     pub async fn prune(&self, retention: Retention, in_mind: bool) -> Result<Pruned, TasksError> {
         super::generations::prune(&self.shared, retention, in_mind).await
+    }
+
+    /// Has the tasks of these batches kept by their generations, whether they have ended or not.
+    pub(crate) fn hold_batches(&self, batches: BTreeSet<String>) {
+        *self.shared.batches() = batches;
     }
 
     /// Returns how many tasks run on this node now.

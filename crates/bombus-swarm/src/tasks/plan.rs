@@ -123,7 +123,7 @@ fn with_work(base: TaskDocument, work: Work) -> TaskDocument {
     }
 }
 
-fn check(submission: &Submission) -> Result<(), TasksError> {
+pub(super) fn check(submission: &Submission) -> Result<(), TasksError> {
     let invalid = |param, message: &str| Err(TasksError::invalid(param, message));
     if !(1..=10).contains(&submission.priority) {
         return invalid("priority", "the priority must be from 1 to 10");

@@ -12,7 +12,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::shared::Shared;
-use super::{clock, facts, generations, room, serve};
+use super::{clock, facts, generations, serve};
+use crate::room::leave_failed;
 use crate::store::{StoreLimits, TaskStore, TaskStoreService};
 use crate::supervised::{PartEnded, keep_going};
 
@@ -26,8 +27,6 @@ const PEERS_EVERY: Duration = Duration::from_millis(20);
 /// Pauses between tries to open the store.
 const OPEN_PAUSE: Duration = Duration::from_secs(1);
 const OPEN_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Time between two looks whether the store has failed.
-const FAILURE_LOOK: Duration = Duration::from_millis(500);
 /// How long what is being written may take at the end.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -54,7 +53,8 @@ impl TasksService {
             shared.set_store(Some(store.clone()));
             let (leave, store_stop) = (stop.child_token(), CancellationToken::new());
             let working = async {
-                tokio::join!(work(shared, &store, &leave), leave_failed(shared, &store, &leave));
+                let failing = leave_failed("tasks", shared.db.directory(), || store.failure(), &leave);
+                tokio::join!(work(shared, &store, &leave), failing);
                 if stop.is_cancelled() {
                     shared.stop.cancel();
                     shared.doing.close();
@@ -87,29 +87,6 @@ async fn open(shared: &Shared, stop: &CancellationToken) -> Option<(TaskStore, T
         stop.run_until_cancelled(sleep(pause)).await?;
         pause = (pause * 2).min(OPEN_PAUSE_MAX);
     }
-}
-
-/// Has the store left when it has failed and the disk has room, so that it is opened anew. Until then what is in memory can be read.
-async fn leave_failed(shared: &Shared, store: &TaskStore, leave: &CancellationToken) {
-    let directory = shared.db.directory();
-    let failing = async {
-        let reason = loop {
-            sleep(FAILURE_LOOK).await;
-            if let Some(reason) = store.failure() {
-                break reason;
-            }
-        };
-        let is_full = room::is_full(directory);
-        tracing::error!(%reason, disk.full = is_full, "what happens to tasks cannot be written; that is tried again");
-        loop {
-            sleep(OPEN_PAUSE).await;
-            if !room::is_full(directory) {
-                break;
-            }
-        }
-        leave.cancel();
-    };
-    leave.run_until_cancelled(failing).await;
 }
 
 async fn work(shared: &Arc<Shared>, store: &TaskStore, stop: &CancellationToken) {

@@ -1,6 +1,6 @@
 //! What the parts of the tasks and all handles share.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,11 +26,11 @@ use super::counts::TaskRuns;
 use super::error::TasksError;
 use super::live::LiveTasks;
 use super::offer::Offering;
-use super::room;
 use super::run::Running;
 use super::serve::{Listener, TakenTask};
 use crate::SwarmHandle;
 use crate::db::{DbError, DbHandle};
+use crate::room;
 use crate::route::RouteHandle;
 use crate::seal::SealKey;
 use crate::service::random;
@@ -77,6 +77,8 @@ pub(super) struct Shared {
     runs: Mutex<HashMap<RunId, Running>>,
     /// Tasks that were offered and have not begun, as the offer said.
     documents: Mutex<HashMap<TaskId, TakenTask>>,
+    /// The batches that have not ended.
+    batches: Mutex<BTreeSet<String>>,
     /// Tasks that were submitted here since the start.
     fresh: Mutex<HashSet<TaskId>>,
     opening: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
@@ -127,6 +129,7 @@ impl Shared {
             listeners: Mutex::default(),
             runs: Mutex::default(),
             documents: Mutex::default(),
+            batches: Mutex::default(),
             fresh: Mutex::default(),
             opening: Mutex::default(),
             trouble_until: Mutex::default(),
@@ -243,6 +246,10 @@ impl Shared {
 
     pub(super) fn documents(&self) -> MutexGuard<'_, HashMap<TaskId, TakenTask>> {
         lock(&self.documents)
+    }
+
+    pub(super) fn batches(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        lock(&self.batches)
     }
 
     pub(super) fn fresh(&self) -> MutexGuard<'_, HashSet<TaskId>> {

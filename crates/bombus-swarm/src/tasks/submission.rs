@@ -8,6 +8,9 @@ use bombus_core::tasks::chunk::Chunking;
 use bombus_core::tasks::{TaskId, TaskOptions, WholeRequest};
 use serde_json::Value;
 
+use super::error::TasksError;
+use super::plan;
+
 /// A task to be submitted. [`Submission::new`] leaves everything at its default but what is to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Submission {
@@ -110,6 +113,15 @@ impl Submission {
             max_attempts: None,
             batch: None,
         }
+    }
+
+    /// Says whether it can be a task.
+    ///
+    /// # Errors
+    ///
+    /// [`TasksError::Invalid`] with what is wrong.
+    pub fn check(&self) -> Result<(), TasksError> {
+        plan::check(self)
     }
 
     /// Builds the submission of a prompt.

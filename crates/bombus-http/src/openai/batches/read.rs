@@ -5,7 +5,7 @@ use bombus_core::chat::{ChatRequest, EmbedInput, EmbedRequest, Prompt};
 use bombus_core::tasks::WholeRequest;
 
 use super::super::completions::{self, ANSWERS_MAX, MAX_TOKENS_DEFAULT};
-use super::super::request::{ChatCompletionRequest, CompletionRequest, EmbeddingRequest, EncodingFormat};
+use super::super::request::{ChatCompletionRequest, Common, CompletionRequest, EmbeddingRequest, EncodingFormat};
 use super::super::text_or_list::TextOrList;
 use super::super::translate::{self, EmptyText, Input};
 use crate::body::parse;
@@ -34,11 +34,13 @@ pub(crate) fn read(endpoint: Endpoint, body: &[u8], default_model: Option<&str>)
     }
 }
 
-fn check_stream(stream: bool) -> Result<(), ApiError> {
-    if stream {
+/// Returns how many answers are wanted.
+fn checked_count(common: &Common) -> Result<u32, ApiError> {
+    if common.stream {
         return Err(ApiError::unsupported("stream", "'stream' is not supported in a batch; leave it out"));
     }
-    Ok(())
+    translate::check_count(common.n)?;
+    Ok(common.n)
 }
 
 fn form(kind: &str, logprobs: bool) -> String {
@@ -51,9 +53,7 @@ fn chat(
     named: impl FnOnce(Option<String>) -> Result<String, ApiError>,
 ) -> Result<WholeRequest, ApiError> {
     let common = request.take_common();
-    check_stream(common.stream)?;
-    let answers = common.n;
-    translate::check_count(answers)?;
+    let answers = checked_count(&common)?;
     translate::check_copies("n", answers as usize, bytes)?;
     let model = named(request.model.take())?;
     let request = translate::chat_request(request, common, model)?;
@@ -67,9 +67,7 @@ fn completions(
     named: impl FnOnce(Option<String>) -> Result<String, ApiError>,
 ) -> Result<WholeRequest, ApiError> {
     let common = request.take_common();
-    check_stream(common.stream)?;
-    let answers = common.n;
-    translate::check_count(answers)?;
+    let answers = checked_count(&common)?;
     completions::check_unsupported(&request, answers)?;
     if request.echo.unwrap_or(false) {
         return Err(ApiError::unsupported("echo", "'echo' is not supported in a batch; leave it out"));

@@ -123,6 +123,21 @@ async fn what_has_not_ended_keeps_its_generation_and_what_it_needs_of_it() {
 }
 
 #[tokio::test]
+async fn the_tasks_of_a_batch_stay_until_it_has_ended() {
+    let a = Holder::start(1, &[]).await;
+    let line = TaskDocument { batch_id: Some("batch".to_owned()), ..a.store.draft().unwrap() };
+    let line = a.store.create_task(line).await.unwrap().id;
+    a.store.cancel(&line).await.unwrap();
+    a.store.hold_batches(["batch".to_owned()].into());
+    let pruned = a.prune().await;
+    assert_eq!(pruned.kept[0].why, WhyKept::Unfinished { tasks: 1, first: vec![line.clone()] });
+    assert!(a.knows(&line));
+    a.store.hold_batches(["another".to_owned()].into());
+    assert_eq!(a.prune().await.dropped[0].generation, 1);
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn a_text_that_a_later_task_has_too_stays() {
     let a = Holder::start(1, &[]).await;
     let (shared, own) = (text('s', 700_000), text('o', 700_000));
