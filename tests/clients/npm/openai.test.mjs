@@ -1,7 +1,7 @@
 // The npm package `openai` against the node that BOMBUS_API names. test_npm.py runs this over each kind of backend.
 import assert from "node:assert/strict";
 import test from "node:test";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 
 const { BOMBUS_API, MODEL, EMBEDDER, KNOWN } = process.env;
 const client = new OpenAI({ baseURL: `${BOMBUS_API}/v1`, apiKey: "unused", maxRetries: 0, timeout: 120_000 });
@@ -106,4 +106,25 @@ test("a prompt over the context is the request's fault", async () => {
     assert.equal(error.code, "context_length_exceeded");
     return true;
   });
+});
+
+test("a batch of requests is done and its answers are read", async () => {
+  const line = (id, body) => JSON.stringify({ custom_id: id, method: "POST", url: "/v1/chat/completions", body });
+  const requests = ["a", "b"].map((id) => line(id, { ...plain, max_tokens: 4 }));
+  const content = `${[...requests, line("wrong", { ...plain, temperature: 9 })].join("\n")}\n`;
+  const file = await client.files.create({ file: await toFile(Buffer.from(content), "requests.jsonl"), purpose: "batch" });
+  let batch = await client.batches.create({ input_file_id: file.id, endpoint: "/v1/chat/completions", completion_window: "24h" });
+  for (const until = Date.now() + 120_000; !["completed", "failed", "expired", "cancelled"].includes(batch.status);) {
+    assert.ok(Date.now() < until, JSON.stringify(batch));
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    batch = await client.batches.retrieve(batch.id);
+  }
+  assert.equal(batch.status, "completed");
+  assert.deepEqual(batch.request_counts, { total: 3, completed: 2, failed: 1 });
+  const read = async (id) => (await (await client.files.content(id)).text()).trim().split("\n").map((answer) => JSON.parse(answer));
+  const answers = await read(batch.output_file_id);
+  assert.deepEqual(answers.map((answer) => answer.custom_id), ["a", "b"]);
+  for (const { response } of answers) assert.ok(response.body.choices[0].message.content);
+  const [wrong] = await read(batch.error_file_id);
+  assert.deepEqual([wrong.custom_id, wrong.response.status_code], ["wrong", 400]);
 });

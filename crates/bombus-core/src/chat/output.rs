@@ -165,12 +165,9 @@ impl Output {
         output.between.clear();
         // All that was handed on already, even where it would be held back here.
         let (mut thinking, mut text) = (String::new(), String::new());
-        if resume.text.is_empty() {
-            thinking.push_str(output.think.as_ref().map_or("", ThinkFilter::held));
-            thinking.push_str(output.stops.held());
-        } else {
-            text.push_str(output.stops.held());
-        }
+        let handed_on = if resume.text.is_empty() { &mut thinking } else { &mut text };
+        handed_on.push_str(output.think.as_ref().map_or("", ThinkFilter::held));
+        handed_on.push_str(output.stops.held());
         output.seam = Some(Box::new(Seam { thinking, text, is_broken: false }));
         if let Some(held) = held.as_ref().filter(|_| !stopped) {
             stopped = output.push(None, &held.bytes, None, &mut events);

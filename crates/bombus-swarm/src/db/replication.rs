@@ -37,6 +37,10 @@ const INPUTS_MAX: usize = 256;
 /// How many published entries wait for what they follow to come in bulk, and how many bytes. Those beyond come with the heads.
 const HELD_MAX: usize = 1_024;
 const HELD_BYTES_MAX: usize = 8 << 20;
+/// For so long, what they follow may only be a little later on its way, from another peer. Then a peer is asked for it.
+const LATE_FOR: Duration = Duration::from_millis(50);
+/// While so few wait, they are tried again whenever something has come.
+const TRIED_MAX: usize = 32;
 /// How long they wait for a peer that was asked to begin. Then what they follow is fetched one by one.
 const HELD_FOR: Duration = Duration::from_secs(1);
 /// How many exchanges of heads that one peer began run at once.
@@ -124,7 +128,9 @@ pub(super) async fn replicate(
         held: VecDeque::new(),
         held_bytes: 0,
         held_since: Instant::now(),
+        ask_at: None,
         behind,
+        owed: BTreeSet::new(),
         ticked: Instant::now(),
     };
     tokio::select! {
@@ -197,7 +203,11 @@ struct Here<'a> {
     held: VecDeque<Heard>,
     held_bytes: usize,
     held_since: Instant,
+    /// When a peer is asked for what they follow, unless that has come by then.
+    ask_at: Option<Instant>,
     behind: &'a AtomicBool,
+    /// With whom heads are to be exchanged because of that.
+    owed: BTreeSet<NodeId>,
     ticked: Instant,
 }
 
@@ -213,11 +223,12 @@ impl Here<'_> {
     ) -> Result<(), PartEnded> {
         peers.mark_changed();
         loop {
-            let due = self.due();
+            let (due, ask_at) = (self.due(), self.ask_at);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = sleep_until(due) => self.on_tick().await,
+                () = sleep_until(ask_at.unwrap_or(due)), if ask_at.is_some() => self.on_late().await,
                 Some(ended) = self.running.join_next_with_id(), if !self.running.is_empty() => self.on_ended(ended).await,
                 changed = peers.changed() => {
                     changed.map_err(|_| PartEnded::MeshEnded)?;
@@ -256,14 +267,13 @@ impl Here<'_> {
         }
         self.let_go().await;
         if self.behind.swap(false, Ordering::Relaxed) {
-            for peer in self.peers.clone() {
-                // One that runs may have begun before what was missed.
-                if self.is_meeting(&peer) {
-                    self.behind.store(true, Ordering::Relaxed);
-                } else {
-                    self.exchange(peer).await;
-                }
-            }
+            self.owed.clone_from(&self.peers);
+        }
+        // An exchange that runs may have begun before what was missed: the next one makes up for it.
+        let (later, now) = std::mem::take(&mut self.owed).into_iter().partition(|peer| self.is_meeting(peer));
+        self.owed = later;
+        for peer in BTreeSet::intersection(&now, &self.peers.clone()) {
+            self.exchange(peer.clone()).await;
         }
     }
 
@@ -346,15 +356,11 @@ impl Here<'_> {
         self.on_heard(Heard { from: published.signer, block: published.data }).await;
     }
 
-    /// Takes what a peer wrote. What follows entries that are not here waits for them to come in bulk, from who wrote it, or else from
-    /// another peer, where nothing is coming already.
+    /// Takes what a peer wrote. What follows entries that are not here waits for them: each peer sends its own, so they may be just behind it.
+    /// Those that are not come in bulk, from who wrote it, or else from another peer, where nothing is coming already.
     async fn on_heard(&mut self, entry: Heard) {
-        let Some(database) = self.shared.database(&self.address) else { return };
-        let peer = Peer::new(entry.from.as_str());
-        // One that is closed needs it no more, and one that failed has told so itself.
-        let taken = database.take_published(self.shared.now(), &peer, &entry.block).await;
-        drop(database);
-        if taken.unwrap_or(true) {
+        if self.take(&entry).await {
+            self.take_held().await;
             return;
         }
         if self.held.len() >= HELD_MAX || self.held_bytes + entry.block.len() > HELD_BYTES_MAX {
@@ -364,11 +370,47 @@ impl Here<'_> {
         if self.held.is_empty() {
             self.held_since = Instant::now();
         }
-        let source = self.peers.get(&entry.from).or_else(|| self.peers.first()).cloned();
         self.held_bytes += entry.block.len();
         self.held.push_back(entry);
         if self.partners.is_empty() && !self.turns.is_flowing() {
-            match source {
+            self.ask_at.get_or_insert_with(|| Instant::now() + LATE_FOR);
+        }
+    }
+
+    /// Hands an entry to the database; false where that lacks what it follows.
+    async fn take(&self, entry: &Heard) -> bool {
+        let Some(database) = self.shared.database(&self.address) else { return true };
+        let peer = Peer::new(entry.from.as_str());
+        // One that is closed needs it no more, and one that failed has told so itself.
+        database.take_published(self.shared.now(), &peer, &entry.block).await.unwrap_or(true)
+    }
+
+    /// Takes of what was held back all that can be. Where much was, it comes in bulk.
+    async fn take_held(&mut self) {
+        if self.held.len() > TRIED_MAX {
+            return;
+        }
+        let mut tried = 0;
+        while tried < self.held.len() {
+            let Some(entry) = self.held.pop_front() else { return };
+            if self.take(&entry).await {
+                self.held_bytes -= entry.block.len();
+                tried = 0;
+            } else {
+                self.held.push_back(entry);
+                tried += 1;
+            }
+        }
+    }
+
+    /// Asks for what is still missing.
+    async fn on_late(&mut self) {
+        self.ask_at = None;
+        self.take_held().await;
+        let Some(oldest) = self.held.front() else { return };
+        if self.partners.is_empty() && !self.turns.is_flowing() {
+            self.held_since = Instant::now();
+            match self.peers.get(&oldest.from).or_else(|| self.peers.first()).cloned() {
                 Some(source) => self.exchange(source).await,
                 None => self.let_go().await,
             }
@@ -378,7 +420,7 @@ impl Here<'_> {
     /// Hands on what was held back, once nothing comes in bulk any more, or none of the peers that were asked has begun to send.
     async fn let_go(&mut self) {
         let is_asking = !self.partners.is_empty() && self.held_since.elapsed() < HELD_FOR;
-        if self.held.is_empty() || self.turns.is_flowing() || is_asking {
+        if self.held.is_empty() || self.turns.is_flowing() || is_asking || self.ask_at.is_some() {
             return;
         }
         self.held_bytes = 0;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bombus_core::batches::{BatchEnd, BatchFacts, EndedDocument, RequestCounts, task_of_line};
+use bombus_core::batches::{BatchEnd, BatchFacts, EndedDocument, LINES_MAX, RequestCounts, task_of_line};
 use bombus_core::identity::NodeId;
 use bombus_core::liveness::PeerState;
 use bombus_core::tasks::{TaskId, TaskStatus};
@@ -44,7 +44,7 @@ pub(super) async fn drive(shared: &Shared, table: &Table, id: &str) -> Result<()
         let Some(facts) = table.batch(id).filter(|facts| !facts.is_over()) else { return Ok(()) };
         let has_to_end = facts.has_to_end(shared.now_ms());
         if let Some(how) = has_to_end {
-            cancel_all(shared, &facts).await;
+            cancel_all(shared, &facts).await?;
             return end(shared, table, &facts, how).await;
         }
         if facts.checked.is_none() {
@@ -58,7 +58,7 @@ pub(super) async fn drive(shared: &Shared, table: &Table, id: &str) -> Result<()
         }
         let refused = Refusals::open(shared, &facts).await?.numbers().await?;
         if let Some(open) = submit(shared, table, &facts, &refused).await?
-            && wait(shared, table, &facts, open).await
+            && wait(shared, table, &facts, open).await?
         {
             return end(shared, table, &facts, BatchEnd::Completed).await;
         }
@@ -66,31 +66,50 @@ pub(super) async fn drive(shared: &Shared, table: &Table, id: &str) -> Result<()
 }
 
 /// Waits for the end of tasks; false where the batch has to end before.
-async fn wait(shared: &Shared, table: &Table, facts: &BatchFacts, mut open: VecDeque<TaskId>) -> bool {
+async fn wait(
+    shared: &Shared,
+    table: &Table,
+    facts: &BatchFacts,
+    mut open: VecDeque<TaskId>,
+) -> Result<bool, FilesError> {
     loop {
-        // One that nobody knows any more was let go.
-        open.retain(|task| shared.tasks.summary(task).is_some_and(|summary| !is_done(shared, &summary)));
+        if has_to_end(shared, table, facts) {
+            return Ok(false);
+        }
+        retain_open(shared, &mut open)?;
         if open.is_empty() {
-            return true;
+            return Ok(true);
         }
         let count = u32::try_from(open.len()).unwrap_or(u32::MAX);
         sleep(LOOK_EVERY + LOOK_EVERY_PER_TASK.saturating_mul(count)).await;
-        let now = table.batch(&facts.made.id);
-        if now.is_none_or(|now| now.is_over() || now.has_to_end(shared.now_ms()).is_some()) {
-            return false;
-        }
     }
 }
 
+/// Returns whether a batch has to end before its lines have, or has ended.
+pub(super) fn has_to_end(shared: &Shared, table: &Table, facts: &BatchFacts) -> bool {
+    let now = table.batch(&facts.made.id);
+    now.is_none_or(|now| now.is_over() || now.has_to_end(shared.now_ms()).is_some())
+}
+
+/// Takes out the tasks that have ended, and those that nobody knows any more: they were let go.
+pub(super) fn retain_open(shared: &Shared, open: &mut VecDeque<TaskId>) -> Result<(), FilesError> {
+    let known = shared.known_tasks()?;
+    open.retain(|task| known.summary(task).is_some_and(|summary| !is_done(shared, &summary)));
+    Ok(())
+}
+
 /// Has all tasks of a batch end that have not.
-async fn cancel_all(shared: &Shared, facts: &BatchFacts) {
-    let lines = facts.checked.as_ref().map_or(0, |checked| checked.lines);
-    let tasks = (1..=lines).map(|index| task_of_line(&facts.made.id, index));
-    let is_open = |task: &TaskId| {
-        let summary = shared.tasks.summary(task);
-        summary.is_some_and(|summary| !summary.status.is_final() && !summary.cancelling)
-    };
-    let mut cancelled = stream::iter(tasks.filter(is_open))
+async fn cancel_all(shared: &Shared, facts: &BatchFacts) -> Result<(), FilesError> {
+    let known = shared.known_tasks()?;
+    let mut open = Vec::new();
+    for index in 1..=lines_of(facts) {
+        let task = task_of_line(&facts.made.id, index);
+        if known.summary(&task).is_some_and(|summary| !summary.status.is_final() && !summary.cancelling) {
+            open.push(task);
+        }
+        breathe(index).await;
+    }
+    let mut cancelled = stream::iter(open)
         .map(async |task| {
             if let Err(error) = shared.tasks.cancel(&task).await {
                 tracing::warn!(task.id = %task, %error, "a task of a batch was not cancelled");
@@ -98,6 +117,19 @@ async fn cancel_all(shared: &Shared, facts: &BatchFacts) {
         })
         .buffer_unordered(CANCELLED_AT_ONCE);
     while cancelled.next().await.is_some() {}
+    Ok(())
+}
+
+/// Returns how many lines a batch has whose file was looked at.
+fn lines_of(facts: &BatchFacts) -> u32 {
+    facts.checked.as_ref().map_or(0, |checked| checked.lines.min(LINES_MAX))
+}
+
+/// Lets others work once in a while.
+async fn breathe(number: u32) {
+    if number.is_multiple_of(1_024) {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Says how a batch has ended.
@@ -114,19 +146,18 @@ async fn end(shared: &Shared, table: &Table, facts: &BatchFacts, how: BatchEnd) 
 /// Counts the lines of a batch by how they stand.
 pub(super) async fn counts(shared: &Shared, facts: &BatchFacts) -> Result<RequestCounts, FilesError> {
     let Some(checked) = &facts.checked else { return Ok(RequestCounts::default()) };
+    let known = shared.known_tasks()?;
     let mut counts = RequestCounts { total: checked.lines, completed: 0, failed: checked.refused };
     if !checked.errors.is_empty() {
         return Ok(RequestCounts { total: checked.lines, completed: 0, failed: 0 });
     }
-    for index in 1..=checked.lines {
-        match shared.tasks.summary(&task_of_line(&facts.made.id, index)).map(|summary| summary.status) {
+    for index in 1..=lines_of(facts) {
+        match known.summary(&task_of_line(&facts.made.id, index)).map(|summary| summary.status) {
             Some(TaskStatus::Completed) => counts.completed += 1,
             Some(TaskStatus::Failed | TaskStatus::Cancelled) => counts.failed += 1,
             Some(_) | None => {}
         }
-        if index % 1_024 == 0 {
-            tokio::task::yield_now().await;
-        }
+        breathe(index).await;
     }
     Ok(counts)
 }

@@ -1,5 +1,7 @@
 //! Why something was not done with a file or a batch.
 
+use std::path::PathBuf;
+
 use bombus_core::batches::BatchStatus;
 use orbitdb::DatabaseError;
 
@@ -34,6 +36,9 @@ pub enum FilesError {
     /// They cannot be used now.
     #[error("files and batches are not open yet, or the node is stopping; try again")]
     Unavailable,
+    /// The disk is full.
+    #[error("the disk is full on which this node keeps files: make room for {}, and it goes on by itself", .0.display())]
+    NoRoom(PathBuf),
     /// The databases failed.
     #[error(transparent)]
     Db(#[from] DbError),

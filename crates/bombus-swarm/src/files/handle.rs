@@ -9,6 +9,7 @@ use bombus_core::batches::{
     NewBatch, OUTPUT_PURPOSE, PURPOSE, Page, batch_id,
 };
 use futures::stream::{BoxStream, StreamExt};
+use serde::Serialize;
 
 use super::drive::counts;
 use super::error::FilesError;
@@ -149,10 +150,10 @@ impl FilesHandle {
         let table = self.shared.table().await?;
         let at = self.shared.now_ms();
         match find(&table, id)? {
-            Found::Stored(file) => table.put(&FileDocument { removed_at: Some(at), ..file }).await,
+            Found::Stored(file) => self.put(&table, &FileDocument { removed_at: Some(at), ..file }).await,
             Found::Computed(facts, computed) => {
                 let by = self.shared.me.to_string();
-                table.put(&FactDocument { id: facts.key(computed.word()), at, by }).await
+                self.put(&table, &FactDocument { id: facts.key(computed.word()), at, by }).await
             }
         }
     }
@@ -180,7 +181,7 @@ impl FilesHandle {
             by: self.shared.me.to_string(),
             created_at: self.shared.now_ms(),
         };
-        table.put(&made).await?;
+        self.put(&table, &made).await?;
         self.told(&BatchFacts::new(made)).await
     }
 
@@ -224,7 +225,8 @@ impl FilesHandle {
         }
         if facts.cancelled_at.is_none() {
             let (at, by) = (self.shared.now_ms(), self.shared.me.to_string());
-            self.shared.table().await?.put(&FactDocument { id: facts.key("cancelled"), at, by }).await?;
+            let table = self.shared.table().await?;
+            self.put(&table, &FactDocument { id: facts.key("cancelled"), at, by }).await?;
         }
         self.batch(id).await
     }
@@ -240,6 +242,10 @@ impl FilesHandle {
 
     async fn facts(&self, id: &str) -> Result<BatchFacts, FilesError> {
         self.shared.table().await?.batch(id).ok_or_else(|| FilesError::UnknownBatch(id.to_owned()))
+    }
+
+    async fn put(&self, table: &Table, document: &impl Serialize) -> Result<(), FilesError> {
+        table.put(document).await.map_err(|error| self.shared.explained(error))
     }
 
     async fn told(&self, facts: &BatchFacts) -> Result<BatchInfo, FilesError> {

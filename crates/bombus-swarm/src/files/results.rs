@@ -99,7 +99,7 @@ async fn outcome(
     asked: Asked,
 ) -> Result<Option<BatchLine>, FilesError> {
     let Asked { custom_id, task, refused } = asked;
-    let status = shared.tasks.summary(&task).map(|summary| summary.status);
+    let status = shared.known_tasks()?.summary(&task).map(|summary| summary.status);
     let is_answer = refused.is_none() && status == Some(TaskStatus::Completed);
     // One that was answered and let go since stands where its answer stood, if that is the only file.
     let is_gone = refused.is_none() && status.is_none() && !facts.has(Computed::Errors);

@@ -126,7 +126,7 @@ async fn look_after(shared: &Shared, table: &Table, stop: &CancellationToken) ->
             let waits = driven.contains(id) || paused.get(id).is_some_and(|until| *until > Instant::now());
             // What a node submits that seals everything could be read nowhere else.
             let is_sealed = shared.seals_all && facts.made.by != shared.me.as_str();
-            if is_sealed {
+            if is_sealed && facts.has_to_end(shared.now_ms()).is_none() {
                 continue;
             }
             if !waits && driven.len() < BATCHES_AT_ONCE && watch.is_ours(begun.elapsed(), id, &facts.made.by, &present)

@@ -14,6 +14,8 @@ use super::table::Table;
 use crate::SwarmHandle;
 use crate::clock::WallClock;
 use crate::db::DbHandle;
+use crate::room;
+use crate::store::TaskStore;
 use crate::tasks::{SealChoice, TasksConfig, TasksHandle};
 
 /// Longest wait for the database that is being opened.
@@ -74,6 +76,21 @@ impl Shared {
         match opened {
             Ok(Ok(table)) => table.clone().ok_or(FilesError::Unavailable),
             _ => Err(FilesError::Unavailable),
+        }
+    }
+
+    /// Returns what is known of tasks. While it is not known, nothing can be said of lines.
+    pub(super) fn known_tasks(&self) -> Result<TaskStore, FilesError> {
+        self.tasks.known().ok_or(FilesError::Unavailable)
+    }
+
+    /// Says of an error of the databases that the disk is full, where it is.
+    pub(super) fn explained(&self, error: FilesError) -> FilesError {
+        match error {
+            FilesError::Db(_) | FilesError::Unavailable if room::is_full(self.db.directory()) => {
+                FilesError::NoRoom(self.db.directory().to_owned())
+            }
+            error => error,
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::BodyReader;
-use super::drive::is_done;
+use super::drive::{has_to_end, is_done, retain_open};
 use super::error::FilesError;
 use super::read::{Line, Lines};
 use super::shared::Shared;
@@ -40,11 +40,12 @@ pub(super) async fn submit(
     let mut open = VecDeque::new();
     let mut lines = Lines::open(&shared.db, &made.root, &made.by).await?;
     let mut submitting = FuturesUnordered::new();
+    let known = shared.known_tasks()?;
     while let Some(group) = lines.next_group().await? {
         let mut new = Vec::new();
         for line in group.into_iter().filter(|line| !refused.contains(&line.index)) {
             let task = task_of_line(&made.id, line.index);
-            match shared.tasks.summary(&task) {
+            match known.summary(&task) {
                 Some(summary) if is_done(shared, &summary) => {}
                 Some(_) => open.push_back(task),
                 None => new.push(line),
@@ -61,7 +62,7 @@ pub(super) async fn submit(
                     continue;
                 }
                 sleep(PAUSE).await;
-                open.retain(|task| shared.tasks.summary(task).is_some_and(|summary| !is_done(shared, &summary)));
+                retain_open(shared, &mut open)?;
             }
             submitting.push(one(shared, table, facts, request));
         }
@@ -72,11 +73,7 @@ pub(super) async fn submit(
     while let Some(done) = submitting.next().await {
         open.push_back(done?);
     }
-    Ok(Some(open))
-}
-
-fn has_to_end(shared: &Shared, table: &Table, facts: &BatchFacts) -> bool {
-    table.batch(&facts.made.id).is_none_or(|now| now.has_to_end(shared.now_ms()).is_some() || now.is_over())
+    Ok(Some(open).filter(|_| !has_to_end(shared, table, facts)))
 }
 
 struct Request {

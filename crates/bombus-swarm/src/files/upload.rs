@@ -105,7 +105,7 @@ impl Upload {
     ///
     /// [`FilesError::TooLarge`], and when it cannot be written.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), FilesError> {
-        self.blocks.write(bytes).await
+        self.blocks.write(bytes).await.map_err(|error| self.shared.explained(error))
     }
 
     /// Ends it. The file is safe on this node's disk when this returns.
@@ -114,6 +114,10 @@ impl Upload {
     ///
     /// [`FilesError`] where it has no name or is empty, and when it cannot be written.
     pub async fn finish(mut self, filename: &str) -> Result<FileInfo, FilesError> {
+        self.end(filename).await.map_err(|error| self.shared.explained(error))
+    }
+
+    async fn end(&mut self, filename: &str) -> Result<FileInfo, FilesError> {
         if self.blocks.bytes == 0 {
             return Err(FilesError::invalid("file", "the file is empty"));
         }

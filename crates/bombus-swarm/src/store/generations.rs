@@ -223,7 +223,8 @@ impl Generations {
 
     /// Returns the one before which nothing new comes any more, from here or from these peers.
     pub(super) fn new_from(&self, told: &[&TaskGenerations]) -> u64 {
-        told.iter().filter_map(|told| told.new).fold(self.for_new().number, u64::min)
+        let new = told.iter().filter_map(|told| told.new.filter(|new| told.open.contains(new)));
+        new.fold(self.for_new().number, u64::min)
     }
 }
 

@@ -96,8 +96,8 @@ pub(super) struct Inner {
     pub(super) generations: Generations,
     /// What peers that are there say that they have.
     pub(super) told: Mutex<BTreeMap<NodeId, TaskGenerations>>,
-    /// The batches that have not ended.
-    pub(super) batches: Mutex<BTreeSet<String>>,
+    /// The batches that have not ended; none where that is not known.
+    pub(super) batches: Mutex<Option<BTreeSet<String>>>,
     /// The farthest generation that was warned of.
     pub(super) warned_of: AtomicU64,
     pub(super) limits: StoreLimits,
@@ -142,7 +142,7 @@ impl TaskStore {
             identity: db.orbit().identity().id().to_owned(),
             generations,
             told: Mutex::default(),
-            batches: Mutex::default(),
+            batches: Mutex::new(Some(BTreeSet::new())),
             warned_of: AtomicU64::new(0),
             limits: limits.clone(),
             table,

@@ -80,7 +80,7 @@ impl TaskStore {
         let me = self.inner.node.as_str();
         let present: HashSet<&str> = told.keys().map(NodeId::as_str).filter(|peer| *peer != me).collect();
         let nobody_elses = |requester: &str, _| present.contains(requester);
-        let facts = self.inner.table.facts(self.now_ms(), &BTreeSet::new(), nobody_elses);
+        let facts = self.inner.table.facts(self.now_ms(), |_| false, nobody_elses);
         let is_unfinished = |number: &u64| facts.get(number).is_some_and(|facts| facts.unfinished > 0);
         TaskGenerations { open, unfinished: lacked.into_iter().filter(is_unfinished).collect(), new }
     }
@@ -143,8 +143,8 @@ impl TaskStore {
         self.carry_out(ledger, &facts, plan, begun).await
     }
 
-    /// Does the same at once, because somebody wants it: also what was opened a short time ago may go, and peers are waited for some seconds
-    /// to open the next one.
+    /// Does the same at once, because somebody wants it: also what was opened a short time ago may go, and peers are waited for up
+    /// to 30 s until their new tasks go to the next one.
     ///
     /// # Errors
     ///
@@ -200,12 +200,12 @@ impl TaskStore {
         generations.new_from(&told)
     }
 
-    /// Keeps the tasks of these batches, since what is to be done next depends on how they ended.
-    pub fn hold_batches(&self, batches: BTreeSet<String>) {
+    /// Keeps the tasks of these batches, since what is to be done next depends on how they ended; without any set, those of all batches.
+    pub fn hold_batches(&self, batches: Option<BTreeSet<String>>) {
         *self.batches() = batches;
     }
 
-    fn batches(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn batches(&self) -> MutexGuard<'_, Option<BTreeSet<String>>> {
         self.inner.batches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -221,7 +221,8 @@ impl TaskStore {
             told.is_some_and(|told| !told.open.contains(&number) && told.open.last().is_some_and(|last| *last > number))
         };
         let batches = self.batches().clone();
-        let mut facts = self.inner.table.facts(self.now_ms(), &batches, ended_elsewhere);
+        let is_held = |batch: &String| batches.as_ref().is_none_or(|batches| batches.contains(batch));
+        let mut facts = self.inner.table.facts(self.now_ms(), is_held, ended_elsewhere);
         for (number, facts) in &mut facts {
             facts.since = ledger.open.get(number).copied().unwrap_or_default();
         }

@@ -301,12 +301,12 @@ impl Table {
         self.state().tasks.get(id)?.home
     }
 
-    /// Returns what there is to know of the generations that are open. The tasks of `batches` are needed. `ended_elsewhere` says of a requester,
+    /// Returns what there is to know of the generations that are open. The tasks of batches that `is_held` names are needed. `ended_elsewhere` says of a requester,
     /// by its peer id, and a generation whether the requester is done with all that it has in it.
     pub(super) fn facts(
         &self,
         now_ms: u64,
-        batches: &BTreeSet<String>,
+        is_held: impl Fn(&String) -> bool,
         ended_elsewhere: impl Fn(&str, u64) -> bool,
     ) -> BTreeMap<u64, Facts> {
         let state = self.state();
@@ -321,7 +321,7 @@ impl Table {
             let Some(summary) = state.catalogue.get(id) else { continue };
             let is_needed = needed.contains(id)
                 || summary.parent.as_ref().is_some_and(|parent| whole.contains(parent))
-                || summary.batch.as_ref().is_some_and(|batch| batches.contains(batch));
+                || summary.batch.as_ref().is_some_and(&is_held);
             for part in &held.parts {
                 let Some(facts) = facts.get_mut(&part.generation) else { continue };
                 let is_over = summary.over || (summary.proven && ended_elsewhere(&summary.requester, part.generation));

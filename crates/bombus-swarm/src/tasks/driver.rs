@@ -289,6 +289,11 @@ async fn publish(shared: &Arc<Shared>, task: TaskId, run: RunId, grant: (Epoch, 
             shared.note_trouble();
             shared.input(Input::Unwritable { task, run });
         }
+        // Somebody else may be able to write it.
+        Err(error @ StoreError::NotFound(_)) => {
+            tracing::warn!(task.id = %task, %error, "the databases are not open here in which a result is to be written");
+            shared.input(Input::Unwritable { task, run });
+        }
         Err(error) => failed(shared, task, Write::Result(run), &error).await,
     }
 }

@@ -59,7 +59,6 @@ pub(super) async fn keep(shared: &Arc<Shared>, store: &TaskStore, stop: &Cancell
         }
         if now >= tend {
             tend = now + TEND_EVERY;
-            store.hold_batches(shared.batches().clone());
             if let Err(error) = store.tend(shared.config.retention()).await {
                 tracing::warn!(%error, "what is old of tasks is not let go yet");
             }
@@ -70,7 +69,6 @@ pub(super) async fn keep(shared: &Arc<Shared>, store: &TaskStore, stop: &Cancell
 /// Does what the hourly look does, at once.
 pub(super) async fn prune(shared: &Shared, retention: Retention, in_mind: bool) -> Result<Pruned, TasksError> {
     let store = shared.store().await?;
-    store.hold_batches(shared.batches().clone());
     if in_mind {
         return Ok(store.prune_in_mind(retention).await?);
     }

@@ -13,7 +13,7 @@ use super::error::TasksError;
 use super::news::{TaskFilter, TaskNews, TaskPage, TaskResultReport};
 use super::shared::Shared;
 use super::submission::Submission;
-use crate::store::{Pruned, Retention, StoreSize, TaskSummary};
+use crate::store::{Pruned, Retention, StoreSize, TaskStore, TaskSummary};
 
 /// A cheap handle to the tasks of the swarm. Every node answers for every task that it has heard of.
 #[derive(Clone)]
@@ -144,9 +144,17 @@ impl TasksHandle {
         super::generations::prune(&self.shared, retention, in_mind).await
     }
 
-    /// Has the tasks of these batches kept by their generations, whether they have ended or not.
+    /// Returns what is known of tasks; none while the databases are not open.
+    pub(crate) fn known(&self) -> Option<TaskStore> {
+        self.shared.store_now()
+    }
+
+    /// Has the tasks of these batches kept by their generations, whether they have ended or not. Until this is called, those of all are.
     pub(crate) fn hold_batches(&self, batches: BTreeSet<String>) {
-        *self.shared.batches() = batches;
+        *self.shared.batches() = Some(batches.clone());
+        if let Some(store) = self.shared.store_now() {
+            store.hold_batches(Some(batches));
+        }
     }
 
     /// Returns how many tasks run on this node now.

@@ -77,8 +77,8 @@ pub(super) struct Shared {
     runs: Mutex<HashMap<RunId, Running>>,
     /// Tasks that were offered and have not begun, as the offer said.
     documents: Mutex<HashMap<TaskId, TakenTask>>,
-    /// The batches that have not ended.
-    batches: Mutex<BTreeSet<String>>,
+    /// The batches that have not ended; none until that is known.
+    batches: Mutex<Option<BTreeSet<String>>>,
     /// Tasks that were submitted here since the start.
     fresh: Mutex<HashSet<TaskId>>,
     opening: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
@@ -189,6 +189,9 @@ impl Shared {
     }
 
     pub(super) fn set_store(&self, store: Option<TaskStore>) {
+        if let Some(store) = &store {
+            store.hold_batches(self.batches().clone());
+        }
         self.store.send_replace(store);
     }
 
@@ -248,7 +251,7 @@ impl Shared {
         lock(&self.documents)
     }
 
-    pub(super) fn batches(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    pub(super) fn batches(&self) -> MutexGuard<'_, Option<BTreeSet<String>>> {
         lock(&self.batches)
     }
 

@@ -149,7 +149,7 @@ fn refused(error: bombus_swarm::files::FilesError) -> FilesError {
         Refusal::Invalid { param, message } => FilesError::Invalid { param, message },
         Refusal::TooLarge(bytes_max) => FilesError::TooLarge(bytes_max),
         Refusal::Ended(_) => FilesError::Ended(message),
-        Refusal::Unavailable | Refusal::Unreached(_) => FilesError::Unavailable(message),
+        Refusal::Unavailable | Refusal::Unreached(_) | Refusal::NoRoom(_) => FilesError::Unavailable(message),
         Refusal::Db(_) | Refusal::Document(_) => FilesError::Failed(message),
     }
 }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -39,10 +40,17 @@ pub(crate) fn server(kind: &str, name: &str, url: &str, lines: &str) -> String {
     format!("[[backends]]\nkind = '{kind}'\nname = '{name}'\nurl = '{url}'\n{lines}\n")
 }
 
-/// Returns an address of this machine at which nothing listens.
+/// Returns an address of this machine at which nothing listens. Its port is none of those that connections get by themselves, so that it is
+/// free still when a node starts there again.
 pub(crate) fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id());
+        let port = 18_000 + u16::try_from(number % 14_000).unwrap();
+        if let Ok(listener) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+            return listener.local_addr().unwrap().to_string();
+        }
+    }
 }
 
 /// A place for a node: data directory and configuration, both its own. Deleted in the end.

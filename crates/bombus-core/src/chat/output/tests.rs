@@ -199,6 +199,12 @@ fn the_model_reads_its_thoughts_in_its_own_marks() {
 }
 
 #[test]
+fn an_answer_that_looks_like_a_mark_and_then_like_a_stop_text_is_not_doubled() {
+    let output = Output::new(vec!["END".to_owned()], Some(ThinkFilter::new(false)), true);
+    assert_eq!(break_everywhere(&output, &[b"<", b"E", b"E"]), (2, 2));
+}
+
+#[test]
 fn tokens_that_are_not_those_of_the_text_are_not_followed() {
     let output = Output::new(Vec::new(), None, true);
     let tokens: [&[u8]; 2] = [b"on", b"e"];

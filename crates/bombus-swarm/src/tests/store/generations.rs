@@ -128,11 +128,13 @@ async fn the_tasks_of_a_batch_stay_until_it_has_ended() {
     let line = TaskDocument { batch_id: Some("batch".to_owned()), ..a.store.draft().unwrap() };
     let line = a.store.create_task(line).await.unwrap().id;
     a.store.cancel(&line).await.unwrap();
-    a.store.hold_batches(["batch".to_owned()].into());
+    a.store.hold_batches(Some(["batch".to_owned()].into()));
     let pruned = a.prune().await;
     assert_eq!(pruned.kept[0].why, WhyKept::Unfinished { tasks: 1, first: vec![line.clone()] });
     assert!(a.knows(&line));
-    a.store.hold_batches(["another".to_owned()].into());
+    a.store.hold_batches(None);
+    assert_eq!(a.prune().await.dropped, [], "it is not known whether it has ended");
+    a.store.hold_batches(Some(["another".to_owned()].into()));
     assert_eq!(a.prune().await.dropped[0].generation, 1);
     a.stop().await;
 }

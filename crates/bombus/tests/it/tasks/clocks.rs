@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::after::Acknowledged;
+use super::openai::{line, question};
 use super::{QUICK, idle, words, worker};
 use crate::faults::rounds;
 use crate::harness::within;
@@ -193,4 +194,24 @@ async fn the_time_of_day_decides_nothing() {
         }
         clocks.iter().for_each(|clocks| clocks.set(0, 0));
     }
+}
+
+#[tokio::test]
+async fn a_batch_expires_after_a_day_with_what_is_done_by_then() {
+    let Some((swarm, clocks, _library)) = team().await else { return };
+    // The second one takes minutes.
+    let content = line("done", &question("two words")) + &line("long", &question(&words(1, 8_000)));
+    let file = swarm.member(0).upload(&content).await;
+    let batch = swarm.member(0).batch_of(&file).await;
+    let is_half_done = |batch: &Value| batch["request_counts"]["completed"] == 1;
+    swarm.member(0).batch_when(&batch, "one line is done", is_half_done).await;
+    clocks[0].step(25 * HOUR_MS);
+    let expired = |batch: &Value| batch["status"] == "expired";
+    let ended = swarm.member(0).batch_when(&batch, "it has expired", expired).await;
+    assert_eq!(ended["request_counts"], json!({ "total": 2, "completed": 1, "failed": 1 }), "{ended}");
+    let ended = swarm.member(1).batch_when(&batch, "that is told at another node", expired).await;
+    let answers = swarm.member(1).results(&ended["output_file_id"]).await;
+    assert_eq!(answers.keys().collect::<Vec<_>>(), ["done"]);
+    let errors = swarm.member(1).results(&ended["error_file_id"]).await;
+    assert_eq!((errors.len(), &errors["long"]["error"]["code"]), (1, &json!("batch_expired")), "{errors:?}");
 }

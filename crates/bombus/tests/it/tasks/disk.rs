@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::after::Acknowledged;
+use super::openai::{line, question};
 use super::{idle, words, worker};
 use crate::harness::{LIMIT, within};
 use crate::model::eventually;
@@ -87,6 +88,12 @@ async fn a_node_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(4), ""), "{}", refused.stderr);
     assert!(refused.stderr.contains("disk") && refused.stderr.contains("room"), "{}", refused.stderr);
 
+    let requests = line("q", &question(&words(4, TOO_MANY)));
+    let (status, told) = swarm.member(0).try_upload(&requests).await;
+    assert_eq!(status, 503, "{told}");
+    let message = told["error"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("disk") && message.contains("room"), "what is wrong and what to do: {told}");
+
     // The others go on, and so does the node itself with what needs no disk.
     let task = swarm.member(2).settled(&other.0).await;
     assert_eq!(task["result"]["response"], other.1, "{task}");
@@ -106,6 +113,17 @@ async fn a_node_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     tasks.insert(id, words(8, ANSWER));
+    let began = Instant::now();
+    let file = loop {
+        let (status, told) = swarm.member(0).try_upload(&requests).await;
+        if status == 200 {
+            break told["id"].as_str().unwrap().to_owned();
+        }
+        assert!(began.elapsed() < LIMIT, "with room again it takes files: {told}\n{}", swarm.member(0).log());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    let batch = swarm.member(0).batch_of(&file).await;
+    swarm.member(0).batch_when(&batch, "it has ended", |batch| batch["status"] == "completed").await;
     // None of those that were refused is anywhere, nor a part of one.
     swarm.none_is_lost("a full disk", "disk", &tasks).await;
     swarm.all_are_settled_alike("a full disk", "disk", &tasks).await;

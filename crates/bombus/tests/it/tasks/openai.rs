@@ -11,18 +11,25 @@ use crate::swarm::Member;
 const BOUNDARY: &str = "----bees";
 
 /// A line of a file of requests for a conversation.
-fn line(custom_id: &str, body: &Value) -> String {
+pub(super) fn line(custom_id: &str, body: &Value) -> String {
     let line = json!({ "custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body });
     format!("{line}\n")
 }
 
-fn question(text: &str) -> Value {
+pub(super) fn question(text: &str) -> Value {
     json!({ "model": "fake", "messages": [{ "role": "user", "content": text }] })
 }
 
 impl Member {
     /// Uploads a file of requests, and returns its id.
-    async fn upload(&self, content: &str) -> String {
+    pub(super) async fn upload(&self, content: &str) -> String {
+        let (status, file) = self.try_upload(content).await;
+        assert_eq!(status, 200, "{file}");
+        file["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Uploads a file of requests, and returns what is answered.
+    pub(super) async fn try_upload(&self, content: &str) -> (u16, Value) {
         let part = |head: &str, content: &str| {
             format!("--{BOUNDARY}\r\ncontent-disposition: form-data; {head}\r\n\r\n{content}\r\n")
         };
@@ -31,13 +38,11 @@ impl Member {
         let request = request.header("content-type", format!("multipart/form-data; boundary={BOUNDARY}"));
         let response = within("an upload", request.send()).await.unwrap();
         let status = response.status();
-        let file: Value = within("an upload", response.json()).await.unwrap();
-        assert!(status.is_success(), "{status}: {file}");
-        file["id"].as_str().unwrap().to_owned()
+        (status.as_u16(), within("an upload", response.json()).await.unwrap())
     }
 
     /// Makes a batch of a file, and returns its id.
-    async fn batch_of(&self, file: &str) -> String {
+    pub(super) async fn batch_of(&self, file: &str) -> String {
         let batch = json!({ "input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h" });
         let (status, made) = self.post("/v1/batches", &batch).await;
         assert_eq!((status, &made["status"]), (200, &json!("validating")), "{made}\n{}", self.log());
@@ -45,7 +50,7 @@ impl Member {
     }
 
     /// Waits until a batch stands so by this node, and returns it.
-    async fn batch_when(&self, id: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub(super) async fn batch_when(&self, id: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let mut batch = Value::Null;
         let seen = async {
             while !holds(&batch) {
@@ -64,7 +69,7 @@ impl Member {
     }
 
     /// Reads a file of results by the ids of its lines.
-    async fn results(&self, file: &Value) -> BTreeMap<String, Value> {
+    pub(super) async fn results(&self, file: &Value) -> BTreeMap<String, Value> {
         let text = self.text(&format!("/v1/files/{}/content", file.as_str().expect("there is such a file"))).await;
         let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         lines.map(|line| (line["custom_id"].as_str().unwrap().to_owned(), line)).collect()
