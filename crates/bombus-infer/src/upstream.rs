@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Body, Client, Method, Response, Url, redirect};
@@ -31,6 +32,8 @@ const REFUSAL_BYTES_MAX: usize = 64 << 10;
 const POOL_IDLE_TIME_MAX: Duration = Duration::from_secs(4);
 /// The same with TLS, where making a connection is dear and servers wait longer.
 const POOL_IDLE_TIME_MAX_TLS: Duration = Duration::from_secs(50);
+/// A kept connection that the server has closed just then breaks off at once: then the request is sent anew, once.
+const STALE_TIME_MAX: Duration = Duration::from_millis(50);
 
 /// What an [`UpstreamClient`] needs to know.
 pub(crate) struct UpstreamOptions {
@@ -135,8 +138,21 @@ impl UpstreamClient {
     ) -> Result<Response, UpstreamError> {
         let body = body.map(serde_json::to_vec).transpose();
         let body = body.map_err(|error| UpstreamError::Config { reason: format!("not to be had as JSON: {error}") })?;
-        let json = HeaderValue::from_static("application/json");
-        self.send_bytes(method, path, body.map(|body| (Body::from(body), json))).await
+        let body = body.map(Bytes::from);
+        let send = async || {
+            let json = HeaderValue::from_static("application/json");
+            self.send_bytes(method.clone(), path, body.clone().map(|body| (Body::from(body), json))).await
+        };
+        let begun = Instant::now();
+        match send().await {
+            // What is asked with these two may be asked twice.
+            Err(UpstreamError::Broken { .. })
+                if begun.elapsed() < STALE_TIME_MAX && matches!(method, Method::GET | Method::POST) =>
+            {
+                send().await
+            }
+            answer => answer,
+        }
     }
 
     /// As [`UpstreamClient::send`], with a body of any kind and its content type.
@@ -350,7 +366,62 @@ pub(crate) fn explain(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+
+    /// Reads a request with a JSON object; false where the connection ends.
+    async fn reads_request(stream: &mut TcpStream) -> bool {
+        let mut read = Vec::new();
+        while !read.ends_with(b"}") {
+            match stream.read_buf(&mut read).await {
+                Ok(0) | Err(_) => return false,
+                Ok(_) => {}
+            }
+        }
+        true
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_the_server_closes_just_then_fails_no_request() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let requests = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&requests);
+        let server = async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let counted = Arc::clone(&counted);
+                tokio::spawn(async move {
+                    // The second one gets no answer.
+                    while reads_request(&mut stream).await && counted.fetch_add(1, Ordering::Relaxed) != 1 {
+                        let answer =
+                            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+                        stream.write_all(answer).await.unwrap();
+                    }
+                });
+            }
+        };
+        let options =
+            UpstreamOptions { name: "b".into(), base, headers: HeaderMap::new(), timeout: Duration::from_secs(10) };
+        let client = UpstreamClient::new(options).unwrap();
+        let asked = async {
+            for _ in 0..2 {
+                let told: Value = client.post_json("ask", &json!({ "a": 1 }), 1_000).await.unwrap();
+                assert_eq!(told, json!({}));
+            }
+        };
+        tokio::select! {
+            () = server => {}
+            () = asked => {}
+        }
+        assert_eq!(requests.load(Ordering::Relaxed), 3);
+    }
 
     #[test]
     fn what_is_beyond_this_network_is_told_by_its_address() {

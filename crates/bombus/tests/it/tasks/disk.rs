@@ -88,7 +88,9 @@ async fn a_node_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(4), ""), "{}", refused.stderr);
     assert!(refused.stderr.contains("disk") && refused.stderr.contains("room"), "{}", refused.stderr);
 
-    let requests = line("q", &question(&words(4, TOO_MANY)));
+    let mut request = question(&words(4, TOO_MANY));
+    request["max_tokens"] = json!(ANSWER);
+    let requests = line("q", &request);
     let (status, told) = swarm.member(0).try_upload(&requests).await;
     assert_eq!(status, 503, "{told}");
     let message = told["error"]["message"].as_str().unwrap_or_default();
