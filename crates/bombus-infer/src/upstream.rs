@@ -124,7 +124,8 @@ impl UpstreamClient {
         self.logged(&Method::POST, path, self.json(response, limit_bytes).await)
     }
 
-    /// Sends a request, with a JSON document where there is one, and returns the answer as soon as its status is there.
+    /// Sends a request, with a JSON document where there is one, and returns the answer as soon as its status is there. One that met the end of
+    /// a kept connection is sent once more.
     /// Dropping the answer, or this future, closes the connection.
     ///
     /// # Errors

@@ -18,6 +18,7 @@
 //! files.rs       files of requests, and batches of them: each line a durable task
 //! weights.rs     models between nodes: weights that travel, and nodes that manage the models of others
 //! places.rs      how many peers may have something at once;  streams.rs: answers to the streams that they open
+//! room.rs        whether the disk has room, and databases that are opened anew when it has
 //! service.rs     the parts, kept going (supervised.rs);  handle.rs: SwarmHandle;  shared.rs: what they share
 //! ```
 

@@ -23,6 +23,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// When a batch has ended so long ago, in milliseconds, what is not here does not come any more: an hour.
 const OLD_MS: u64 = 3_600_000;
 
+/// What is told of a line whose task has gone.
+const GONE: (&str, &str) = ("task_gone", "the task of this request is not kept any more");
+
 /// A line, before it is looked at what came of it.
 struct Asked {
     custom_id: String,
@@ -100,10 +103,7 @@ async fn outcome(
 ) -> Result<Option<BatchLine>, FilesError> {
     let Asked { custom_id, task, refused } = asked;
     let status = shared.known_tasks()?.summary(&task).map(|summary| summary.status);
-    let is_answer = refused.is_none() && status == Some(TaskStatus::Completed);
-    // One that was answered and let go since stands where its answer stood, if that is the only file.
-    let is_gone = refused.is_none() && status.is_none() && !facts.has(Computed::Errors);
-    if (is_answer || is_gone) != (wanted == Computed::Output) {
+    if wanted != file_of(facts, refused.is_some(), status) {
         return Ok(None);
     }
     let outcome = match (refused, status) {
@@ -113,6 +113,21 @@ async fn outcome(
         (None, status) => without(facts, status),
     };
     Ok(Some(BatchLine { custom_id, task, outcome }))
+}
+
+/// Returns in which of the two files a line stands.
+fn file_of(facts: &BatchFacts, is_refused: bool, status: Option<TaskStatus>) -> Computed {
+    match status {
+        _ if is_refused => Computed::Errors,
+        Some(TaskStatus::Completed) => Computed::Output,
+        // It was answered, and let go since: there is no other file.
+        None if all_were_answered(facts) => Computed::Output,
+        _ => Computed::Errors,
+    }
+}
+
+fn all_were_answered(facts: &BatchFacts) -> bool {
+    facts.ended.as_ref().is_some_and(|ended| ended.completed == ended.total)
 }
 
 async fn answer(shared: &Shared, task: &TaskId) -> Result<LineOutcome, FilesError> {
@@ -137,12 +152,13 @@ async fn failure(shared: &Shared, task: &TaskId) -> LineOutcome {
 fn without(facts: &BatchFacts, status: Option<TaskStatus>) -> LineOutcome {
     let how = facts.ended.as_ref().map(|ended| ended.how);
     let (code, message) = match (how, status) {
+        (_, None) if all_were_answered(facts) => GONE,
         (Some(BatchEnd::Expired), _) => {
             ("batch_expired", "this request could not be executed before the completion window expired")
         }
         (Some(BatchEnd::Cancelled), _) => ("batch_cancelled", "the batch was cancelled before this request was done"),
         (_, Some(TaskStatus::Cancelled)) => ("task_cancelled", "the task of this request was cancelled"),
-        _ => ("task_gone", "the task of this request is not kept any more"),
+        _ => GONE,
     };
     LineOutcome::Failed { code, message: message.to_owned() }
 }
@@ -171,6 +187,29 @@ mod tests {
         match without(&facts, status) {
             LineOutcome::Failed { code, .. } => code,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_answered_and_let_go_stands_in_the_output_only_where_all_were_answered() {
+        let mut facts = BatchFacts::new(BatchDocument {
+            id: batch_id([2; 16]),
+            input_file: "file-a".into(),
+            root: "z".into(),
+            bytes: 9,
+            endpoint: Endpoint::Chat,
+            metadata: BTreeMap::new(),
+            by: "me".into(),
+            created_at: 5_000,
+        });
+        for (completed, file, code) in [(3, Computed::Output, "task_gone"), (2, Computed::Errors, "batch_cancelled")] {
+            let id = facts.key("ended");
+            facts.ended =
+                Some(EndedDocument { id, at: 9_000, how: BatchEnd::Cancelled, total: 3, completed, failed: 0 });
+            // Whether somebody removed the error file has no bearing on the other one.
+            facts.errors_hidden = true;
+            assert_eq!(file_of(&facts, false, None), file);
+            assert!(matches!(without(&facts, None), LineOutcome::Failed { code: told, .. } if told == code));
         }
     }
 
