@@ -171,10 +171,9 @@ mod tests {
 
     use super::*;
 
-    fn code(how: BatchEnd, status: Option<TaskStatus>) -> &'static str {
-        let id = batch_id([1; 16]);
-        let mut facts = BatchFacts::new(BatchDocument {
-            id: id.clone(),
+    fn facts() -> BatchFacts {
+        BatchFacts::new(BatchDocument {
+            id: batch_id([1; 16]),
             input_file: "file-a".into(),
             root: "z".into(),
             bytes: 9,
@@ -182,7 +181,12 @@ mod tests {
             metadata: BTreeMap::new(),
             by: "me".into(),
             created_at: 5_000,
-        });
+        })
+    }
+
+    fn code(how: BatchEnd, status: Option<TaskStatus>) -> &'static str {
+        let mut facts = facts();
+        let id = facts.key("ended");
         facts.ended = Some(EndedDocument { id, at: 9_000, how, total: 3, completed: 1, failed: 0 });
         match without(&facts, status) {
             LineOutcome::Failed { code, .. } => code,
@@ -192,16 +196,7 @@ mod tests {
 
     #[test]
     fn a_line_that_was_answered_and_let_go_stands_in_the_output_only_where_all_were_answered() {
-        let mut facts = BatchFacts::new(BatchDocument {
-            id: batch_id([2; 16]),
-            input_file: "file-a".into(),
-            root: "z".into(),
-            bytes: 9,
-            endpoint: Endpoint::Chat,
-            metadata: BTreeMap::new(),
-            by: "me".into(),
-            created_at: 5_000,
-        });
+        let mut facts = facts();
         for (completed, file, code) in [(3, Computed::Output, "task_gone"), (2, Computed::Errors, "batch_cancelled")] {
             let id = facts.key("ended");
             facts.ended =
