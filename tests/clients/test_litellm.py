@@ -102,9 +102,9 @@ class TestBehind:
 
     def test_ollamas_client_is_answered_too(self, node_before, model):
         client = ollama.Client(host=node_before.api, timeout=120)
-        answer = client.chat(model=model, messages=QUESTION, options={"num_predict": 6})
+        answer = client.chat(model=model, messages=QUESTION, options={"temperature": 0, "num_predict": 6})
         assert (answer.eval_count, answer.done_reason) == (6, "length")
-        assert [part.done for part in client.chat(model=model, messages=QUESTION, options={"num_predict": 6}, stream=True)][-1]
+        assert [part.done for part in client.chat(model=model, messages=QUESTION, options={"temperature": 0, "num_predict": 6}, stream=True)][-1]
 
     def test_a_prompt_over_the_context_is_the_requests_fault(self, node_before, model):
         with openai.OpenAI(base_url=f"{node_before.api}/v1", api_key="unused", max_retries=0, timeout=120) as client:

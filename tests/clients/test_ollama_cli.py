@@ -180,7 +180,7 @@ def test_create_of_another_model(cli, model, tmp_path):
 @where_models_are_managed
 def test_create_of_a_file(cli, model_file, tmp_path):
     modelfile = tmp_path / "Modelfile"
-    modelfile.write_text(f'FROM {model_file}\nTEMPLATE """{{{{ .Prompt }}}}"""\nPARAMETER num_predict 4\nLICENSE Apache-2.0\n')
+    modelfile.write_text(f'FROM {model_file}\nTEMPLATE """{{{{ .Prompt }}}}"""\nPARAMETER temperature 0\nPARAMETER num_predict 4\nLICENSE Apache-2.0\n')
     cli("create", "made-of-a-file", "-f", modelfile)
     try:
         assert cli("show", "--template", "made-of-a-file").strip() == "{{ .Prompt }}"

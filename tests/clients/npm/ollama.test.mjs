@@ -17,7 +17,7 @@ test("the models are listed", async () => {
 });
 
 test("an answer has text, counts and durations", async () => {
-  const answer = await client.chat({ ...plain, options: { num_predict: 8 } });
+  const answer = await client.chat({ ...plain, options: { ...plain.options, num_predict: 8 } });
   assert.ok(answer.message.content);
   assert.equal(answer.done_reason, "length");
   assert.equal(answer.eval_count, 8);
@@ -38,7 +38,7 @@ test("a stream says the same as a whole answer", async () => {
 });
 
 test("a stream can be aborted", async () => {
-  const stream = await client.chat({ ...plain, options: { num_predict: 2000 }, stream: true });
+  const stream = await client.chat({ ...plain, options: { ...plain.options, num_predict: 2000 }, stream: true });
   await assert.rejects(async () => {
     for await (const part of stream) {
       assert.equal(part.done, false);
@@ -101,7 +101,7 @@ test("a model is loaded, seen and unloaded", known, async () => {
 
 test("a model is copied, made and deleted", known, async () => {
   await client.copy({ source: MODEL, destination: "copy-by-npm" });
-  await client.create({ model: "made-by-npm", from: "copy-by-npm", system: "You keep bees.", parameters: { num_predict: 2 } });
+  await client.create({ model: "made-by-npm", from: "copy-by-npm", system: "You keep bees.", parameters: { temperature: 0, num_predict: 2 } });
   const answer = await client.chat({ model: "made-by-npm", messages });
   assert.equal(answer.eval_count, 2);
   await client.delete({ model: "made-by-npm" });
