@@ -131,6 +131,7 @@ const commands = {
 
   /** The whole log, oldest first. */
   log: async ({ address }) => (await database(address).log.values()).map((entry) => entry.hash),
+  values: async ({ address }) => (await database(address).log.values()).map((entry) => entry.payload.value),
   heads: async ({ address }) => (await database(address).log.heads()).map((entry) => entry.hash),
   has: ({ address, hash }) => database(address).log.has(hash),
   peers: ({ address }) => [...database(address).peers].map(String),

@@ -13,6 +13,8 @@
 //!   changed, be it by the node's own writes.
 //! - The outputs about one task are carried out in their order. Each names the task and the epoch, and so do the answers; what comes
 //!   too late is passed over, so an input may be told twice.
+//! - A task that is submitted is told by [`Input::Submit`] before anything is written. Its first entry is a grant, where somebody takes it
+//!   at once ([`Output::Grant`]), else PENDING ([`Output::Submit`]); only then may whoever submits it be told that it is safe.
 //! - Writes are durable before they are told: a grant by [`Input::Stored`], a result by [`Input::Published`], all others by the
 //!   [`TaskFacts`] that follow from them. A write that failed is told by [`Input::StoreFailed`], and asked for again.
 //! - A stream belongs to a task and an epoch; a later offer of the same grant takes its place. Its end is [`Input::Broken`] at the
@@ -85,6 +87,8 @@ pub struct Dispatcher {
     /// The tasks of this node.
     owned: BTreeMap<TaskId, Owned>,
     line: Line,
+    /// Those of them of which nothing is written yet.
+    unwritten: BTreeSet<TaskId>,
     /// How many own tasks are being placed.
     placing: usize,
     /// How many grants to this node itself are being written.
@@ -131,6 +135,7 @@ impl Dispatcher {
             number: 0,
             owned: BTreeMap::new(),
             line: Line::default(),
+            unwritten: BTreeSet::new(),
             placing: 0,
             granting_here: 0,
             taken: BTreeMap::new(),
@@ -159,6 +164,7 @@ impl Dispatcher {
         self.take(input);
         self.run_due();
         self.place();
+        self.write_unplaced();
         self.claim();
         self.start_runs();
         self.finish_drain();
@@ -196,6 +202,8 @@ impl Dispatcher {
     fn take(&mut self, input: Input) {
         match input {
             Input::Task(facts) => self.task(*facts),
+            Input::Submit(facts) => self.submit(*facts),
+            Input::Withdrawn { task } => self.forget_owned(&task),
             Input::Loaded => self.loading = false,
             Input::Synced => self.open_gate(),
             Input::Peer { node, state } => self.peer(&node, state),

@@ -179,7 +179,7 @@ pub struct AttemptFailure {
 pub struct DocumentError(#[from] serde_json::Error);
 
 impl TaskDocument {
-    /// Makes the PENDING document of a task that a node submits at a time, in milliseconds since 1970.
+    /// Makes the document of a task that a node submits at a time, in milliseconds since 1970: PENDING.
     #[must_use]
     pub fn new(id: TaskId, requester_peer_id: impl Into<String>, created_at: u64) -> Self {
         Self {
@@ -228,6 +228,29 @@ impl TaskDocument {
             settled: None,
             error: None,
             sealed: None,
+        }
+    }
+
+    /// Returns the task as it was submitted: without a word on where it stands.
+    #[must_use]
+    pub fn unstarted(self) -> Self {
+        Self {
+            status: TaskStatus::Pending,
+            worker_peer_id: None,
+            claimed_at: None,
+            completed_at: None,
+            epoch: None,
+            granted_by: None,
+            worker_identity: None,
+            worker_proof: None,
+            attempt: None,
+            failures: None,
+            released: None,
+            grant: None,
+            result: None,
+            settled: None,
+            error: None,
+            ..self
         }
     }
 

@@ -24,15 +24,16 @@ type Entry = Written<TaskDocument>;
 /// An entry about its result.
 type ResultEntry = Written<ResultDocument>;
 
-/// Returns what the entries about a task come to; none as long as nobody's PENDING document is among them.
+/// Returns what the entries about a task come to; none as long as no document is among them with which somebody
+/// submits it.
 ///
 /// It depends on the set of entries alone, whatever their order and however often each is given, so that all nodes see the same.
 /// `proof_ok` says whether a proof holds: [`super::proof_holds`], or [`super::ProofMemo::holds`], which does not check twice.
 ///
 /// The rules:
 ///
-/// - **Requester**: who wrote the oldest PENDING document whose proof holds; without any, who wrote the oldest PENDING document. Of
-///   several who proved it, since they got the same request with the same idempotency key, the one that has decided.
+/// - **Requester**: who wrote the oldest document whose proof holds, be it PENDING or a grant of its own; without any, who wrote the oldest
+///   PENDING document. Of several who proved it, since they got the same request with the same idempotency key, the one that has decided.
 /// - **Settled**: the requester's oldest terminal document decides, and nothing after it counts.
 /// - **Grants**: CLAIMED documents with an epoch, by the requester or by a worker with a proof for itself. Epochs follow each other:
 ///   a worker claims at most the next one. The requester's `released` ends all up to that epoch; a worker gives its own back.

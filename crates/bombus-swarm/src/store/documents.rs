@@ -164,24 +164,3 @@ fn add_missing(map: &mut Map, submitted: &Map) {
         }
     }
 }
-
-/// Returns a task document as it was submitted: without a word on where it stands.
-pub(super) fn unstarted(mut document: TaskDocument) -> TaskDocument {
-    let fresh = TaskDocument::new(document.id.clone(), document.requester_peer_id.clone(), document.created_at);
-    document.status = fresh.status;
-    document.worker_peer_id = None;
-    document.claimed_at = None;
-    document.completed_at = None;
-    document.epoch = None;
-    document.granted_by = None;
-    document.worker_identity = None;
-    document.worker_proof = None;
-    document.attempt = None;
-    document.failures = None;
-    document.released = None;
-    document.grant = None;
-    document.result = None;
-    document.settled = None;
-    document.error = None;
-    document
-}

@@ -52,7 +52,8 @@ impl TaskStore {
             for event in row.value.as_list().unwrap_or(std::slice::from_ref(&*row.value)) {
                 let Ok(event) = of_value::<AuditEvent>(event) else { continue };
                 since = since.min(event.at);
-                told.extend(event.entry.filter(|_| event.actor == self.inner.node));
+                let kind = event.event;
+                told.extend(event.entry.filter(|_| event.actor == self.inner.node).map(|entry| (entry, kind)));
             }
         }
         if rows.len() < ENTRIES_READ {
@@ -68,7 +69,7 @@ impl TaskStore {
             let results = read_all(generation.number, &generation.results.history(task.as_str())?).0;
             missing.extend(self.events_of(&task, since, &documents, &results).into_iter().filter(|event| {
                 // Of what is older than all that was read it is not known whether it was told.
-                event.entry.as_ref().is_some_and(|entry| !told.contains(entry))
+                event.entry.as_ref().is_some_and(|entry| !told.contains(&(entry.clone(), event.event)))
             }));
         }
         Ok(missing)
@@ -95,6 +96,11 @@ impl TaskStore {
         for written in documents.iter().filter(|written| is_own(&written.writer)) {
             let document = &written.value;
             let Some(kind) = kind_of(document) else { continue };
+            // One that was granted with its first entry was submitted with that, too.
+            if kind == AuditKind::Granted && events.is_empty() {
+                events.push(of(AuditKind::Created, document.created_at, &written.hash));
+                last = document.created_at;
+            }
             // One that takes a grant back has no time of its own.
             let at = match kind {
                 AuditKind::Created => Some(document.created_at),

@@ -1,6 +1,6 @@
 //! What the databases show for each key: what peers that know nothing of grants expect to find there.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use bombus_core::tasks::{ResultDocument, TaskDocument, TaskId, TaskView, Written, proof_holds, resolve};
 use orbitdb::cbor::{Map, Value};
@@ -74,7 +74,7 @@ fn raw_of<'a, T>(entry: &Written<T>, records: &'a [Record]) -> Option<&'a Value>
 
 /// Returns the task as it was submitted, with fields that this version does not know, and with what is known of where it stands.
 fn shown_task(view: &TaskView, entries: &[Written<TaskDocument>], records: &[Record]) -> Option<Value> {
-    let submitted = entries.iter().find(|entry| Arc::ptr_eq(&entry.value, &view.task))?;
+    let submitted = entries.iter().find(|entry| entry.order == view.origin)?;
     let Value::Map(mut map) = raw_of(submitted, records)?.clone() else { return None };
     for field in STATE_FIELDS {
         map.remove(field);

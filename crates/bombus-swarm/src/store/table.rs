@@ -99,14 +99,6 @@ impl Held {
         }
         Some((tasks.into(), results.into()))
     }
-
-    /// Returns where the document stands that a view takes the task from.
-    fn home_of(&self, view: &TaskView) -> Option<u64> {
-        let has = |part: &&Part| {
-            part.tasks.here().is_some_and(|tasks| tasks.iter().any(|entry| Arc::ptr_eq(&entry.value, &view.task)))
-        };
-        self.parts.iter().find(has).map(|part| part.generation)
-    }
 }
 
 type Documents<'a, T> = Cow<'a, [Written<T>]>;
@@ -246,7 +238,7 @@ impl Table {
         state.stale.remove(&id);
         let holds = |node: &_, task: &_, identity: &str, proof: &str| self.proofs.holds(node, task, identity, proof);
         let view = known.unwrap_or_else(|| resolve(&id, &tasks, &results, holds)).map(Arc::new);
-        held.home = view.as_ref().and_then(|view| held.home_of(view));
+        held.home = view.as_ref().map(|view| view.origin.generation);
         let before = std::mem::replace(&mut held.view, view.clone());
         let generation = held.home.unwrap_or_default();
         state.count_refused(&id, view.as_deref());

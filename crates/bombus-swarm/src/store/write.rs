@@ -13,7 +13,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::timeout;
 
 use super::audit::{AuditEvent, AuditKind};
-use super::documents::{of_value, to_value, unstarted, with_unknown};
+use super::documents::{of_value, to_value, with_unknown};
 use super::error::StoreError;
 use super::generations::Generation;
 use super::handle::{Inner, TaskStore};
@@ -98,13 +98,28 @@ impl TaskStore {
     ///
     /// [`StoreError::Exists`] when there is a task of that id, and when it is too large or cannot be written.
     pub async fn create_task(&self, task: TaskDocument) -> Result<TaskDocument, StoreError> {
+        Ok(self.create(task, None).await?.0)
+    }
+
+    /// Submits a task of this node and grants it, with one entry: CLAIMED. Nobody ever sees it PENDING, and thinks that it is free. Returns the
+    /// hash of the entry, which a result names.
+    ///
+    /// # Errors
+    ///
+    /// As [`TaskStore::create_task`].
+    pub async fn create_granted(&self, task: TaskDocument, claim: Claim) -> Result<String, StoreError> {
+        Ok(self.create(task, Some(claim)).await?.1)
+    }
+
+    /// Writes the first entry of a task. Returns the document, and the hash of its entry.
+    async fn create(&self, task: TaskDocument, claim: Option<Claim>) -> Result<(TaskDocument, String), StoreError> {
         let inner = &self.inner;
         let exists = || StoreError::Exists(task.id.clone());
         let _writing = inner.table.begin_writing(&task.id, Epoch::NONE).ok_or_else(exists)?;
         if inner.table.summary(&task.id).is_some() {
             return Err(exists());
         }
-        let mut task = unstarted(task);
+        let mut task = task.unstarted();
         task.requester_peer_id = inner.node.to_string();
         task.requester_identity = Some(inner.identity.clone());
         task.requester_proof = Some(self.proof(&task.id));
@@ -112,10 +127,14 @@ impl TaskStore {
             task.created_at = self.now_ms();
         }
         inner.contents.move_out_of_task(&mut task).await?;
+        let granted = claim.map(|claim| self.put_claim(&mut task, claim));
         let (generation, _open) = self.for_new().await;
         let entry = put(&generation.tasks, to_value(&task)?).await?;
-        self.audit(AuditEvent { entry: Some(entry), ..self.event(&task.id, AuditKind::Created) });
-        Ok(task)
+        self.audit(AuditEvent { entry: Some(entry.clone()), ..self.event(&task.id, AuditKind::Created) });
+        if let Some(granted) = granted {
+            self.audit(AuditEvent { entry: Some(entry.clone()), ..granted });
+        }
+        Ok((task, entry))
     }
 
     /// Writes a grant: CLAIMED. Returns the hash of its entry, which a result names.
@@ -156,8 +175,16 @@ impl TaskStore {
         if self.inner.table.summary(id).is_some_and(|now| now.highest_epoch >= claim.epoch) {
             return Err(claimed(claim.epoch));
         }
-        let Claim { epoch, worker, by, attempt, failures } = claim;
         let mut task = current.submitted.clone();
+        let event = self.put_claim(&mut task, claim);
+        let entry = self.put_task(id, &current.home, with_unknown(&task, &current.raw)?).await?;
+        self.audit(AuditEvent { entry: Some(entry.clone()), ..event });
+        Ok(entry)
+    }
+
+    /// Puts into a document that it is claimed. Returns the event that tells of it, without its entry.
+    fn put_claim(&self, task: &mut TaskDocument, claim: Claim) -> AuditEvent {
+        let Claim { epoch, worker, by, attempt, failures } = claim;
         task.status = TaskStatus::Claimed;
         task.worker_peer_id = Some(worker.peer().to_owned());
         task.claimed_at = Some(self.now_ms());
@@ -167,21 +194,14 @@ impl TaskStore {
         task.failures = in_short(failures);
         match (&worker, by) {
             (Worker::Foreign { identity, .. }, _) => task.worker_identity = Some(identity.clone()),
-            (Worker::Node(_), GrantedBy::SelfClaim) => self.sign_as_worker(&mut task),
+            (Worker::Node(_), GrantedBy::SelfClaim) => self.sign_as_worker(task),
             (Worker::Node(_), GrantedBy::Requester) => {}
         }
-        let entry = self.put_task(id, &current.home, with_unknown(&task, &current.raw)?).await?;
         let kind = match by {
             GrantedBy::Requester => AuditKind::Granted,
             GrantedBy::SelfClaim => AuditKind::SelfClaimed,
         };
-        self.audit(AuditEvent {
-            epoch: Some(epoch),
-            worker_peer_id: task.worker_peer_id,
-            entry: Some(entry.clone()),
-            ..self.event(id, kind)
-        });
-        Ok(entry)
+        AuditEvent { epoch: Some(epoch), worker_peer_id: task.worker_peer_id.clone(), ..self.event(&task.id, kind) }
     }
 
     /// Says that this node runs a task under a grant: RUNNING. Returns the hash of the entry.
@@ -266,7 +286,7 @@ impl TaskStore {
         let raw = Value::clone(&home.tasks.get(id.as_str()).ok_or_else(not_found)?.value);
         let shown: TaskDocument = of_value(&raw)?;
         let claimed_at = shown.claimed_at;
-        let mut task = unstarted(shown);
+        let mut task = shown.unstarted();
         task.status = status;
         task.error = error.map(|error| cut(error.to_owned(), ERROR_BYTES_MAX));
         task.worker_peer_id = Some(self.inner.node.to_string());
@@ -424,7 +444,7 @@ impl TaskStore {
             let over = self.inner.table.summary(id).ok_or_else(not_found)?;
             return Err(StoreError::Over { id: id.clone(), status: over.status });
         };
-        Ok(Current { submitted: unstarted(of_value(&raw)?), raw, view, home })
+        Ok(Current { submitted: of_value::<TaskDocument>(&raw)?.unstarted(), raw, view, home })
     }
 
     fn check_open(&self, current: &Current) -> Result<(), StoreError> {

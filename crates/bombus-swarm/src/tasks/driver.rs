@@ -8,7 +8,7 @@ use bombus_core::tasks::dispatch::{Answer, Failure, Input, Outcome, Output, RunI
 use bombus_core::tasks::{AttemptFailure, Epoch, GrantedBy, TaskId, TaskStatus, Worker};
 use tokio::time::{Instant, sleep};
 
-use super::shared::Shared;
+use super::shared::{Draft, Shared};
 use super::wire::{Said, Word};
 use super::{ask, facts, offer, rank, run};
 use crate::store::{AuditEvent, AuditKind, Claim, Settlement, StoreError};
@@ -21,7 +21,8 @@ const SYNC_TIMES_MAX: u32 = 10;
 /// Begins what is to be done. Called in the order in which the dispatcher says it; nothing here waits.
 pub(super) fn begin(shared: &Arc<Shared>, output: Output) {
     match output {
-        Output::Grant { ref task, .. }
+        Output::Submit { ref task }
+        | Output::Grant { ref task, .. }
         | Output::Release { ref task, .. }
         | Output::GiveUp { ref task, .. }
         | Output::Settle { ref task, .. }
@@ -171,10 +172,18 @@ impl Drop for Line {
 
 async fn write(shared: &Arc<Shared>, output: Output) {
     match output {
+        Output::Submit { task } => submit(shared, &task).await,
         Output::Grant { task, epoch, worker, by, attempt } => {
-            match grant(shared, &task, Claim { epoch, worker, by, attempt, failures: Vec::new() }).await {
-                Ok(grant) => shared.input(Input::Stored { task, epoch, grant }),
-                Err(error) => failed(shared, task, Write::Grant(epoch), &error).await,
+            let claim = Claim { epoch, worker, by, attempt, failures: Vec::new() };
+            let draft = shared.drafts().remove(&task);
+            let granted = match draft {
+                Some(draft) => submit_granted(shared, &task, draft, claim).await,
+                None => Some(grant(shared, &task, claim).await),
+            };
+            match granted {
+                Some(Ok(grant)) => shared.input(Input::Stored { task, epoch, grant }),
+                Some(Err(error)) => failed(shared, task, Write::Grant(epoch), &error).await,
+                None => {}
             }
         }
         Output::Release { task, epoch, failure } => {
@@ -203,13 +212,54 @@ async fn write(shared: &Arc<Shared>, output: Output) {
 /// Tells the dispatcher that something was not written, and how the task stands: another entry may have made it needless.
 async fn failed(shared: &Arc<Shared>, task: TaskId, what: Write, error: &StoreError) {
     match error {
-        StoreError::Over { .. } | StoreError::Claimed { .. } => {
+        StoreError::Over { .. } | StoreError::Claimed { .. } | StoreError::Exists(_) => {
             tracing::debug!(task.id = %task, %error, "something about a task came too late");
         }
         error => tracing::warn!(task.id = %task, %error, "something about a task was not written"),
     }
     facts::tell(shared, &task).await;
     shared.input(Input::StoreFailed { task, write: what });
+}
+
+/// Writes a task that nobody takes at once, and tells who submits it.
+async fn submit(shared: &Arc<Shared>, task: &TaskId) {
+    let Some(Draft { document, written }) = shared.drafts().remove(task) else { return };
+    let created = match shared.store_now() {
+        Some(store) => store.create_task(Arc::unwrap_or_clone(document)).await.map(drop),
+        None => Err(StoreError::NotFound(task.clone())),
+    };
+    match &created {
+        Ok(()) => {}
+        // Another one of that id came meanwhile.
+        Err(StoreError::Exists(_)) => facts::tell(shared, task).await,
+        Err(_) => shared.input(Input::Withdrawn { task: task.clone() }),
+    }
+    // Who is gone finds it with the key of the request.
+    drop(written.send(created));
+}
+
+/// Writes a task with its first grant, and tells who submits it. Returns the hash of the grant; none where there is no task.
+async fn submit_granted(
+    shared: &Arc<Shared>,
+    task: &TaskId,
+    draft: Draft,
+    claim: Claim,
+) -> Option<Result<String, StoreError>> {
+    let Draft { document, written } = draft;
+    let created = match shared.store_now() {
+        Some(store) => store.create_granted(Arc::unwrap_or_clone(document), claim).await,
+        None => Err(StoreError::NotFound(task.clone())),
+    };
+    let (told, granted) = match created {
+        Ok(grant) => (Ok(()), Some(Ok(grant))),
+        Err(StoreError::Exists(id)) => (Err(StoreError::Exists(id.clone())), Some(Err(StoreError::Exists(id)))),
+        Err(error) => {
+            shared.input(Input::Withdrawn { task: task.clone() });
+            (Err(error), None)
+        }
+    };
+    drop(written.send(told));
+    granted
 }
 
 async fn grant(shared: &Shared, task: &TaskId, claim: Claim) -> Result<String, StoreError> {

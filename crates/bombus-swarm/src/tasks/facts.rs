@@ -97,7 +97,7 @@ pub(super) fn needs(store: &TaskStore, task: &TaskDocument) -> Needs {
 }
 
 /// Returns what a place must have to run a task, as one text.
-fn class(task: &TaskDocument) -> String {
+pub(super) fn class(task: &TaskDocument) -> String {
     let to = task.to.as_ref().map(ToString::to_string).unwrap_or_default();
     let readers: Vec<String> = task.sealed_to().into_iter().flatten().map(|node| node.to_string()).collect();
     format!("{}\n{}\n{to}\n{}", task.kind(), task.model, readers.join(" "))

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bombus_core::tasks::dispatch::{Input, TaskFacts};
 use bombus_core::tasks::report::{TaskReport, joined};
 use bombus_core::tasks::{ResultDocument, TaskDocument, TaskId, TaskStatus, TaskView};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::error::TasksError;
+use super::facts::{class, needs};
 use super::news::{PartResult, TaskFilter, TaskPage, TaskResultReport};
 use super::plan::plan;
 use super::sealed;
-use super::shared::Shared;
+use super::shared::{Draft, Shared};
 use super::submission::Submission;
 use crate::store::{ListFilter, StoreError, TaskStore, TaskSummary, TaskUpdate, is_cursor};
 
@@ -25,6 +28,8 @@ const ANSWERS_AT_ONCE: usize = 16;
 const PAGE_MAX: usize = 1_000;
 /// How long a result that was accepted may take to come here.
 const RESULT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the first entry of a task may take that another request submits at the same time.
+const SUBMITTING_LIMIT: Duration = Duration::from_secs(10);
 /// How many pages of the store are looked through for one: where fewer fit, the page is shorter than it may be.
 const LOOKED_THROUGH_MAX: usize = 50;
 
@@ -81,18 +86,45 @@ async fn create(
     sealed: TaskDocument,
     document: &TaskDocument,
 ) -> Result<(), TasksError> {
-    match store.create_task(sealed).await {
-        Ok(_) => Ok(()),
-        Err(StoreError::Exists(_)) => same(shared, store, whole, document).await,
-        Err(error) => {
-            shared.fresh().remove(&document.id);
+    let id = &document.id;
+    let facts = TaskFacts::submitted(&sealed, shared.me.clone(), class(&sealed), needs(store, &sealed));
+    let (written, heard) = oneshot::channel();
+    let is_first = {
+        let mut drafts = shared.drafts();
+        let is_first = !drafts.contains_key(id);
+        if is_first {
+            drafts.insert(id.clone(), Draft { document: Arc::new(sealed), written });
+        }
+        is_first
+    };
+    if !is_first {
+        return same(shared, store, whole, document).await;
+    }
+    // It is placed before it is written, so that where somebody takes it at once, its first entry says so.
+    shared.input(Input::Submit(Box::new(facts)));
+    match shared.stop.run_until_cancelled(heard).await {
+        Some(Ok(Ok(()))) => Ok(()),
+        Some(Ok(Err(StoreError::Exists(_)))) => same(shared, store, whole, document).await,
+        Some(Ok(Err(error))) => {
+            shared.fresh().remove(id);
             Err(error.into())
         }
+        Some(Err(_)) | None => Err(TasksError::Unavailable),
     }
 }
 
 /// Refuses a task that is known and asks for something else.
 async fn same(
+    shared: &Arc<Shared>,
+    store: &TaskStore,
+    whole: &TaskId,
+    document: &TaskDocument,
+) -> Result<(), TasksError> {
+    let compared = timeout(SUBMITTING_LIMIT, compare(shared, store, whole, document)).await;
+    compared.unwrap_or(Err(TasksError::Unavailable))
+}
+
+async fn compare(
     shared: &Arc<Shared>,
     store: &TaskStore,
     whole: &TaskId,

@@ -1,5 +1,7 @@
 //! Who could run a task now: the ranking that requests have, too.
 
+use std::sync::Arc;
+
 use bombus_core::identity::NodeId;
 use bombus_core::liveness::PeerState;
 use bombus_core::model::ModelCapability;
@@ -15,10 +17,18 @@ use super::shared::Shared;
 
 /// Returns who could run a task, the best first; this node is among them.
 pub(super) async fn candidates(shared: &Shared, task: &TaskId) -> Vec<Candidate> {
+    let draft = shared.drafts().get(task).map(|draft| Arc::clone(&draft.document));
+    if let Some(document) = draft {
+        return of_readers(shared, &document, Some(&shared.me)).await;
+    }
     let view = shared.store_now().and_then(|store| store.unfinished_view(task));
     let Some(view) = view else { return Vec::new() };
-    let document = &*view.task;
     let requester = view.requester.peer.as_ref().filter(|_| view.requester.proven);
+    of_readers(shared, &view.task, requester).await
+}
+
+/// Returns who could run what a document asks for and may read it, the best first.
+async fn of_readers(shared: &Shared, document: &TaskDocument, requester: Option<&NodeId>) -> Vec<Candidate> {
     let mut candidates = of_document(shared, document, requester).await;
     if let Some(readers) = document.sealed_to() {
         // Who can read it comes first. For others the requester has to seal it anew.

@@ -9,12 +9,12 @@ use std::time::Duration;
 use bombus_core::identity::{NodeId, NodeKey};
 use bombus_core::tasks::dispatch::{Answer, Dispatcher, Input, Load, Output, RunId};
 use bombus_core::tasks::report::TaskReport;
-use bombus_core::tasks::{Epoch, TaskId, TaskStatus, TaskView};
+use bombus_core::tasks::{Epoch, TaskDocument, TaskId, TaskStatus, TaskView};
 use bombus_infer::Backends;
 use bombus_net::NetHandle;
 use futures::FutureExt;
 use futures::stream::{self, StreamExt};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -81,10 +81,19 @@ pub(super) struct Shared {
     batches: Mutex<Option<BTreeSet<String>>>,
     /// Tasks that were submitted here since the start.
     fresh: Mutex<HashSet<TaskId>>,
+    /// Those of them of which nothing is written yet.
+    drafts: Mutex<HashMap<TaskId, Draft>>,
     opening: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
     /// Until then nothing is taken on for others: what came of it could not be written.
     trouble_until: Mutex<Duration>,
     numbers: AtomicU64,
+}
+
+/// A task that is submitted, before its first entry is written.
+pub(super) struct Draft {
+    pub(super) document: Arc<TaskDocument>,
+    /// Told whether it is safe.
+    pub(super) written: oneshot::Sender<Result<(), StoreError>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -131,6 +140,7 @@ impl Shared {
             documents: Mutex::default(),
             batches: Mutex::default(),
             fresh: Mutex::default(),
+            drafts: Mutex::default(),
             opening: Mutex::default(),
             trouble_until: Mutex::default(),
             numbers: AtomicU64::new(0),
@@ -257,6 +267,10 @@ impl Shared {
 
     pub(super) fn fresh(&self) -> MutexGuard<'_, HashSet<TaskId>> {
         lock(&self.fresh)
+    }
+
+    pub(super) fn drafts(&self) -> MutexGuard<'_, HashMap<TaskId, Draft>> {
+        lock(&self.drafts)
     }
 
     /// Returns what bounds how many offers to a peer are under way.

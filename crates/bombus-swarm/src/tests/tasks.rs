@@ -303,6 +303,7 @@ async fn a_node_runs_its_own_task() {
     let node = Working::start(1, &[], Some(&model)).await;
     let mut events = node.node.swarm.events(None);
     let submitted = node.tasks.submit(Submission::prompt("echo", "hello you there")).await.unwrap();
+    assert_ne!(submitted.status, TaskStatus::Pending, "its first entry says who has it");
     let report = node.ends(&submitted.id).await;
     assert_eq!((report.status, report.settled, report.attempt), (TaskStatus::Completed, true, 1));
     assert_eq!((report.worker.as_deref(), report.progress.done), (Some(node.id().as_str()), 1));

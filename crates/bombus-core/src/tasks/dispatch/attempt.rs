@@ -30,7 +30,10 @@ impl Dispatcher {
         let here = |phase: &Phase| matches!(phase, Phase::Granting { worker, .. } if worker.node() == Some(&self.me));
         self.granting_here += u32::from(here(after));
         self.granting_here -= u32::from(here(&before));
-        let due = after.due();
+        let due = match after {
+            Phase::Ranking if self.unwritten.contains(task) => Some(self.now + self.config.submit_limit),
+            after => after.due(),
+        };
         if before.node() != after.node() {
             if let Some(node) = after.node() {
                 *self.taken.entry(node.clone()).or_default() += 1;
@@ -59,6 +62,7 @@ impl Dispatcher {
         self.take_back(task);
         self.enter(task, Phase::Held);
         self.owned.remove(task);
+        self.unwritten.remove(task);
     }
 
     pub(super) fn accepted(&mut self, task: &TaskId, epoch: Epoch) {
@@ -143,6 +147,7 @@ impl Dispatcher {
         let Some(owned) = self.owned.get(task) else { return };
         match owned.phase.clone() {
             Phase::Bidding { .. } | Phase::Resting { .. } => self.consider(task),
+            Phase::Ranking => self.write_submitted(task),
             Phase::Offering { live, give_up, .. } => self.lose_sight(task, live, give_up),
             Phase::Attached { live, .. } | Phase::Collecting { live, .. } => self.lose_sight(task, live, None),
             Phase::Apart { live, give_up, .. } if self.now >= give_up => match self.gate.opens() {
@@ -266,6 +271,7 @@ impl Dispatcher {
     }
 
     fn write_end(&mut self, task: &TaskId, end: End) {
+        self.write_submitted(task);
         let again = self.now + self.config.lease.granted();
         let End { status, answer, failure, error } = end.clone();
         let (grant, result) = answer.map(|answer| (answer.grant, answer.entry)).unzip();

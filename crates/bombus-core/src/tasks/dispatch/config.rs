@@ -15,6 +15,8 @@ pub struct DispatchConfig {
     pub placing: u32,
     /// How many tasks of requesters that are away this node claims at a time, those included that wait for the claim to settle.
     pub claims: u32,
+    /// How long a place is looked for before a task that is submitted is written as one that nobody has.
+    pub submit_limit: Duration,
     /// How long an offer may stay without an answer.
     pub offer_limit: Duration,
     /// How long a worker whose stream broke is tried to be reached again before its grant is released. One that the failure detector calls
@@ -45,6 +47,7 @@ impl Default for DispatchConfig {
             queue: 16,
             placing: 64,
             claims: 8,
+            submit_limit: Duration::from_secs(1),
             offer_limit: Duration::from_secs(3),
             reattach_limit: Duration::from_secs(2),
             run_limit: Duration::from_secs(600),

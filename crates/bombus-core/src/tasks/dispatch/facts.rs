@@ -106,6 +106,30 @@ pub struct AnswerFacts {
 }
 
 impl TaskFacts {
+    /// Returns what there is to know of a task that a node submits now.
+    #[must_use]
+    pub fn submitted(task: &TaskDocument, requester: NodeId, class: String, needs: Needs) -> Self {
+        Self {
+            task: task.id.clone(),
+            requester: Some(requester),
+            fresh: true,
+            class,
+            priority: task.priority(),
+            timeout: task.timeout_ms.map(Duration::from_millis),
+            max_attempts: task.max_attempts,
+            needs,
+            settled: false,
+            cancelling: false,
+            highest: Epoch::NONE,
+            released: Epoch::NONE,
+            grant: None,
+            attempts: 0,
+            claims: 0,
+            result: None,
+            bid: None,
+        }
+    }
+
     /// Takes from a view what it says. The rest is up to the caller: see [`TaskFacts::fresh`], [`TaskFacts::class`], [`TaskFacts::needs`].
     #[must_use]
     pub fn of(view: &TaskView, class: String, needs: Needs, fresh: bool) -> Self {

@@ -10,6 +10,13 @@ use crate::tasks::{Epoch, TaskId};
 pub enum Input {
     /// A task was read at the start, is new, or its view has changed. Also told when what it depends on has ended.
     Task(Box<TaskFacts>),
+    /// A task of this node is submitted, of which nothing is written yet; facts without grants and results.
+    Submit(Box<TaskFacts>),
+    /// A task that was submitted could not be written, and is in no store.
+    Withdrawn {
+        /// Which task.
+        task: TaskId,
+    },
     /// All tasks have been told that stood in the store at the start. What is granted to this node in them is lost.
     Loaded,
     /// Entries were exchanged with the peers that are reached, or the time for that is over. Answers

@@ -17,7 +17,13 @@ pub enum Output {
         /// Which task.
         task: TaskId,
     },
-    /// Write CLAIMED with this epoch, durably: [`Input::Stored`](super::Input::Stored).
+    /// Write a task as it was submitted: PENDING, since nobody takes it at once. Where that fails, [`Input::Withdrawn`](super::Input::Withdrawn).
+    Submit {
+        /// Which task.
+        task: TaskId,
+    },
+    /// Write CLAIMED with this epoch, durably: [`Input::Stored`](super::Input::Stored). Where nothing is written of the task yet, that is
+    /// how it is submitted.
     Grant {
         /// Which task.
         task: TaskId,

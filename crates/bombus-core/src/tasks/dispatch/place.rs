@@ -10,6 +10,34 @@ use crate::identity::NodeId;
 use crate::tasks::{Epoch, GrantedBy, TaskId, TaskStatus, Worker};
 
 impl Dispatcher {
+    /// Takes an own task of which nothing is written yet.
+    pub(super) fn submit(&mut self, facts: TaskFacts) {
+        let task = facts.task.clone();
+        if self.owned.contains_key(&task) || self.watched.contains_key(&task) {
+            // Who writes it finds out that it is known.
+            return self.outputs.push(Output::Submit { task });
+        }
+        self.unwritten.insert(task);
+        self.owned_changed(facts);
+    }
+
+    /// Has written what found no place at once: PENDING.
+    pub(super) fn write_unplaced(&mut self) {
+        let is_placed =
+            |task: &&TaskId| self.owned.get(*task).is_some_and(|owned| matches!(owned.phase, Phase::Ranking));
+        let unplaced: Vec<TaskId> = self.unwritten.iter().filter(|task| !is_placed(task)).cloned().collect();
+        for task in unplaced {
+            self.write_submitted(&task);
+        }
+    }
+
+    /// Has a task written as it was submitted, where that is not done.
+    pub(super) fn write_submitted(&mut self, task: &TaskId) {
+        if self.unwritten.remove(task) {
+            self.outputs.push(Output::Submit { task: task.clone() });
+        }
+    }
+
     /// Takes what is known of an own task.
     pub(super) fn owned_changed(&mut self, facts: TaskFacts) {
         let task = facts.task.clone();
@@ -213,6 +241,8 @@ impl Dispatcher {
         let epoch = owned.facts.highest.max(owned.facts.released).max(owned.over).max(owned.used).next();
         owned.used = epoch;
         let attempt = owned.attempts.saturating_add(1);
+        // Where nothing is written yet, this is how it is submitted.
+        self.unwritten.remove(task);
         self.enter(task, Phase::Granting { epoch, worker: worker.clone() });
         let task = task.clone();
         self.outputs.push(Output::Grant { task, epoch, worker, by: GrantedBy::Requester, attempt });

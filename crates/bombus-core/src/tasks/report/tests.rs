@@ -4,7 +4,7 @@ use TaskStatus::{Cancelled, Claimed, Completed, Failed, Pending, Running};
 
 use super::*;
 use crate::identity::NodeKey;
-use crate::tasks::{Bid, Grant, GrantedBy, Requester, ResultDocument, Worker};
+use crate::tasks::{Bid, Grant, GrantedBy, Order, Requester, ResultDocument, Worker};
 
 fn parent() -> TaskId {
     TaskId::parse("parent").unwrap()
@@ -25,6 +25,7 @@ fn part(index: Option<u32>, status: TaskStatus) -> TaskView {
     result.eval_count = Some(10);
     TaskView {
         task: Arc::new(task),
+        origin: Order { generation: 1, time: 1, writer: [2; 33], entry: [0; 32] },
         requester: Requester { peer: None, identity: "02".to_owned(), proven: true },
         status,
         settled: status.is_final(),

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::identity::NodeId;
-use crate::tasks::{ResultDocument, TaskDocument, TaskId, TaskStatus};
+use crate::tasks::{GrantedBy, ResultDocument, TaskDocument, TaskId, TaskStatus};
 
 use super::{Entry, Refusal, Requester, ResultEntry, Worker, has_status};
 
@@ -11,7 +11,7 @@ pub(super) struct Authority<'a> {
     id: &'a TaskId,
     proof_ok: &'a dyn Fn(&NodeId, &TaskId, &str, &str) -> bool,
     pub(super) requester: Requester,
-    /// The requester's first PENDING document.
+    /// The requester's first document: PENDING, or a grant with which it submitted the task.
     pub(super) first: &'a Entry,
     /// The requester's document that decides.
     pub(super) terminal: Option<&'a Entry>,
@@ -35,16 +35,16 @@ impl<'a> Authority<'a> {
             let Some(proof) = requester_proof.as_ref().filter(|_| is_writer) else { return false };
             NodeId::parse(requester_peer_id).is_ok_and(|node| proof_ok(&node, id, &entry.writer, proof))
         };
-        let pending = || tasks.iter().copied().filter(has_status(TaskStatus::Pending));
-        let oldest = pending().next()?;
+        let oldest = tasks.iter().copied().find(has_status(TaskStatus::Pending));
         let mut submitted: Vec<&Entry> = Vec::new();
         let mut submitters = HashSet::new();
-        for entry in pending() {
+        for entry in tasks.iter().copied().filter(may_submit) {
             if !submitters.contains(entry.writer.as_str()) && proves(entry) {
                 submitters.insert(entry.writer.as_str());
                 submitted.push(entry);
             }
         }
+        let oldest = submitted.first().copied().or(oldest)?;
         let may_decide = |entry: &&&Entry| {
             if submitted.is_empty() {
                 entry.writer == oldest.writer
@@ -54,7 +54,7 @@ impl<'a> Authority<'a> {
         };
         let terminal = tasks.iter().filter(|entry| entry.value.status.is_final()).find(may_decide).copied();
         let has_decided = |entry: &&&Entry| terminal.is_some_and(|terminal| terminal.writer == entry.writer);
-        let first = submitted.iter().find(has_decided).or(submitted.first()).copied().unwrap_or(oldest);
+        let first = submitted.iter().find(has_decided).copied().unwrap_or(oldest);
         let requester = Requester {
             peer: NodeId::parse(&first.value.requester_peer_id).ok(),
             identity: first.writer.clone(),
@@ -134,6 +134,20 @@ impl<'a> Authority<'a> {
 
     /// Returns the task as it was submitted.
     pub(super) fn task(&self) -> Arc<TaskDocument> {
-        Arc::clone(&self.first.value)
+        let first = &self.first.value;
+        if first.status == TaskStatus::Pending && first.released.is_none() {
+            return Arc::clone(first);
+        }
+        Arc::new(TaskDocument::clone(first).unstarted())
+    }
+}
+
+/// Returns whether a document can make its writer the requester, where a proof says so.
+fn may_submit(entry: &&Entry) -> bool {
+    let TaskDocument { status, epoch, granted_by, .. } = &*entry.value;
+    match status {
+        TaskStatus::Pending => true,
+        TaskStatus::Claimed => epoch.is_some() && *granted_by == Some(GrantedBy::Requester),
+        _ => false,
     }
 }

@@ -160,6 +160,7 @@ pub(super) fn view(
         grants: grants.held.into_iter().map(|held| held.grant).collect(),
         grant,
         requester: authority.requester.clone(),
+        origin: authority.first.order,
         task,
     }
 }

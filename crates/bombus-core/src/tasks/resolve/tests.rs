@@ -48,6 +48,30 @@ fn a_task_goes_from_submission_to_its_settled_result() {
 }
 
 #[test]
+fn a_task_may_be_submitted_with_its_first_grant() {
+    let mut story = Story::default();
+    let grant = story.submit_granted(R, W);
+    let view = story.view().unwrap();
+    assert_eq!((view.status, view.highest_epoch), (TaskStatus::Claimed, Epoch(1)));
+    assert_eq!(view.requester, Requester { peer: Some(node(R)), identity: identity(R), proven: true });
+    assert_eq!(
+        TaskDocument::clone(&view.task),
+        TaskDocument::clone(&view.task).unstarted(),
+        "it is told as it was submitted"
+    );
+    assert!(view.is_held_by(&node(W), &grant));
+    let result = story.answer(W, &grant);
+    story.settle(R, TaskStatus::Completed, Some(&grant), Some(&result));
+    assert_eq!(story.view().unwrap().result_hash, Some(result));
+
+    // Without a proof nobody is its requester, and there is no task.
+    let mut forged = Story::default();
+    forged.grant(R, 1, W);
+    forged.claim_self(V, 1);
+    assert_eq!(forged.view(), None);
+}
+
+#[test]
 fn an_attempt_that_is_released_makes_room_for_the_next_one() {
     let (mut story, grant) = granted();
     story.release(R, 1, vec![failure(1, W, "stream broken")]);

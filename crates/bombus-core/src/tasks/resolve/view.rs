@@ -33,8 +33,10 @@ pub struct Written<T> {
 /// What all that was written about a task comes to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskView {
-    /// The task as it was submitted: the requester's first PENDING document.
+    /// The task as it was submitted: the requester's first document, without a word on where it stands.
     pub task: Arc<TaskDocument>,
+    /// Where the entry stands with which it was submitted.
+    pub origin: Order,
     /// To whom it belongs.
     pub requester: Requester,
     /// Where it stands.

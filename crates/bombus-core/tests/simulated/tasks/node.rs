@@ -99,8 +99,16 @@ pub(crate) enum Order {
 /// What a node tells the test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Seen {
-    Began { task: TaskId },
-    Ended { task: TaskId },
+    /// Who submitted it was told that it is safe.
+    Submitted {
+        task: TaskId,
+    },
+    Began {
+        task: TaskId,
+    },
+    Ended {
+        task: TaskId,
+    },
     Drained,
 }
 
@@ -113,7 +121,13 @@ enum Later {
     },
     /// A write that was made at once is acknowledged.
     Acknowledged {
-        input: Box<Input>,
+        task: TaskId,
+        input: Option<Box<Input>>,
+    },
+    /// A write has failed, as far as can be seen.
+    Failed {
+        task: TaskId,
+        write: Option<Write>,
     },
     RunEnded {
         task: TaskId,
@@ -130,6 +144,7 @@ enum Later {
 /// Who waits for a write.
 #[derive(Clone, Copy)]
 enum Ack {
+    Submit,
     Grant(Epoch),
     Result(RunId),
     None(Option<Write>),
@@ -161,6 +176,8 @@ pub(crate) struct TaskNode {
     runs: BTreeMap<RunId, (TaskId, u64)>,
     questions: BTreeMap<TaskId, Question>,
     fresh: BTreeSet<TaskId>,
+    /// Tasks that are submitted here, as long as nobody was told that they are safe.
+    submitted: BTreeMap<TaskId, TaskDocument>,
     /// When the last write about a task is made: they are made in their order.
     last_write_ms: BTreeMap<TaskId, u64>,
     /// Whether a write is on the disk before it is acknowledged, or only then.
@@ -200,6 +217,7 @@ impl TaskNode {
             runs: BTreeMap::new(),
             questions: BTreeMap::new(),
             fresh: BTreeSet::new(),
+            submitted: BTreeMap::new(),
             last_write_ms: BTreeMap::new(),
             writes_early: random.chance(0.5),
             random,
@@ -272,8 +290,11 @@ impl TaskNode {
                 document.requester_peer_id = self.me().to_string();
                 document.requester_identity = Some(identity(self.index));
                 document.requester_proof = Some(proof(self.me(), &task, &identity(self.index)));
-                self.fresh.insert(task);
-                self.write_now(Draft::Task(document), effects);
+                self.fresh.insert(task.clone());
+                let (me, class) = (self.me().clone(), document.model.clone());
+                let facts = TaskFacts::submitted(&document, me, class, Needs::Ready);
+                self.submitted.insert(task, *document);
+                self.inputs.push_back(Input::Submit(Box::new(facts)));
             }
             Order::SubmitForeign(mut document) => {
                 document.requester_peer_id = "somebody".to_owned();
@@ -309,9 +330,10 @@ impl TaskNode {
         match later {
             Later::Written { task, draft, ack } => {
                 let entry = self.write_now(*draft, effects);
-                self.acknowledge(writing::acknowledgement(&task, ack, &entry), effects);
+                self.acknowledge(&task, writing::acknowledgement(&task, ack, &entry), effects);
             }
-            Later::Acknowledged { input } => self.acknowledge(Some(*input), effects),
+            Later::Acknowledged { task, input } => self.acknowledge(&task, input.map(|input| *input), effects),
+            Later::Failed { task, write } => self.write_failed(task, write),
             Later::RunEnded { task, run, outcome } => {
                 self.runs.remove(&run);
                 effects.push(Effect::Observe(Seen::Ended { task: task.clone() }));

@@ -131,6 +131,9 @@ pub(crate) struct World {
     disks: Vec<Rc<RefCell<Disk>>>,
     nodes: usize,
     pub(crate) tasks: Vec<TaskId>,
+    /// Those of which somebody was told that they are safe.
+    safe: BTreeSet<TaskId>,
+    submitted: usize,
     pub(crate) tally: Tally,
     /// How often each task began.
     pub(crate) began: BTreeMap<TaskId, u32>,
@@ -153,8 +156,8 @@ impl World {
         });
         simulation.connect_all();
         let tally = Tally::default();
-        let (tasks, began, running, drained) = Default::default();
-        Self { simulation, disks, nodes, tasks, tally, began, running, drained }
+        let (tasks, safe, began, running, drained) = Default::default();
+        Self { simulation, disks, nodes, tasks, safe, submitted: 0, tally, began, running, drained }
     }
 
     pub(crate) fn random_node(&mut self) -> usize {
@@ -167,15 +170,13 @@ impl World {
     }
 
     pub(crate) fn submit_as(&mut self, node: usize, model: &str, order: impl Fn(Box<TaskDocument>) -> Order) -> TaskId {
-        let task = TaskId::parse(&format!("task-{:03}", self.tasks.len())).expect("a short word is an id");
+        let task = TaskId::parse(&format!("task-{:03}", self.submitted)).expect("a short word is an id");
+        self.submitted += 1;
         let mut document = TaskDocument::new(task.clone(), String::new(), self.simulation.now_ms());
         document.model = model.to_owned();
         document.priority = Some(1 + self.simulation.random().index(10) as u8);
         self.simulation.command(node, order(Box::new(document)));
-        if self.disks[node].borrow().view(&task).is_some() {
-            self.tasks.push(task.clone());
-            self.tally.tasks += 1;
-        }
+        self.tasks.push(task.clone());
         task
     }
 
@@ -205,6 +206,9 @@ impl World {
     fn take(&mut self) {
         for seen in self.simulation.take_observed() {
             match seen.what {
+                Seen::Submitted { task } => {
+                    self.safe.insert(task);
+                }
                 Seen::Began { task } => {
                     self.tally.runs += 1;
                     *self.began.entry(task.clone()).or_default() += 1;
@@ -242,6 +246,12 @@ impl World {
                 self.simulation.restart(node);
             }
         }
+        // What was being written when its node died, or could not be written, was never submitted.
+        self.run_for(1_000);
+        let mut tasks = std::mem::take(&mut self.tasks);
+        tasks.retain(|task| self.safe.contains(task) || (0..self.nodes).any(|node| self.view(node, task).is_some()));
+        self.tally.tasks = tasks.len() as u64;
+        self.tasks = tasks;
         let until_ms = self.simulation.now_ms() + limit_ms;
         while self.simulation.now_ms() < until_ms && !self.tasks.iter().all(|task| self.is_final(task)) {
             self.run_for(1_000);

@@ -20,14 +20,32 @@ async fn tells(holder: &Holder, wanted: &[(AuditKind, Option<Epoch>)]) {
     assert!(seen.is_ok(), "{:?}", told(holder));
 }
 
-#[tokio::test]
-async fn what_a_crash_kept_from_the_audit_log_is_added_at_the_next_start_and_only_once() {
+/// A holder whose audit log nobody writes.
+async fn without_log() -> Holder {
     let keeper = Keeper::start(1, &[]).await;
     let key = Arc::new(NodeKey::from_secret(&[1; 32]));
     let (store, service) = TaskStore::open(keeper.db.clone(), key, StoreLimits::default()).await.unwrap();
-    // Nobody writes the audit log.
     drop(service);
-    let holder = Holder { keeper, store, stop: CancellationToken::new(), task: tokio::spawn(async {}) };
+    Holder { keeper, store, stop: CancellationToken::new(), task: tokio::spawn(async {}) }
+}
+
+#[tokio::test]
+async fn what_was_submitted_and_granted_with_one_entry_is_told_as_both_after_a_crash() {
+    let holder = without_log().await;
+    let task = holder.store.draft().unwrap();
+    holder.store.create_granted(task, claim(1, holder.worker(), GrantedBy::Requester)).await.unwrap();
+    let holder = Holder::again(1, &[], holder.stop().await).await;
+    let wanted = [(AuditKind::Created, None), (AuditKind::Granted, Some(Epoch(1)))];
+    tells(&holder, &wanted).await;
+    let holder = Holder::again(1, &[], holder.stop().await).await;
+    holder.submit("again").await;
+    tells(&holder, &[&wanted[..], &[(AuditKind::Created, None)]].concat()).await;
+    holder.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_crash_kept_from_the_audit_log_is_added_at_the_next_start_and_only_once() {
+    let holder = without_log().await;
     let id = holder.submit("hello").await;
     let first = holder.grant(&id, 1, holder.worker()).await.unwrap();
     holder.store.running(&id, Epoch(1), &first).await.unwrap();

@@ -278,6 +278,12 @@ impl JsPeer {
         strings(&self.done("log", json!({ "address": address })).await)
     }
 
+    /// Returns what was written, oldest first.
+    pub(super) async fn values(&self, address: &str) -> Vec<Value> {
+        let values = self.done("values", json!({ "address": address })).await;
+        values.as_array().expect("a list").clone()
+    }
+
     /// Returns the hashes of the heads, in order.
     pub(super) async fn heads(&self, address: &str) -> Vec<String> {
         let mut heads = strings(&self.done("heads", json!({ "address": address })).await);

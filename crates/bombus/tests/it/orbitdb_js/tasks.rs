@@ -11,7 +11,7 @@ use crate::tasks::{idle, worker};
 
 of_each_release! {
     a_peer_gives_a_node_work, a_peer_hears_why_its_work_failed, a_peer_ends_the_work_that_it_gave, a_peer_works_for_a_node_that_lets_it,
-    a_claim_of_a_peer_that_nobody_asked_for_counts_for_nothing,
+    a_claim_of_a_peer_that_nobody_asked_for_counts_for_nothing, a_task_that_is_taken_at_once_looks_free_to_no_peer,
 }
 
 /// The databases of tasks and results, by their addresses.
@@ -153,6 +153,23 @@ async fn a_peer_works_for_a_node_that_lets_it(installed: Installed) {
     assert_eq!(told["result"]["response"], "Four, says JavaScript.");
     // Both said so, perhaps at once: which of the two documents a peer without the view shows depends on their keys.
     shown(&peer, &opened.tasks, &id, "it has ended", |task| task["status"] == "COMPLETED").await;
+    peer.stop().await;
+    swarm.stop_all().await;
+}
+
+async fn a_task_that_is_taken_at_once_looks_free_to_no_peer(installed: Installed) {
+    let (mut swarm, _home, peer, opened) = pair(installed, &worker(0, ""), false).await;
+    let id = swarm.member(0).submit("taken", &[]).await;
+    let waits = swarm.member(0).submit("not taken", &["--model", "nobody-has-it"]).await;
+    shown(&peer, &opened.tasks, &id, "the end", |task| task["settled"] == true).await;
+    shown(&peer, &opened.tasks, &waits, "the other one", |_| true).await;
+    let values = peer.values(&opened.tasks).await;
+    let written = |id: &str| values.iter().filter(|value| value["_id"] == id).collect::<Vec<_>>();
+    let statuses: Vec<_> = written(&id).iter().map(|value| value["status"].as_str().unwrap_or_default()).collect();
+    assert_eq!((statuses.first(), statuses.last()), (Some(&"CLAIMED"), Some(&"COMPLETED")), "{statuses:?}");
+    assert!(!statuses.contains(&"PENDING"), "{statuses:?}");
+    assert_eq!((&written(&id)[0]["epoch"], &written(&id)[0]["workerPeerId"]), (&json!(1), &json!(swarm.id(0))));
+    assert_eq!(written(&waits)[0]["status"], "PENDING");
     peer.stop().await;
     swarm.stop_all().await;
 }

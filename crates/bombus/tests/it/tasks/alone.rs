@@ -82,7 +82,9 @@ async fn tasks_of_all_kinds_are_done_in_the_shapes_that_swarm_clients_know() {
     let node = Node::start(&home).await;
     let done = async |body: Value| -> Value {
         let (status, answer) = node.post("/task", &body).await;
-        assert_eq!((status, &answer["status"]), (202, &json!("pending")), "{answer}");
+        // It may have begun, or be done, when that is told.
+        let told = answer["status"].as_str().unwrap_or_default();
+        assert!(status == 202 && ["pending", "running", "completed"].contains(&told), "{status} {answer}");
         let path = format!("/task/{}?wait=60", answer["task_id"].as_str().unwrap());
         within("a task", node.get(&path).await.json()).await.unwrap()
     };

@@ -1,6 +1,6 @@
 use super::rig::{Rig, answered, config, facts, granted, id, ms, node};
 use crate::liveness::PeerState;
-use crate::tasks::dispatch::{Decline, Input, Outcome, Output, TaskFacts, Write};
+use crate::tasks::dispatch::{Decline, DispatchConfig, Input, Needs, Outcome, Output, TaskFacts, Write};
 use crate::tasks::{Epoch, GrantedBy, TaskStatus, Worker};
 
 fn grant_of(outputs: &[Output]) -> Option<(u64, char)> {
@@ -222,6 +222,49 @@ fn a_requester_that_slept_syncs_before_it_takes_anything_away() {
     // What was done meanwhile is adopted.
     let done = answered(granted(facts("t", 'a'), 2, 'c', GrantedBy::SelfClaim), 2);
     assert_eq!(settled_as(&rig.task(done)), Some(TaskStatus::Completed));
+}
+
+#[test]
+fn a_task_is_submitted_with_its_grant_where_somebody_takes_it_at_once() {
+    let mut rig = Rig::synced(config(), "b");
+    assert_eq!(rig.submit("t"), [Output::Rank { task: id("t") }]);
+    let outputs = rig.ranked("t", "b");
+    assert_eq!((outputs.len(), grant_of(&outputs)), (1, Some((1, 'b'))));
+    assert_eq!(offer_of(&rig.stored("t", 1)), Some((1, false)));
+    assert_eq!(rig.pass(ms(2_000)), [], "it is written once");
+}
+
+#[test]
+fn a_task_that_nobody_takes_at_once_is_written_all_the_same() {
+    let submit = |name| Output::Submit { task: id(name) };
+    // Nobody could run it.
+    let mut rig = Rig::synced(config(), "b");
+    rig.submit("t");
+    assert_eq!(rig.ranked("t", ""), [submit("t")]);
+    // It is not known soon who could; who takes it later gets a grant of its own.
+    let mut rig = Rig::synced(config(), "b");
+    rig.submit("u");
+    assert_eq!((rig.pass(ms(900)), rig.pass(ms(200))), (vec![], vec![submit("u")]));
+    assert_eq!(grant_of(&rig.ranked("u", "b")), Some((1, 'b')));
+    // It has to wait for bids, or may not be placed at all.
+    let mut rig = Rig::synced(DispatchConfig { foreign_workers: true, ..config() }, "b");
+    assert_eq!(rig.submit("t"), [submit("t")]);
+    rig.on(Input::Drain { grace: ms(1_000) });
+    assert_eq!(rig.submit("u"), [submit("u")]);
+    // What it depends on has failed: it ends, but not before it has begun to be.
+    let mut rig = Rig::synced(config(), "b");
+    let outputs = rig.on(Input::Submit(Box::new(TaskFacts { needs: Needs::Failed, ..facts("t", 'a') })));
+    assert_eq!((&outputs[0], settled_as(&outputs)), (&submit("t"), Some(TaskStatus::Failed)));
+}
+
+#[test]
+fn what_could_not_be_written_is_forgotten() {
+    let mut rig = Rig::synced(config(), "b");
+    rig.submit("t");
+    rig.ranked("t", "b");
+    rig.on(Input::Withdrawn { task: id("t") });
+    assert_eq!((rig.dispatcher.tasks(), rig.pass(ms(60_000))), (0, vec![]));
+    assert_eq!(rig.submit("t"), [Output::Rank { task: id("t") }], "it may be submitted again");
 }
 
 #[test]

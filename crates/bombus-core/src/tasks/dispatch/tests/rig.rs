@@ -100,6 +100,10 @@ impl Rig {
         self.on(Input::Task(Box::new(facts)))
     }
 
+    pub(super) fn submit(&mut self, name: &str) -> Vec<Output> {
+        self.on(Input::Submit(Box::new(facts(name, 'a'))))
+    }
+
     /// Lets time pass, with a tick whenever one is due, and returns all that came of it.
     pub(super) fn pass(&mut self, time: Duration) -> Vec<Output> {
         let until = self.now + time;

@@ -21,7 +21,7 @@ fn any_input(random: &mut SimulatorRandom, runs: &[(String, RunId)]) -> Input {
     };
     let run = if runs.is_empty() { RunId(99) } else { runs[random.index(runs.len())].1 };
     let reasons = [Decline::Busy, Decline::Lost { began: true }, Decline::Unreachable, Decline::Over, Decline::NotAble];
-    match random.index(24) {
+    match random.index(26) {
         0..=4 => {
             let mut facts = facts(name, if name < "t2" { 'a' } else { 'b' });
             if random.chance(0.6) {
@@ -67,6 +67,8 @@ fn any_input(random: &mut SimulatorRandom, runs: &[(String, RunId)]) -> Input {
             let (requester_seen, running) = (random.chance(0.3), random.chance(0.3));
             Input::Answers { task, requester_seen, running, unanswered: Vec::new() }
         }
+        23 => Input::Submit(Box::new(facts(name, 'a'))),
+        24 => Input::Withdrawn { task },
         _ if random.chance(0.2) => Input::Cancel { task },
         _ => Input::Began { task, epoch },
     }
@@ -93,10 +95,11 @@ fn whatever_comes_slots_are_kept_runs_are_told_apart_and_epochs_only_grow() {
                 }
                 _ => {
                     let input = any_input(&mut random, &runs);
-                    if let Input::Task(facts) = &input
-                        && facts.settled
-                    {
-                        epochs.remove(facts.task.as_str());
+                    match &input {
+                        Input::Task(facts) if facts.settled => drop(epochs.remove(facts.task.as_str())),
+                        // What is in no store has no epochs.
+                        Input::Withdrawn { task } => drop(epochs.remove(task.as_str())),
+                        _ => {}
                     }
                     rig.on(input)
                 }

@@ -23,6 +23,25 @@ enum Step {
     Settle { status: TaskStatus, to: Index },
 }
 
+/// How a task is submitted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Begins {
+    /// With a proof.
+    Submitted,
+    /// With a proof, and granted with the same entry.
+    Granted,
+    /// By a peer that knows no grants.
+    Plain,
+}
+
+fn begins() -> impl Strategy<Value = Begins> {
+    prop_oneof![Just(Begins::Submitted), Just(Begins::Granted), Just(Begins::Plain)]
+}
+
+fn proven() -> impl Strategy<Value = Begins> {
+    prop_oneof![Just(Begins::Submitted), Just(Begins::Granted)]
+}
+
 fn worker() -> impl Strategy<Value = u8> {
     prop_oneof![Just(R), Just(W), Just(V)]
 }
@@ -97,13 +116,13 @@ impl Story {
         };
     }
 
-    /// A task with all that the steps say, of a requester with a proof or of one without.
-    fn of(is_proven: bool, steps: &[Step]) -> Self {
+    /// A task with all that the steps say.
+    fn of(begins: Begins, steps: &[Step]) -> Self {
         let mut story = Self::default();
-        if is_proven {
-            story.submit(R)
-        } else {
-            story.plain(J, TaskStatus::Pending)
+        match begins {
+            Begins::Submitted => story.submit(R),
+            Begins::Granted => story.submit_granted(R, W),
+            Begins::Plain => story.plain(J, TaskStatus::Pending),
         };
         steps.iter().for_each(|step| story.take(step));
         story
@@ -221,12 +240,12 @@ proptest! {
 
     #[test]
     fn the_order_of_arrival_and_repetitions_change_nothing(
-        is_proven: bool,
+        begins in begins(),
         steps in prop::collection::vec(any_step(), 0..25),
         tasks in prop::collection::vec(any::<Index>(), 40),
         results in prop::collection::vec(any::<Index>(), 20),
     ) {
-        let story = Story::of(is_proven, &steps);
+        let story = Story::of(begins, &steps);
         let twice = story.with(&story);
         prop_assert_eq!(story.view(), story.shuffled(&tasks, &results).view());
         prop_assert_eq!(story.view(), twice.shuffled(&tasks, &results).view());
@@ -235,13 +254,14 @@ proptest! {
     /// The node has seen the requester's decision and, of others, anything; then everything else arrives.
     #[test]
     fn what_is_settled_never_changes(
+        begins in proven(),
         before in prop::collection::vec(undecided(), 0..20),
         status in decision(),
         to in any::<Index>(),
         after in prop::collection::vec(any_step(), 0..15),
         until in prop::array::uniform5(0u64..40),
     ) {
-        let mut story = Story::of(true, &before);
+        let mut story = Story::of(begins, &before);
         let at = story.tasks.len() as u64 + story.results.len() as u64 + 1;
         story.take(&Step::Settle { status, to });
         after.iter().for_each(|step| story.take(step));
@@ -259,13 +279,13 @@ proptest! {
 
     #[test]
     fn a_grant_never_gives_way_to_an_older_one(
-        is_proven: bool,
+        begins in begins(),
         steps in prop::collection::vec(undecided(), 0..20),
         epoch in 0u64..5,
         who in worker(),
         is_requesters: bool,
     ) {
-        let mut story = Story::of(is_proven, &steps);
+        let mut story = Story::of(begins, &steps);
         let Some(live) = story.view().unwrap().grant else { return Ok(()) };
         prop_assume!(Epoch(epoch) < live.epoch);
         if is_requesters { story.grant(R, epoch, who) } else { story.claim_self(who, epoch) };
@@ -275,8 +295,8 @@ proptest! {
     }
 
     #[test]
-    fn what_is_superseded_never_comes_back(is_proven: bool, steps in prop::collection::vec(undecided(), 0..25)) {
-        let mut story = Story::of(is_proven, &[]);
+    fn what_is_superseded_never_comes_back(begins in begins(), steps in prop::collection::vec(undecided(), 0..25)) {
+        let mut story = Story::of(begins, &[]);
         let mut highest = Epoch::NONE;
         for step in &steps {
             story.take(step);
@@ -287,25 +307,26 @@ proptest! {
     }
 
     #[test]
-    fn only_the_requester_settles(is_proven: bool, steps in prop::collection::vec(any_step(), 0..25)) {
-        let story = Story::of(is_proven, &steps);
+    fn only_the_requester_settles(begins in begins(), steps in prop::collection::vec(any_step(), 0..25)) {
+        let story = Story::of(begins, &steps);
         let view = story.view().unwrap();
         let decided = story.tasks.iter().any(|entry| {
             entry.writer == view.requester.identity && entry.value.status.is_final()
         });
         prop_assert_eq!(view.settled, decided);
-        prop_assert_eq!(view.requester.proven, is_proven);
+        prop_assert_eq!(view.requester.proven, begins != Begins::Plain);
     }
 
     #[test]
     fn what_is_forged_changes_nothing_and_is_told(
+        begins in proven(),
         steps in prop::collection::vec(any_step(), 0..20),
         forgeries in prop::collection::vec((forgery(), any::<Index>()), 1..10),
     ) {
         // Without claims of those who forge, which would make them workers that such entries are expected of.
         let honest = |step: &&Step| !matches!(step, Step::Plain { .. } | Step::PlainResult { .. } | Step::Honour { .. });
         let steps: Vec<_> = steps.iter().filter(honest).cloned().collect();
-        let mut story = Story::of(true, &steps);
+        let mut story = Story::of(begins, &steps);
         let clean = story.view().unwrap();
         let forged: Vec<_> = forgeries.iter().map(|(forgery, _)| forgery.write(&mut story)).collect();
         let view = story.view().unwrap();
@@ -318,10 +339,10 @@ proptest! {
 
     #[test]
     fn each_refused_entry_is_told_once_and_no_counted_one_is(
-        is_proven: bool,
+        begins in begins(),
         steps in prop::collection::vec(any_step(), 0..25),
     ) {
-        let view = Story::of(is_proven, &steps).view().unwrap();
+        let view = Story::of(begins, &steps).view().unwrap();
         let mut hashes: Vec<_> = view.refused.iter().map(|refused| refused.hash.as_str()).collect();
         let all = hashes.len();
         hashes.sort_unstable();

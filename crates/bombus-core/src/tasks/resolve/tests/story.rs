@@ -104,6 +104,19 @@ impl Story {
         })
     }
 
+    /// Submits the task and grants it to a node, with one entry.
+    pub(super) fn submit_granted(&mut self, who: u8, worker: u8) -> String {
+        self.write(who, |task| {
+            task.requester_identity = Some(identity(who));
+            task.requester_proof = Some(proof(who, who));
+            task.status = TaskStatus::Claimed;
+            task.epoch = Some(Epoch(1));
+            task.granted_by = Some(GrantedBy::Requester);
+            task.worker_peer_id = Some(peer(worker));
+            task.attempt = Some(1);
+        })
+    }
+
     pub(super) fn release(&mut self, who: u8, epoch: u64, failures: Vec<AttemptFailure>) -> String {
         self.write(who, |task| {
             task.released = Some(Epoch(epoch));

@@ -29,6 +29,10 @@ impl TaskNode {
                 self.at(now_ms + 500, Later::Synced);
             }
             Output::Rank { task } => self.rank(task),
+            Output::Submit { task } => {
+                let document = self.submitted[&task].clone();
+                self.write(now_ms, &task, Draft::Task(Box::new(document)), Ack::Submit, effects);
+            }
             Output::Grant { task, epoch, worker, by, attempt } => {
                 let draft = self.claimed(&task, epoch, &worker, by, attempt);
                 self.write(now_ms, &task, draft, Ack::Grant(epoch), effects);
@@ -102,7 +106,7 @@ impl TaskNode {
     }
 
     fn rank(&mut self, task: TaskId) {
-        let model = self.disk.borrow().view(&task).map(|view| view.task.model.clone()).unwrap_or_default();
+        let model = self.so_far(&task).0.model;
         let mut nodes: Vec<usize> = (0..self.ids.len()).filter(|node| self.shape.runs(*node, &model)).collect();
         nodes.retain(|node| {
             let there = self.linked.contains(node) && self.peer.state(*node) != Some(PeerState::Gone);
@@ -118,14 +122,21 @@ impl TaskNode {
 
     /// Makes the next document about a task, with the failures so far.
     fn next(&self, task: &TaskId, status: TaskStatus, failure: Option<Failure>) -> TaskDocument {
-        let view = self.disk.borrow().view(task).expect("the dispatcher knows tasks of the store only");
-        let mut failures = view.failures;
+        let (document, mut failures) = self.so_far(task);
         if let Some(failure) = failure {
             failures.retain(|known| known.epoch != failure.epoch);
             let worker_peer_id = failure.worker.peer().to_owned();
             failures.push(AttemptFailure { epoch: failure.epoch, worker_peer_id, reason: failure.reason, at: 0 });
         }
-        TaskDocument { status, failures: Some(failures), ..TaskDocument::clone(&view.task) }
+        TaskDocument { status, failures: Some(failures), ..document }
+    }
+
+    /// Returns a task as it was submitted, with its failures so far.
+    fn so_far(&self, task: &TaskId) -> (TaskDocument, Vec<AttemptFailure>) {
+        match self.disk.borrow().view(task) {
+            Some(view) => (TaskDocument::clone(&view.task), view.failures),
+            None => (self.submitted[task].clone(), Vec::new()),
+        }
     }
 
     fn claimed(&self, task: &TaskId, epoch: Epoch, worker: &Worker, by: GrantedBy, attempt: u32) -> Draft {

@@ -7,7 +7,7 @@ use bombus_core::tasks::{Epoch, TaskId};
 use bombus_testkit::simulator::Effect;
 
 use super::super::log::{Document, Draft, Entry};
-use super::{Ack, Effects, Later, Message, TaskNode};
+use super::{Ack, Effects, Later, Message, Seen, TaskNode};
 
 impl TaskNode {
     /// Writes at once, and tells the others.
@@ -34,27 +34,37 @@ impl TaskNode {
             if self.writes_early && self.random.chance(0.5) {
                 self.write_now(draft, effects);
             }
-            let failed = match ack {
+            let write = match ack {
+                Ack::Submit => None,
                 Ack::Grant(epoch) => Some(Write::Grant(epoch)),
                 Ack::Result(run) => Some(Write::Result(run)),
                 Ack::None(write) => write,
             };
-            if let Some(write) = failed {
-                let input = Box::new(Input::StoreFailed { task: task.clone(), write });
-                self.at(at_ms, Later::Acknowledged { input });
-            }
+            self.at(at_ms, Later::Failed { task: task.clone(), write });
         } else if self.writes_early {
             let entry = self.write_now(draft, effects);
-            if let Some(input) = acknowledgement(task, ack, &entry) {
-                self.at(at_ms, Later::Acknowledged { input: Box::new(input) });
-            }
+            let input = acknowledgement(task, ack, &entry).map(Box::new);
+            self.at(at_ms, Later::Acknowledged { task: task.clone(), input });
         } else {
             self.at(at_ms, Later::Written { task: task.clone(), draft: Box::new(draft), ack });
         }
     }
 
+    /// Hands in that something was not written. Who submits a task that is in no store is told so.
+    pub(super) fn write_failed(&mut self, task: TaskId, write: Option<Write>) {
+        let was_submitted = self.submitted.remove(&task).is_some();
+        if was_submitted && self.disk.borrow().view(&task).is_none() {
+            self.inputs.push_back(Input::Withdrawn { task });
+        } else if let Some(write) = write {
+            self.inputs.push_back(Input::StoreFailed { task, write });
+        }
+    }
+
     /// Hands in that something is written; of results the requester is told.
-    pub(super) fn acknowledge(&mut self, input: Option<Input>, effects: &mut Effects) {
+    pub(super) fn acknowledge(&mut self, task: &TaskId, input: Option<Input>, effects: &mut Effects) {
+        if self.submitted.remove(task).is_some() {
+            effects.push(Effect::Observe(Seen::Submitted { task: task.clone() }));
+        }
         let Some(input) = input else { return };
         if let Input::Published { task, .. } = &input {
             self.report(task, None, effects);
