@@ -17,7 +17,7 @@ mod result;
 mod status;
 mod whole;
 
-pub use document::{AttemptFailure, DocumentError, TaskDocument};
+pub use document::{ATTEMPTS, AttemptFailure, DocumentError, TaskDocument};
 pub use id::{Epoch, ParseTaskIdError, TaskId};
 pub use options::TaskOptions;
 pub use proof::{PROOFS_MAX, ProofMemo, proof_bytes, proof_holds, prove};

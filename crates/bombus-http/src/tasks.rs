@@ -1,5 +1,6 @@
 //! Durable tasks as the HTTP surface needs them. The node puts the real ones behind it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -397,6 +398,10 @@ pub struct TaskCounts {
     pub entries: u64,
     /// Bytes that those take on the disk, with large prompts and answers.
     pub stored_bytes: u64,
+    /// Entries that are kept and do not count, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Events that the history of tasks lacks since the start, because too many waited to be written.
+    pub history_lost: u64,
     /// The generations of the databases, oldest first.
     pub generations: Vec<TaskGeneration>,
     /// The name of the newest database of tasks; none where there are no tasks now.

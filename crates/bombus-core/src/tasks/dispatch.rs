@@ -86,9 +86,9 @@ pub struct Dispatcher {
 
     /// The tasks of this node.
     owned: BTreeMap<TaskId, Owned>,
-    line: Line,
     /// Those of them of which nothing is written yet.
     unwritten: BTreeSet<TaskId>,
+    line: Line,
     /// How many own tasks are being placed.
     placing: usize,
     /// How many grants to this node itself are being written.

@@ -12,7 +12,7 @@ pub(super) mod number;
 const PRIORITY: u8 = 5;
 
 /// The number of attempts of tasks that name none.
-const ATTEMPTS_MAX: u32 = 3;
+pub const ATTEMPTS: u32 = 3;
 
 /// A document of `swarm-tasks`: the task, as one entry says that it stands. The fields up to `total_chunks` are those of every peer;
 /// the others are Bombus' own. What is none is not written.
@@ -269,6 +269,14 @@ impl TaskDocument {
         self.task_type.clone().unwrap_or_default()
     }
 
+    /// Returns whether a worker can do it that knows prompts, models and options, and nothing of what Bombus adds.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let is_whole = self.prompt_block.is_none() && self.rest_block.is_none() && self.depends_on().is_empty();
+        let is_prompt = self.request.is_none() && self.messages.is_none() && self.system.is_none();
+        self.kind() == TaskKind::Inference && is_whole && is_prompt && self.sealed.is_none() && self.to.is_none()
+    }
+
     /// Returns how urgent it is, from 1 to 10.
     #[must_use]
     pub fn priority(&self) -> u8 {
@@ -278,7 +286,7 @@ impl TaskDocument {
     /// Returns how many attempts may fail, at least 1.
     #[must_use]
     pub fn max_attempts(&self) -> u32 {
-        self.max_attempts.unwrap_or(ATTEMPTS_MAX).max(1)
+        self.max_attempts.unwrap_or(ATTEMPTS).max(1)
     }
 
     /// Returns the tasks whose results it needs first.

@@ -295,6 +295,10 @@ fn samples(counts: &TaskCounts) -> Vec<Sample> {
         ),
         gauge("tasks_stored_bytes", "Bytes that the databases of tasks take on the disk", counts.stored_bytes),
     ];
+    let refused = counts.refused.iter().map(|(reason, count)| Sample {
+        labels: vec![("reason", reason.clone())],
+        ..gauge("tasks_refused_entries", "Entries of the databases of tasks that do not count, by reason", *count)
+    });
     let runs = &counts.runs;
     let counter = |name, help, value| Sample { kind: SampleKind::Counter, ..gauge(name, help, value) };
     let by_outcome = [("completed", runs.completed), ("failed", runs.failed), ("stopped", runs.stopped)];
@@ -303,7 +307,12 @@ fn samples(counts: &TaskCounts) -> Vec<Sample> {
         ..counter("task_runs", "Runs of durable tasks on this node that have ended", count)
     });
     let begun = counter("task_runs_begun", "Runs of durable tasks on this node that have begun", runs.begun);
-    by_state.into_iter().chain(others).chain(by_outcome).chain([begun]).collect()
+    let lost = counter(
+        "tasks_history_lost",
+        "Events that the history of tasks lacks, because too many waited to be written",
+        counts.history_lost,
+    );
+    by_state.into_iter().chain(others).chain(refused).chain(by_outcome).chain([begun, lost]).collect()
 }
 
 impl From<TasksError> for ApiError {

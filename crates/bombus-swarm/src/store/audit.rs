@@ -24,6 +24,8 @@ pub enum AuditKind {
     Released,
     /// A run was stopped, or its result was thrown away.
     Abandoned,
+    /// Its worker wrote how it ended, since its requester gives no grants and settles nothing.
+    Concluded,
     /// The requester settled it as completed.
     Completed,
     /// The requester settled it as failed.

@@ -75,6 +75,8 @@ pub struct StoreSize {
     pub stored_bytes: u64,
     /// Bytes that large texts take in the storage.
     pub text_bytes: u64,
+    /// Entries that do not count, by reason: those that keep no rule, and those that came too late.
+    pub refused: BTreeMap<&'static str, u64>,
     /// Audit events that were left out since the start, because too many waited.
     pub audit_lost: u64,
 }
@@ -390,7 +392,7 @@ impl TaskStore {
         });
         let text_bytes = inner.db.blocks_bytes();
         let audit_lost = inner.audit_lost.load(Ordering::Relaxed);
-        let mut size = StoreSize { text_bytes, audit_lost, ..counted };
+        let mut size = StoreSize { text_bytes, audit_lost, refused: inner.table.refused(), ..counted };
         for generation in inner.generations.all() {
             let number = generation.number;
             let (tasks, unfinished) = inner.table.read_catalogue(|catalogue| catalogue.of_generation(number));

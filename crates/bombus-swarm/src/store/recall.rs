@@ -141,8 +141,8 @@ fn kind_of(document: &TaskDocument) -> Option<AuditKind> {
             GrantedBy::SelfClaim => Some(AuditKind::SelfClaimed),
         },
         TaskStatus::Running => Some(AuditKind::Running),
-        TaskStatus::Completed => settled.then_some(AuditKind::Completed),
-        TaskStatus::Failed => settled.then_some(AuditKind::Failed),
+        TaskStatus::Completed => Some(if settled { AuditKind::Completed } else { AuditKind::Concluded }),
+        TaskStatus::Failed => Some(if settled { AuditKind::Failed } else { AuditKind::Concluded }),
         TaskStatus::Cancelled => Some(if settled { AuditKind::Cancelled } else { AuditKind::CancelAsked }),
     }
 }

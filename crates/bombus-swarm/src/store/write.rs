@@ -101,13 +101,16 @@ impl TaskStore {
         Ok(self.create(task, None).await?.0)
     }
 
-    /// Submits a task of this node and grants it, with one entry: CLAIMED. Nobody ever sees it PENDING, and thinks that it is free. Returns the
-    /// hash of the entry, which a result names.
+    /// Submits a task of this node and grants it, with one entry: CLAIMED. So it looks free to nobody. Returns the hash of the entry, which a
+    /// result names.
     ///
     /// # Errors
     ///
-    /// As [`TaskStore::create_task`].
+    /// As [`TaskStore::create_task`], and when the claim is not one of a requester.
     pub async fn create_granted(&self, task: TaskDocument, claim: Claim) -> Result<String, StoreError> {
+        if claim.by != GrantedBy::Requester {
+            return Err(StoreError::Document("only its requester submits a task".to_owned()));
+        }
         Ok(self.create(task, Some(claim)).await?.1)
     }
 
@@ -294,7 +297,8 @@ impl TaskStore {
         task.epoch = Some(epoch);
         (task.grant, task.result) = (Some(grant.to_owned()), Some(result.to_owned()));
         self.sign_as_worker(&mut task);
-        self.put_task(id, &home, with_unknown(&task, &raw)?).await?;
+        let entry = self.put_task(id, &home, with_unknown(&task, &raw)?).await?;
+        self.audit(AuditEvent { reason: task.error, ..self.event_of_grant(id, AuditKind::Concluded, epoch, &entry) });
         Ok(())
     }
 

@@ -50,14 +50,38 @@ async fn one(shared: &Arc<Shared>, store: &TaskStore, view: &TaskView) -> Result
         drop(timeout(SHOWN_LIMIT, over(store, task)).await);
         return Ok(());
     }
+    // Its worker may be where the entry comes late.
+    let worker = view.grant.as_ref().and_then(|grant| grant.worker.node()).filter(|worker| **worker != shared.me);
+    let tell_worker = async {
+        if let Some(worker) = worker.filter(|worker| Some(*worker) != requester) {
+            of_peer(shared, task, worker).await;
+        }
+    };
+    let (wished, ()) = tokio::join!(wish(store, task), tell_worker);
+    wished
+}
+
+/// Says that a task of another node is to end, where it has not.
+async fn wish(store: &TaskStore, task: &TaskId) -> Result<(), TasksError> {
     match store.cancel(task).await {
         Ok(_) | Err(StoreError::Over { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
+/// Ends a task that this node was asked to end: one of its own, or one that it works on. Says whether it is one of these.
+pub(super) async fn asked(shared: &Arc<Shared>, task: &TaskId) -> bool {
+    if of_own(shared, task).await {
+        return true;
+    }
+    let (Some(store), Ok(Some(view))) = (shared.store_now(), shared.view(task).await) else { return false };
+    let is_held = view.grant.as_ref().is_some_and(|grant| view.is_held_by(&shared.me, &grant.hash));
+    // Once it is wished for, it stops.
+    is_held && wish(&store, task).await.is_ok()
+}
+
 /// Ends a task of this node; says whether there is one.
-pub(super) async fn of_own(shared: &Arc<Shared>, task: &TaskId) -> bool {
+async fn of_own(shared: &Arc<Shared>, task: &TaskId) -> bool {
     let Ok(Some(view)) = shared.view(task).await else { return false };
     let is_own = view.requester.proven && view.requester.peer.as_ref() == Some(&shared.me);
     if is_own && !view.is_over() {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bombus_core::tasks::dispatch::{Answer, Failure, Input, Outcome, Output, RunId, Write};
-use bombus_core::tasks::{AttemptFailure, Epoch, GrantedBy, TaskId, TaskStatus, Worker};
+use bombus_core::tasks::{AttemptFailure, Epoch, GrantedBy, TaskDocument, TaskId, TaskStatus, Worker};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::shared::{Draft, Shared};
+use super::error::TasksError;
+use super::shared::Shared;
 use super::wire::{Said, Word};
 use super::{ask, facts, offer, rank, run};
 use crate::store::{AuditEvent, AuditKind, Claim, Settlement, StoreError};
@@ -74,8 +76,8 @@ pub(super) fn begin(shared: &Arc<Shared>, output: Output) {
             run::begin(shared, task, run, epoch, grant);
         }
         Output::Abort { task, run } => {
-            audit(shared, &task, AuditKind::Abandoned, |event| event);
-            run::abort(shared, run);
+            let epoch = run::abort(shared, run);
+            audit(shared, &task, AuditKind::Abandoned, |event| AuditEvent { epoch, ..event });
         }
         Output::Drained => shared.set_drained(),
     }
@@ -172,18 +174,25 @@ impl Drop for Line {
 
 async fn write(shared: &Arc<Shared>, output: Output) {
     match output {
-        Output::Submit { task } => submit(shared, &task).await,
+        Output::Submit { task } => {
+            let Some(submitting) = Submitting::of(shared, &task) else { return };
+            if let Some(Err(_)) = submitting.write(None).await {
+                facts::tell(shared, &task).await;
+            }
+        }
         Output::Grant { task, epoch, worker, by, attempt } => {
             let claim = Claim { epoch, worker, by, attempt, failures: Vec::new() };
-            let draft = shared.drafts().remove(&task);
-            let granted = match draft {
-                Some(draft) => submit_granted(shared, &task, draft, claim).await,
-                None => Some(grant(shared, &task, claim).await),
+            let granted = match Submitting::of(shared, &task) {
+                Some(submitting) => match submitting.write(Some(claim)).await {
+                    // There is no such task.
+                    None => return,
+                    Some(granted) => granted,
+                },
+                None => grant(shared, &task, claim).await,
             };
             match granted {
-                Some(Ok(grant)) => shared.input(Input::Stored { task, epoch, grant }),
-                Some(Err(error)) => failed(shared, task, Write::Grant(epoch), &error).await,
-                None => {}
+                Ok(grant) => shared.input(Input::Stored { task, epoch, grant }),
+                Err(error) => failed(shared, task, Write::Grant(epoch), &error).await,
             }
         }
         Output::Release { task, epoch, failure } => {
@@ -221,45 +230,61 @@ async fn failed(shared: &Arc<Shared>, task: TaskId, what: Write, error: &StoreEr
     shared.input(Input::StoreFailed { task, write: what });
 }
 
-/// Writes a task that nobody takes at once, and tells who submits it.
-async fn submit(shared: &Arc<Shared>, task: &TaskId) {
-    let Some(Draft { document, written }) = shared.drafts().remove(task) else { return };
-    let created = match shared.store_now() {
-        Some(store) => store.create_task(Arc::unwrap_or_clone(document)).await.map(drop),
-        None => Err(StoreError::NotFound(task.clone())),
-    };
-    match &created {
-        Ok(()) => {}
-        // Another one of that id came meanwhile.
-        Err(StoreError::Exists(_)) => facts::tell(shared, task).await,
-        Err(_) => shared.input(Input::Withdrawn { task: task.clone() }),
-    }
-    // Who is gone finds it with the key of the request.
-    drop(written.send(created));
+/// A task whose first entry is written. Its draft goes with this, whatever becomes of it: until then it is what is known of the task.
+struct Submitting<'a> {
+    shared: &'a Arc<Shared>,
+    task: &'a TaskId,
+    document: Arc<TaskDocument>,
+    written: Option<oneshot::Sender<Result<(), TasksError>>>,
 }
 
-/// Writes a task with its first grant, and tells who submits it. Returns the hash of the grant; none where there is no task.
-async fn submit_granted(
-    shared: &Arc<Shared>,
-    task: &TaskId,
-    draft: Draft,
-    claim: Claim,
-) -> Option<Result<String, StoreError>> {
-    let Draft { document, written } = draft;
-    let created = match shared.store_now() {
-        Some(store) => store.create_granted(Arc::unwrap_or_clone(document), claim).await,
-        None => Err(StoreError::NotFound(task.clone())),
-    };
-    let (told, granted) = match created {
-        Ok(grant) => (Ok(()), Some(Ok(grant))),
-        Err(StoreError::Exists(id)) => (Err(StoreError::Exists(id.clone())), Some(Err(StoreError::Exists(id)))),
-        Err(error) => {
-            shared.input(Input::Withdrawn { task: task.clone() });
-            (Err(error), None)
-        }
-    };
-    drop(written.send(told));
-    granted
+impl<'a> Submitting<'a> {
+    /// Begins to write a draft; none where there is no draft of that task.
+    fn of(shared: &'a Arc<Shared>, task: &'a TaskId) -> Option<Self> {
+        let mut drafts = shared.drafts();
+        let draft = drafts.get_mut(task)?;
+        let written = Some(draft.written.take()?);
+        Some(Self { shared, task, document: Arc::clone(&draft.document), written })
+    }
+
+    /// Writes it, with its first grant or as PENDING, and tells who submits it. Returns the hash of the grant, or that another one of that id came
+    /// meanwhile; none where there is no such task: it could not be written, or nobody waits for it any more.
+    async fn write(mut self, claim: Option<Claim>) -> Option<Result<String, StoreError>> {
+        let written = self.written.take()?;
+        let created = match self.shared.store_now() {
+            // Who went away was told of no task, so that there is none.
+            _ if written.is_closed() => Err(TasksError::Unavailable),
+            None => Err(TasksError::Unavailable),
+            Some(store) => {
+                let document = TaskDocument::clone(&self.document);
+                let created = match claim {
+                    Some(claim) => store.create_granted(document, claim).await,
+                    None => store.create_task(document).await.map(|_| String::new()),
+                };
+                created.map_err(TasksError::from)
+            }
+        };
+        let (told, granted) = match created {
+            Ok(grant) => (Ok(()), Some(Ok(grant))),
+            Err(TasksError::Store(StoreError::Exists(id))) => {
+                (Err(StoreError::Exists(id.clone()).into()), Some(Err(StoreError::Exists(id))))
+            }
+            Err(error) => {
+                self.shared.input(Input::Withdrawn { task: self.task.clone() });
+                (Err(error), None)
+            }
+        };
+        drop(self);
+        // Who is gone finds it with the key of the request.
+        drop(written.send(told));
+        granted
+    }
+}
+
+impl Drop for Submitting<'_> {
+    fn drop(&mut self) {
+        self.shared.drafts().remove(self.task);
+    }
 }
 
 async fn grant(shared: &Shared, task: &TaskId, claim: Claim) -> Result<String, StoreError> {

@@ -83,11 +83,7 @@ pub(super) async fn tell(shared: &Arc<Shared>, task: &TaskId) {
 fn tell_of(shared: &Arc<Shared>, store: &TaskStore, view: &TaskView) {
     let needs = if view.is_over() { Needs::Ready } else { needs(store, &view.task) };
     let fresh = shared.fresh().contains(&view.task.id);
-    let mut facts = TaskFacts::of(view, class(&view.task), needs, fresh);
-    if view.task.sealed.is_some() || view.task.request.is_some() {
-        // Who knows no grants knows neither seals nor requests as a whole.
-        facts.bid = None;
-    }
+    let facts = TaskFacts::of(view, class(&view.task), needs, fresh);
     shared.input(Input::Task(Box::new(facts)));
 }
 

@@ -115,7 +115,9 @@ impl Told {
         let mut news = Vec::new();
         if piece.anew && self.epoch != Some(piece.epoch) {
             if self.epoch.is_some() {
-                news.push(TaskNews::Attempt { number: report.attempt.max(1), epoch: piece.epoch });
+                // Its piece may come before the entry of its grant.
+                let number = report.attempt.max(1) + u32::from(report.epoch < piece.epoch);
+                news.push(TaskNews::Attempt { number, epoch: piece.epoch });
             }
             self.epoch = Some(piece.epoch);
             self.text.clear();

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::error::TasksError;
 use super::facts::{class, needs};
 use super::news::{PartResult, TaskFilter, TaskPage, TaskResultReport};
-use super::plan::plan;
+use super::plan::{attempts, plan};
 use super::sealed;
 use super::shared::{Draft, Shared};
 use super::submission::Submission;
@@ -44,6 +44,8 @@ pub(super) async fn submit(shared: &Arc<Shared>, mut submission: Submission) -> 
         Some(id) => id,
         None => store.draft()?.id,
     };
+    // Others have to know it, too: who looks after the task while this node is away, and who reads how it stands.
+    submission.max_attempts = attempts(submission.max_attempts, shared.config.max_attempts);
     let workers = sealed::workers(shared.config.seal, &submission)?;
     let mut plan = plan(submission, id, shared.me.as_str(), store.now_ms())?;
     if workers.is_some() {
@@ -93,7 +95,7 @@ async fn create(
         let mut drafts = shared.drafts();
         let is_first = !drafts.contains_key(id);
         if is_first {
-            drafts.insert(id.clone(), Draft { document: Arc::new(sealed), written });
+            drafts.insert(id.clone(), Draft { document: Arc::new(sealed), written: Some(written) });
         }
         is_first
     };
@@ -104,10 +106,10 @@ async fn create(
     shared.input(Input::Submit(Box::new(facts)));
     match shared.stop.run_until_cancelled(heard).await {
         Some(Ok(Ok(()))) => Ok(()),
-        Some(Ok(Err(StoreError::Exists(_)))) => same(shared, store, whole, document).await,
+        Some(Ok(Err(TasksError::Store(StoreError::Exists(_))))) => same(shared, store, whole, document).await,
         Some(Ok(Err(error))) => {
             shared.fresh().remove(id);
-            Err(error.into())
+            Err(error)
         }
         Some(Err(_)) | None => Err(TasksError::Unavailable),
     }
@@ -120,33 +122,20 @@ async fn same(
     whole: &TaskId,
     document: &TaskDocument,
 ) -> Result<(), TasksError> {
-    let compared = timeout(SUBMITTING_LIMIT, compare(shared, store, whole, document)).await;
-    compared.unwrap_or(Err(TasksError::Unavailable))
+    // It may just be created by another request.
+    let known = shared.stop.run_until_cancelled(timeout(SUBMITTING_LIMIT, known(store, &document.id))).await;
+    let Some(Ok(())) = known else { return Err(TasksError::Unavailable) };
+    // The view of a task that is not over lacks what is compared.
+    let known = store.view(&document.id).await?.ok_or(TasksError::Unavailable)?;
+    let known = store.whole_task(&known.task).await?;
+    // Who submits again may be another node, and later.
+    if sealed::asks_the_same(shared, known, document) { Ok(()) } else { Err(TasksError::Conflict(whole.clone())) }
 }
 
-async fn compare(
-    shared: &Arc<Shared>,
-    store: &TaskStore,
-    whole: &TaskId,
-    document: &TaskDocument,
-) -> Result<(), TasksError> {
+/// Waits until a task is known.
+async fn known(store: &TaskStore, id: &TaskId) {
     let mut updates = store.updates();
-    loop {
-        // The view of a task that is not over lacks what is compared.
-        if let Some(known) = store.view(&document.id).await? {
-            let known = store.whole_task(&known.task).await?;
-            // Who submits again may be another node, and later.
-            return if sealed::asks_the_same(shared, known, document) {
-                Ok(())
-            } else {
-                Err(TasksError::Conflict(whole.clone()))
-            };
-        }
-        // It is just being created by another request.
-        if shared.stop.is_cancelled() || updates.next().await.is_none() {
-            return Err(TasksError::Unavailable);
-        }
-    }
+    while store.summary(id).is_none() && updates.next().await.is_some() {}
 }
 
 /// Waits for the end of a task.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bombus_core::tasks::chunk::{CHUNK_CHARS, ChunkError, fill, split};
-use bombus_core::tasks::{TaskDocument, TaskId, TaskKind, WholeRequest};
+use bombus_core::tasks::{ATTEMPTS, TaskDocument, TaskId, TaskKind, WholeRequest};
 
 use super::error::TasksError;
 use super::submission::{BatchItem, Input, Submission, Work};
@@ -101,6 +101,11 @@ fn base(submission: &Submission, id: &TaskId, requester: &str, now_ms: u64) -> T
     }
 }
 
+/// Returns how often a task is tried, for its document: what everybody takes for granted is not said.
+pub(super) fn attempts(asked: Option<u32>, configured: u32) -> Option<u32> {
+    asked.or_else(|| Some(configured.clamp(1, ATTEMPTS_MAX)).filter(|attempts| *attempts != ATTEMPTS))
+}
+
 fn with_work(base: TaskDocument, work: Work) -> TaskDocument {
     match work {
         Work::Inference { input, system, options } => {
@@ -183,6 +188,12 @@ mod tests {
             Err(TasksError::Invalid { param, .. }) => param,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn others_are_told_how_often_a_task_is_tried_where_they_would_not_think_so() {
+        assert_eq!((attempts(None, 3), attempts(None, 5), attempts(None, 1_000)), (None, Some(5), Some(100)));
+        assert_eq!((attempts(Some(3), 5), attempts(Some(7), 3)), (Some(3), Some(7)));
     }
 
     #[test]

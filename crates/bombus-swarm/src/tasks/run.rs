@@ -37,6 +37,8 @@ const ANSWERS_LIMIT: Duration = Duration::from_secs(30);
 /// A run on this node.
 pub(super) struct Running {
     cancel: CancellationToken,
+    /// The grant under which it began.
+    epoch: Epoch,
     /// The generation in which the task was offered.
     offered_in: Option<u64>,
     product: Option<Product>,
@@ -107,7 +109,7 @@ pub(super) fn begin(shared: &Arc<Shared>, task: TaskId, run: RunId, epoch: Epoch
         Some(taken) => (Some(taken.document), Some(taken.generation)),
         None => (None, None),
     };
-    shared.runs().insert(run, Running { cancel: cancel.clone(), offered_in, product: None });
+    shared.runs().insert(run, Running { cancel: cancel.clone(), epoch, offered_in, product: None });
     let live = shared.live.begin(&task, epoch);
     shared.counted.begin();
     let me = Arc::clone(shared);
@@ -144,11 +146,11 @@ pub(super) fn begin(shared: &Arc<Shared>, task: TaskId, run: RunId, epoch: Epoch
     });
 }
 
-/// Ends a run at once.
-pub(super) fn abort(shared: &Shared, run: RunId) {
-    if let Some(running) = shared.runs().remove(&run) {
-        running.cancel.cancel();
-    }
+/// Ends a run at once. Returns the grant under which it began; none for one that is known no more.
+pub(super) fn abort(shared: &Shared, run: RunId) -> Option<Epoch> {
+    let running = shared.runs().remove(&run)?;
+    running.cancel.cancel();
+    Some(running.epoch)
 }
 
 /// Returns the generation in which the task of a run was offered; none for one of this node, which stands here.

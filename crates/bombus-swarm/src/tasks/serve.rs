@@ -65,7 +65,7 @@ async fn answer(shared: &Arc<Shared>, peer: NodeId, stream: NetStream) -> io::Re
         Ask::Offer(offer) => offered(shared, peer, talk, offer).await,
         Ask::Follow { task } => followed(shared, talk, &peer, &task).await,
         Ask::Cancel { task } => {
-            let said = if cancel::of_own(shared, &task).await { Said::Done } else { Said::Refused };
+            let said = if cancel::asked(shared, &task).await { Said::Done } else { Said::Refused };
             talk.say(&said).await?;
             talk.end().await
         }

@@ -92,8 +92,8 @@ pub(super) struct Shared {
 /// A task that is submitted, before its first entry is written.
 pub(super) struct Draft {
     pub(super) document: Arc<TaskDocument>,
-    /// Told whether it is safe.
-    pub(super) written: oneshot::Sender<Result<(), StoreError>>,
+    /// Told whether it is safe; none while it is being written.
+    pub(super) written: Option<oneshot::Sender<Result<(), TasksError>>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

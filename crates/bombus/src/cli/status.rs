@@ -1,5 +1,6 @@
 //! `bombus status`: how a task stands, and without one, how the node does.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -62,6 +63,10 @@ struct Store {
     tasks: u64,
     entries: u64,
     stored_bytes: u64,
+    #[serde(default)]
+    refused: BTreeMap<String, u64>,
+    #[serde(default)]
+    history_lost: u64,
     generations: Vec<Generation>,
     database: Option<String>,
     address: Option<String>,
@@ -85,8 +90,16 @@ impl Node {
         let up = Duration::from_secs_f64(self.uptime_seconds.clamp(0.0, 1e12));
         line("up", &format!("for {}, with {} other nodes", indicatif::HumanDuration(up), self.peers));
         line("work", &format!("{} tasks wait, {} answers and tasks run here", self.tasks_pending, self.tasks_active));
-        let Store { tasks, entries, stored_bytes, generations, database, address } = &self.task_store;
+        let Store { tasks, entries, stored_bytes, refused, history_lost, generations, database, address } =
+            &self.task_store;
         line("tasks", &format!("{tasks} kept, {entries} entries, {} on disk", output::size(*stored_bytes)));
+        if !refused.is_empty() {
+            let reasons: Vec<String> = refused.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            line("", &format!("entries that do not count: {}", reasons.join(", ")));
+        }
+        if *history_lost > 0 {
+            line("", &format!("{history_lost} events are missing in the history: too many came at once"));
+        }
         for (index, of) in generations.iter().enumerate() {
             let Generation { generation, tasks, unfinished, stored_bytes } = of;
             let open = if *unfinished > 0 { format!(" ({unfinished} not ended)") } else { String::new() };
@@ -120,6 +133,8 @@ mod tests {
                 tasks: 80,
                 entries: 300,
                 stored_bytes: 7 << 20,
+                refused: [("proof".to_owned(), 2), ("superseded".to_owned(), 1)].into(),
+                history_lost: 4,
                 generations: vec![generation(4, 2), generation(5, 0)],
                 database: Some("swarm-tasks.5".into()),
                 address: Some("/orbitdb/zdpu".into()),
@@ -129,7 +144,8 @@ mod tests {
         for wanted in [
             "up         for 2 hours, with 3 other nodes\n",
             "work       2 tasks wait, 1 answers and tasks run here\n",
-            "tasks      80 kept, 300 entries, 7.00 MiB on disk\n",
+            "tasks      80 kept, 300 entries, 7.00 MiB on disk\n           entries that do not count: 2 proof, 1 superseded\n",
+            "           4 events are missing in the history: too many came at once\n",
             "kept in    generation 4: 40 tasks (2 not ended), 3.00 MiB\n           generation 5: 40 tasks, 3.00 MiB\n",
             "new go to  swarm-tasks.5, /orbitdb/zdpu\n",
         ] {

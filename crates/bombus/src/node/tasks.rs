@@ -160,6 +160,8 @@ fn counts_of(size: &StoreSize) -> TaskCounts {
         runs: TaskRunTotals::default(),
         entries: size.entries,
         stored_bytes: size.stored_bytes.saturating_add(size.text_bytes),
+        refused: size.refused.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
+        history_lost: size.audit_lost,
         generations: size.generations.iter().map(generation_of).collect(),
         database: Some(size.newest.clone()),
         address: Some(size.address.clone()),

@@ -62,7 +62,8 @@ impl Dispatcher {
         self.take_back(task);
         self.enter(task, Phase::Held);
         self.owned.remove(task);
-        self.unwritten.remove(task);
+        // Whoever submits it is told by who writes it that it is known.
+        self.write_submitted(task);
     }
 
     pub(super) fn accepted(&mut self, task: &TaskId, epoch: Epoch) {

@@ -26,7 +26,7 @@ pub struct DispatchConfig {
     pub run_limit: Duration,
     /// How long a worker that knows no leases may take for a grant whose task names no limit.
     pub foreign_limit: Duration,
-    /// Whether own tasks first wait for bids of workers that know no grants.
+    /// Whether workers that know no grants may do own tasks, which wait for their bids first.
     pub foreign_workers: bool,
     /// How long it takes at first until a task is placed anew that nobody could take; it doubles each time.
     pub retry: Duration,

@@ -41,7 +41,9 @@ pub struct TaskFacts {
     pub claims: u32,
     /// The answer, in the own store, that the requester may accept: to the live grant, else to any.
     pub result: Option<AnswerFacts>,
-    /// A worker that knows no grants and wants the task, by the name in its bid.
+    /// Whether a worker that knows no grants could do it ([`TaskDocument::is_plain`]).
+    pub plain: bool,
+    /// Such a worker that wants the task, by the name in its bid.
     pub bid: Option<Worker>,
 }
 
@@ -126,6 +128,7 @@ impl TaskFacts {
             attempts: 0,
             claims: 0,
             result: None,
+            plain: task.is_plain(),
             bid: None,
         }
     }
@@ -167,9 +170,11 @@ impl TaskFacts {
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             claims: u32::try_from(claims).unwrap_or(u32::MAX),
             result: live.or_else(|| answer(None)),
+            plain: view.task.is_plain(),
             bid: view
                 .bids
                 .first()
+                .filter(|_| view.task.is_plain())
                 .map(|bid| Worker::Foreign { peer: bid.worker.clone(), identity: bid.writer.clone() }),
         }
     }

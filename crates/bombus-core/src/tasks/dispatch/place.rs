@@ -142,11 +142,11 @@ impl Dispatcher {
         let bids_until = owned.came + Duration::from_millis(self.config.lease.bid_ms);
         let phase = if self.draining || !open || owned.facts.needs == Needs::Waiting {
             Phase::Held
-        } else if let Some(bidder) = owned.facts.bid.clone() {
+        } else if let Some(bidder) = owned.facts.bid.clone().filter(|_| self.config.foreign_workers) {
             return self.grant(task, bidder);
         } else if resting {
             return;
-        } else if self.config.foreign_workers && self.now < bids_until {
+        } else if self.config.foreign_workers && owned.facts.plain && self.now < bids_until {
             Phase::Bidding { until: bids_until }
         } else {
             Phase::InLine

@@ -237,20 +237,3 @@ pub enum Refusal {
     #[error("the requester has decided already")]
     Settled,
 }
-
-impl Refusal {
-    /// Returns whether somebody kept no rules. The others came too late, or too early, and are part of any day.
-    #[must_use]
-    pub fn is_fault(self) -> bool {
-        match self {
-            Self::OtherTask
-            | Self::NotRequester
-            | Self::Proof
-            | Self::NoWorker
-            | Self::Epoch
-            | Self::NotDesignated
-            | Self::OtherWorker => true,
-            Self::NoGrant | Self::Superseded | Self::Settled => false,
-        }
-    }
-}

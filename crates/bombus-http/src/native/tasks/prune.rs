@@ -1,5 +1,6 @@
 //! What is kept of tasks, and what goes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -37,6 +38,10 @@ pub(crate) struct TaskStore {
     entries: u64,
     /// Bytes on the disk, with those of large prompts and answers.
     stored_bytes: u64,
+    /// Entries that are kept and do not count, by reason: what members may not write about a task, and what came too late.
+    refused: BTreeMap<String, u64>,
+    /// Events that the history lacks since the start of the node, because too many waited to be written.
+    history_lost: u64,
     /// The generations of the databases that are kept, oldest first. New tasks go to the last one.
     generations: Vec<TaskGeneration>,
     /// The name of the newest database of tasks, by which peers of OrbitDB open it.
@@ -53,6 +58,8 @@ impl From<TaskCounts> for TaskStore {
             tasks: counts.tasks.iter().map(|(_, count)| count).sum(),
             entries: counts.entries,
             stored_bytes: counts.stored_bytes,
+            refused: counts.refused,
+            history_lost: counts.history_lost,
             generations: counts.generations,
             database: counts.database,
             address: counts.address,

@@ -183,6 +183,8 @@ impl Tasks for ScriptedTasks {
             runs: TaskRuns { begun: 12, completed: 7, failed: 3, stopped: 1 },
             entries: 30,
             stored_bytes: 4_096,
+            refused: [("proof".to_owned(), 3), ("superseded".to_owned(), 2)].into(),
+            history_lost: 4,
             generations: vec![TaskGeneration {
                 generation: 2,
                 tasks: 9,

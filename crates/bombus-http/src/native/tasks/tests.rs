@@ -322,8 +322,11 @@ async fn the_state_of_the_node_counts_its_tasks() {
     let store = &status["task_store"];
     assert_eq!((&store["tasks"], &store["stored_bytes"], &store["entries"]), (&json!(9), &json!(4_096), &json!(30)));
     assert_eq!((&store["generations"][0]["generation"], &store["database"]), (&json!(2), &json!("swarm-tasks.2")));
+    assert_eq!((&store["refused"], &store["history_lost"]), (&json!({ "proof": 3, "superseded": 2 }), &json!(4)));
     let metrics = get(&router, "/metrics").await.body;
     for wanted in [
+        "bombus_tasks_refused_entries{reason=\"proof\"} 3.0",
+        "bombus_tasks_history_lost_total{} 4",
         "bombus_tasks_generations{} 1.0",
         "bombus_tasks{status=\"completed\"} 7.0",
         "bombus_tasks_running_here{} 1.0",

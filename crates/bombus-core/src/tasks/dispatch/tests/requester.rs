@@ -258,6 +258,37 @@ fn a_task_that_nobody_takes_at_once_is_written_all_the_same() {
 }
 
 #[test]
+fn a_submission_that_turns_out_to_be_known_is_answered_all_the_same() {
+    let submit = [Output::Submit { task: id("t") }];
+    let mut rig = Rig::synced(config(), "b");
+    rig.submit("t");
+    assert_eq!(rig.task(facts("t", 'c')), submit, "it came from another requester meanwhile");
+    assert_eq!(rig.ranked("t", "b"), []);
+    let mut rig = Rig::synced(config(), "b");
+    rig.submit("t");
+    assert_eq!(rig.task(TaskFacts { settled: true, ..facts("t", 'a') }), submit, "it has ended before");
+    let mut rig = Rig::synced(config(), "b");
+    rig.task(facts("t", 'a'));
+    assert_eq!(rig.submit("t"), submit, "it was known before");
+}
+
+#[test]
+fn workers_that_know_no_grants_get_plain_tasks_of_those_who_let_them() {
+    let bidder = Worker::Foreign { peer: "js".to_owned(), identity: "02".to_owned() };
+    let of_bidder = |foreign_workers, plain| {
+        let mut rig = Rig::synced(DispatchConfig { foreign_workers, ..config() }, "b");
+        let bid = Some(bidder.clone()).filter(|_| plain);
+        let outputs = rig.task(TaskFacts { plain, bid, ..facts("t", 'a') });
+        outputs.iter().any(|output| matches!(output, Output::Grant { worker: Worker::Foreign { .. }, .. }))
+    };
+    assert!(of_bidder(true, true));
+    assert!(!of_bidder(false, true), "it was not asked for");
+    let mut rig = Rig::synced(DispatchConfig { foreign_workers: true, ..config() }, "b");
+    let facts = TaskFacts { plain: false, ..facts("t", 'a') };
+    assert_eq!(rig.task(facts), [Output::Rank { task: id("t") }], "no bid is waited for");
+}
+
+#[test]
 fn what_could_not_be_written_is_forgotten() {
     let mut rig = Rig::synced(config(), "b");
     rig.submit("t");

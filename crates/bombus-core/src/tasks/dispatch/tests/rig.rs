@@ -47,6 +47,7 @@ pub(super) fn facts(name: &str, requester: char) -> TaskFacts {
         attempts: 0,
         claims: 0,
         result: None,
+        plain: true,
         bid: None,
     }
 }

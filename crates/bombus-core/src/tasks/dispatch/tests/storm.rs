@@ -7,7 +7,7 @@ use bombus_testkit::simulator::{SimulatorRandom, for_each_seed};
 use super::rig::{Rig, answered, begun, config, facts, granted, id, ms, node, offer};
 use crate::liveness::PeerState;
 use crate::tasks::dispatch::{Candidate, Decline, Input, Outcome, Output, RunId, Write};
-use crate::tasks::{Epoch, GrantedBy};
+use crate::tasks::{Epoch, GrantedBy, TaskId};
 
 fn any_input(random: &mut SimulatorRandom, runs: &[(String, RunId)]) -> Input {
     let name = ["t0", "t1", "t2", "t3"][random.index(4)];
@@ -82,6 +82,7 @@ fn whatever_comes_slots_are_kept_runs_are_told_apart_and_epochs_only_grow() {
         let mut runs: Vec<(String, RunId)> = Vec::new();
         let mut known = BTreeSet::new();
         let mut epochs: BTreeMap<String, Epoch> = BTreeMap::new();
+        let mut submitted: BTreeSet<TaskId> = BTreeSet::new();
         for _ in 0..1_500 {
             let mut outputs = match random.index(4) {
                 0 => {
@@ -99,6 +100,7 @@ fn whatever_comes_slots_are_kept_runs_are_told_apart_and_epochs_only_grow() {
                         Input::Task(facts) if facts.settled => drop(epochs.remove(facts.task.as_str())),
                         // What is in no store has no epochs.
                         Input::Withdrawn { task } => drop(epochs.remove(task.as_str())),
+                        Input::Submit(facts) => drop(submitted.insert(facts.task.clone())),
                         _ => {}
                     }
                     rig.on(input)
@@ -110,6 +112,9 @@ fn whatever_comes_slots_are_kept_runs_are_told_apart_and_epochs_only_grow() {
             }
             assert!(runs.len() <= 2, "seed {seed}: {runs:?}");
             for output in outputs.drain(..) {
+                if let Output::Submit { task } | Output::Grant { task, by: GrantedBy::Requester, .. } = &output {
+                    submitted.remove(task);
+                }
                 if let Output::Grant { task, epoch, by: GrantedBy::Requester, .. } = output {
                     let before = epochs.insert(task.to_string(), epoch);
                     assert!(before.is_none_or(|before| before < epoch), "seed {seed}: {task} {before:?} {epoch}");
@@ -117,5 +122,11 @@ fn whatever_comes_slots_are_kept_runs_are_told_apart_and_epochs_only_grow() {
             }
             assert!(rig.dispatcher.tasks() <= 4);
         }
+        for output in rig.pass(ms(2_000)) {
+            if let Output::Submit { task } | Output::Grant { task, .. } = output {
+                submitted.remove(&task);
+            }
+        }
+        assert!(submitted.is_empty(), "seed {seed}: nobody is told whether {submitted:?} are written");
     });
 }
