@@ -141,6 +141,30 @@ async fn a_file_of_one_node_is_a_batch_at_another_and_its_answers_are_read_at_a_
 }
 
 #[tokio::test]
+async fn a_file_near_the_largest_is_whole_at_another_node_and_gone_once_it_is_removed_there() {
+    let swarm = team(&[idle(""), idle("")]).await;
+    // No two of its parts are alike, so that each is a block of its own.
+    let lines = (1..8).map(|number| line(&format!("q{number}"), &question(&words(number, 1_000_000))));
+    let content: String = lines.collect();
+    assert!((56 << 20..64 << 20).contains(&content.len()), "{} bytes", content.len());
+
+    let file = swarm.member(0).upload(&content).await;
+    let path = format!("/v1/files/{file}");
+    let other = swarm.member(1);
+    within("the file at another node", async { while other.status_of(&path).await != 200 {} }).await;
+    let told = other.get(&path).await;
+    assert_eq!((&told["bytes"], &told["purpose"]), (&json!(content.len()), &json!("batch")), "{told}");
+    let read = other.text(&format!("{path}/content")).await;
+    // Not `assert_eq!`, which would print both.
+    assert!(read == content, "{} bytes were read, and others than the {}", read.len(), content.len());
+
+    let removed = within("the removal", other.client().delete(other.url(&path)).send()).await.unwrap();
+    assert_eq!(removed.status(), 200);
+    within("the removal at the first node", async { while swarm.member(0).status_of(&path).await != 404 {} }).await;
+    assert_eq!(swarm.member(0).status_of(&format!("{path}/content")).await, 404);
+}
+
+#[tokio::test]
 async fn a_batch_ends_though_the_node_that_made_it_is_killed() {
     for moment in ["validating", "in_progress"] {
         let mut swarm = team(&[idle(""), worker(10, ""), worker(10, "")]).await;
