@@ -10,6 +10,6 @@ export BOMBUS_FAULT_ROUNDS=${BOMBUS_FAULT_ROUNDS:-20}
 say "soak: $BOMBUS_FAULT_ROUNDS rounds of every fault test"
 cargo test -p orbitdb --lib -- simulation
 cargo test -p bombus-core --test simulated -- tasks::faults --nocapture
-# Rounds of kills, partitions, clocks and full disks print their seeds and seconds; BOMBUS_FAULT_SEED repeats one.
+# Rounds of kills, freezes and partitions print their seeds and seconds; BOMBUS_FAULT_SEED repeats one.
 exec cargo test --workspace --test it -- --nocapture \
-  fault swarm::answers::real swarm::answers::departure tasks::rounds tasks::partitions tasks::clocks
+  fault swarm::answers::real swarm::answers::departure tasks::rounds tasks::freezes tasks::partitions tasks::clocks

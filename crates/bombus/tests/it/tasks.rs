@@ -13,6 +13,7 @@ mod batch;
 mod clocks;
 mod disk;
 mod faults;
+mod freezes;
 mod openai;
 mod partitions;
 mod prune;
