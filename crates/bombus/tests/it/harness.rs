@@ -331,6 +331,13 @@ impl Process {
         String::from_utf8(bytes).unwrap()
     }
 
+    /// Reads the next line of stdout; nothing at its end.
+    pub(crate) async fn stdout_line(&mut self) -> String {
+        let mut line = String::new();
+        within("a line of output", self.stdout.as_mut().unwrap().read_line(&mut line)).await.unwrap();
+        line
+    }
+
     /// Returns how many bytes of stdout wait in the pipe.
     pub(crate) fn stdout_bytes_waiting(&self) -> u64 {
         rustix::io::ioctl_fionread(self.stdout.as_ref().unwrap().get_ref()).unwrap()

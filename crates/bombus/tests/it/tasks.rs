@@ -11,6 +11,7 @@ mod after;
 mod alone;
 mod batch;
 mod clocks;
+mod commands;
 mod disk;
 mod faults;
 mod freezes;
