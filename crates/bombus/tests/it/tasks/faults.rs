@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::after::Acknowledged;
 use super::{idle, team, words, worker};
 use crate::faults::rounds;
+use crate::harness::within;
 
 #[tokio::test]
 async fn a_task_whose_worker_is_killed_is_done_by_another() {
@@ -26,6 +27,39 @@ async fn a_task_whose_worker_is_killed_is_done_by_another() {
         swarm.member(0).knows_workers(2).await;
         assert_eq!(swarm.member(victim).settled(&id).await["result"]["response"], text, "who comes back learns of it");
     }
+}
+
+#[tokio::test]
+async fn whoever_follows_an_answer_elsewhere_is_told_that_it_begins_anew_when_its_worker_is_killed() {
+    let pace = worker(40, "");
+    let mut swarm = team(&[idle(""), pace.clone(), pace, idle("")]).await;
+    let text = words(8, 90);
+    let id = swarm.member(0).submit(&text, &[]).await;
+    let victim = swarm.worker_of(3, &id).await;
+    let url = swarm.member(3).url(&format!("/task/{id}/stream"));
+    let mut stream = within("a stream", swarm.member(3).client().get(url).send()).await.unwrap();
+    let mut said = String::new();
+    let first_pieces = async {
+        while said.matches("\"token\"").count() < 3 {
+            let bytes = stream.chunk().await.unwrap().expect("the stream goes on");
+            said.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
+    };
+    within("the first pieces", first_pieces).await;
+    swarm.kill(victim).await;
+    said.push_str(&within("the rest of the stream", stream.text()).await.unwrap());
+
+    let events: Vec<Value> =
+        said.lines().filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).collect();
+    let pieces = |events: &[Value]| events.iter().filter_map(|event| event["token"].as_str()).collect::<String>();
+    let anew = events.iter().position(|event| event["reset"] == true);
+    let (before, after) = events.split_at(anew.unwrap_or_else(|| panic!("nothing begins anew: {said}")));
+    assert!(after[0]["attempt"].as_u64() > Some(1), "another attempt: {said}");
+    assert!(!pieces(before).is_empty() && text.starts_with(&pieces(before)), "the beginning of the answer: {said}");
+    assert_eq!(pieces(after), text, "the whole of it, once: {said}");
+    let last = events.last().unwrap();
+    let end = (&last["done"], &last["status"], &last["node_id"]);
+    assert_eq!(end, (&json!(true), &json!("completed"), &json!(swarm.id(3 - victim))), "{said}");
 }
 
 #[tokio::test]
