@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::openai::question;
 use super::{idle, team, words, worker};
 use crate::harness::within;
 use crate::model::eventually;
@@ -116,6 +117,35 @@ async fn a_task_waits_until_somebody_can_do_it() {
     swarm.member_mut(1).configure(&worker(0, ""));
     swarm.restart(1).await;
     assert_eq!(swarm.member(0).result(&id).await, "Patience");
+}
+
+#[tokio::test]
+async fn questions_that_somebody_waits_for_are_no_tasks() {
+    let swarm = team(&[idle(""), worker(0, "")]).await;
+    let asked = swarm.member(0);
+    for number in 0..3 {
+        let text = words(number, 4);
+        let mut request = question(&text);
+        let (status, answer) = asked.post("/v1/chat/completions", &request).await;
+        assert_eq!((status, &answer["choices"][0]["message"]["content"]), (200, &json!(text)), "{answer}");
+        request["stream"] = json!(true);
+        let (status, streamed) = asked.post("/v1/chat/completions", &request).await;
+        assert!(status == 200 && streamed.as_str().is_some_and(|said| said.contains("[DONE]")), "{status} {streamed}");
+    }
+    // What is written is counted a while later, and in its order: a task that comes behind them is the first one.
+    let id = asked.submit("a task", &[]).await;
+    for index in 0..2 {
+        let member = swarm.member(index);
+        member.settled(&id).await;
+        let store = async || member.get("/status").await["task_store"].clone();
+        eventually("the task is counted", async || store().await["tasks"] != 0).await;
+        let store = store().await;
+        assert_eq!(store["tasks"], 1, "at node {index}: {store}");
+        for database in ["swarm-tasks", "swarm-results", "swarm-events"] {
+            let rows = member.text(&format!("/db/{database}/all")).await;
+            assert!(rows.lines().all(|row| row.contains(&id)), "{database} at node {index}: {rows}");
+        }
+    }
 }
 
 #[tokio::test]
