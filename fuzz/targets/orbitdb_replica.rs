@@ -70,12 +70,14 @@ static BLOCKS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         let next = write(&codec, usize::from(time % 2 == 0), time, &[&last]);
         blocks.push(std::mem::replace(&mut last, next));
     }
-    // A fork and its merge, a writer that is not admitted and what others wrote on top, a clock far ahead, and the key of another.
+    // A fork and its merge, a writer that is not admitted and what others wrote on top, a clock far ahead and what follows it, and the key
+    // of another.
     let fork = write(&codec, 1, 3, &[&blocks[3]]);
     let merge = write(&codec, 0, 9, &[&last, &fork]);
     let stranger = write(&codec, 2, 10, &[&merge]);
     let on_top = write(&codec, 1, 11, &[&stranger]);
     let ahead = write(&codec, 0, 1 << 40, &[&merge]);
+    let on_ahead = write(&codec, 1, (1 << 40) + 1, &[&ahead]);
     let forged = changed(&stranger, "identity", writers[0].identity().hash().to_string());
     let on_forged = write(&codec, 0, 12, &[&forged]);
     let elsewhere = Codec::new(format!("{LOG}2"), Encryption::default(), Limits::default());
@@ -96,6 +98,7 @@ static BLOCKS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         on_replayed,
         unsigned,
         odd,
+        on_ahead,
     ]);
     blocks
 });

@@ -29,7 +29,7 @@ pub struct Links {
     pub next: Vec<Hash>,
     /// Further ancestors.
     pub refs: Vec<Hash>,
-    /// The Lamport time that it claims.
+    /// The Lamport time that it states.
     pub time: u64,
 }
 
@@ -80,7 +80,7 @@ pub enum Refusal {
     /// Its signature does not hold.
     #[error("its signature does not hold")]
     Signature = 6,
-    /// Its time is not above that of all it follows, or too far above.
+    /// Its time is not above those of all it follows, or too far above.
     #[error("its time does not follow from that of its ancestors")]
     Clock = 7,
     /// The access controller does not admit its writer, now.
@@ -132,7 +132,7 @@ impl Entry {
         self.hash
     }
 
-    /// Returns its Lamport time.
+    /// Returns the Lamport time that it states.
     #[must_use]
     pub const fn time(&self) -> u64 {
         self.time

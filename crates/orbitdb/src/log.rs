@@ -1,6 +1,26 @@
 //! The log: a graph of entries, its total order and its heads. Pure: it holds who follows whom, and not the entries themselves.
+//!
+//! # When an entry counts
+//!
+//! That need not be the time that it states. A member may state any time, and peers in JavaScript take it: what they write on top of it
+//! states one that lies higher still. They are honest, so what they write counts. But it must not be lifted by what does not: with one
+//! entry far ahead and another on top of it, anybody who may write would win every key for good and bring the clock of all to its end.
+//! Nor must it be lowered: an entry that states a time long past, and another on top, would make what everybody writes from then on older
+//! than what is there.
+//!
+//! So each block of the graph has a time at which it counts, or would. It follows from the links of the block and of its ancestors alone,
+//! so that it is the same wherever they come and in whatever order:
+//!
+//! - Where the stated time lies 1 to [`CLOCK_STEP_MAX`] above the greatest time at which something that the block follows counts, it counts at
+//!   the time that it states. In a log without attacks all do.
+//! - Otherwise, where the stated time lies 1 to [`CLOCK_STEP_MAX`] above the greatest that something it follows states, it counts by as much
+//!   above the greatest time at which something that it follows counts. So counts what was written on top of a time that does not.
+//! - Otherwise it is refused, and stands at the greatest time at which something that it follows counts: it lifts and lowers nothing.
+//!
+//! An entry that counts therefore always stands above all that it follows, and each block lifts the clock by [`CLOCK_STEP_MAX`] at most.
 
 mod catch_up;
+mod clock;
 #[cfg(test)]
 mod tests;
 
@@ -14,8 +34,10 @@ use crate::{
     entry::{Draft, Links, Refusal},
     key::KeyBytes,
 };
+use clock::Time;
 
-/// How far the time of an entry may lie above the greatest among those it follows.
+/// How far the time of an entry may lie above the greatest among those it follows. What was written on top of a time that lies higher
+/// counts all the same, without being lifted by it.
 pub const CLOCK_STEP_MAX: u64 = 1024;
 
 /// Greatest time: the greatest integer that JavaScript counts with, 2^53 - 1.
@@ -30,7 +52,7 @@ const NEXT_MAX: usize = 1024;
 /// Where an entry stands in the total order: by time, then by its writer's key, then by hash. Greater is newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    /// Its Lamport time.
+    /// The Lamport time at which it counts: the one that it states, unless that was lifted or lowered by an entry whose time is refused.
     pub time: u64,
     /// The inner public key of its writer.
     pub writer: KeyBytes,
@@ -116,7 +138,7 @@ impl Next {
 
 #[derive(Clone, Debug)]
 struct Node {
-    time: u64,
+    time: Time,
     next: Next,
     /// The index of its writer, or what its own checks and its clock said.
     own: Result<u32, Refusal>,
@@ -152,14 +174,21 @@ impl Log {
         }
     }
 
-    /// Takes a block back that had joined before, in any order, with what its own checks and its clock had said; [`Log::judge`] follows when
-    /// all are there. Returns where it stands; none when it does not count.
+    /// Takes a block back that had joined before, in the order in which they did, with what its own checks had said; [`Log::judge`] follows
+    /// when all are there. Returns where it stands; none when it does not count.
     pub(crate) fn restore(&mut self, links: &Links, stamp: Result<Stamp, Refusal>) -> Option<Position> {
-        let own = stamp.map(|stamp| self.intern(stamp));
-        let node = Node { time: links.time, next: Next::new(&links.next), own };
+        let node = self.node(links, stamp);
         let position = self.position_of(links.hash, &node).ok();
         self.nodes.insert(links.hash, node);
         position
+    }
+
+    /// Makes the node of a block whose ancestors are there: judges its clock, where its own checks hold.
+    fn node(&mut self, links: &Links, stamp: Result<Stamp, Refusal>) -> Node {
+        let followed = links.next.iter().filter_map(|hash| self.nodes.get(hash)).map(|node| node.time);
+        let (time, is_allowed) = Time::greatest(followed).follow(links.time);
+        let stamp = if is_allowed { stamp } else { stamp.and(Err(Refusal::Clock)) };
+        Node { time, next: Next::new(&links.next), own: stamp.map(|stamp| self.intern(stamp)) }
     }
 
     fn intern(&mut self, stamp: Stamp) -> u32 {
@@ -199,7 +228,7 @@ impl Log {
         if !self.admission.admits(&stamp.identity) {
             return Err(Refusal::Access);
         }
-        Ok(Position { time: node.time, writer: stamp.writer, hash })
+        Ok(Position { time: node.time.counted, writer: stamp.writer, hash })
     }
 
     /// Lets a block join that has been checked by itself; `stamp` is what that gave.
@@ -216,11 +245,7 @@ impl Log {
         if !missing.is_empty() {
             return Err(Missing(missing));
         }
-        let greatest = links.next.iter().map(|hash| self.nodes[hash].time).max().unwrap_or_default();
-        let in_time = links.time > greatest && links.time - greatest <= CLOCK_STEP_MAX && links.time <= CLOCK_MAX;
-        let stamp = if in_time { stamp } else { stamp.and(Err(Refusal::Clock)) };
-        let own = stamp.map(|stamp| self.intern(stamp));
-        let node = Node { time: links.time, next: Next::new(&links.next), own };
+        let node = self.node(links, stamp);
         let position = self.position_of(links.hash, &node);
         self.nodes.insert(links.hash, node);
         Ok(match position {
@@ -328,15 +353,15 @@ impl Log {
         &self.admission
     }
 
-    /// Returns where the next entry stands, with its time `step` above that of the heads.
+    /// Returns where the next entry stands, with its time `step` above those of the heads: it counts as newer than all that is here.
     ///
     /// # Errors
     ///
     /// [`ClockExhausted`] when there is no such time.
     pub fn draft(&self, step: u64) -> Result<Draft, ClockExhausted> {
         let next: Vec<Hash> = self.heads().take(NEXT_MAX).map(|position| position.hash).collect();
-        let greatest = self.heads().next().map_or(0, |position| position.time);
-        let time = greatest.checked_add(step).filter(|time| *time <= CLOCK_MAX).ok_or(ClockExhausted)?;
+        let followed = next.iter().map(|hash| self.nodes[hash].time);
+        let time = Time::greatest(followed).next(step).ok_or(ClockExhausted)?;
         let refs = self.newest_first().skip(next.len()).take(REFS).map(|position| position.hash).collect();
         Ok(Draft { time, next, refs })
     }

@@ -15,7 +15,7 @@ use crate::{
 pub struct Update {
     /// Its name.
     pub hash: Hash,
-    /// Its Lamport time.
+    /// The Lamport time that it states.
     pub time: u64,
     /// The id of its writer's identity.
     pub writer: Arc<str>,

@@ -317,9 +317,9 @@ impl Shared {
     ) -> Result<(), DatabaseError> {
         let space = self.space()?;
         read_all(&*space, |kept| {
-            each(&mut kept.into_iter().filter_map(|(block, own)| {
+            each(&mut kept.into_iter().filter_map(|(block, _)| {
                 let hash = Hash::of(&block);
-                let (position, writer) = self.place(&hash).filter(|_| own.is_none())?;
+                let (position, writer) = self.place(&hash)?;
                 let operation = self.codec.operation(&self.codec.read(&block).ok()?.entry.ok()?)?;
                 Some(Record { position, writer, operation })
             }));

@@ -47,7 +47,7 @@ impl Log {
             if let Some(node) = self.nodes.get(hash)
                 && marks.insert(*hash, Mark { had: true, done: false }).is_none()
             {
-                queue.push((node.time, *hash));
+                queue.push((node.time.counted, *hash));
             }
         }
         // Those in the queue that the peer may lack. When there are none, the rest is what it has.
@@ -73,14 +73,14 @@ impl Log {
                 match marks.get_mut(next) {
                     None => {
                         marks.insert(*next, Mark { had, done: false });
-                        queue.push((node.time, *next));
+                        queue.push((node.time.counted, *next));
                         open += usize::from(!had);
                     }
                     Some(mark) if had && !mark.had => {
                         mark.had = true;
                         if mark.done {
-                            // Only where clocks are wrong, which those of blocks that do not count may be.
-                            queue.push((node.time, *next));
+                            // Only where a block does not count: it may stand at the time of what it follows.
+                            queue.push((node.time.counted, *next));
                         } else {
                             open -= 1;
                         }
@@ -92,7 +92,7 @@ impl Log {
         self.ancestors_first(marks.into_iter().filter(|(_, mark)| !mark.had).map(|(hash, _)| (hash, false)).collect())
     }
 
-    /// Orders blocks behind the heads so that each comes after those that it follows. The times of blocks that do not count say nothing.
+    /// Orders blocks behind the heads so that each comes after those that it follows. A block that does not count may stand at the time of those.
     fn ancestors_first(&self, mut unseen: HashMap<Hash, bool>) -> Vec<Hash> {
         let mut ordered = Vec::with_capacity(unseen.len());
         let mut stack: Vec<(Hash, bool)> = self.heads().map(|head| (head.hash, false)).collect();

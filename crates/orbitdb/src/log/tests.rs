@@ -16,7 +16,7 @@ fn everyone() -> Log {
     Log::new(Admission::Everyone)
 }
 
-/// Makes a log of blocks that had joined before.
+/// Makes a log of blocks that had joined before, in their order.
 fn load(admission: Admission, blocks: impl IntoIterator<Item = Block>) -> Log {
     let mut log = Log::new(admission);
     for (links, stamp) in blocks {
@@ -38,23 +38,47 @@ type Block = (Links, Result<Stamp, Refusal>);
 struct Replica {
     log: Log,
     blocks: BTreeMap<Hash, Block>,
+    /// In the order in which they joined.
+    joined: Vec<Hash>,
     writer: u8,
     counter: u32,
 }
 
 impl Replica {
     fn new(writer: u8) -> Self {
-        Self { log: everyone(), blocks: BTreeMap::new(), writer, counter: 0 }
+        Self { log: everyone(), blocks: BTreeMap::new(), joined: Vec::new(), writer, counter: 0 }
     }
 
     fn append(&mut self, refusal: Option<Refusal>) {
         let draft = self.log.draft(1).unwrap();
+        self.write(draft, refusal);
+    }
+
+    /// Writes on top of everything, whether or not it counts, as peers in JavaScript do.
+    fn script(&mut self) {
+        let next = self.ends();
+        let time = next.iter().map(|hash| self.blocks[hash].0.time).max().unwrap_or_default().saturating_add(1);
+        if time <= CLOCK_MAX {
+            let joined = self.write(Draft { time, next, refs: vec![] }, None);
+            assert!(matches!(joined, Joined::Admitted(_)), "an honest entry is {joined:?}");
+        }
+    }
+
+    fn write(&mut self, draft: Draft, refusal: Option<Refusal>) -> Joined {
         self.counter += 1;
         let name = format!("{}/{}", self.writer, self.counter);
         let links = Links { hash: Hash::of(name.as_bytes()), next: draft.next, refs: draft.refs, time: draft.time };
         let stamp = refusal.map_or_else(|| Ok(stamp(self.writer)), Err);
-        self.log.join(&links, stamp.clone()).unwrap();
+        let joined = self.log.join(&links, stamp.clone()).unwrap();
+        self.joined.push(links.hash);
         self.blocks.insert(links.hash, (links, stamp));
+        joined
+    }
+
+    /// Returns the blocks that no other follows.
+    fn ends(&self) -> Vec<Hash> {
+        let followed: HashSet<Hash> = self.blocks.values().flat_map(|(links, _)| links.next.clone()).collect();
+        self.blocks.keys().filter(|hash| !followed.contains(hash)).copied().collect()
     }
 
     /// Takes over all blocks of another in an order given by `seed`, as its ancestors allow.
@@ -63,7 +87,11 @@ impl Replica {
         waiting.sort_by_key(|(links, _)| Hash::of(&[&seed.to_be_bytes()[..], links.hash.digest()].concat()));
         while !waiting.is_empty() {
             waiting.retain(|(links, stamp)| match self.log.join(links, stamp.clone()) {
-                Ok(_) => false,
+                Ok(Joined::Known) => false,
+                Ok(_) => {
+                    self.joined.push(links.hash);
+                    false
+                }
                 Err(Missing(_)) => true,
             });
         }
@@ -98,13 +126,20 @@ impl Replica {
 enum Step {
     Append(usize),
     Forge(usize),
+    /// Writes as JavaScript does.
+    Script(usize),
+    /// Writes on top of everything, and states any time.
+    Skew(usize, u64),
     Join(usize, usize, u64),
 }
 
 fn steps(replicas: usize) -> impl Strategy<Value = Vec<Step>> {
+    let times = prop_oneof![0..3000_u64, Just(1 << 40), Just(CLOCK_MAX - 1), Just(CLOCK_MAX), Just(u64::MAX)];
     let step = prop_oneof![
         4 => (0..replicas).prop_map(Step::Append),
         1 => (0..replicas).prop_map(Step::Forge),
+        1 => (0..replicas).prop_map(Step::Script),
+        1 => (0..replicas, times).prop_map(|(at, time)| Step::Skew(at, time)),
         2 => (0..replicas, 0..replicas, any::<u64>()).prop_map(|(into, from, seed)| Step::Join(into, from, seed)),
     ];
     proptest::collection::vec(step, 0..60)
@@ -116,6 +151,11 @@ fn run(count: usize, steps: Vec<Step>) -> Vec<Replica> {
         match step {
             Step::Append(at) => replicas[at].append(None),
             Step::Forge(at) => replicas[at].append(Some(Refusal::Signature)),
+            Step::Script(at) => replicas[at].script(),
+            Step::Skew(at, time) => {
+                let next = replicas[at].ends();
+                replicas[at].write(Draft { time, next, refs: vec![] }, None);
+            }
             Step::Join(into, from, seed) => {
                 let other = replicas[from].clone();
                 replicas[into].join(&other, seed);
@@ -167,15 +207,27 @@ proptest! {
     #[test]
     fn a_loaded_log_is_the_one_that_was_joined(steps in steps(3)) {
         for replica in run(3, steps) {
-            let blocks = replica.blocks.values().map(|(links, _)| {
-                let hash = links.hash;
-                let stamp = replica.log.own_refusal(&hash).map_or_else(|| Ok(replica.log.stamp(&hash).unwrap().clone()), Err);
-                (links.clone(), stamp)
-            });
-            let loaded = load(Admission::Everyone, blocks);
+            let loaded = load(Admission::Everyone, replica.joined.iter().map(|hash| replica.blocks[hash].clone()));
             prop_assert_eq!(hashes(loaded.newest_first()), hashes(replica.log.newest_first()));
             prop_assert_eq!(hashes(loaded.heads()), hashes(replica.log.heads()));
             prop_assert_eq!(loaded.draft(1), replica.log.draft(1));
+            prop_assert_eq!(loaded.refused(), replica.log.refused());
+        }
+    }
+
+    #[test]
+    fn what_is_written_next_is_the_newest_everywhere_whatever_times_were_stated(steps in steps(3), seed: u64) {
+        let mut replicas = run(3, steps);
+        let mut writer = replicas.swap_remove(0);
+        for other in &replicas {
+            writer.join(other, seed);
+        }
+        writer.append(None);
+        let last = *writer.joined.last().unwrap();
+        for mut replica in replicas {
+            replica.join(&writer, !seed);
+            prop_assert_eq!(replica.log.newest_first().next().map(|position| position.hash), Some(last));
+            prop_assert_eq!(hashes(replica.log.heads()), [last]);
         }
     }
 }
@@ -222,6 +274,54 @@ fn what_honest_peers_wrote_on_top_of_a_forged_entry_counts() {
     assert_eq!(log.refused(), &BTreeMap::from([(Refusal::Key, 1)]));
     let draft = log.draft(1).unwrap();
     assert!(!draft.next.contains(&forged.hash) && !draft.refs.contains(&forged.hash));
+}
+
+#[test]
+fn two_entries_do_not_bring_the_clock_to_its_end() {
+    let mut log = everyone();
+    let base = links("base", 1, &[]);
+    log.join(&base, Ok(stamp(1))).unwrap();
+    let ahead = links("ahead", CLOCK_MAX - 1, &[base.hash]);
+    let on_top = links("on top", CLOCK_MAX, &[ahead.hash]);
+    assert_eq!(log.join(&ahead, Ok(stamp(2))), Ok(Joined::Opaque(Refusal::Clock)));
+    let Ok(Joined::Admitted(position)) = log.join(&on_top, Ok(stamp(2))) else {
+        panic!("JavaScript might have written it")
+    };
+    assert_eq!(position.time, 2, "it counts above what counts, and not above what does not");
+
+    let Draft { time, next, refs } = log.draft(1).unwrap();
+    let after = Links { refs, ..links("after", time, &next) };
+    assert_eq!((time, &next[..]), (3, &[on_top.hash][..]));
+    assert!(matches!(log.join(&after, Ok(stamp(1))), Ok(Joined::Admitted(_))));
+    assert_eq!(hashes(log.newest_first()), [after.hash, on_top.hash, base.hash]);
+}
+
+#[test]
+fn two_entries_do_not_turn_the_clock_back() {
+    let mut log = everyone();
+    let base = links("base", 500, &[]);
+    log.join(&base, Ok(stamp(1))).unwrap();
+    let behind = links("behind", 1, &[base.hash]);
+    let on_top = links("on top", 2, &[behind.hash]);
+    assert_eq!(log.join(&behind, Ok(stamp(2))), Ok(Joined::Opaque(Refusal::Clock)));
+    log.join(&on_top, Ok(stamp(2))).unwrap();
+    assert_eq!(hashes(log.newest_first()), [on_top.hash, base.hash]);
+    assert_eq!(log.position(&on_top.hash).unwrap().time, 501);
+    assert_eq!(log.draft(1).unwrap().time, 502, "what is written next is newer than all that is there");
+}
+
+#[test]
+fn what_is_written_after_a_clock_far_ahead_is_newer_for_javascript_too() {
+    let mut log = everyone();
+    let ahead = links("ahead", 1 << 40, &[]);
+    let on_top = links("on top", (1 << 40) + 1, &[ahead.hash]);
+    log.join(&ahead, Ok(stamp(2))).unwrap();
+    log.join(&on_top, Ok(stamp(1))).unwrap();
+    let draft = log.draft(1).unwrap();
+    assert_eq!(draft.time, (1 << 40) + 2, "JavaScript orders by the times that are stated");
+    let after = links("after", draft.time, &draft.next);
+    let Ok(Joined::Admitted(position)) = log.join(&after, Ok(stamp(2))) else { panic!("it counts") };
+    assert_eq!(position.time, 2);
 }
 
 #[test]
@@ -272,7 +372,13 @@ fn a_change_of_admission_gives_what_a_fresh_replica_has() {
 
 #[test]
 fn the_clock_ends_where_javascript_stops_counting() {
-    let at = |time| load(Admission::Everyone, [(links("last", time, &[]), Ok(stamp(1)))]);
+    let at = |time: u64| {
+        let mut log = everyone();
+        let (hash, own) = (Hash::of(b"last"), Ok(log.intern(stamp(1))));
+        log.nodes.insert(hash, Node { time: Time { stated: time, counted: time }, next: Next::new(&[]), own });
+        log.judge();
+        log
+    };
     assert_eq!(at(CLOCK_MAX).draft(1), Err(ClockExhausted));
     assert_eq!(at(CLOCK_MAX - 1).draft(1).unwrap().time, CLOCK_MAX);
 }

@@ -25,7 +25,7 @@ pub struct Restored {
     pub operation: Option<Operation>,
 }
 
-/// A replica that is being made of what was kept: first all identities, then all entries, each in any order.
+/// A replica that is being made of what was kept: first all identities, in any order, then all entries, each after those that it follows.
 #[derive(Clone, Debug)]
 pub struct Loader {
     codec: Codec,
@@ -50,6 +50,8 @@ impl Loader {
         let (codec, identities) = (&self.codec, &self.identities);
         let read = check::on_all_cores(kept, |(block, own)| {
             let received = codec.read(block).ok()?;
+            // The clock is judged anew with those of the ancestors. It is refused only where the other checks have held.
+            let own = own.filter(|refusal| *refusal != Refusal::Clock);
             let stamp = own.map_or_else(|| stamp_of(&received, identities), Err);
             let operation = received.entry.ok().and_then(|entry| codec.operation_of(entry));
             Some((received.links, stamp, operation))

@@ -1,6 +1,6 @@
 //! What peers may try, each against an open database: it gets nothing in, nothing out, and holds nothing up.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use orbitdb::{
     Access, Database, DatabaseError, Event, OpenOptions, OrbitDb, Output,
@@ -11,6 +11,7 @@ use orbitdb::{
     identity::Signer,
     index::Row,
     key::SecretKey,
+    log::CLOCK_MAX,
     manifest::DatabaseType,
     replica::Input,
     sync::{Peer, SyncConfig},
@@ -175,6 +176,41 @@ async fn a_clock_far_ahead_neither_wins_nor_moves_ours() {
     alice.database.put("key", "second").await.unwrap();
     let Ok(Event::Update(update)) = events.try_recv() else { panic!("an update") };
     assert_eq!((update.time, alice.shown()), (2, vec![Value::from("second")]));
+}
+
+#[tokio::test]
+async fn two_entries_with_clocks_far_ahead_neither_win_for_ever_nor_end_the_clock() {
+    let alice = Alice::open_to_all().await;
+    let bob = signer(2);
+    alice.database.put("key", "first").await.unwrap();
+    // The second states what follows from the first, and stands above all that it follows.
+    let ahead = alice.write(&bob, CLOCK_MAX - 1, alice.head(), "from the future");
+    let on_top = alice.write(&bob, CLOCK_MAX, vec![Hash::of(&ahead)], "on top of it");
+    alice.take_every_way(&ahead, &bob).await;
+    alice.take_every_way(&on_top, &bob).await;
+    assert_eq!(alice.shown(), [Value::from("on top of it")], "as after any entry of a member");
+    assert_eq!(alice.database.info().unwrap().refused, BTreeMap::from([(Refusal::Clock, 1)]));
+    alice.database.put("key", "second").await.unwrap();
+    assert_eq!(alice.shown(), [Value::from("second")]);
+
+    // Nor do they turn it back.
+    let behind = alice.write(&bob, 1, alice.head(), "from the past");
+    let on_top = alice.write(&bob, 2, vec![Hash::of(&behind)], "on top of it");
+    alice.take_every_way(&behind, &bob).await;
+    alice.take_every_way(&on_top, &bob).await;
+    alice.database.put("key", "third").await.unwrap();
+    assert_eq!(alice.shown(), [Value::from("third")]);
+    let before = alice.database.info().unwrap();
+    assert_eq!((before.entries, before.refused[&Refusal::Clock]), (5, 2));
+
+    alice.database.close().await.unwrap();
+    let options = OpenOptions::of(DatabaseType::KeyValue).access(Access::Everyone);
+    let again = alice.orbit.open("attacked", options).await.unwrap();
+    assert_eq!(*again.get("key").unwrap().value, Value::from("third"));
+    let after = again.info().unwrap();
+    assert_eq!((after.heads, after.entries, after.refused), (before.heads, before.entries, before.refused));
+    again.put("key", "fourth").await.unwrap();
+    assert_eq!(*again.get("key").unwrap().value, Value::from("fourth"));
 }
 
 #[tokio::test]

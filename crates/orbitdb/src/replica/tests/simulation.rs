@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::log::CLOCK_MAX;
 
 /// A generator of numbers from a seed (SplitMix64).
 struct Dice(u64);
@@ -41,10 +42,16 @@ fn rounds() -> u32 {
     std::env::var("BOMBUS_FAULT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2)
 }
 
-/// Whose entries count: those of all nodes, and of nobody else.
-fn honest(count: usize) -> Admission {
-    let signers: Vec<Signer> = (1..=count).map(|number| signer(u8::try_from(number).unwrap())).collect();
+/// Whose entries count: those of all nodes, and of one that may write and means harm.
+fn admitted(count: usize) -> Admission {
+    let nodes = (1..=count).map(|number| signer(u8::try_from(number).unwrap()));
+    let signers: Vec<Signer> = nodes.chain([insider()]).collect();
     Admission::of_list(signers.iter().map(|signer| signer.identity().id()))
+}
+
+/// One that may write, and states what times it likes.
+fn insider() -> Signer {
+    signer(98)
 }
 
 /// One that sends what it likes, and never answers.
@@ -55,7 +62,16 @@ fn mallory() -> Peer {
 struct Node {
     replica: Replica,
     signer: Signer,
-    disk: BTreeMap<Hash, (Vec<u8>, Option<Option<Refusal>>)>,
+    disk: BTreeMap<Hash, OnDisk>,
+}
+
+/// What was kept of a block.
+struct OnDisk {
+    /// As how many others were there before.
+    number: usize,
+    block: Vec<u8>,
+    /// None for an identity.
+    own: Option<Option<Refusal>>,
 }
 
 struct World {
@@ -69,8 +85,8 @@ struct World {
     loss: u64,
     /// Which side of the split each node is on.
     sides: Vec<u64>,
-    /// What honest nodes wrote.
-    honest: BTreeSet<Hash>,
+    /// What is to count: what honest nodes wrote, and what a member wrote with a time that can be.
+    counts: BTreeSet<Hash>,
 }
 
 fn name(node: usize) -> Peer {
@@ -80,7 +96,7 @@ fn name(node: usize) -> Peer {
 impl World {
     fn new(count: usize, seed: u64) -> Self {
         let node = |number: usize| Node {
-            replica: replica(honest(count)),
+            replica: replica(admitted(count)),
             signer: signer(u8::try_from(number + 1).unwrap()),
             disk: BTreeMap::new(),
         };
@@ -93,7 +109,7 @@ impl World {
             dice: Dice(seed),
             loss: 20,
             sides: vec![0; count],
-            honest: BTreeSet::new(),
+            counts: BTreeSet::new(),
         };
         for node in 0..count {
             world.meet(node);
@@ -129,7 +145,7 @@ impl World {
                     self.input(node, Input::Exchanged(peer, worked));
                 }
                 Effect::Refused(hash, _) | Effect::Broken(hash, ..) => {
-                    assert!(!self.honest.contains(&hash), "what is honest was refused: {effect:?}");
+                    assert!(!self.counts.contains(&hash), "what is to count was refused: {effect:?}");
                 }
                 Effect::PeerJoined(_) | Effect::PeerLeft(_) => {}
             }
@@ -138,13 +154,15 @@ impl World {
 
     fn keep(&mut self, node: usize, stored: &Stored) {
         let own = if let What::Entry { own, .. } = stored.what { Some(own) } else { None };
-        self.nodes[node].disk.insert(stored.hash, (stored.block.to_vec(), own));
+        let disk = &mut self.nodes[node].disk;
+        let number = disk.len();
+        disk.entry(stored.hash).or_insert_with(|| OnDisk { number, block: stored.block.to_vec(), own });
     }
 
     fn send_heads(&mut self, from: usize, to: usize) {
         let heads: Vec<Hash> = self.nodes[from].replica.log().heads().map(|position| position.hash).collect();
         for head in heads {
-            let block = self.nodes[from].disk[&head].0.clone();
+            let block = self.nodes[from].disk[&head].block.clone();
             self.send(from, to, Message::Heads(block));
         }
     }
@@ -175,7 +193,7 @@ impl World {
                     let answer = self.nodes[to]
                         .disk
                         .get(&hash)
-                        .map_or(Message::Absent(hash), |(block, _)| Message::Block(block.clone()));
+                        .map_or(Message::Absent(hash), |kept| Message::Block(kept.block.clone()));
                     self.send(to, from, answer);
                 }
             }
@@ -187,7 +205,7 @@ impl World {
         let operation = Operation::put(self.dice.roll(5).to_string(), self.sent);
         let draft = self.nodes[node].replica.log().draft(1).unwrap();
         let Appended { entry, block, stored } = self.nodes[node].replica.append(&signer, operation, 1).unwrap();
-        self.honest.insert(entry.hash());
+        self.counts.insert(entry.hash());
         for stored in stored {
             self.keep(node, &stored);
         }
@@ -195,7 +213,7 @@ impl World {
         if self.dice.roll(8) == 0 {
             // As two processes with one key do: another entry of the same time.
             let twin = codec().write(&signer, draft, Operation::put("twin", self.sent).into_payload()).unwrap();
-            self.honest.insert(twin.links.hash);
+            self.counts.insert(twin.links.hash);
             self.input(node, Input::Published(name(node), twin.block.clone()));
             self.publish(node, &twin.block);
         }
@@ -211,8 +229,8 @@ impl World {
     fn send_all(&mut self, from: usize, to: usize) {
         let node = &self.nodes[from];
         let order: Vec<Hash> = node.replica.log().newest_first().rev().map(|position| position.hash).collect();
-        let identities = node.disk.values().filter(|(_, own)| own.is_none()).map(|(block, _)| block.clone());
-        let blocks = identities.chain(order.iter().map(|hash| node.disk[hash].0.clone())).collect();
+        let identities = node.disk.values().filter(|kept| kept.own.is_none()).map(|kept| kept.block.clone());
+        let blocks = identities.chain(order.iter().map(|hash| node.disk[hash].block.clone())).collect();
         self.send(from, to, Message::Bulk(blocks));
     }
 
@@ -242,6 +260,26 @@ impl World {
         self.input(node, input);
     }
 
+    /// Lets a member state a time far ahead or long past, which may be refused, and another on top of it, which counts.
+    fn skew(&mut self, node: usize) {
+        let next = self.nodes[node].replica.log().heads().map(|position| position.hash).collect();
+        let time = if self.dice.roll(2) == 0 { 1 + self.dice.roll(3) } else { CLOCK_MAX - 1 - self.dice.roll(8) };
+        let write = |time, next| {
+            let draft = Draft { time, next, refs: vec![] };
+            codec().write(&insider(), draft, Operation::put("0", time).into_payload()).unwrap()
+        };
+        let first = write(time, next);
+        let second = write(time + 1, vec![first.links.hash]);
+        let blocks = vec![insider().block().to_vec(), first.block, second.block];
+        self.input(node, Input::Bulk(mallory(), blocks));
+        let log = self.nodes[node].replica.log();
+        assert!(log.position(&second.links.hash).is_some(), "it states a time that follows from the one before");
+        self.counts.insert(second.links.hash);
+        if log.position(&first.links.hash).is_some() {
+            self.counts.insert(first.links.hash);
+        }
+    }
+
     /// Lets nodes on different sides of the split know that the others are gone, or back.
     fn split(&mut self, sides: Vec<u64>) {
         let before = std::mem::replace(&mut self.sides, sides);
@@ -260,15 +298,11 @@ impl World {
 
     /// Takes a node down, and up again with what it had kept.
     fn crash(&mut self, node: usize) {
-        let mut loader = Loader::new(codec(), honest(self.nodes.len()));
-        let (mut identities, mut entries) = (Vec::new(), Vec::new());
-        for (block, own) in self.nodes[node].disk.values() {
-            match own {
-                None => identities.push(block),
-                Some(own) => entries.push((block.clone(), *own)),
-            }
-        }
-        identities.into_iter().for_each(|block| loader.identity(block));
+        let mut loader = Loader::new(codec(), admitted(self.nodes.len()));
+        let mut kept: Vec<&OnDisk> = self.nodes[node].disk.values().collect();
+        kept.sort_by_key(|kept| kept.number);
+        kept.iter().filter(|kept| kept.own.is_none()).for_each(|kept| loader.identity(&kept.block));
+        let entries: Vec<Kept> = kept.iter().filter_map(|kept| Some((kept.block.clone(), kept.own?))).collect();
         loader.entries(&entries);
         self.nodes[node].replica = loader.finish(SyncConfig::default());
         self.queue.retain(|_, (_, to, _)| *to != node);
@@ -320,6 +354,7 @@ proptest! {
                 3..=4 => world.run(Duration::from_millis(700)),
                 5 if node != other => world.send_all(node, other),
                 6..=7 => world.attack(node),
+                8 => world.skew(node),
                 _ => {
                     world.append(node);
                     world.run(Duration::from_millis(40));
@@ -332,7 +367,7 @@ proptest! {
         world.run(Duration::from_secs(1500));
         let state = |node: &Node| node.replica.log().newest_first().copied().collect::<Vec<_>>();
         let counted: BTreeSet<Hash> = state(&world.nodes[0]).into_iter().map(|position| position.hash).collect();
-        prop_assert_eq!(&counted, &world.honest);
+        prop_assert_eq!(&counted, &world.counts);
         for node in &world.nodes {
             prop_assert_eq!(state(node), state(&world.nodes[0]));
             prop_assert_eq!(node.replica.sync().waiting(), (0, 0));
