@@ -65,7 +65,7 @@ pub enum Refusal {
     /// Its fields or values are not those of an entry, or JavaScript would change them.
     #[error("its form is not that of an entry")]
     Form = 1,
-    /// It is larger than [`Limits::entry_bytes`].
+    /// It is larger than [`Limits::entry_bytes`], or names more ancestors than [`Limits::links`].
     #[error("it is too large")]
     Oversize = 2,
     /// The identity that it names is none.

@@ -25,7 +25,7 @@ pub struct Limits {
     pub block_bytes: usize,
     /// Greatest size of an entry that counts, in bytes. Default 1 MiB. Peers in JavaScript cannot exchange heads of 256 KiB.
     pub entry_bytes: usize,
-    /// Greatest number of `next`, and of `refs`. Default 1,024.
+    /// Greatest number of `next`, and of `refs`, of an entry that counts. Default 1,024.
     pub links: usize,
 }
 
@@ -50,9 +50,6 @@ pub enum BlockError {
     /// It belongs to another log.
     #[error("the block belongs to another log")]
     Log,
-    /// It names more ancestors than [`Limits::links`].
-    #[error("the block names too many ancestors")]
-    Links,
 }
 
 /// Why an entry cannot be written.
@@ -139,6 +136,9 @@ impl Codec {
             return Ok(Received { links: self.outline(hash, &plain)?, entry: Err(Refusal::Oversize) });
         }
         if let Ok((links, mut entry)) = self.strict(hash, &plain) {
+            if links.next.len().max(links.refs.len()) > self.limits.links {
+                return Ok(Received { links, entry: Err(Refusal::Oversize) });
+            }
             entry.plain = plain.into_owned();
             return Ok(Received { links, entry: Ok(entry) });
         }
@@ -146,7 +146,7 @@ impl Codec {
     }
 
     /// Reads nine fields in their one right form; the bytes themselves are left out.
-    fn strict(&self, hash: Hash, plain: &[u8]) -> Result<(Links, Entry), BlockError> {
+    fn strict(&self, hash: Hash, plain: &[u8]) -> Result<(Links, Entry), DecodeError> {
         let mut reader = Reader::new(plain);
         let shape = |right: bool| if right { Ok(()) } else { Err(DecodeError::Kind) };
         shape(reader.map_len()? == 9)?;
@@ -162,9 +162,9 @@ impl Codec {
         let signature = reader.text()?.to_owned();
         let start = reader.position();
         reader.key("next")?;
-        let next = self.hashes(&mut reader)?;
+        let next = hashes(&mut reader)?;
         reader.key("refs")?;
-        let refs = self.hashes(&mut reader)?;
+        let refs = hashes(&mut reader)?;
         reader.key("clock")?;
         shape(reader.map_len()? == 2)?;
         reader.key("id")?;
@@ -182,14 +182,6 @@ impl Codec {
         Ok((links, Entry { hash, key, signature, clock_id, time, payload, identity, plain: Vec::new(), signed }))
     }
 
-    fn hashes(&self, reader: &mut Reader<'_>) -> Result<Vec<Hash>, BlockError> {
-        let count = reader.list_len()?;
-        if count > self.limits.links {
-            return Err(BlockError::Links);
-        }
-        (0..count).map(|_| Ok(hash_of(reader.text()?)?)).collect()
-    }
-
     /// Finds the ancestors in whatever JavaScript might have taken for an entry, and passes over the rest.
     fn outline(&self, hash: Hash, plain: &[u8]) -> Result<Links, BlockError> {
         let mut reader = Reader::new(plain);
@@ -197,8 +189,8 @@ impl Codec {
         for _ in 0..reader.map_len()? {
             match reader.text()? {
                 "id" => is_ours = reader.text()? == &*self.log,
-                "next" => next = Some(self.hashes(&mut reader)?),
-                "refs" => refs = Some(self.hashes(&mut reader)?),
+                "next" => next = Some(hashes(&mut reader)?),
+                "refs" => refs = Some(hashes(&mut reader)?),
                 "clock" => {
                     for _ in 0..reader.map_len()? {
                         match reader.text()? {
@@ -315,6 +307,10 @@ fn back(key: &str, draft: &Draft, payload: &Value) -> Result<Vec<u8>, EncodeErro
 fn field(bytes: &mut Vec<u8>, name: &str, text: &str) {
     write::text(bytes, name);
     write::text(bytes, text);
+}
+
+fn hashes(reader: &mut Reader<'_>) -> Result<Vec<Hash>, DecodeError> {
+    (0..reader.list_len()?).map(|_| hash_of(reader.text()?)).collect()
 }
 
 fn hash_of(text: &str) -> Result<Hash, DecodeError> {

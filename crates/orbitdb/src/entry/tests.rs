@@ -113,8 +113,21 @@ fn blocks_without_a_place_in_the_graph_are_refused() {
         Err(BlockError::Form(_))
     ));
     assert!(matches!(codec().read(b""), Err(BlockError::Form(_))));
-    let many = Value::List(vec![Hash::of(b"a").to_string().into(); Limits::default().links + 1]);
-    assert_eq!(changed(|map| drop(map.insert("refs", many))).unwrap_err(), BlockError::Links);
+}
+
+#[test]
+fn an_entry_with_too_many_ancestors_does_not_count_and_keeps_its_place_in_the_graph() {
+    let of = |next: usize, refs: usize| {
+        let draft = Draft { time: 7, next: vec![Hash::of(b"a"); next], refs: vec![Hash::of(b"b"); refs] };
+        codec().write(&signer(1), draft, payload()).unwrap()
+    };
+    let most = Limits::default().links;
+    assert!(codec().read(&of(most, most).block).unwrap().entry.is_ok());
+    for (next, refs) in [(most + 1, 0), (0, most + 1), (8 * most, 8 * most)] {
+        let written = of(next, refs);
+        let received = codec().read(&written.block).unwrap();
+        assert_eq!((received.entry.unwrap_err(), received.links), (Refusal::Oversize, written.links));
+    }
 }
 
 #[test]

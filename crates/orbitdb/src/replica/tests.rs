@@ -148,6 +148,26 @@ fn a_clock_far_ahead_does_not_count_but_a_hundred_that_honest_peers_built_on_it_
 }
 
 #[test]
+fn an_entry_with_too_many_ancestors_does_not_count_and_holds_up_nothing_that_follows_it() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let first = write(&alice, 1, &[], "first");
+    let too_many = vec![first.links.hash; Limits::default().links + 1];
+    for (next, refs) in [(too_many.clone(), vec![]), (vec![first.links.hash], too_many)] {
+        let mut replica = replica(Admission::Everyone);
+        let draft = Draft { time: 2, next, refs };
+        let large = codec().write(&mallory, draft, Operation::put("k", "too many").into_payload()).unwrap();
+        let on_top = write(&alice, 3, &[large.links.hash], "on top");
+        let blocks = [alice.block(), mallory.block(), &first.block[..], &large.block];
+        let effects = feed(&mut replica, &on_top, &blocks);
+        assert_eq!(refusals(&effects), [Refusal::Oversize]);
+        assert!(
+            replica.log().position(&on_top.links.hash).is_some() && replica.log().position(&large.links.hash).is_none()
+        );
+        assert_eq!((replica.log().len(), replica.broken(), replica.sync().waiting()), (2, 0, (0, 0)));
+    }
+}
+
+#[test]
 fn a_false_identity_is_looked_at_once_and_its_entries_do_not_count() {
     let (alice, mallory) = (signer(1), signer(2));
     let mut replica = replica(Admission::Everyone);
