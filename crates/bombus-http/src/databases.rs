@@ -290,6 +290,9 @@ pub enum DatabasesError {
     /// The writers can no longer be changed.
     #[error("{0}")]
     FixedWriters(String),
+    /// What is to be revoked was not granted.
+    #[error("{0}")]
+    NotGranted(String),
     /// No peer gave what is needed in time.
     #[error("{0}")]
     Unreachable(String),
@@ -420,6 +423,6 @@ pub trait Databases: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// As [`Databases::grant`].
+    /// As [`Databases::grant`], and [`DatabasesError::NotGranted`] where the identity has not got it.
     async fn revoke(&self, database: &str, capability: Capability, identity: &str) -> Result<(), DatabasesError>;
 }

@@ -67,6 +67,14 @@ pub enum DatabaseError {
         "the writers of this database were fixed when it was created: create it with capabilities to change them later"
     )]
     Fixed,
+    /// What is to be revoked was not granted.
+    #[error("the identity {id} was not granted the capability \"{capability}\", so there is nothing to revoke")]
+    NotGranted {
+        /// The capability.
+        capability: String,
+        /// The id of the identity.
+        id: String,
+    },
     /// A block is not of its form.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -84,6 +92,8 @@ pub(crate) struct Inner {
     signer: Signer,
     index_by: String,
     guard: Option<Database>,
+    /// Held while a list of capabilities is read, changed and put, where this database guards others: one at a time changes it.
+    granting: tokio::sync::Mutex<()>,
     /// Told once, by whoever opened the database, when the last handle is gone.
     on_drop: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -121,8 +131,8 @@ impl Database {
             drop(jobs.try_send(Job::Readmit(guard.inner.shared.granted())));
         }
         writer::start(Arc::clone(&shared), receiver, finished)?;
-        let on_drop = Mutex::new(Some(on_drop));
-        let database = Self { inner: Arc::new(Inner { shared, jobs, signer, index_by, guard, on_drop }) };
+        let (granting, on_drop) = (tokio::sync::Mutex::default(), Mutex::new(Some(on_drop)));
+        let database = Self { inner: Arc::new(Inner { shared, jobs, signer, index_by, guard, granting, on_drop }) };
         Ok((database, ended))
     }
 
@@ -236,6 +246,7 @@ impl Database {
     /// As [`Database::append`], and [`DatabaseError::Fixed`] where the writers never change.
     pub async fn grant(&self, capability: &str, id: &str) -> Result<(), DatabaseError> {
         let guard = self.guard().ok_or(DatabaseError::Fixed)?;
+        let _granting = guard.inner.granting.lock().await;
         let mut ids = guard.capability(capability);
         if ids.insert(id.to_owned()) {
             guard.set_capability(capability, ids).await?;
@@ -247,14 +258,15 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// As [`Database::grant`].
+    /// As [`Database::grant`], and [`DatabaseError::NotGranted`] where the identity has not got it.
     pub async fn revoke(&self, capability: &str, id: &str) -> Result<(), DatabaseError> {
         let guard = self.guard().ok_or(DatabaseError::Fixed)?;
+        let _granting = guard.inner.granting.lock().await;
         let mut ids = guard.capability(capability);
-        if ids.remove(id) {
-            guard.set_capability(capability, ids).await?;
+        if !ids.remove(id) {
+            return Err(DatabaseError::NotGranted { capability: capability.to_owned(), id: id.to_owned() });
         }
-        Ok(())
+        guard.set_capability(capability, ids).await
     }
 
     fn capability(&self, name: &str) -> BTreeSet<String> {

@@ -215,7 +215,7 @@ pub(crate) async fn grant(
         (status = 200, description = "It may no longer write", body = DatabaseInfo),
         (status = 403, description = "This node is no admin of the database", body = crate::error::Problem, content_type = "application/problem+json"),
         (status = 404, description = "No database is called so", body = crate::error::Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The writers were fixed when it was created, or several are called so", body = crate::error::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The identity has not got the capability, the writers were fixed when it was created, or several are called so", body = crate::error::Problem, content_type = "application/problem+json"),
     ))]
 pub(crate) async fn revoke(
     _: KeyHolder,
@@ -269,6 +269,7 @@ impl From<DatabasesError> for ApiError {
             DatabasesError::TooMany(_) => Self::conflict("too_many_databases", message),
             DatabasesError::WrongType(_) => Self::conflict("wrong_type", message),
             DatabasesError::FixedWriters(_) => Self::conflict("fixed_writers", message),
+            DatabasesError::NotGranted(_) => Self::conflict("not_granted", message),
             DatabasesError::Invalid { param, .. } => Self::invalid_value(param, message),
             DatabasesError::NotAdmitted(_) => Self::forbidden("not_admitted", message),
             DatabasesError::Unreachable(_) => Self::database_unreachable(message),

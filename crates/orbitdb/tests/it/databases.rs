@@ -1,6 +1,7 @@
 //! Databases as applications see them, between nodes over a wire in this process.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use orbitdb::{
     storage::{Memory, Redb, RedbConfig, Storage},
     sync::Peer,
 };
+use tokio::task::JoinSet;
 
 use crate::wire::{Failing, Wire, node};
 
@@ -246,6 +248,55 @@ async fn a_grant_lets_write_and_its_revocation_takes_away_what_was_written() {
     wire.until(|| [&first, second, third].iter().all(|database| keys(&database.all().unwrap()) == ["y"])).await;
     assert_eq!(second.put_document(document("z", 3)).await, Err(DatabaseError::Append(AppendError::NotAdmitted)));
     assert_eq!(second.grant("write", &id).await, Err(DatabaseError::Append(AppendError::NotAdmitted)), "no admin");
+}
+
+#[tokio::test]
+async fn grants_and_revocations_at_once_are_all_done() {
+    let (orbit, _outputs) = node();
+    let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec![]));
+    let guarded = orbit.open("guarded", options).await.unwrap();
+    let id = |number: usize| format!("id {number:02}");
+    let granted = || -> BTreeSet<String> {
+        let row = guarded.guard().unwrap().get("write").unwrap();
+        row.value.as_list().unwrap().iter().map(|id| id.as_text().unwrap().to_owned()).collect()
+    };
+    let mut running = JoinSet::new();
+    for number in 0..10 {
+        let guarded = guarded.clone();
+        running.spawn(async move { guarded.grant("write", &id(number)).await });
+    }
+    running.join_all().await.into_iter().for_each(Result::unwrap);
+    assert_eq!(granted(), (0..10).map(id).collect());
+
+    let mut running = JoinSet::new();
+    for number in 0..10 {
+        let guarded = guarded.clone();
+        running.spawn(async move {
+            if number < 5 {
+                guarded.revoke("write", &id(number)).await
+            } else {
+                guarded.grant("write", &id(number + 5)).await
+            }
+        });
+    }
+    running.join_all().await.into_iter().for_each(Result::unwrap);
+    assert_eq!(granted(), (5..15).map(id).collect());
+}
+
+#[tokio::test]
+async fn a_revocation_of_what_was_not_granted_says_so_and_writes_nothing() {
+    let (orbit, _outputs) = node();
+    let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec![]));
+    let guarded = orbit.open("guarded", options).await.unwrap();
+    guarded.grant("write", "somebody").await.unwrap();
+    let written = guarded.guard().unwrap().info().unwrap().entries;
+    for (capability, id) in [("admin", "somebody"), ("write", "somebody else")] {
+        let refused = guarded.revoke(capability, id).await;
+        assert_eq!(refused, Err(DatabaseError::NotGranted { capability: capability.into(), id: id.into() }));
+    }
+    assert_eq!(guarded.guard().unwrap().info().unwrap().entries, written);
+    guarded.revoke("write", "somebody").await.unwrap();
+    assert!(matches!(guarded.revoke("write", "somebody").await, Err(DatabaseError::NotGranted { .. })));
 }
 
 /// Shows the first value that was put: later writers cannot take a key over.

@@ -154,6 +154,7 @@ async fn every_refusal_has_its_status_and_code() {
         DatabasesError::WrongType(text()),
         DatabasesError::NotAdmitted(text()),
         DatabasesError::FixedWriters(text()),
+        DatabasesError::NotGranted(text()),
         DatabasesError::Unreachable(text()),
         DatabasesError::Unavailable(text()),
         DatabasesError::Failed(text()),

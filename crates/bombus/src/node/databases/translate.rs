@@ -143,6 +143,7 @@ pub(super) fn of_database(error: DatabaseError) -> DatabasesError {
         DatabaseError::Type(_) => DatabasesError::WrongType(message),
         DatabaseError::NotFound(_) => DatabasesError::Invalid { param: "query", message },
         DatabaseError::Fixed => DatabasesError::FixedWriters(message),
+        DatabaseError::NotGranted { .. } => DatabasesError::NotGranted(message),
         DatabaseError::Append(AppendError::Clock(_)) | DatabaseError::Storage(_) | DatabaseError::Manifest(_) => {
             DatabasesError::Failed(message)
         }
