@@ -469,13 +469,16 @@ async fn a_relaxed_database_that_was_closed_loses_nothing_and_does_not_jump() {
 async fn a_storage_that_fails_stops_the_database_and_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let (storage, control) = Failing::new(Redb::new(directory.path(), RedbConfig::default()).unwrap());
-    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    let (orbit, mut outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
     let log = orbit.open_events("log").await.unwrap();
-    log.add("kept").await.unwrap();
+    let kept = log.add("kept").await.unwrap();
     let mut events = log.events();
     control.fails.store(true, Ordering::SeqCst);
     assert!(matches!(log.add("lost").await, Err(DatabaseError::Storage(_))));
     assert!(matches!(log.add("lost too").await, Err(DatabaseError::Storage(_))));
     assert!(matches!(events.recv().await, Ok(Event::Error(_))));
     assert_eq!(log.all().unwrap().len(), 1, "what was not safe is not shown");
+    let Ok(Output::Publish { block, .. }) = outputs.try_recv() else { panic!("what is safe is published") };
+    assert_eq!(Hash::of(&block), kept);
+    assert!(outputs.try_recv().is_err(), "what was not safe is not published");
 }

@@ -15,7 +15,7 @@ use orbitdb::{
     cbor::Value,
     cid::Hash,
     crypt::Encryption,
-    entry::{Codec, Limits, Op},
+    entry::{Codec, Entry, Limits, Op},
     manifest::DatabaseType,
     replica::Input,
     sync::Peer,
@@ -191,15 +191,30 @@ fn replay(database: &Database) -> (BTreeMap<String, Value>, BTreeSet<Hash>) {
     (shown, seen)
 }
 
+/// Makes a codec for the database that is killed: the name and the options give the same address everywhere.
+async fn codec() -> Codec {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let address = open(elsewhere.path(), false).await.2.address();
+    Codec::new(address.to_string(), Encryption::default(), Limits::default())
+}
+
+/// Returns the entries that were published; the last line may have been cut off.
+fn published(codec: &Codec, said: &[String]) -> Vec<Entry> {
+    let blocks = said.iter().filter_map(|line| hex::decode(line.strip_prefix("published\t")?).ok());
+    blocks.filter_map(|block| codec.read(&block).ok()).map(|received| received.entry.unwrap()).collect()
+}
+
 #[tokio::test]
-async fn nothing_that_was_acknowledged_is_lost_by_kills() {
+async fn nothing_that_was_acknowledged_or_published_is_lost_by_kills() {
     let mut dice = Dice::new();
-    let (mut own, mut joined) = (0, 0);
+    let codec = codec().await;
+    let (mut own, mut joined, mut told) = (0, 0, 0);
     for _ in 0..rounds() {
         let directory = tempfile::tempdir().unwrap();
         let mut safe: BTreeMap<String, String> = BTreeMap::new();
         for _ in 0..KILLS {
-            for line in run_and_kill(directory.path(), false, dice.moment()) {
+            let said = run_and_kill(directory.path(), false, dice.moment());
+            for line in &said {
                 let fields: Vec<&str> = line.split('\t').collect();
                 if let ["safe", key, hash] = fields[..]
                     && hash.len() == 49
@@ -212,6 +227,10 @@ async fn nothing_that_was_acknowledged_is_lost_by_kills() {
                 let row = database.get(key).unwrap_or_else(|| panic!("{key} was acknowledged and is lost"));
                 assert_eq!(&row.hash.to_string(), hash);
             }
+            for entry in published(&codec, &said) {
+                assert!(database.contains(&entry.hash()), "{} was published and is lost", entry.hash());
+                told += 1;
+            }
             let (shown, entries) = replay(&database);
             let rows =
                 database.query(|_| true).into_iter().map(|row| (row.key.to_string(), (*row.value).clone())).collect();
@@ -223,29 +242,24 @@ async fn nothing_that_was_acknowledged_is_lost_by_kills() {
         joined += safe.keys().filter(|key| key.starts_with("joined")).count();
     }
     assert!(own > 0 && joined > 0, "{own} own entries and {joined} others were acknowledged");
+    assert!(told > 0, "nothing was published");
 }
 
 #[tokio::test]
 async fn a_relaxed_database_never_signs_two_entries_with_one_time() {
     let mut dice = Dice::new();
-    // The name and the options give the same address everywhere.
-    let elsewhere = tempfile::tempdir().unwrap();
-    let address = open(elsewhere.path(), false).await.2.address();
-    let codec = Codec::new(address.to_string(), Encryption::default(), Limits::default());
+    let codec = codec().await;
     for _ in 0..rounds() {
         let directory = tempfile::tempdir().unwrap();
-        let mut published: BTreeMap<(String, u64), Hash> = BTreeMap::new();
+        let mut signed: BTreeMap<(String, u64), Hash> = BTreeMap::new();
         for _ in 0..KILLS {
             let said = run_and_kill(directory.path(), true, dice.moment());
-            for block in said.iter().filter_map(|line| hex::decode(line.strip_prefix("published\t")?).ok()) {
-                // The last line may have been cut off.
-                let Ok(received) = codec.read(&block) else { continue };
-                let entry = received.entry.unwrap();
-                let before = published.insert((entry.key().to_owned(), entry.time()), entry.hash());
+            for entry in published(&codec, &said) {
+                let before = signed.insert((entry.key().to_owned(), entry.time()), entry.hash());
                 assert!(before.is_none_or(|before| before == entry.hash()), "two entries of time {}", entry.time());
             }
         }
-        assert!(!published.is_empty());
+        assert!(!signed.is_empty());
         let (_orbit, _outputs, database) = open(directory.path(), true).await;
         let (shown, _) = replay(&database);
         assert_eq!(shown.len(), database.query(|_| true).len());

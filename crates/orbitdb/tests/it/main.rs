@@ -4,6 +4,7 @@
 
 mod attacks;
 mod databases;
+mod durability;
 mod faults;
 mod vectors;
 mod wire;
