@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use orbitdb::{
     cbor::Value,
     cid::Hash,
     crypt::{Cipher, CipherError, Encryption},
-    entry::{Codec, Draft, Limits, Received},
+    entry::{BlockError, Codec, Draft, Limits, Op, Operation, Received},
     identity::{Identity, Signer},
     index::Row,
     key::{PublicKey, SecretKey},
@@ -232,25 +233,53 @@ impl Cipher for Xor {
     }
 }
 
+/// The encryption that the vectors were made with.
+fn encryption() -> Encryption {
+    Encryption { data: Some(Arc::new(Xor(0x55))), replication: Some(Arc::new(Xor(0xaa))) }
+}
+
 #[test]
 fn encrypted_entries_are_nested_as_in_javascript() {
-    use std::sync::Arc;
-    let vectors = vectors();
+    let (vectors, signer) = (vectors(), signer(&vectors()));
     let block = bytes(&vectors, "/encrypted/bytes");
     assert_eq!(Hash::of(&block).to_string(), text(&vectors, "/encrypted/hash"));
     let Value::Bytes(outer) = Value::decode(&block).unwrap() else { panic!("a byte string") };
+    assert_eq!(outer, bytes(&vectors, "/encrypted/outer/$hex"));
     let inner = Value::decode(&Xor(0xaa).decrypt(&outer).unwrap()).unwrap();
-    let encryption = Encryption { data: Some(Arc::new(Xor(0x55))), replication: Some(Arc::new(Xor(0xaa))) };
-    let codec = Codec::new(inner.get("id").unwrap().as_text().unwrap(), encryption, Limits::default());
-    let received = codec.read(&block).unwrap();
-    let entry = received.entry.unwrap();
-    let identity = identities(&vectors).into_iter().find(|identity| identity.hash() == entry.identity());
-    entry.examine(identity.as_ref()).unwrap();
+    let codec = Codec::new(inner.get("id").unwrap().as_text().unwrap(), encryption(), Limits::default());
+    let Received { links, entry } = codec.read(&block).unwrap();
+    let entry = entry.unwrap();
+    entry.examine(Some(signer.identity())).unwrap();
     let operation = codec.operation(&entry).unwrap();
-    assert_eq!(operation.op, orbitdb::entry::Op::Add);
-    let signer = signer(&vectors);
-    if identity.as_ref() == Some(signer.identity()) {
-        let draft = Draft { time: received.links.time, next: received.links.next, refs: received.links.refs };
-        assert_eq!(codec.write(&signer, draft, operation.into_payload()).unwrap().block, block);
-    }
+    assert_eq!(operation.op, Op::Add);
+    let draft = Draft { time: links.time, next: links.next, refs: links.refs };
+    assert_eq!(codec.write(&signer, draft, operation.into_payload()).unwrap().block, block);
+}
+
+#[test]
+fn documents_that_javascript_was_to_encrypt_are_plain_and_not_taken_for_encrypted_ones() {
+    let (vectors, signer) = (vectors(), signer(&vectors()));
+    let block = bytes(&vectors, "/encryptedDocuments/bytes");
+    let plain = Value::decode(&block).unwrap();
+    assert_eq!(vectors["encryptedDocuments"]["isByteString"], false);
+    assert!(matches!(plain, Value::Map(_)));
+    let log = plain.get("id").unwrap().as_text().unwrap();
+
+    let codec = Codec::new(log, Encryption::default(), Limits::default());
+    let Received { links, entry } = codec.read(&block).unwrap();
+    let entry = entry.unwrap();
+    entry.examine(Some(signer.identity())).unwrap();
+    let operation = codec.operation(&entry).unwrap();
+    assert_eq!(operation, Operation::put("secret", Value::map([("_id", "secret")])));
+    let draft = Draft { time: links.time, next: links.next, refs: links.refs };
+    let payload = operation.into_payload();
+    assert_eq!(codec.write(&signer, draft.clone(), payload.clone()).unwrap().block, block);
+
+    // A database here that is to be encrypted is: it writes the same otherwise, and does not take what is plain.
+    let encrypted = Codec::new(log, encryption(), Limits::default());
+    assert!(matches!(encrypted.read(&block), Err(BlockError::Form(_))));
+    let written = encrypted.write(&signer, draft, payload).unwrap().block;
+    assert!(!written.windows(6).any(|window| window == b"secret"));
+    let only_data = Codec::new(log, Encryption { replication: None, ..encryption() }, Limits::default());
+    assert_eq!(only_data.operation(&only_data.read(&block).unwrap().entry.unwrap()), None);
 }
