@@ -36,7 +36,7 @@ pub(super) async fn tell_left_behind(global: &Global, node: &NodeClient) -> Resu
 
 fn left_behind(report: &Value) -> Option<&str> {
     let mut troubles = report["troubles"].as_array()?.iter();
-    let trouble = troubles.find(|trouble| matches!(trouble["code"].as_str(), Some("removed" | "missed_rekey")))?;
+    let trouble = troubles.find(|trouble| trouble["code"] == "missed_rekey")?;
     trouble["text"].as_str()
 }
 

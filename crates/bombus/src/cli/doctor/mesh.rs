@@ -169,7 +169,7 @@ impl Trouble {
                 "clock",
                 "set the clocks by NTP (timedatectl set-ntp true); messages of clocks that are off are ignored",
             ),
-            "removed" | "missed_rekey" => {
+            "missed_rekey" => {
                 ("membership", "ask for a new ticket (bombus invite), and join again: bombus join TICKET")
             }
             "mdns_blocked" => ("multicast", "let UDP port 5353 (multicast) in, or give an address: bombus up --seed"),
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn every_trouble_is_a_failure_with_a_remedy() {
-        for code in ["same_identity", "clock", "removed", "missed_rekey", "mdns_blocked", "later"] {
+        for code in ["same_identity", "clock", "missed_rekey", "mdns_blocked", "later"] {
             let check = Trouble { code: code.into(), text: "so it is".into() }.check();
             assert_eq!((check.verdict, check.remedy.is_some()), (Verdict::Fail, true), "{code}");
         }
