@@ -1,7 +1,10 @@
 //! Whether other nodes are found: each way to find them, what was tried and what was seen.
 
+use std::collections::BTreeMap;
+
 use bombus_net::membership::{Membership, Privacy};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::net::TcpListener;
 
 use super::Check;
@@ -14,6 +17,18 @@ use crate::node_client::NodeClient;
 
 /// Most addresses that are looked at where no node runs.
 const LOOKS_MAX: usize = 8;
+/// Most nodes that are named for one reason to ignore messages.
+const SIGNERS_MAX: usize = 5;
+/// Why messages are ignored, by the words in which nodes count them; what that means, and what to do. Clocks have a trouble of their own.
+const IGNORED: [(&[&str], &str, &str); 3] = [
+    (&["newer_schema", "unknown_type"], "newer than this program", "install the newer version of bombus here, too"),
+    (&["too_often"], "sent too often", "look at what runs on these nodes; bombus kick NAME takes a node out"),
+    (
+        &["replayed"],
+        "seen before",
+        "where their number grows, a member sends on what it recorded: bombus kick NAME takes out whom you do not trust",
+    ),
+];
 
 /// What the running node tells.
 #[derive(Debug, Default, Deserialize)]
@@ -28,6 +43,8 @@ pub(super) struct Report {
     pub(super) failures: Vec<Unreached>,
     pub(super) strangers_refused: u64,
     pub(super) troubles: Vec<Trouble>,
+    /// What became of messages, in a form that another version of the node may not have.
+    pub(super) swarm: Value,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -54,6 +71,24 @@ pub(super) struct Unreached {
 pub(super) struct Trouble {
     pub(super) code: String,
     pub(super) text: String,
+}
+
+/// What became of messages.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Messages {
+    peers: Vec<Signer>,
+    /// All that are not counted one by one.
+    others: Signer,
+}
+
+/// What became of the messages that a node signed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Signer {
+    node_id: String,
+    name: Option<String>,
+    ignored: BTreeMap<String, u64>,
 }
 
 /// Looks at everything by which nodes find each other.
@@ -103,6 +138,7 @@ fn of_report(report: &Report) -> Vec<Check> {
         let found = format!("{} connections with another swarm's key, or none, were refused", report.strangers_refused);
         checks.push(Check::ok("strangers", found));
     }
+    checks.extend(Messages::deserialize(&report.swarm).unwrap_or_default().check());
     checks.extend(report.troubles.iter().map(Trouble::check));
     checks
 }
@@ -155,6 +191,44 @@ impl Rung {
 impl Unreached {
     fn text(&self) -> String {
         format!("{}: {} ({:.0} s ago)", self.address, self.reason, self.ago_s)
+    }
+}
+
+impl Messages {
+    /// Names those whose messages are ignored.
+    fn check(&self) -> Option<Check> {
+        let (mut found, mut remedies) = (Vec::new(), Vec::new());
+        for (reasons, meaning, remedy) in IGNORED {
+            let signers = self.peers.iter().chain([&self.others]);
+            let counted = signers.map(|signer| (signer.ignored_for(reasons), signer.title()));
+            let mut counted: Vec<(u64, &str)> = counted.filter(|(count, _)| *count > 0).collect();
+            if counted.is_empty() {
+                continue;
+            }
+            counted.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+            let all: u64 = counted.iter().map(|(count, _)| count).sum();
+            let named: Vec<String> =
+                counted.iter().take(SIGNERS_MAX).map(|(count, title)| format!("{count} of {title}")).collect();
+            let more = if counted.len() > SIGNERS_MAX { ", and more" } else { "" };
+            found.push(format!("{all} {meaning} ({}{more})", named.join(", ")));
+            remedies.push(remedy);
+        }
+        let text = format!("messages are ignored: {}", found.join("; "));
+        (!found.is_empty()).then(|| Check::warn("messages", text, remedies.join("; ")))
+    }
+}
+
+impl Signer {
+    fn ignored_for(&self, reasons: &[&str]) -> u64 {
+        reasons.iter().filter_map(|reason| self.ignored.get(*reason)).sum()
+    }
+
+    fn title(&self) -> &str {
+        match &self.name {
+            Some(name) => name,
+            None if self.node_id.is_empty() => "other nodes",
+            None => &self.node_id,
+        }
     }
 }
 
@@ -259,6 +333,8 @@ impl Finding {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::super::Verdict;
     use super::*;
 
@@ -299,6 +375,42 @@ mod tests {
         for code in ["same_identity", "clock", "missed_rekey", "mdns_blocked", "later"] {
             let check = Trouble { code: code.into(), text: "so it is".into() }.check();
             assert_eq!((check.verdict, check.remedy.is_some()), (Verdict::Fail, true), "{code}");
+        }
+    }
+
+    #[test]
+    fn who_is_ignored_is_named_with_the_reason_and_what_to_do() {
+        let swarm = json!({
+            "peers": [
+                { "node_id": "12D3a", "name": "attic", "accepted": 9, "ignored": { "newer_schema": 2, "unknown_type": 1 } },
+                { "node_id": "12D3b", "name": null, "ignored": { "replayed": 1, "clock_skew": 7 } },
+                { "node_id": "12D3c", "name": "cellar", "ignored": { "too_often": 4, "replayed": 5 } },
+            ],
+            "others": { "accepted": 1, "ignored": { "too_often": 6 } },
+        });
+        let checks = of_report(&Report { swarm, ..Report::default() });
+        let check = checks.iter().find(|check| check.name == "messages").unwrap();
+        assert_eq!(
+            (check.verdict, check.found.as_str()),
+            (
+                Verdict::Warn,
+                "messages are ignored: 3 newer than this program (3 of attic); \
+                 10 sent too often (6 of other nodes, 4 of cellar); 6 seen before (5 of cellar, 1 of 12D3b)"
+            )
+        );
+        let remedy = check.remedy.as_ref().unwrap();
+        for (_, _, wanted) in IGNORED {
+            assert!(remedy.contains(wanted), "{remedy}");
+        }
+    }
+
+    #[test]
+    fn without_ignored_messages_there_is_nothing_to_say() {
+        let clock = json!({ "peers": [{ "node_id": "12D3a", "name": "attic", "ignored": { "clock_skew": 7 } }] });
+        let of_a_later_version = json!({ "peers": "many" });
+        for swarm in [clock, of_a_later_version, Value::Null] {
+            let checks = of_report(&Report { swarm, ..Report::default() });
+            assert!(checks.iter().all(|check| check.name != "messages"), "{checks:?}");
         }
     }
 
