@@ -2,6 +2,8 @@
 
 mod convergence;
 mod faults;
+mod gossip;
+mod hearing;
 mod peer;
 mod router;
 mod routing;

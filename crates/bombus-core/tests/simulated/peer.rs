@@ -1,6 +1,6 @@
 //! A node of the simulated swarm: a failure detector, the cadence of presence and capabilities, and gossip between them.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bombus_core::identity::{BootId, NodeId, NodeKey};
@@ -8,16 +8,20 @@ use bombus_core::liveness::{Detector, DetectorConfig, LivenessInput, LivenessOut
 use bombus_core::topics::cadence::{Cadence, CadenceConfig, CadenceInput, CadenceOutput};
 use bombus_testkit::simulator::{Birth, Effect, Event, Machine, Network, Observed, Simulation};
 
-/// To how many peers a message on a topic is passed on, as gossipsub does by default.
-const GOSSIP_DEGREE: usize = 6;
+use crate::gossip::{Gossip, Message, Parcel, Topic};
+
+/// To how many peers a node keeps connections: `NetConfig::mesh_max`.
+pub(crate) const MESH_MAX: usize = 32;
 
 /// What travels between the nodes.
 #[derive(Debug, Clone)]
 pub(crate) enum Packet {
     /// A datagram of the detector.
     Liveness(Vec<u8>),
-    /// A message on a topic, by its author and number.
-    Topic { author: usize, number: u64 },
+    /// What has to do with messages on topics.
+    Gossip(Parcel),
+    /// The first word to a new neighbour: the capabilities that the sender told last.
+    Hello(Message),
 }
 
 /// What a test tells a node.
@@ -25,6 +29,8 @@ pub(crate) enum Packet {
 pub(crate) enum Order {
     Watch(usize),
     Leave,
+    /// Publish a `task_broadcast`.
+    Publish,
 }
 
 /// What a node tells the test.
@@ -38,26 +44,33 @@ pub(crate) enum Seen {
     SameIdentity {
         peer: NodeId,
     },
-    /// A message on a topic has come for the first time.
-    Told {
-        author: usize,
-    },
+    /// A message on a topic was published, or has come for the first time.
+    Told(Message),
 }
 
 pub(crate) type Swarm = Simulation<Peer>;
 
 pub(crate) struct Peer {
     detector: Detector,
-    cadence: Option<Cadence>,
+    topics: Option<Topics>,
     ids: Rc<Vec<NodeId>>,
     index: usize,
     /// Each node has a clock of its own, that began at another time.
     clock_ms: u64,
     linked: BTreeSet<usize>,
     states: BTreeMap<usize, PeerState>,
-    told: HashSet<(usize, u64)>,
-    published: u64,
-    wake_ms: [u64; 2],
+    wake_ms: u64,
+}
+
+/// What a node says and hears on topics.
+struct Topics {
+    cadence: Cadence,
+    cadence_ms: u64,
+    gossip: Gossip,
+    /// The last message that was published.
+    number: u64,
+    /// The capabilities that each node told last, as far as they came here; this node's own, too.
+    capabilities: BTreeMap<usize, Message>,
 }
 
 impl Peer {
@@ -66,15 +79,13 @@ impl Peer {
         let detector = Detector::new(&ids[birth.index], boot, DetectorConfig::default(), birth.seed);
         Self {
             detector,
-            cadence: with_topics.then(|| Cadence::new(CadenceConfig::default(), birth.seed)),
+            topics: with_topics.then(|| Topics::new(birth)),
             ids,
             index: birth.index,
             clock_ms: birth.seed % 1_000_000,
             linked: BTreeSet::new(),
             states: BTreeMap::new(),
-            told: HashSet::new(),
-            published: birth.seed,
-            wake_ms: [u64::MAX; 2],
+            wake_ms: u64::MAX,
         }
     }
 
@@ -88,7 +99,13 @@ impl Peer {
         self.states.iter().filter(|(_, state)| **state == PeerState::Alive).map(|(peer, _)| *peer).collect()
     }
 
+    /// Returns the capabilities that a node told last, as far as they came here.
+    pub(crate) fn capabilities(&self, of: usize) -> Option<Message> {
+        self.topics.as_ref()?.capabilities.get(&of).copied()
+    }
+
     fn liveness(&mut self, now_ms: u64, input: LivenessInput, effects: &mut Vec<Effect<Packet, Seen>>) {
+        let mut resized = false;
         for output in self.detector.on(now_ms + self.clock_ms, input) {
             match output {
                 LivenessOutput::Send { to, bytes } => match self.linked.iter().find(|peer| self.ids[**peer] == to) {
@@ -97,40 +114,97 @@ impl Peer {
                 },
                 LivenessOutput::State { peer, state, reason } => {
                     let peer = self.position(&peer);
-                    self.states.insert(peer, state);
+                    resized |= self.states.insert(peer, state) != Some(state);
                     effects.push(Effect::Observe(Seen::State { peer, state, reason }));
                 }
                 LivenessOutput::SameIdentity { peer, .. } => effects.push(Effect::Observe(Seen::SameIdentity { peer })),
-                LivenessOutput::WakeAt(at_ms) => self.wake_ms[0] = at_ms.saturating_sub(self.clock_ms),
+                LivenessOutput::WakeAt(at_ms) => self.wake_ms = at_ms.saturating_sub(self.clock_ms),
             }
+        }
+        if resized {
+            self.cadence(now_ms, CadenceInput::Nodes(self.alive().len() + 1), effects);
         }
     }
 
     fn cadence(&mut self, now_ms: u64, input: CadenceInput, effects: &mut Vec<Effect<Packet, Seen>>) {
-        let Some(cadence) = &mut self.cadence else { return };
-        for output in cadence.on(now_ms, input) {
+        let Some(topics) = &mut self.topics else { return };
+        for output in topics.cadence.on(now_ms, input) {
             match output {
-                CadenceOutput::PublishPresence | CadenceOutput::PublishCapabilities => {
-                    self.published += 1;
-                    let message = Packet::Topic { author: self.index, number: self.published };
-                    self.pass_on(&message, None, effects);
+                CadenceOutput::PublishPresence => topics.publish(self.index, Topic::Presence, &self.linked, effects),
+                CadenceOutput::PublishCapabilities => {
+                    topics.publish(self.index, Topic::Capabilities, &self.linked, effects);
                 }
-                CadenceOutput::WakeAt(at_ms) => self.wake_ms[1] = at_ms,
+                CadenceOutput::WakeAt(at_ms) => topics.cadence_ms = at_ms,
             }
         }
-    }
-
-    fn pass_on(&self, message: &Packet, from: Option<usize>, effects: &mut Vec<Effect<Packet, Seen>>) {
-        // The neighbours on a mesh of random edges: by distance that grows with the number of the edge.
-        let peers: Vec<usize> = self.linked.iter().copied().filter(|peer| Some(*peer) != from).collect();
-        let step = (peers.len() / GOSSIP_DEGREE).max(1);
-        let chosen = peers.iter().skip(self.index % step).step_by(step).take(GOSSIP_DEGREE);
-        effects.extend(chosen.map(|peer| Effect::Send { to: *peer, message: message.clone() }));
     }
 
     fn position(&self, id: &NodeId) -> usize {
         self.ids.iter().position(|other| other == id).expect("the detector names nodes of the swarm only")
     }
+}
+
+impl Topics {
+    fn new(birth: Birth) -> Self {
+        Self {
+            cadence: Cadence::new(CadenceConfig::default(), birth.seed),
+            cadence_ms: u64::MAX,
+            gossip: Gossip::new(birth.now_ms, birth.seed),
+            // Timestamps do so for real nodes: what a run says is newer than what those before it said.
+            number: u64::from(birth.run) << 32,
+            capabilities: BTreeMap::new(),
+        }
+    }
+
+    fn wake_ms(&self) -> u64 {
+        self.cadence_ms.min(self.gossip.wake_ms())
+    }
+
+    fn publish(
+        &mut self,
+        author: usize,
+        topic: Topic,
+        peers: &BTreeSet<usize>,
+        effects: &mut Vec<Effect<Packet, Seen>>,
+    ) {
+        self.number += 1;
+        let message = Message { topic, author, number: self.number };
+        self.note(message);
+        effects.push(Effect::Observe(Seen::Told(message)));
+        effects.extend(self.gossip.publish(message, peers).into_iter().map(send));
+    }
+
+    fn hear(&mut self, now_ms: u64, from: usize, parcel: Parcel, effects: &mut Vec<Effect<Packet, Seen>>) {
+        match parcel {
+            Parcel::Message(message) => {
+                if self.gossip.hear(message) {
+                    self.note(message);
+                    effects.push(Effect::Observe(Seen::Told(message)));
+                }
+            }
+            Parcel::Have(names) => {
+                let wanted = self.gossip.wants(now_ms, names);
+                if !wanted.is_empty() {
+                    effects.push(send((from, Parcel::Want(wanted))));
+                }
+            }
+            Parcel::Want(names) => {
+                let found = self.gossip.has(names).into_iter();
+                effects.extend(found.map(|message| send((from, Parcel::Message(message)))));
+            }
+        }
+    }
+
+    fn note(&mut self, message: Message) {
+        if message.topic == Topic::Capabilities {
+            let latest = self.capabilities.entry(message.author).or_insert(message);
+            *latest = message.max(*latest);
+        }
+    }
+}
+
+fn send((to, parcel): (usize, Parcel)) -> Effect<Packet, Seen> {
+    Effect::Send { to, message: Packet::Gossip(parcel) }
 }
 
 impl Machine for Peer {
@@ -146,28 +220,36 @@ impl Machine for Peer {
                 self.cadence(now_ms, CadenceInput::Tick, &mut effects);
             }
             Event::Wake => {
-                if now_ms >= self.wake_ms[0] {
+                if now_ms >= self.wake_ms {
                     self.liveness(now_ms, LivenessInput::Tick, &mut effects);
                 }
-                if now_ms >= self.wake_ms[1] {
+                if self.topics.as_ref().is_some_and(|topics| now_ms >= topics.cadence_ms) {
                     self.cadence(now_ms, CadenceInput::Tick, &mut effects);
+                }
+                if let Some(topics) = &mut self.topics {
+                    effects.extend(topics.gossip.tick(now_ms, &self.linked).into_iter().map(send));
                 }
             }
             Event::Message { from, message: Packet::Liveness(bytes) } => {
                 let from = self.ids[from].clone();
                 self.liveness(now_ms, LivenessInput::Datagram { from, bytes }, &mut effects);
             }
-            Event::Message { from, message: Packet::Topic { author, number } } => {
-                if author != self.index && self.told.insert((author, number)) {
-                    effects.push(Effect::Observe(Seen::Told { author }));
-                    self.pass_on(&Packet::Topic { author, number }, Some(from), &mut effects);
+            Event::Message { from, message: Packet::Gossip(parcel) } => {
+                if let Some(topics) = &mut self.topics {
+                    topics.hear(now_ms, from, parcel, &mut effects);
+                }
+            }
+            Event::Message { from: _, message: Packet::Hello(message) } => {
+                if let Some(topics) = &mut self.topics {
+                    topics.note(message);
                 }
             }
             Event::LinkUp(peer) => {
                 self.linked.insert(peer);
                 self.liveness(now_ms, LivenessInput::Connected(self.ids[peer].clone()), &mut effects);
-                self.cadence(now_ms, CadenceInput::Nodes(self.alive().len() + 1), &mut effects);
-                self.cadence(now_ms, CadenceInput::Joined, &mut effects);
+                if let Some(own) = self.capabilities(self.index) {
+                    effects.push(Effect::Send { to: peer, message: Packet::Hello(own) });
+                }
             }
             Event::LinkDown(peer) => {
                 self.linked.remove(&peer);
@@ -181,17 +263,24 @@ impl Machine for Peer {
             }
             Event::Command(Order::Leave) => {
                 self.liveness(now_ms, LivenessInput::Leave, &mut effects);
-                self.wake_ms[0] = u64::MAX;
+                self.wake_ms = u64::MAX;
+            }
+            Event::Command(Order::Publish) => {
+                if let Some(topics) = &mut self.topics {
+                    topics.publish(self.index, Topic::TaskBroadcast, &self.linked, &mut effects);
+                }
             }
         }
-        effects.push(Effect::WakeAt(self.wake_ms[0].min(self.wake_ms[1])));
+        let topics_ms = self.topics.as_ref().map_or(u64::MAX, Topics::wake_ms);
+        effects.push(Effect::WakeAt(self.wake_ms.min(topics_ms)));
         effects
     }
 
     fn size(message: &Packet) -> usize {
         match message {
             Packet::Liveness(bytes) => bytes.len(),
-            Packet::Topic { .. } => 400,
+            Packet::Gossip(parcel) => parcel.size(),
+            Packet::Hello(message) => Parcel::Message(*message).size(),
         }
     }
 }
@@ -218,6 +307,22 @@ pub(crate) fn of_ids(seed: u64, network: Network, ids: Vec<NodeId>, with_topics:
     let nodes = ids.len();
     let ids = Rc::new(ids);
     Simulation::new(seed, network, nodes, move |birth| Peer::new(birth, Rc::clone(&ids), with_topics))
+}
+
+/// Links nodes as they do themselves: each with all others, or where they are more than that with [`MESH_MAX`] of them.
+pub(crate) fn connect_mesh(swarm: &mut Swarm, nodes: usize) {
+    let mut links = vec![0; nodes];
+    for node in 0..nodes {
+        let mut others: Vec<usize> = (node + 1..nodes).collect();
+        while links[node] < MESH_MAX && !others.is_empty() {
+            let other = others.swap_remove(swarm.random().index(others.len()));
+            if links[other] < MESH_MAX {
+                swarm.connect(node, other);
+                links[node] += 1;
+                links[other] += 1;
+            }
+        }
+    }
 }
 
 /// Makes a swarm in which all are linked with all, and lets it settle for a while that depends on the seed.
