@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use bombus_core::liveness::PeerState;
+use bombus_core::topics::cadence::CadenceConfig;
 use bombus_testkit::simulator::{Network, for_each_seed};
 
-use crate::peer::{Swarm, detectors, settled, told_of};
+use crate::gossip::Message;
+use crate::peer::{Swarm, detectors, settled, told_of, with_topics};
 
 /// Asserts that each node that runs counts exactly the others that run as alive.
 fn assert_converged(swarm: &Swarm) {
@@ -20,6 +22,24 @@ fn assert_converged(swarm: &Swarm) {
             swarm.now_ms(),
             there.len()
         );
+    }
+}
+
+/// Lets nothing be lost for as long as each of so many nodes takes to tell again what it can do, and asserts that each that runs has the
+/// last that each of the others told.
+fn assert_heard(swarm: &mut Swarm, nodes: usize) {
+    let cadence = CadenceConfig::default();
+    let interval_ms = cadence.capabilities_ms_min.max(cadence.capabilities_ms_per_node * nodes as u64);
+    swarm.set_network(Network::lan());
+    swarm.run_for(interval_ms + interval_ms / 10);
+    let told: Vec<Message> = swarm.nodes().filter_map(|(index, node)| node.capabilities(index)).collect();
+    assert_eq!(told.len(), swarm.nodes().count(), "each tells something when it starts");
+    // What was told just now is still under way.
+    swarm.run_for(10);
+    for (index, node) in swarm.nodes() {
+        let lacks = |message: &&Message| node.capabilities(message.author) < Some(**message);
+        let missing: Vec<usize> = told.iter().filter(lacks).map(|message| message.author).collect();
+        assert!(missing.is_empty(), "node {index} of {} lacks what {missing:?} told last", told.len());
     }
 }
 
@@ -62,7 +82,7 @@ fn trouble(swarm: &mut Swarm, nodes: usize, rounds: usize) {
 fn a_hundred_nodes_in_a_rough_network_with_partitions_and_churn_see_the_same_in_the_end() {
     for_each_seed(0..8, |seed| {
         let network = Network { broken_after_ms: Some(15_000), ..Network::rough(0.05, 300) };
-        let mut swarm = detectors(seed, network, 100);
+        let mut swarm = with_topics(seed, network, 100);
         if seed % 2 == 0 {
             swarm.connect_all();
         } else {
@@ -73,6 +93,9 @@ fn a_hundred_nodes_in_a_rough_network_with_partitions_and_churn_see_the_same_in_
         swarm.set_network(Network::rough(0.01, 50));
         swarm.run_for(60_000);
         assert_converged(&swarm);
+        if seed % 2 == 0 {
+            assert_heard(&mut swarm, 100);
+        }
     });
 }
 
@@ -82,13 +105,14 @@ fn small_swarms_see_the_same_after_whatever_happens() {
         let nodes = 2 + (seed % 12) as usize;
         let broken_after_ms = [None, Some(8_000), Some(60_000)][(seed % 3) as usize];
         let network = Network { broken_after_ms, ordered: seed % 2 == 0, ..Network::rough(0.05, 200) };
-        let mut swarm = detectors(seed, network, nodes);
+        let mut swarm = with_topics(seed, network, nodes);
         swarm.connect_all();
         swarm.run_for(5_000);
         trouble(&mut swarm, nodes, 30);
         swarm.set_network(Network::rough(0.01, 50));
         swarm.run_for(60_000);
         assert_converged(&swarm);
+        assert_heard(&mut swarm, nodes);
     });
 }
 
