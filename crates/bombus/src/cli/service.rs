@@ -124,7 +124,7 @@ fn status(scope: Scope, json: bool) -> Result<ExitCode> {
     if json {
         output::print_json(&state)?;
     } else {
-        output::print(&state.text())?;
+        output::print(&state.text(scope))?;
     }
     Ok(match (state.installed, state.active.as_str()) {
         (true, "active") => ExitCode::SUCCESS,
@@ -134,12 +134,13 @@ fn status(scope: Scope, json: bool) -> Result<ExitCode> {
 }
 
 impl State {
-    fn text(&self) -> String {
+    fn text(&self, scope: Scope) -> String {
         if !self.installed {
             return format!("not installed: there is no {}; bombus service install\n", self.unit.display());
         }
         let starts = if self.enabled { "starts by itself" } else { "does not start by itself" };
-        format!("{}, {starts}\nunit  {}\nlogs  journalctl -u {}\n", self.active, self.unit.display(), unit::NAME)
+        let logs = format!("journalctl {} -u {}", scope.flags().join(" "), unit::NAME);
+        format!("{}, {starts}\nunit  {}\nlogs  {logs}\n", self.active, self.unit.display())
     }
 }
 
