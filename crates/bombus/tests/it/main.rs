@@ -27,6 +27,7 @@ mod models;
 mod orbitdb_js;
 mod resume;
 mod route;
+mod service;
 mod sharing;
 mod signals;
 mod swarm;
