@@ -35,6 +35,9 @@ pub(crate) const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// How many peers a node tells in each heartbeat, and topic, what it has heard lately.
 const GOSSIP_PEERS: usize = 2;
+/// Which share of its peers it tells, where that is more, as it is beyond nine: enough for all of a crowd to hear what an author sends to a
+/// third of them (`bombus-core`, `tests/simulated/hearing.rs`).
+const GOSSIP_SHARE: f64 = 0.33;
 /// How many topics one peer may take part in, and how many changes of that it may tell at once.
 const SUBSCRIPTIONS_MAX: usize = 256;
 /// How many bytes of subscriptions and control messages one packet of a peer may have: room for that many topics.
@@ -181,7 +184,7 @@ pub(crate) fn gossip(key: &Keypair, timing: &NetTiming) -> Result<Gossip, NetErr
         .mesh_n(0)
         .mesh_outbound_min(0)
         .gossip_lazy(GOSSIP_PEERS)
-        .gossip_factor(0.0)
+        .gossip_factor(GOSSIP_SHARE)
         .history_gossip(1)
         .heartbeat_interval(timing.gossip_heartbeat)
         .heartbeat_initial_delay(timing.gossip_heartbeat / 2)

@@ -26,21 +26,23 @@ fn assert_converged(swarm: &Swarm) {
 }
 
 /// Lets nothing be lost for as long as each of so many nodes takes to tell again what it can do, and asserts that each that runs has the
-/// last that each of the others told.
-fn assert_heard(swarm: &mut Swarm, nodes: usize) {
+/// last that each of the others told. Where not all are linked with all, chance has it that one in a thousand is missing until it is told again.
+fn assert_heard(swarm: &mut Swarm, nodes: usize, all_linked: bool) {
     let cadence = CadenceConfig::default();
     let interval_ms = cadence.capabilities_ms_min.max(cadence.capabilities_ms_per_node * nodes as u64);
     swarm.set_network(Network::lan());
     swarm.run_for(interval_ms + interval_ms / 10);
     let told: Vec<Message> = swarm.nodes().filter_map(|(index, node)| node.capabilities(index)).collect();
     assert_eq!(told.len(), swarm.nodes().count(), "each tells something when it starts");
-    // What was told just now is still under way.
-    swarm.run_for(10);
+    // What was told just now is still under way; without a connection, it takes some heartbeats.
+    swarm.run_for(20_000);
+    let mut missing = Vec::new();
     for (index, node) in swarm.nodes() {
-        let lacks = |message: &&Message| node.capabilities(message.author) < Some(**message);
-        let missing: Vec<usize> = told.iter().filter(lacks).map(|message| message.author).collect();
-        assert!(missing.is_empty(), "node {index} of {} lacks what {missing:?} told last", told.len());
+        let lacking = told.iter().filter(|message| node.capabilities(message.author) < Some(**message));
+        missing.extend(lacking.map(|message| (index, message.author)));
     }
+    let missing_max = if all_linked { 0 } else { told.len() * told.len() / 1_000 };
+    assert!(missing.len() <= missing_max, "of {} nodes, these lack what those told last: {missing:?}", told.len());
 }
 
 /// Links each node with those before it, and with so many random others.
@@ -82,8 +84,9 @@ fn trouble(swarm: &mut Swarm, nodes: usize, rounds: usize) {
 fn a_hundred_nodes_in_a_rough_network_with_partitions_and_churn_see_the_same_in_the_end() {
     for_each_seed(0..8, |seed| {
         let network = Network { broken_after_ms: Some(15_000), ..Network::rough(0.05, 300) };
+        let all_linked = seed % 2 == 0;
         let mut swarm = with_topics(seed, network, 100);
-        if seed % 2 == 0 {
+        if all_linked {
             swarm.connect_all();
         } else {
             connect_some(&mut swarm, 100, 32);
@@ -93,9 +96,7 @@ fn a_hundred_nodes_in_a_rough_network_with_partitions_and_churn_see_the_same_in_
         swarm.set_network(Network::rough(0.01, 50));
         swarm.run_for(60_000);
         assert_converged(&swarm);
-        if seed % 2 == 0 {
-            assert_heard(&mut swarm, 100);
-        }
+        assert_heard(&mut swarm, 100, all_linked);
     });
 }
 
@@ -112,7 +113,7 @@ fn small_swarms_see_the_same_after_whatever_happens() {
         swarm.set_network(Network::rough(0.01, 50));
         swarm.run_for(60_000);
         assert_converged(&swarm);
-        assert_heard(&mut swarm, nodes);
+        assert_heard(&mut swarm, nodes, true);
     });
 }
 

@@ -10,7 +10,9 @@ use bombus_testkit::simulator::SimulatorRandom;
 /// Between two heartbeats, in milliseconds: `NetTiming::gossip_heartbeat`.
 const HEARTBEAT_MS: u64 = 3_000;
 /// How many peers are told in each heartbeat, and topic, what came since the last one: `gossip_lazy`.
-const PEERS_TOLD: usize = 2;
+const PEERS_TOLD_MIN: usize = 2;
+/// Which share of the peers are told, where that is more: `gossip_factor`.
+const SHARE_TOLD: f64 = 0.33;
 /// For how many heartbeats a message is kept for those who ask: `history_length`.
 const HEARTBEATS_KEPT: usize = 5;
 /// How long nobody else is asked for a message, in milliseconds: `iwant_followup_time`.
@@ -129,7 +131,8 @@ impl Gossip {
 
     fn some(&mut self, peers: &BTreeSet<usize>) -> Vec<usize> {
         let mut others: Vec<usize> = peers.iter().copied().collect();
-        (0..PEERS_TOLD.min(others.len())).map(|_| others.swap_remove(self.random.index(others.len()))).collect()
+        let told = PEERS_TOLD_MIN.max((SHARE_TOLD * others.len() as f64) as usize).min(others.len());
+        (0..told).map(|_| others.swap_remove(self.random.index(others.len()))).collect()
     }
 }
 

@@ -54,7 +54,7 @@ fn up_to_a_full_mesh_all_hear_a_task_at_once() {
 }
 
 #[test]
-fn in_a_crowd_a_task_is_heard_beyond_the_connections_of_its_author() {
+fn in_a_crowd_all_hear_a_task_within_some_heartbeats() {
     let nodes = 100;
     let heard = broadcast(with_topics(2, Network::lan(), nodes), nodes);
     let count: usize = heard.iter().map(Vec::len).sum();
@@ -71,5 +71,5 @@ fn in_a_crowd_a_task_is_heard_beyond_the_connections_of_its_author() {
         times[count / 2],
         times[count - 1]
     );
-    assert!(share >= 0.8, "{share}");
+    assert!(share >= 0.999, "{share}");
 }
