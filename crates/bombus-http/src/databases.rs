@@ -102,6 +102,21 @@ pub struct DatabaseInfo {
     pub missing: u64,
     /// The peers that have it open.
     pub peers: Vec<DatabasePeer>,
+    /// The nodes that send what is missing here in bulk now, and how far that is.
+    pub catching_up: Vec<DatabaseCatchUp>,
+}
+
+/// How far a node has sent what is missing here, in bulk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DatabaseCatchUp {
+    /// The node that sends it.
+    pub node_id: String,
+    /// Entries that it said it would send.
+    pub entries: u64,
+    /// Blocks that have come and were checked: the entries, and the identities that they name.
+    pub blocks_done: u64,
+    /// Their bytes.
+    pub bytes_done: u64,
 }
 
 /// Who may write to a database.

@@ -8,8 +8,8 @@ use anyhow::Result;
 use async_trait::async_trait;
 use bombus_core::identity::NodeId;
 use bombus_http::databases::{
-    Capability, DatabaseAccess, DatabaseChange, DatabaseEntry, DatabaseInfo, DatabasePeer, DatabaseRow, DatabaseType,
-    Databases, DatabasesError, NewDatabase, RowBounds, Rows,
+    Capability, DatabaseAccess, DatabaseCatchUp, DatabaseChange, DatabaseEntry, DatabaseInfo, DatabasePeer,
+    DatabaseRow, DatabaseType, Databases, DatabasesError, NewDatabase, RowBounds, Rows,
 };
 use bombus_http::{Sample, SampleKind};
 use bombus_net::NetHandle;
@@ -245,6 +245,13 @@ impl SwarmDatabases {
         let admission = database.admission();
         let documents = manifest.r#type == orbitdb::manifest::DatabaseType::Documents;
         let peers = info.peers.iter().map(|peer| self.peer(peer.as_str())).collect();
+        let address = database.address();
+        let catching_up = self.handle().await?.catching_up(&address).into_iter().map(|of| DatabaseCatchUp {
+            node_id: of.peer.to_string(),
+            entries: of.entries,
+            blocks_done: of.blocks_done,
+            bytes_done: of.bytes_done,
+        });
         let named = |counts: BTreeMap<Refusal, u64>| {
             counts.into_iter().map(|(refusal, count)| (translate::word_of(refusal).to_owned(), count)).collect()
         };
@@ -273,6 +280,7 @@ impl SwarmDatabases {
             parked: info.parked as u64,
             missing: info.missing as u64,
             peers,
+            catching_up: catching_up.collect(),
         })
     }
 

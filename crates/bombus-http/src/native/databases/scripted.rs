@@ -8,8 +8,8 @@ use futures::stream::{self, BoxStream};
 use serde_json::{Map, Value, json};
 
 use crate::databases::{
-    Capability, DatabaseAccess, DatabaseChange, DatabaseEntry, DatabaseInfo, DatabasePeer, DatabaseRow, DatabaseType,
-    Databases, DatabasesError, NewDatabase, RowBounds, Rows,
+    Capability, DatabaseAccess, DatabaseCatchUp, DatabaseChange, DatabaseEntry, DatabaseInfo, DatabasePeer,
+    DatabaseRow, DatabaseType, Databases, DatabasesError, NewDatabase, RowBounds, Rows,
 };
 
 /// Its address.
@@ -66,6 +66,12 @@ impl Scripted {
             parked: 0,
             missing: 0,
             peers: vec![DatabasePeer { node_id: "12D3KooWHive".into(), hostname: "hive".into() }],
+            catching_up: vec![DatabaseCatchUp {
+                node_id: "12D3KooWHive".into(),
+                entries: 500,
+                blocks_done: 120,
+                bytes_done: 200_000,
+            }],
         }
     }
 }

@@ -126,7 +126,7 @@ mod tests {
             assert!(second.as_mut().now_or_never().is_none());
             advance(PATIENCE / 2).await;
         }
-        assert_eq!(turns.report()[0].blocks_done, 20);
+        assert_eq!((turns.report()[0].blocks_done, turns.report()[0].bytes_done), (20, 2_000));
         drop((progress, first));
         assert!(second.await.is_some());
         assert!(turns.report().is_empty());

@@ -46,6 +46,8 @@ pub(super) struct Info {
     parked: u64,
     missing: u64,
     peers: Vec<Peer>,
+    #[serde(default)]
+    catching_up: Vec<CatchUp>,
 }
 
 /// Who may write.
@@ -61,6 +63,15 @@ pub(super) struct Access {
 struct Peer {
     node_id: String,
     hostname: String,
+}
+
+/// How far a node has sent what is missing here.
+#[derive(Debug, Deserialize)]
+struct CatchUp {
+    node_id: String,
+    entries: u64,
+    blocks_done: u64,
+    bytes_done: u64,
 }
 
 /// A row.
@@ -112,6 +123,11 @@ impl Info {
         };
         let peers: Vec<String> = self.peers.iter().map(peer).collect();
         line("peers", &if peers.is_empty() { "none has it open now".to_owned() } else { peers.join(", ") });
+        for CatchUp { node_id, entries, blocks_done, bytes_done } in &self.catching_up {
+            let name = self.peers.iter().find(|of| of.node_id == *node_id).map_or(node_id, |of| &of.hostname);
+            let bytes = output::size(*bytes_done);
+            line("coming", &format!("{entries} entries from {name}: {blocks_done} blocks are here, {bytes}"));
+        }
         let counts = |counts: &BTreeMap<String, u64>| {
             counts.iter().map(|(reason, count)| format!("{count} for {reason}")).collect::<Vec<_>>().join(", ")
         };
@@ -196,6 +212,7 @@ mod tests {
             "heads": ["zdpuB"], "entries": 3, "rows": 2, "log_bytes": 1200, "stored_bytes": 4096, "entries_grown": 0,
             "bytes_grown": 0, "refused": { "access": 1 }, "dropped": {}, "broken": 0, "parked": 2, "missing": 1,
             "peers": [{ "node_id": "12D3KooW", "hostname": "hive" }],
+            "catching_up": [{ "node_id": "12D3KooW", "entries": 500, "blocks_done": 120, "bytes_done": 204_800 }],
         })
     }
 
@@ -207,6 +224,7 @@ mod tests {
             "type     documents, with their keys in _id",
             "entries  3, which show 2 rows",
             "peers    hive (12D3KooW)",
+            "coming   500 entries from hive: 120 blocks are here, 200 KiB",
             "refused  1 for access",
             "waiting  2 blocks for 1 that are missing",
             "writers  02ab, 03cd; this node may",
