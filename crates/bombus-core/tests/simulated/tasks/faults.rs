@@ -42,7 +42,7 @@ fn many(what: &str, seeds: u64, test: impl Fn(u64) -> Tally + Sync) {
         let tally = test(seed);
         total.lock().expect("no test fails while it counts").add(&tally);
     });
-    total.into_inner().expect("no test fails while it counts").say(what);
+    total.into_inner().expect("no test fails while it counts").say(what, 0..seeds);
 }
 
 fn ended(mut world: World) -> Tally {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 
 use bombus_core::tasks::dispatch::DispatchConfig;
@@ -108,9 +108,9 @@ impl Tally {
         self.virtual_ms += other.virtual_ms;
     }
 
-    pub(crate) fn say(&self, what: &str) {
+    pub(crate) fn say(&self, what: &str, seeds: Range<u64>) {
         eprintln!(
-            "{what}: {} tasks in {} s of virtual time, {} kills, {} partitions, {} pauses: {} completed, {} failed, {} cancelled; \
+            "{what}: seeds {seeds:?}: {} tasks in {} s of virtual time, {} kills, {} partitions, {} pauses: {} completed, {} failed, {} cancelled; \
              {} runs, {} of them beside another one",
             self.tasks,
             self.virtual_ms / 1_000,

@@ -12,6 +12,7 @@ use crate::tasks::{idle, worker};
 of_each_release! {
     a_peer_gives_a_node_work, a_peer_hears_why_its_work_failed, a_peer_ends_the_work_that_it_gave, a_peer_works_for_a_node_that_lets_it,
     a_claim_of_a_peer_that_nobody_asked_for_counts_for_nothing, a_task_that_is_taken_at_once_looks_free_to_no_peer,
+    a_peer_that_is_not_let_works_in_vain, a_node_that_lets_peers_work_waits_for_them_and_then_does_it_itself,
 }
 
 /// The databases of tasks and results, by their addresses.
@@ -170,6 +171,33 @@ async fn a_task_that_is_taken_at_once_looks_free_to_no_peer(installed: Installed
     assert!(!statuses.contains(&"PENDING"), "{statuses:?}");
     assert_eq!((&written(&id)[0]["epoch"], &written(&id)[0]["workerPeerId"]), (&json!(1), &json!(swarm.id(0))));
     assert_eq!(written(&waits)[0]["status"], "PENDING");
+    peer.stop().await;
+    swarm.stop_all().await;
+}
+
+async fn a_peer_that_is_not_let_works_in_vain(installed: Installed) {
+    let (mut swarm, _home, peer, opened) = pair(installed, &idle(""), false).await;
+    let id = swarm.member(0).submit("What is two and two?", &["--model", "fake"]).await;
+    work(&peer, &opened, &id, "Four, says JavaScript.").await;
+    let results = Ours::at(swarm.member(0), &opened.results);
+    within("the result of the peer", async { while results.all().await.is_empty() {} }).await;
+    let task = swarm.member(0).task(&id).await;
+    assert_eq!((&task["status"], &task["settled"]), (&json!("pending"), &json!(false)), "{task}");
+    peer.stop().await;
+    swarm.stop_all().await;
+}
+
+async fn a_node_that_lets_peers_work_waits_for_them_and_then_does_it_itself(installed: Installed) {
+    let config = worker(0, "foreign_workers = true\nbid_ms = 700");
+    let (mut swarm, _home, peer, opened) = pair(installed, &config, false).await;
+    let id = swarm.member(0).submit("nobody wants it", &[]).await;
+    shown(&peer, &opened.tasks, &id, "the end", |task| task["settled"] == true).await;
+    let values = peer.values(&opened.tasks).await;
+    let about: Vec<&Value> = values.iter().filter(|value| value["_id"] == id).collect();
+    assert_eq!((&about[0]["status"], &about[1]["status"]), (&json!("PENDING"), &json!("CLAIMED")), "{about:?}");
+    assert_eq!(about[1]["workerPeerId"], swarm.id(0));
+    let waited = about[1]["claimedAt"].as_u64().unwrap() - about[1]["createdAt"].as_u64().unwrap();
+    assert!(waited >= 690, "bids had {waited} ms");
     peer.stop().await;
     swarm.stop_all().await;
 }

@@ -34,7 +34,7 @@ fn nowhere(swarm: &Swarm, texts: &[&str]) {
 }
 
 /// Expects a node that can read nothing of it to know of a sealed task, and what came of it.
-async fn knows_and_cannot_read(swarm: &Swarm, index: usize, id: &str, texts: &[&str]) {
+pub(super) async fn knows_and_cannot_read(swarm: &Swarm, index: usize, id: &str, texts: &[&str]) {
     let member = swarm.member(index);
     let task = member.settled(id).await;
     assert_eq!((&task["status"], &task["encrypted"]), (&json!("completed"), &json!(true)), "{task}");
