@@ -5,12 +5,19 @@ use std::os::unix::fs::PermissionsExt;
 use bombus_testkit::gguf::tiny_model;
 use serde_json::Value;
 
-use crate::harness::{Home, Node, fake, finish, free_address, no_backends, server};
+use crate::harness::{Home, Node, Signal, fake, finish, free_address, no_backends, server};
+use crate::model::eventually;
 
 /// Runs `bombus doctor --json` and returns (exit code, its checks by name).
 async fn examine(home: &Home, arguments: &[&str]) -> (i32, Value) {
+    examine_with(home, arguments, &[]).await
+}
+
+/// Does the same with more variables in the environment.
+async fn examine_with(home: &Home, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, Value) {
     let mut command = home.command(&[&["doctor", "--json"], arguments].concat());
     command.env("PATH", std::env::var_os("PATH").unwrap());
+    command.envs(variables.iter().copied());
     let finished = finish(command).await;
     let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{}", finished.stderr));
     let code = finished.code.unwrap();
@@ -24,6 +31,12 @@ fn assert_check(checks: &Value, name: &str, verdict: &str, found: &str) {
     assert_eq!(check["verdict"], verdict, "{name}: {check}");
     assert!(check["found"].as_str().unwrap().contains(found), "{name}: {check} lacks {found:?}");
     assert_eq!(check["remedy"].is_string(), verdict != "ok", "every finding comes with what to do: {check}");
+}
+
+/// Asserts that what to do about a finding has some words.
+fn assert_remedy(checks: &Value, name: &str, words: &str) {
+    let remedy = &checks[name]["remedy"];
+    assert!(remedy.as_str().is_some_and(|remedy| remedy.contains(words)), "{name}: {remedy} lacks {words:?}");
 }
 
 #[tokio::test]
@@ -205,4 +218,143 @@ async fn the_text_for_people_has_a_line_for_each_check() {
     assert!(finished.stdout.contains("FAIL  configuration: unknown key `nmae`"), "{}", finished.stdout);
     assert!(finished.stdout.contains("\n      -> "), "{}", finished.stdout);
     assert_eq!(finished.stderr, "");
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_found() {
+    let home = Home::new(&fake(""));
+    let mut node = Node::start(&home).await;
+    node.process().signal(Signal::Pause);
+    let (code, checks) = examine(&home, &[]).await;
+    node.process().signal(Signal::Resume);
+    assert_eq!(code, 1, "{checks}");
+    assert_check(&checks, "node", "fail", "does not answer");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_tell_of_the_mesh_is_found() {
+    let home = Home::new(&fake("").replace("[api]", "[api]\nrequire_key = true"));
+    home.run(&["keys", "create", "a"]).await;
+    let _node = Node::start(&home).await;
+    let (code, checks) = examine(&home, &[]).await;
+    assert_eq!(code, 0, "{checks}");
+    assert_check(&checks, "mesh", "ok", "no other node is connected");
+    // Commands on the data directory show this key to the node.
+    std::fs::remove_file(home.data_dir().join("session.key")).unwrap();
+    let (code, checks) = examine(&home, &[]).await;
+    assert_eq!(code, 1, "{checks}");
+    assert_check(&checks, "node", "ok", "answers");
+    assert_check(&checks, "mesh", "fail", "an API key is needed");
+    assert_remedy(&checks, "mesh", "logs");
+}
+
+#[tokio::test]
+async fn a_port_for_nodes_that_cannot_be_had_is_found() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    let home = Home::new(&fake(""));
+    // The second address is one of documentation, which no machine has.
+    for (listen, found, remedy) in [
+        (taken.as_str(), "is in use", "--p2p ADDR:PORT"),
+        ("192.0.2.7:7891", "cannot be listened on", "--p2p ADDR:PORT"),
+        ("", "no address is configured", "p2p.listen"),
+    ] {
+        let (code, checks) = examine_with(&home, &[], &[("BOMBUS_P2P__LISTEN", listen)]).await;
+        assert_eq!(code, 0, "{checks}");
+        assert_check(&checks, "port for nodes", "warn", found);
+        assert_remedy(&checks, "port for nodes", remedy);
+    }
+    let (_, checks) = examine(&home, &[]).await;
+    assert_check(&checks, "port for nodes", "ok", "free");
+}
+
+#[tokio::test]
+async fn a_configuration_without_a_swarm_key_is_remarked_upon() {
+    let home = Home::new(&fake(""));
+    let (_, checks) = examine(&home, &[]).await;
+    assert_check(&checks, "mesh", "ok", "no swarm yet");
+    let (code, checks) = examine_with(&home, &[], &[("BOMBUS_P2P__OPEN", "true")]).await;
+    assert_eq!(code, 0, "{checks}");
+    assert_check(&checks, "mesh", "warn", "p2p.open is set");
+    assert_remedy(&checks, "mesh", "closed networks");
+}
+
+#[tokio::test]
+async fn a_node_that_runs_without_a_swarm_key_is_told_loudly() {
+    let home = Home::new(&fake(""));
+    let node = Node::start_with(&home, &["--open"]).await;
+    let (code, checks) = examine(&home, &[]).await;
+    assert_eq!(code, 0, "{checks}");
+    assert_check(&checks, "mesh", "warn", "whoever reaches it may take part");
+    assert_remedy(&checks, "mesh", "start it without --open");
+    let shown = home.run(&["doctor"]).await.stdout;
+    assert!(shown.contains("warn  mesh: it runs without a swarm key (--open)"), "{shown}");
+    node.stop().await;
+    let _closed = Node::start(&home).await;
+    let (_, checks) = examine(&home, &[]).await;
+    assert_check(&checks, "mesh", "ok", "swarm ");
+}
+
+#[tokio::test]
+async fn a_damaged_membership_is_found_and_the_node_says_the_same() {
+    for (file, content, found) in [
+        ("membership.json", "{", "membership.json"),
+        ("membership.json", "{ \"format\": 99 }", "has format 99"),
+        ("swarm.key", "x", "swarm.key"),
+    ] {
+        let home = Home::new(&fake(""));
+        assert_eq!(home.run(&["invite"]).await.code, Some(0));
+        let (code, checks) = examine(&home, &[]).await;
+        assert_eq!(code, 0, "{checks}");
+        assert_check(&checks, "mesh", "ok", "no other member was met yet");
+
+        let swarms = home.data_dir().join("swarms");
+        let id = std::fs::read_to_string(swarms.join("current")).unwrap();
+        std::fs::write(swarms.join(id.trim()).join(file), content).unwrap();
+        let (code, checks) = examine(&home, &[]).await;
+        assert_eq!(code, 1, "{checks}");
+        assert_check(&checks, "mesh", "fail", found);
+        assert_remedy(&checks, "mesh", "restore the file");
+        let refused = home.run(&["up"]).await;
+        assert_ne!(refused.code, Some(0));
+        assert!(refused.stderr.contains(found), "{}", refused.stderr);
+    }
+}
+
+#[tokio::test]
+async fn seeds_that_lead_nowhere_are_named() {
+    let home = Home::new(&fake(""));
+    let nowhere = free_address();
+    let seed = format!("/ip4/127.0.0.1/tcp/{}", nowhere.rsplit(':').next().unwrap());
+    assert_eq!(home.run(&["invite"]).await.code, Some(0));
+    let (code, checks) = examine_with(&home, &[], &[("BOMBUS_P2P__SEEDS", seed.as_str())]).await;
+    assert_eq!(code, 0, "{checks}");
+    assert_check(&checks, &seed, "warn", "nothing listens");
+    let _node = Node::start_with(&home, &["--seed", seed.as_str()]).await;
+    let tried = async || examine(&home, &[]).await.1["unreached"].is_object();
+    eventually("a seed that leads nowhere", tried).await;
+    let (code, checks) = examine(&home, &[]).await;
+    assert_eq!(code, 0, "{checks}");
+    for name in ["seeds", "unreached"] {
+        assert_check(&checks, name, "warn", &format!("{seed}: nothing listens at that port"));
+        assert_remedy(&checks, name, "bombus doctor ADDRESS");
+    }
+    let (code, checks) = examine(&home, &[seed.as_str()]).await;
+    assert_eq!(code, 10, "{checks}");
+    assert_eq!(checks[seed.as_str()]["code"], "nothing_listens", "that says the same: {checks}");
+}
+
+#[tokio::test]
+async fn a_ticket_without_addresses_is_told_so() {
+    let inviting = Home::new(&fake(""));
+    let invited = inviting.run(&["invite"]).await.stdout;
+    let stranger = Home::new(&fake(""));
+    for (home, found) in [(&inviting, "which this node belongs to already"), (&stranger, "with 0 addresses")] {
+        let (code, checks) = examine(home, &[invited.trim()]).await;
+        assert_eq!(code, 0, "{checks}");
+        assert_check(&checks, "ticket", "ok", found);
+        assert_check(&checks, "ticket's addresses", "warn", "it has none");
+        assert_remedy(&checks, "ticket's addresses", "bombus invite");
+    }
 }
