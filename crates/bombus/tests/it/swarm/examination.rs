@@ -1,14 +1,32 @@
 //! What `bombus doctor` finds: each of its verdicts on the mesh, provoked.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
 
 use super::attacks::socket_address;
 use super::crowd::{dreaming, faketime};
-use super::raw_peer::half_a_member;
+use super::raw_peer::{RawPeer, half_a_member, timestamp};
 use super::{Member, Plan, State, Swarm};
-use crate::harness::{LIMIT, free_address};
-use crate::lab::{Lan, skip};
+use crate::harness::{LIMIT, free_address, within};
+use crate::lab::{Lan, Mapping, Nat, is_program, skip};
 use crate::model::eventually;
+
+/// Stands before the C library of a node and lets it have no socket that tells of the machine's interfaces.
+const NO_INTERFACES: &str = "\
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int socket(int domain, int type, int protocol) {
+  if (domain != AF_NETLINK)
+    return syscall(SYS_socket, domain, type, protocol);
+  errno = EAFNOSUPPORT;
+  return -1;
+}
+";
 
 /// Runs `bombus doctor` for an address or a ticket and returns its exit code and the codes of what it found. What is wrong has a remedy.
 async fn look(member: &Member, target: &str) -> (i32, Vec<String>) {
@@ -51,6 +69,26 @@ async fn complains(member: &Member, word: &str) {
         checks.iter().filter(bad).any(|check| check.to_string().contains(word))
     };
     eventually(&format!("the examination speaks of {word}"), told).await;
+}
+
+/// Runs `bombus doctor` and returns its exit code and the check of a name, where there is one.
+async fn check(member: &Member, arguments: &[&str], name: &str) -> (i32, Option<Value>) {
+    let finished = member.run(&[&["doctor", "--json"], arguments].concat()).await;
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{}", finished.stderr));
+    let mut checks = report["checks"].as_array().unwrap().iter();
+    (finished.code.unwrap(), checks.find(|check| check["name"] == name).cloned())
+}
+
+/// Waits until a node's own examination warns of something in these words, with this to do about it and no failure.
+async fn warns(member: &Member, name: &str, found: &str, remedy: &str) {
+    let has = |seen: &Value, field: &str, words: &str| seen[field].as_str().is_some_and(|text| text.contains(words));
+    let told = async || {
+        let (exit, seen) = check(member, &[], name).await;
+        let is_it =
+            |seen: Value| seen["verdict"] == "warn" && has(&seen, "found", found) && has(&seen, "remedy", remedy);
+        exit == 0 && seen.is_some_and(is_it)
+    };
+    eventually(&format!("the examination warns of {name}: {found}"), told).await;
 }
 
 #[tokio::test]
@@ -177,4 +215,80 @@ async fn a_clock_that_is_off_is_told_on_both_sides() {
     eventually("the others know", async || look(swarm.member(0), &address).await.1.iter().any(|code| code == "clock"))
         .await;
     finds(swarm.member(0), &address, 13, "clock").await;
+}
+
+#[tokio::test]
+async fn a_member_that_can_be_reached_and_is_not_connected_is_told_so() {
+    let mut swarm = Plan::of(2).apart().start().await;
+    let address = swarm.member(1).address();
+    let (exit, found) = check(swarm.member(0), &[address.as_str()], "connection").await;
+    let found = found.expect("the nodes have not met");
+    assert_eq!((exit, &found["verdict"]), (0, &json!("warn")), "{found}");
+    assert!(found["remedy"].as_str().unwrap().contains("bombus up --seed"), "{found}");
+    swarm.stop(0).await;
+    for argument in ["--seed", address.as_str()] {
+        swarm.member_mut(0).add_argument(argument);
+    }
+    swarm.restart(0).await;
+    swarm.all_connected().await;
+    assert_eq!(check(swarm.member(0), &[address.as_str()], "connection").await, (0, None), "that helps");
+}
+
+#[tokio::test]
+async fn strangers_that_were_refused_are_counted() {
+    let swarm = Plan::of(1).start().await;
+    let node = swarm.member(0);
+    assert_eq!(check(node, &[], "strangers").await, (0, None));
+    let stranger = RawPeer::stranger(Some([7; 32]));
+    assert!(stranger.dial(&node.address()).await.is_err());
+    let counted = async || check(node, &[], "strangers").await.1.is_some_and(|check| check["verdict"] == "ok");
+    eventually("a stranger is counted", counted).await;
+}
+
+#[tokio::test]
+async fn who_sends_what_is_ignored_is_named() {
+    let swarm = Plan::of(1).start().await;
+    let node = swarm.member(0);
+    let peer = RawPeer::member(node).await;
+    assert_eq!(check(node, &[], "messages").await, (0, None));
+    let later = json!({ "type": "weather", "sky": "blue", "timestamp": timestamp(time::Duration::ZERO) });
+    peer.publish("presence_ping", &later).await;
+    warns(node, "messages", "newer than this program (1 of ", "the newer version").await;
+    let message = peer.message("task_claim", "once");
+    for _ in 0..2 {
+        peer.publish("task_claim", &message).await;
+    }
+    warns(node, "messages", "seen before (1 of ", "bombus kick NAME").await;
+}
+
+#[tokio::test]
+async fn a_node_behind_a_router_for_which_nobody_relays_is_told_so() {
+    let Some(nat) = Nat::new(Mapping::Kept).await else { return };
+    let machines = [nat.public().clone(), nat.home(0).clone()];
+    let mut swarm = Plan::of(2).by_seed().at(&machines).prepared().await;
+    swarm.member_mut(0).set_variable("BOMBUS_P2P__RELAY", "false");
+    swarm.start_all().await;
+    swarm.all_see_each_other().await;
+    warns(swarm.member(1), "relays", "no member relays for this node", "relay = true").await;
+}
+
+#[tokio::test]
+async fn multicast_that_cannot_run_is_told() {
+    if !is_program("cc") {
+        return skip("`cc` is missing (Debian: gcc); `make setup` installs it");
+    }
+    let folder = TempDir::new().unwrap();
+    let (source, library) = (folder.path().join("interfaces.c"), folder.path().join("interfaces.so"));
+    std::fs::write(&source, NO_INTERFACES).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source);
+    let compiled = within("cc", compiler.output()).await.unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+
+    let mut swarm = Plan::of(1).multicast_too().prepared().await;
+    swarm.member_mut(0).set_variable("LD_PRELOAD", library.to_str().unwrap());
+    swarm.start_all().await;
+    for name in ["mDNS over IPv4", "mDNS over IPv6"] {
+        warns(swarm.member(0), name, "it does not run: ", "bombus up --seed").await;
+    }
 }
