@@ -17,6 +17,7 @@ mod raw_peer;
 
 mod answers;
 mod attacks;
+mod commands;
 mod crowd;
 mod discovery;
 mod examination;
