@@ -35,8 +35,14 @@ pub struct DbConfig {
     pub heads_kb_max: usize,
     /// Most exchanges of heads that run at once for one database: of those that this node begins, and of those that peers begin.
     pub heads_streams_max: usize,
+    /// How many of those that peers begin may be one peer's.
+    pub heads_streams_per_peer_max: usize,
+    /// Most heads that are sent to a peer, the newest. Who has more gets the others when these have been followed by an entry.
+    pub heads_max: usize,
     /// When to ask whom.
     pub sync: DbSyncConfig,
+    /// The entries that nodes send each other as they are written: the section `[db.entries]`.
+    pub entries: EntriesConfig,
     /// The bulk catch-up between nodes.
     pub oplog: OplogConfig,
     /// The exchange of single blocks, with peers in JavaScript too: the section `[db.bitswap]`.
@@ -58,7 +64,10 @@ impl Default for DbConfig {
             heads_limit_ms: 10_000,
             heads_kb_max: 4 << 10,
             heads_streams_max: 32,
+            heads_streams_per_peer_max: 4,
+            heads_max: 64,
             sync: DbSyncConfig::default(),
+            entries: EntriesConfig::default(),
             oplog: OplogConfig::default(),
             bitswap: BitswapConfig::default(),
         }
@@ -103,6 +112,26 @@ impl Default for DbSyncConfig {
     }
 }
 
+/// The entries that nodes send each other as they are written, `/bombus/entries/1`: the section `[db.entries]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EntriesConfig {
+    /// Most streams that peers have open here at a time, one for each database of each; those beyond are reset.
+    pub streams_max: usize,
+    /// How many of them may be one peer's.
+    pub streams_per_peer_max: usize,
+    /// How many entries wait for one peer. It gets those beyond with the next exchange of heads.
+    pub waiting_max: usize,
+    /// How long a peer may take to say which database a stream is about, and to take an entry, in milliseconds.
+    pub stall_limit_ms: u64,
+}
+
+impl Default for EntriesConfig {
+    fn default() -> Self {
+        Self { streams_max: 1_024, streams_per_peer_max: 128, waiting_max: 256, stall_limit_ms: 10_000 }
+    }
+}
+
 /// The bulk catch-up between nodes, `/bombus/oplog/1`: the section `[db.oplog]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -111,6 +140,10 @@ pub struct OplogConfig {
     pub serve_max: usize,
     /// How many of them may be one peer's.
     pub serve_per_peer_max: usize,
+    /// Most streams at a time, those that are told to come back included; those beyond are reset.
+    pub streams_max: usize,
+    /// How many of them may be one peer's.
+    pub streams_per_peer_max: usize,
     /// About how much is sent and checked in one piece, in KiB.
     pub piece_kb: usize,
     /// Most entries that are sent to one request; who lacks more asks again.
@@ -126,6 +159,8 @@ impl Default for OplogConfig {
         Self {
             serve_max: 8,
             serve_per_peer_max: 2,
+            streams_max: 64,
+            streams_per_peer_max: 8,
             piece_kb: 512,
             entries_max: 1_000_000,
             answer_limit_ms: 5_000,
@@ -176,6 +211,12 @@ impl DbConfig {
 
     pub(super) fn heads_limit(&self) -> Duration {
         Duration::from_millis(self.heads_limit_ms)
+    }
+}
+
+impl EntriesConfig {
+    pub(super) fn stall_limit(&self) -> Duration {
+        Duration::from_millis(self.stall_limit_ms)
     }
 }
 

@@ -31,14 +31,6 @@ use crate::wire::{read_bytes, read_frame, write_frame};
 pub const ENTRIES_PROTOCOL: &str = "/bombus/entries/1";
 /// Most bytes of what a stream begins with: the address of a database.
 const ADDRESS_BYTES_MAX: usize = 256;
-/// How long a peer may take to say which database a stream is about, and to take an entry.
-const STALL_LIMIT: Duration = Duration::from_secs(10);
-/// How many entries wait for one node. It gets those beyond with the next exchange of heads.
-const WAITING_MAX: usize = 256;
-/// Most streams that peers have open here at a time, one for each database of each; those beyond are reset.
-const STREAMS_MAX: usize = 1_024;
-/// How many of them may be one peer's.
-const STREAMS_PER_PEER_MAX: usize = 128;
 
 /// The streams to the nodes that have a database open, too.
 pub(super) struct Links<'a> {
@@ -83,7 +75,7 @@ impl<'a> Links<'a> {
     }
 
     fn open(&mut self, peer: NodeId) {
-        let (sender, entries) = mpsc::channel(WAITING_MAX);
+        let (sender, entries) = mpsc::channel(self.shared.config.entries.waiting_max.max(1));
         let is_open = Arc::new(AtomicBool::new(false));
         self.links.insert(peer.clone(), Link { entries: sender, is_open: Arc::clone(&is_open) });
         let (shared, address, behind) = (Arc::clone(self.shared), self.address, Arc::clone(self.behind));
@@ -119,14 +111,15 @@ async fn write_all(
 ) -> io::Result<()> {
     let stream = shared.net.open_stream(peer, ENTRIES_PROTOCOL).await.map_err(io::Error::other)?;
     let mut stream = stream.in_background();
-    write(&mut stream, address.to_string().as_bytes(), ADDRESS_BYTES_MAX).await?;
+    let limit = shared.config.entries.stall_limit();
+    write(&mut stream, address.to_string().as_bytes(), ADDRESS_BYTES_MAX, limit).await?;
     is_open.store(true, Ordering::Release);
     let bytes_max = shared.config.limits().block_bytes;
     loop {
         tokio::select! {
             biased;
             entry = entries.recv() => match entry {
-                Some(entry) => write(&mut stream, &entry, bytes_max).await?,
+                Some(entry) => write(&mut stream, &entry, bytes_max, limit).await?,
                 None => return stream.shutdown().await,
             },
             // Nothing comes the other way but its end.
@@ -135,14 +128,15 @@ async fn write_all(
     }
 }
 
-async fn write(stream: &mut NetStream, bytes: &[u8], max: usize) -> io::Result<()> {
-    timeout(STALL_LIMIT, write_frame(stream, bytes, max)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+async fn write(stream: &mut NetStream, bytes: &[u8], max: usize, limit: Duration) -> io::Result<()> {
+    timeout(limit, write_frame(stream, bytes, max)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// Takes the entries that peers send, until `stop`.
 pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), PartEnded> {
     let incoming = shared.net.accept(ENTRIES_PROTOCOL)?;
-    let places = Places::new(STREAMS_MAX, STREAMS_PER_PEER_MAX);
+    let limits = &shared.config.entries;
+    let places = Places::new(limits.streams_max, limits.streams_per_peer_max);
     answer_each(incoming, &places, stop, ENTRIES_PROTOCOL, |peer, stream| {
         let shared = Arc::clone(shared);
         async move { read_all(&shared, &peer, stream.in_background()).await }
@@ -153,7 +147,8 @@ pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) ->
 /// Hands what a peer sends to the database that it says, as long as that is open. A database that is behind holds up the stream.
 async fn read_all(shared: &Shared, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let address = timeout(STALL_LIMIT, read_frame(&mut stream, ADDRESS_BYTES_MAX)).await??;
+    let limit = shared.config.entries.stall_limit();
+    let address = timeout(limit, read_frame(&mut stream, ADDRESS_BYTES_MAX)).await??;
     let address = str::from_utf8(&address).ok().and_then(|address| address.parse::<Address>().ok());
     let address = address.ok_or_else(|| invalid("no address"))?;
     let Some(replication) = shared.replications().get(&address).cloned() else { return Ok(()) };
@@ -164,7 +159,7 @@ async fn read_all(shared: &Shared, peer: &NodeId, mut stream: NetStream) -> io::
             () = replication.heard.closed() => return Ok(()),
             length = stream.read_u32() => match length {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                length => timeout(STALL_LIMIT, read_bytes(&mut stream, length? as usize, bytes_max)).await??,
+                length => timeout(limit, read_bytes(&mut stream, length? as usize, bytes_max)).await??,
             },
         };
         if block.is_empty() {

@@ -20,8 +20,6 @@ use super::error::DbError;
 use super::oplog::{self, CatchUpError, Turns};
 use super::shared::{Shared, aside};
 
-/// Most heads that are sent to a peer, the newest. Who has more gets the others when these have been followed by an entry.
-const HEADS_MAX: usize = 64;
 /// Up to so many bytes reach a peer in JavaScript as one chunk of a stream: what the multiplexer puts into one frame.
 const CHUNK_BYTES_MAX: usize = 16 << 10;
 
@@ -156,9 +154,10 @@ async fn take(shared: &Arc<Shared>, address: Address, peer: &NodeId, received: V
 /// Reads the blocks of the heads, newest first.
 async fn heads(shared: &Arc<Shared>, address: Address) -> Result<Vec<Vec<u8>>, DbError> {
     let database = shared.database(&address).ok_or(DatabaseError::Closed)?;
+    let heads_max = shared.config.heads_max.max(1);
     aside(async move {
         let mut heads = database.head_blocks()?;
-        heads.truncate(HEADS_MAX);
+        heads.truncate(heads_max);
         Ok(heads)
     })
     .await

@@ -43,8 +43,6 @@ const LATE_FOR: Duration = Duration::from_millis(50);
 const TRIED_MAX: usize = 32;
 /// How long they wait for a peer that was asked to begin. Then what they follow is fetched one by one.
 const HELD_FOR: Duration = Duration::from_secs(1);
-/// How many exchanges of heads that one peer began run at once.
-const ANSWERS_PER_PEER_MAX: usize = 4;
 /// The longest time without a tick, and the shortest.
 const TICK_MAX: Duration = Duration::from_secs(1);
 const TICK_MIN: Duration = Duration::from_millis(10);
@@ -124,7 +122,7 @@ pub(super) async fn replicate(
         peers: BTreeSet::new(),
         running: JoinSet::new(),
         partners: HashMap::new(),
-        answers: Places::new(shared.config.heads_streams_max, ANSWERS_PER_PEER_MAX),
+        answers: Places::new(shared.config.heads_streams_max, shared.config.heads_streams_per_peer_max),
         held: VecDeque::new(),
         held_bytes: 0,
         held_since: Instant::now(),

@@ -21,10 +21,6 @@ use crate::places::Places;
 use crate::streams::answer_each;
 use crate::supervised::PartEnded;
 
-/// Most streams at a time, those that are told to come back included; those beyond are reset.
-const STREAMS_MAX: usize = 64;
-/// How many of them may be one peer's.
-const STREAMS_PER_PEER_MAX: usize = 8;
 /// When it may be worth asking again.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
@@ -32,7 +28,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 pub(in super::super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), PartEnded> {
     let incoming = shared.net.accept(OPLOG_PROTOCOL)?;
     let config = &shared.config.oplog;
-    let places = Places::new(STREAMS_MAX, STREAMS_PER_PEER_MAX);
+    let places = Places::new(config.streams_max, config.streams_per_peer_max);
     let served = Places::new(config.serve_max, config.serve_per_peer_max);
     answer_each(incoming, &places, stop, OPLOG_PROTOCOL, |peer, stream| {
         let (shared, served) = (Arc::clone(shared), Arc::clone(&served));

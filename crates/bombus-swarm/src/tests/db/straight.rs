@@ -8,7 +8,7 @@ use orbitdb::cid::Hash;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::db::ENTRIES_PROTOCOL;
+use crate::db::{ENTRIES_PROTOCOL, EntriesConfig};
 
 /// Takes part in the topic of a database without having it.
 async fn pose(mesh: &Mesh, database: &Database) -> Subscription {
@@ -159,5 +159,58 @@ async fn streams_of_nonsense_are_ended_and_change_nothing() {
     put(&at_a, "a", "still").await;
     says(&at_b, &[("a", "still")]).await;
     b.stop().await;
+    a.stop().await;
+}
+
+/// Starts a node with a database and these bounds of streams, and a stranger that has dialled it.
+async fn bounded(entries: EntriesConfig) -> (Keeper, Database, Mesh) {
+    let config = DbConfig { entries, ..config() };
+    let a = Keeper::start_with(1, &[], config, TempDir::new().unwrap()).await;
+    let at_a = a.create("shared").await;
+    let stranger = Mesh::start(11, &[]).await;
+    timeout(LIMIT, stranger.net.dial(&a.mesh.address().await)).await.unwrap().unwrap();
+    (a, at_a, stranger)
+}
+
+/// Opens a stream, and says on it what it is about.
+async fn say(stranger: &Mesh, a: &Keeper, address: &[u8]) -> NetStream {
+    let mut stream = stranger.net.open_stream(a.id(), ENTRIES_PROTOCOL).await.unwrap();
+    drop(stream.write_u32(u32::try_from(address.len()).unwrap()).await);
+    drop(stream.write_all(address).await);
+    drop(stream.flush().await);
+    stream
+}
+
+async fn ends(stream: &mut NetStream) {
+    let mut rest = Vec::new();
+    let ended = timeout(LIMIT, stream.read_to_end(&mut rest)).await.expect("the stream is ended");
+    assert!(ended.is_err() || rest.is_empty());
+}
+
+#[tokio::test]
+async fn a_peer_has_so_many_streams_and_no_more() {
+    let entries = EntriesConfig { streams_per_peer_max: 2, ..EntriesConfig::default() };
+    let (a, at_a, stranger) = bounded(entries).await;
+    let address = at_a.address().to_string();
+    let mut first = say(&stranger, &a, address.as_bytes()).await;
+    let mut second = say(&stranger, &a, address.as_bytes()).await;
+    ends(&mut say(&stranger, &a, address.as_bytes()).await).await;
+    for stream in [&mut first, &mut second] {
+        assert!(stream.read_u8().now_or_never().is_none(), "it stays");
+    }
+    drop(at_a);
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_on_which_nothing_is_said_is_ended() {
+    let entries = EntriesConfig { stall_limit_ms: 200, ..EntriesConfig::default() };
+    let (a, at_a, stranger) = bounded(entries).await;
+    let mut stream = stranger.net.open_stream(a.id(), ENTRIES_PROTOCOL).await.unwrap();
+    // It begins, and says no more.
+    stream.write_all(&[0, 0]).await.unwrap();
+    stream.flush().await.unwrap();
+    ends(&mut stream).await;
+    drop(at_a);
     a.stop().await;
 }
