@@ -224,7 +224,7 @@ mod tests {
             "type     documents, with their keys in _id",
             "entries  3, which show 2 rows",
             "peers    hive (12D3KooW)",
-            "coming   500 entries from hive: 120 blocks are here, 200 KiB",
+            "coming   500 entries from hive: 120 blocks are here, 200.00 KiB",
             "refused  1 for access",
             "waiting  2 blocks for 1 that are missing",
             "writers  02ab, 03cd; this node may",
