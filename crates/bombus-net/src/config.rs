@@ -110,7 +110,7 @@ impl Default for NetTiming {
         Self {
             handshake_limit: Duration::from_secs(5),
             open_limit: Duration::from_secs(10),
-            ping_interval: Duration::from_secs(30),
+            ping_interval: Duration::from_secs(60),
             ping_limit: Duration::from_secs(10),
             redial_min: Duration::from_millis(500),
             redial_max: Duration::from_secs(60),

@@ -48,6 +48,8 @@ pub enum Input {
     Absent(Peer, Hash),
     /// An exchange of heads with a peer ended, well or not.
     Exchanged(Peer, bool),
+    /// One that a peer began ended well.
+    Answered(Peer),
     /// Time has passed.
     Tick,
 }
@@ -246,6 +248,11 @@ impl Replica {
             Input::Exchanged(peer, worked) => {
                 self.sync.exchanged(now, &peer, worked);
                 if worked && self.joined.insert(peer.clone()) {
+                    effects.push(Effect::PeerJoined(peer));
+                }
+            }
+            Input::Answered(peer) => {
+                if self.sync.answered(now, &peer) && self.joined.insert(peer.clone()) {
                     effects.push(Effect::PeerJoined(peer));
                 }
             }

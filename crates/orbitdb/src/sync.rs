@@ -17,7 +17,8 @@ use crate::cid::Hash;
 use park::Park;
 use wants::Wants;
 
-/// How soon heads are exchanged again with a peer that was just met; it doubles each time, up to [`SyncConfig::resend`].
+/// How soon heads are exchanged again with a peer that was just met; each time it is four times as long, up to [`SyncConfig::resend`] for each
+/// peer: so a crowd costs a node no more than one of them.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A peer, by whatever name the network gives it.
@@ -52,7 +53,7 @@ impl fmt::Debug for Peer {
 /// Times and bounds of sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyncConfig {
-    /// How often heads are sent to each peer; more often after it was met. Default 30 s.
+    /// How often heads are exchanged with one of the peers, by turns; more often after one was met. Default 30 s.
     pub resend: Duration,
     /// How long a peer has for a block before another one is asked. Default 5 s.
     pub want_timeout: Duration,
@@ -89,7 +90,7 @@ impl Default for SyncConfig {
 impl SyncConfig {
     /// Returns how soon after so many exchanges of heads the next one is, as long as they are few.
     fn again(&self, worked: u32) -> Duration {
-        AGAIN.saturating_mul(1 << worked.min(20))
+        AGAIN.saturating_mul(1 << (2 * worked).min(20))
     }
 
     fn pause(&self, failures: u32) -> Duration {
@@ -169,15 +170,30 @@ impl Sync {
 
     /// Takes note of how an exchange of heads went.
     pub fn exchanged(&mut self, now: Duration, peer: &Peer, worked: bool) {
+        let resend = self.resend();
         let Some(exchange) = self.exchanges.get_mut(peer) else { return };
         if worked {
             // What was published while the two met may have reached neither way: they look again soon, and less and less often.
-            exchange.due = now + self.config.resend.min(self.config.again(exchange.worked));
+            exchange.due = now + resend.min(self.config.again(exchange.worked));
             (exchange.failures, exchange.worked) = (0, exchange.worked.saturating_add(1));
         } else {
             exchange.due = now + self.config.pause(exchange.failures);
             exchange.failures = exchange.failures.saturating_add(1);
         }
+    }
+
+    /// Takes note of an exchange of heads that a peer began, and that went well. It serves both: this side begins the next one only if the peer
+    /// does not do so in time. Returns whether the peer is known.
+    pub fn answered(&mut self, now: Duration, peer: &Peer) -> bool {
+        self.exchanged(now, peer, true);
+        let exchange = self.exchanges.get_mut(peer);
+        exchange.map(|exchange| exchange.due += (exchange.due - now) / 2).is_some()
+    }
+
+    /// Returns how long it is at most from one exchange of heads with a peer to the next.
+    fn resend(&self) -> Duration {
+        let peers = u32::try_from(self.exchanges.len()).unwrap_or(u32::MAX);
+        self.config.resend.saturating_mul(peers)
     }
 
     /// Offers a block with what it needs; `known` says what of that is there. A block that waits is given back by [`Sync::arrived`].
@@ -268,11 +284,11 @@ impl Sync {
 
     /// Returns what is to be done now. To be called after each input, and when [`Sync::deadline`] has come.
     pub fn poll(&mut self, now: Duration) -> Vec<Request> {
-        let mut requests = Vec::new();
+        let (mut requests, resend) = (Vec::new(), self.resend());
         for (peer, exchange) in &mut self.exchanges {
             if exchange.due <= now {
                 // Until it is told how the exchange went.
-                exchange.due = now + self.config.resend;
+                exchange.due = now + resend;
                 requests.push(Request::OpenHeads(peer.clone()));
             }
         }

@@ -78,7 +78,7 @@ impl Default for DbConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DbSyncConfig {
-    /// How often heads are exchanged with each peer, in milliseconds.
+    /// How often heads are exchanged with one of the peers, by turns, in milliseconds.
     pub resend_ms: u64,
     /// How long a peer has for a block before another one is asked, in milliseconds.
     pub want_timeout_ms: u64,

@@ -42,8 +42,7 @@ enum ExchangeError {
 
 /// Exchanges heads with a peer, and tells the database how that went.
 pub(super) async fn meet(shared: &Arc<Shared>, address: Address, turns: &Arc<Turns>, peer: &NodeId) {
-    let is_native = catch_up(shared, address, turns, peer).await;
-    let worked = match offer(shared, address, peer, is_native).await {
+    let worked = match try_meet(shared, address, turns, peer).await {
         Ok(()) => true,
         Err(error) => {
             tracing::debug!(db.address = %address, peer.id = %peer, %error, "heads were not exchanged");
@@ -51,6 +50,23 @@ pub(super) async fn meet(shared: &Arc<Shared>, address: Address, turns: &Arc<Tur
         }
     };
     shared.input(&address, Input::Exchanged(Peer::new(peer.as_str()), worked)).await;
+}
+
+async fn try_meet(
+    shared: &Arc<Shared>,
+    address: Address,
+    turns: &Arc<Turns>,
+    peer: &NodeId,
+) -> Result<(), ExchangeError> {
+    if shared.speaks_oplog(peer) != Some(true) {
+        let in_one_stream = catch_up(shared, address, turns, peer).await;
+        return offer(shared, address, peer, in_one_stream).await;
+    }
+    let heads = heads(shared, address).await?;
+    let stream = shared.net.open_stream(peer, &address.heads_protocol()).await?;
+    let received = swap(shared, stream, &heads).await?;
+    take_new(shared, address, turns, peer, received).await;
+    Ok(())
 }
 
 /// Answers a stream that a peer opened.
@@ -61,8 +77,11 @@ pub(super) async fn answer(
     peer: &NodeId,
     stream: NetStream,
 ) {
-    if let Err(error) = try_answer(shared, address, turns, peer, stream).await {
-        tracing::debug!(db.address = %address, peer.id = %peer, %error, "heads of a peer were not taken");
+    match try_answer(shared, address, turns, peer, stream).await {
+        Ok(()) => shared.input(&address, Input::Answered(Peer::new(peer.as_str()))).await,
+        Err(error) => {
+            tracing::debug!(db.address = %address, peer.id = %peer, %error, "heads of a peer were not taken");
+        }
     }
 }
 
@@ -81,18 +100,21 @@ async fn try_answer(
         heads.split_off(heads.len().min(1))
     };
     let received = swap(shared, stream, &heads).await?;
-    let is_new = shared.database(&address).is_some_and(|database| !database.contains_heads(&received));
-    if is_new {
-        // What the heads follow is there when they come, if the peer can send it in bulk.
-        catch_up(shared, address, turns, peer).await;
-        take(shared, address, peer, vec![received]).await;
-    }
+    take_new(shared, address, turns, peer, received).await;
     for head in others {
         let stream = shared.net.open_stream(peer, &address.heads_protocol()).await?;
         let received = swap(shared, stream, &[head]).await?;
         take(shared, address, peer, vec![received]).await;
     }
     Ok(())
+}
+
+/// Takes heads of a peer, unless they are here; what they follow is there when they come, if the peer can send it in bulk.
+async fn take_new(shared: &Arc<Shared>, address: Address, turns: &Arc<Turns>, peer: &NodeId, received: Vec<u8>) {
+    if shared.database(&address).is_some_and(|database| !database.contains_heads(&received)) {
+        catch_up(shared, address, turns, peer).await;
+        take(shared, address, peer, vec![received]).await;
+    }
 }
 
 /// Fetches from a peer what is missing here, if it can send that in bulk. Returns whether it can.

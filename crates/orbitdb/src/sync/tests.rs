@@ -46,16 +46,67 @@ fn heads_are_exchanged_at_once_then_again_and_soon_after_a_failure() {
     assert_eq!(sync.deadline(), Some(3 * SECOND), "the pause doubles");
     let mut now = 2 * SECOND;
     let mut pauses = Vec::new();
-    for _ in 0..9 {
+    for _ in 0..6 {
         sync.exchanged(now, &peer("a"), true);
         let due = sync.deadline().unwrap();
         pauses.push((due - now).as_millis());
         now = due;
         assert_eq!(sync.poll(now), [Request::OpenHeads(peer("a"))]);
     }
-    assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000], "less and less often");
+    assert_eq!(pauses, [500, 2_000, 8_000, 30_000, 30_000, 30_000], "less and less often");
     assert!(sync.unsubscribed(now, &peer("a")));
     assert_eq!((sync.deadline(), sync.poll(999 * SECOND)), (None, vec![]));
+}
+
+#[test]
+fn a_crowd_of_peers_costs_no_more_exchanges_than_one() {
+    let begun_in_an_hour = |peers: u32| {
+        let mut sync = machine();
+        for number in 0..peers {
+            sync.subscribed(Duration::ZERO, peer(&number.to_string()));
+        }
+        let (mut begun, mut with) = (0, std::collections::BTreeSet::new());
+        let mut now = Duration::ZERO;
+        while now < 3_600 * SECOND {
+            for request in sync.poll(now) {
+                let Request::OpenHeads(peer) = request else { panic!("nothing is missing: {request:?}") };
+                sync.exchanged(now, &peer, true);
+                begun += u32::from(now > 600 * SECOND);
+                with.insert(peer);
+            }
+            now = sync.deadline().unwrap();
+        }
+        assert_eq!(with.len(), peers as usize, "none is left out");
+        begun
+    };
+    let few = begun_in_an_hour(1);
+    for many in [10, 32] {
+        assert!(
+            begun_in_an_hour(many) <= few,
+            "{} exchanges with {many} peers, {few} with one",
+            begun_in_an_hour(many)
+        );
+    }
+}
+
+#[test]
+fn an_exchange_that_the_peer_began_stands_for_one_of_ones_own() {
+    let mut sync = machine();
+    sync.subscribed(SECOND, peer("a"));
+    assert_eq!(sync.poll(SECOND), [Request::OpenHeads(peer("a"))]);
+    for _ in 0..10 {
+        sync.exchanged(SECOND, &peer("a"), true);
+    }
+    // The peer begins one every 30 seconds; this side has none to begin.
+    for half_minute in 1..=10 {
+        let now = SECOND + half_minute * 30 * SECOND;
+        sync.answered(now - SECOND, &peer("a"));
+        assert_eq!(sync.poll(now), []);
+    }
+    // It falls silent.
+    let silent = sync.deadline().unwrap();
+    assert_eq!(silent, 300 * SECOND + 45 * SECOND);
+    assert_eq!(sync.poll(silent), [Request::OpenHeads(peer("a"))]);
 }
 
 #[test]

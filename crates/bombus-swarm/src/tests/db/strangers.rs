@@ -1,8 +1,9 @@
 //! Peers that are no nodes like this one, and peers that are up to no good.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bombus_net::{NetHandle, NetStream, Verdict};
+use bombus_net::{Incoming, NetHandle, NetStream, Verdict};
 use orbitdb::cid::Hash;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -23,13 +24,29 @@ async fn send(stream: &mut NetStream, message: &[u8]) {
     drop(stream.flush().await);
 }
 
-/// Answers who wants to catch up with something.
-fn answer_with(net: &NetHandle, pieces: Vec<Vec<u8>>, end: bool) -> JoinHandle<()> {
+/// Names a head that nobody has to all who ask, so that they want to catch up.
+fn name_a_head(mut incoming: Incoming) -> JoinHandle<()> {
+    let mut head = Vec::new();
+    ciborium::into_writer(&json!({ "is": "nothing" }), &mut head).unwrap();
+    tokio::spawn(async move {
+        while let Some((_, mut stream)) = incoming.next().await {
+            // Who has enough of it may have gone.
+            drop(stream.write_all(&head).await);
+            drop(stream.shutdown().await);
+        }
+    })
+}
+
+/// Answers who wants to catch up with something. Returns how many did so far.
+fn answer_with(net: &NetHandle, pieces: Vec<Vec<u8>>, end: bool) -> Arc<AtomicUsize> {
     let mut incoming = net.accept(OPLOG_PROTOCOL).unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
     // It ends with the test; a failure shows in what the node does not get.
     tokio::spawn(async move {
         let mut open = Vec::new();
         while let Some((_, mut stream)) = incoming.next().await {
+            count.fetch_add(1, Ordering::Relaxed);
             let mut answer = Vec::new();
             ciborium::into_writer(&json!({ "sending": { "entries": 1_000, "more": true } }), &mut answer).unwrap();
             send(&mut stream, &answer).await;
@@ -41,7 +58,8 @@ fn answer_with(net: &NetHandle, pieces: Vec<Vec<u8>>, end: bool) -> JoinHandle<(
             }
             open.push(stream);
         }
-    })
+    });
+    asked
 }
 
 fn piece(blocks: &[Vec<u8>]) -> Vec<u8> {
@@ -58,12 +76,15 @@ async fn peers_that_lie_or_say_nothing_keep_nobody_from_the_log() {
         (Mesh::start(11, &[&a.mesh]).await, Mesh::start(12, &[&a.mesh]).await, Mesh::start(13, &[&a.mesh]).await);
     // One sends garbage without an end, one begins and goes no further, and one takes streams and says nothing.
     let garbage: Vec<Vec<u8>> = (0..50_u8).map(|number| vec![number; 300]).collect();
-    let _lies = answer_with(&liar.net, vec![piece(&garbage); 10], true);
-    let _silence = answer_with(&silent.net, Vec::new(), false);
-    let mut held = Vec::new();
+    let lies = answer_with(&liar.net, vec![piece(&garbage); 10], true);
+    let silences = answer_with(&silent.net, Vec::new(), false);
+    let mut topics = Vec::new();
     for net in [&liar.net, &silent.net, &mute.net] {
-        held.push((pose(net, &at_a).await, net.accept(&at_a.address().heads_protocol()).unwrap()));
+        topics.push(pose(net, &at_a).await);
     }
+    let heads = |net: &NetHandle| net.accept(&at_a.address().heads_protocol()).unwrap();
+    let (_of_liar, _of_silent, _of_mute) =
+        (name_a_head(heads(&liar.net)), name_a_head(heads(&silent.net)), heads(&mute.net));
     let _nothing = mute.net.accept(OPLOG_PROTOCOL).unwrap();
     let oplog = OplogConfig { answer_limit_ms: 1_000, stall_limit_ms: 1_000, ..OplogConfig::default() };
     let hasty = DbConfig { oplog, heads_limit_ms: 1_000, ..config() };
@@ -74,7 +95,8 @@ async fn peers_that_lie_or_say_nothing_keep_nobody_from_the_log() {
     let at_b = b.open(&at_a).await;
     has(&at_b, 300).await;
     assert!(said(&at_a) == said(&at_b), "they say the same");
-    until_it_shows(|| async {}, || at_b.info().unwrap().broken > 0).await;
+    let were_asked = || lies.load(Ordering::Relaxed) > 0 && silences.load(Ordering::Relaxed) > 0;
+    until_it_shows(|| async {}, || were_asked() && at_b.info().unwrap().broken > 0).await;
     put(&at_a, "later", "still").await;
     has(&at_b, 301).await;
     b.stop().await;
@@ -131,7 +153,7 @@ async fn a_stop_waits_for_no_peer() {
     put_many(&at_a, "a", 50).await;
     let silent = Mesh::start(11, &[&a.mesh]).await;
     let _silence = answer_with(&silent.net, Vec::new(), false);
-    let _heads = silent.net.accept(&at_a.address().heads_protocol()).unwrap();
+    let _heads = name_a_head(silent.net.accept(&at_a.address().heads_protocol()).unwrap());
     let _topic = pose(&silent.net, &at_a).await;
     until_it_shows(|| async {}, || a.db.peers(&at_a.address()).contains(silent.net.node_id())).await;
     until_it_shows(|| async {}, || !a.db.catching_up(&at_a.address()).is_empty()).await;

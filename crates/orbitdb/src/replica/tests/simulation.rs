@@ -141,6 +141,7 @@ impl World {
                     if worked {
                         self.send_heads(node, other);
                         self.send_heads(other, node);
+                        self.input(other, Input::Answered(name(node)));
                     }
                     self.input(node, Input::Exchanged(peer, worked));
                 }
