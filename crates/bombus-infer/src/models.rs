@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod chat_template;
+mod defaults;
 mod library;
 mod local;
 mod ollama;
@@ -9,8 +10,9 @@ mod peers;
 pub mod pull;
 mod store;
 
+pub use defaults::ModelDefaults;
 pub use library::StoreLibrary;
-pub use local::{LocalModel, ModelDefaults, ModelSource};
+pub use local::{LocalModel, ModelSource};
 pub use ollama::ollama_directories;
 pub(crate) use peers::most_agree;
 pub use peers::{BadDescription, MANIFEST_BYTES_MAX, PeerCopy, PeerReadError, PeerSource, Peers, SharedModel, Wanted};

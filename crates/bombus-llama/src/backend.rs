@@ -1,4 +1,3 @@
-mod defaults;
 mod library;
 
 use std::panic::AssertUnwindSafe;
@@ -122,7 +121,7 @@ impl Backend for EmbeddedBackend {
             let message = format!("model '{}' makes embeddings, it does not generate text", model.name);
             return Err(BackendError::Unsupported { param: "model", message });
         }
-        defaults::apply(&model.defaults, &mut request);
+        model.defaults.apply(&mut request);
         if let Some(resume) = request.resume.as_mut().filter(|resume| resume.tokens_for(Some(&model.sha256)).is_none())
         {
             // Those of other weights mean nothing to these.

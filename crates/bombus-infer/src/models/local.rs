@@ -3,11 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use bombus_core::chat::Message;
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::defaults::ModelDefaults;
 use crate::gguf::{GgufError, GgufInfo};
 
 /// Where a model came from.
@@ -43,36 +43,6 @@ impl fmt::Display for ModelSource {
             Self::Sent => f.write_str("sent by a client"),
             Self::Ollama => f.write_str("ollama"),
         }
-    }
-}
-
-/// What a name adds to its weights: several names may stand for one file and behave differently.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ModelDefaults {
-    /// The model that it was made of.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parent: Option<ModelName>,
-    /// Prompt template in place of the file's own, in Go's notation or in Jinja.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub template: Option<String>,
-    /// System message of conversations that bring none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub system: Option<String>,
-    /// Defaults of options, by Ollama's names.
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    pub parameters: Map<String, Value>,
-    /// Licence texts.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub licenses: Vec<String>,
-    /// Messages that stand before every conversation.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub messages: Vec<Message>,
-}
-
-impl ModelDefaults {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
     }
 }
 

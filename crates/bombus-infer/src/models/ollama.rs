@@ -11,7 +11,8 @@ use bombus_core::chat::{Message, Role};
 use bombus_core::model::ModelName;
 use serde::Deserialize;
 
-use super::local::{LocalModel, ModelDefaults, ModelSource};
+use super::defaults::ModelDefaults;
+use super::local::{LocalModel, ModelSource};
 use crate::gguf::GgufInfo;
 
 /// Media type of the layer that is the weights.

@@ -10,7 +10,7 @@ use bombus_core::identity::NodeId;
 use bombus_core::model::ModelName;
 use serde::{Deserialize, Serialize};
 
-use super::local::ModelDefaults;
+use super::defaults::ModelDefaults;
 use super::store::is_sha256;
 use crate::ByteStream;
 

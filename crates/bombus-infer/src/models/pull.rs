@@ -25,7 +25,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::catalogue::{CatalogueEntry, CatalogueSource};
-use super::local::{LocalModel, ModelDefaults, ModelSource};
+use super::defaults::ModelDefaults;
+use super::local::{LocalModel, ModelSource};
 use super::peers::{PeerCopy, SharedModel, Wanted, most_agree};
 use super::store::{Hashed, ModelStore, StoreError, free_bytes, hash_into, inspect};
 

@@ -18,7 +18,8 @@ use bombus_core::model::{ModelName, ModelNameError};
 use tempfile::NamedTempFile;
 
 use self::leftovers::{PARTIAL_LEFT_AFTER, Partial};
-use super::local::{LocalModel, MANIFEST_FORMAT, ModelDefaults, ModelSource};
+use super::defaults::ModelDefaults;
+use super::local::{LocalModel, MANIFEST_FORMAT, ModelSource};
 use super::ollama::OllamaModels;
 use crate::gguf::{GgufError, GgufInfo};
 

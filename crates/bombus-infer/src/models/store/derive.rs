@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use bombus_core::model::ModelName;
 use tempfile::{Builder, TempPath};
 
-use super::super::local::{LocalModel, ModelDefaults, ModelSource};
+use super::super::defaults::ModelDefaults;
+use super::super::local::{LocalModel, ModelSource};
 use super::{Hashed, ModelStore, StoreError, inspect, is_sha256};
 use crate::CreateRequest;
 use crate::gguf::GgufInfo;
@@ -57,7 +58,7 @@ impl ModelStore {
         if let Some(wanted) = &request.quantize {
             check_quantization(&origin.info, wanted)?;
         }
-        lay_over(&mut origin.defaults, request);
+        origin.defaults.lay_over(request);
         self.give_name(&name, origin)
     }
 
@@ -123,27 +124,6 @@ impl ModelStore {
         let copied = self.staging_file()?.into_temp_path();
         fs::copy(path, &copied).map_err(|error| self.write_error(path, error, bytes))?;
         Ok(copied)
-    }
-}
-
-/// Puts what a request says over the defaults of what the model is made of.
-fn lay_over(defaults: &mut ModelDefaults, request: &CreateRequest) {
-    if request.template.is_some() {
-        defaults.template.clone_from(&request.template);
-    }
-    if request.system.is_some() {
-        defaults.system.clone_from(&request.system);
-    }
-    if !request.messages.is_empty() {
-        defaults.messages.clone_from(&request.messages);
-    }
-    for (option, value) in &request.parameters {
-        defaults.parameters.insert(option.clone(), value.clone());
-    }
-    for license in &request.licenses {
-        if !defaults.licenses.contains(license) {
-            defaults.licenses.push(license.clone());
-        }
     }
 }
 

@@ -9,7 +9,8 @@ use bombus_core::model::ModelName;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::super::local::{LocalModel, MANIFEST_FORMAT, Manifest, ModelDefaults, ModelSource};
+use super::super::defaults::ModelDefaults;
+use super::super::local::{LocalModel, MANIFEST_FORMAT, Manifest, ModelSource};
 use super::{Hashed, ModelStore, StoreError, is_sha256};
 use crate::gguf::GgufInfo;
 

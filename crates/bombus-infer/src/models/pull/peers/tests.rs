@@ -12,7 +12,8 @@ use futures::stream;
 use tempfile::TempDir;
 
 use super::super::super::catalogue::{CatalogueEntry, CatalogueSource};
-use super::super::super::local::{LocalModel, ModelDefaults, ModelSource};
+use super::super::super::defaults::ModelDefaults;
+use super::super::super::local::{LocalModel, ModelSource};
 use super::super::super::peers::{SharedModel, Wanted};
 use super::super::{PullError, pull};
 use super::*;

@@ -1,20 +1,74 @@
-//! What a model's name adds to a request that does not say otherwise.
+//! What a model's name adds to its weights, and to the requests for it.
 
 use bombus_core::chat::{ChatRequest, Message, Prompt, Role};
-use bombus_infer::models::ModelDefaults;
+use bombus_core::model::ModelName;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Puts the defaults of a model under a request.
-pub(super) fn apply(defaults: &ModelDefaults, request: &mut ChatRequest) {
-    apply_parameters(&defaults.parameters, request);
-    if request.template.is_none() {
-        request.template.clone_from(&defaults.template);
+use crate::CreateRequest;
+
+/// What a name adds to its weights: several names may stand for one file and behave differently.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelDefaults {
+    /// The model that it was made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ModelName>,
+    /// Prompt template in place of the file's own, in Go's notation or in Jinja.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// System message of conversations that bring none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Defaults of options, by Ollama's names.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub parameters: Map<String, Value>,
+    /// Licence texts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub licenses: Vec<String>,
+    /// Messages that stand before every conversation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
+}
+
+impl ModelDefaults {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
-    let Prompt::Chat(messages) = &mut request.prompt else { return };
-    let has_system = messages.iter().chain(&defaults.messages).any(|message| message.role == Role::System);
-    messages.splice(0..0, defaults.messages.iter().cloned());
-    if let Some(system) = defaults.system.as_deref().filter(|system| !has_system && !system.is_empty()) {
-        messages.insert(0, Message::text(Role::System, system));
+
+    /// Puts what a request to make a model says over what it is made of.
+    pub(crate) fn lay_over(&mut self, request: &CreateRequest) {
+        if request.template.is_some() {
+            self.template.clone_from(&request.template);
+        }
+        if request.system.is_some() {
+            self.system.clone_from(&request.system);
+        }
+        if !request.messages.is_empty() {
+            self.messages.clone_from(&request.messages);
+        }
+        for (option, value) in &request.parameters {
+            self.parameters.insert(option.clone(), value.clone());
+        }
+        for license in &request.licenses {
+            if !self.licenses.contains(license) {
+                self.licenses.push(license.clone());
+            }
+        }
+    }
+
+    /// Puts these defaults under a request: it gets what it does not say itself.
+    pub fn apply(&self, request: &mut ChatRequest) {
+        apply_parameters(&self.parameters, request);
+        if request.template.is_none() {
+            request.template.clone_from(&self.template);
+        }
+        let Prompt::Chat(messages) = &mut request.prompt else { return };
+        let has_system = messages.iter().chain(&self.messages).any(|message| message.role == Role::System);
+        messages.splice(0..0, self.messages.iter().cloned());
+        if let Some(system) = self.system.as_deref().filter(|system| !has_system && !system.is_empty()) {
+            messages.insert(0, Message::text(Role::System, system));
+        }
     }
 }
 
@@ -72,7 +126,7 @@ mod tests {
     fn a_request_gets_what_it_does_not_say_itself() {
         let mut request = ChatRequest::new("m", Prompt::Chat(vec![Message::text(Role::User, "3")]));
         request.sampling.top_k = Some(40);
-        apply(&defaults(), &mut request);
+        defaults().apply(&mut request);
         assert_eq!(texts(&request), ["Be brief.", "1", "2", "3"]);
         assert_eq!((request.sampling.temperature, request.sampling.top_k), (Some(0.25), Some(40)));
         assert_eq!((request.max_tokens, request.context_tokens), (None, Some(512)));
@@ -86,7 +140,7 @@ mod tests {
     fn a_conversation_with_a_system_message_keeps_its_own() {
         let messages = vec![Message::text(Role::System, "Talk."), Message::text(Role::User, "3")];
         let mut request = ChatRequest::new("m", Prompt::Chat(messages));
-        apply(&ModelDefaults { messages: Vec::new(), ..defaults() }, &mut request);
+        ModelDefaults { messages: Vec::new(), ..defaults() }.apply(&mut request);
         assert_eq!(texts(&request), ["Talk.", "3"]);
     }
 }
