@@ -7,6 +7,8 @@ use bombus_infer::models::catalogue::catalogue;
 use bombus_infer::models::pull::{PullConfig, PullError, pull};
 use bombus_infer::models::{LocalModel, StoreError};
 use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::json;
 
 use super::answerer::running_node;
 use super::{Global, output};
@@ -59,7 +61,7 @@ struct WhereArgs {
     /// At all nodes of the swarm, this one included
     #[arg(long)]
     all: bool,
-    /// What came of it as a JSON array, an object for each node
+    /// What came of it as one JSON object; with --node or --all as a JSON array, an object for each node
     #[arg(long)]
     json: bool,
 }
@@ -69,14 +71,26 @@ impl WhereArgs {
     fn is_elsewhere(&self) -> bool {
         self.all || self.node.is_some()
     }
+}
 
-    /// Refuses what has a meaning at other nodes only.
-    fn check(&self) -> Result<()> {
-        if self.json && !self.is_elsewhere() {
-            let failure = Failure::new(Exit::Usage, "--json tells what came of it at each node");
-            return Err(failure.hint("add --node NODE or --all").into());
+/// A model that has come here.
+#[derive(Debug, Serialize)]
+struct Arrived<'a> {
+    name: &'a str,
+    /// Unknown where the model shows under another name.
+    size_bytes: Option<u64>,
+    sha256: Option<&'a str>,
+}
+
+impl Arrived<'_> {
+    /// Prints what scripts may want to know of it.
+    fn print(&self, as_json: bool) -> Result<()> {
+        if as_json {
+            return output::print_json(self);
         }
-        Ok(())
+        let size = self.size_bytes.map(|bytes| format!("  {}", output::size(bytes))).unwrap_or_default();
+        let sha256 = self.sha256.map(|sha256| format!("  sha256:{sha256}")).unwrap_or_default();
+        output::print(&format!("{}{size}{sha256}\n", self.name))
     }
 }
 
@@ -103,6 +117,9 @@ enum ModelsCommand {
         /// What to call it [default: the file's name]
         #[arg(long, value_parser = ModelName::parse)]
         name: Option<ModelName>,
+        /// What came of it as one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Show everything about a model
     Show {
@@ -121,6 +138,9 @@ enum ModelsCommand {
         /// Its second name, which is taken from the model that had it
         #[arg(value_parser = ModelName::parse)]
         to: ModelName,
+        /// What came of it as one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Remove a model
     Rm {
@@ -148,21 +168,27 @@ pub(super) fn run(global: &Global, args: &ModelsArgs) -> Result<ExitCode> {
     match command {
         ModelsCommand::List(args) => super::block_on(list::list(global, &settings, args))?,
         ModelsCommand::Show { name, json } => super::block_on(show::show(global, &settings, name, *json))?,
-        ModelsCommand::Cp { from, to } => super::block_on(change::copy(global, &settings, from, to))?,
+        ModelsCommand::Cp { from, to, json } => {
+            super::block_on(change::copy(global, &settings, from, to))?;
+            if *json {
+                output::print_json(&json!({ "name": to, "copy_of": from }))?;
+            }
+        }
         ModelsCommand::Pull { name, at } => {
-            at.check()?;
             if at.is_elsewhere() {
                 return super::block_on(remote::run(global, remote::Work::Pull, name, at));
             }
-            return super::block_on(pull_model(global, name));
+            return super::block_on(pull_model(global, name, at.json));
         }
-        ModelsCommand::Import { file, name } => import(global, file, name.as_ref())?,
+        ModelsCommand::Import { file, name, json } => import(global, file, name.as_ref(), *json)?,
         ModelsCommand::Rm { name, at } => {
-            at.check()?;
             if at.is_elsewhere() {
                 return super::block_on(remote::run(global, remote::Work::Remove, name.as_str(), at));
             }
             super::block_on(change::remove(global, &settings, name))?;
+            if at.json {
+                output::print_json(&json!({ "name": name, "removed": true }))?;
+            }
         }
         ModelsCommand::Catalogue { json } => show_catalogue(*json)?,
     }
@@ -170,7 +196,7 @@ pub(super) fn run(global: &Global, args: &ModelsArgs) -> Result<ExitCode> {
 }
 
 /// Fetches a model: the running node does where one of its backends can, else this process.
-async fn pull_model(global: &Global, name: &str) -> Result<ExitCode> {
+async fn pull_model(global: &Global, name: &str, as_json: bool) -> Result<ExitCode> {
     let data_dir = global.data_dir()?;
     let mut signals = StopSignals::listen()?;
     let mut progress = Progress::new(name, global.quiet);
@@ -189,7 +215,7 @@ async fn pull_model(global: &Global, name: &str) -> Result<ExitCode> {
         progress.end();
         let Some(pulled) = pulled else { return Ok(stopped(global, true)) };
         pulled?;
-        change::arrived_at_node(&node, name).await?;
+        change::arrived_at_node(&node, name, as_json).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let store = open_models(&data_dir)?;
@@ -202,7 +228,7 @@ async fn pull_model(global: &Global, name: &str) -> Result<ExitCode> {
     let Some(model) = pulled else {
         return Ok(stopped(global, bombus_infer::models::pull::goes_on_later(&store, &sources, name)));
     };
-    arrived(&model.map_err(of_pull)?)?;
+    arrived(&model.map_err(of_pull)?, as_json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -215,7 +241,7 @@ fn stopped(global: &Global, goes_on: bool) -> ExitCode {
     Exit::Interrupted.into()
 }
 
-fn import(global: &Global, file: &Path, name: Option<&ModelName>) -> Result<()> {
+fn import(global: &Global, file: &Path, name: Option<&ModelName>, as_json: bool) -> Result<()> {
     if !file.is_file() {
         return Err(Failure::new(Exit::NotFound, format!("{} is not a file", file.display())).into());
     }
@@ -227,7 +253,7 @@ fn import(global: &Global, file: &Path, name: Option<&ModelName>) -> Result<()> 
     let mut progress = Progress::new(name.as_str(), global.quiet);
     let imported = store.import(file, &name, |done, total| progress.bytes("copying", done, Some(total)));
     progress.end();
-    arrived(&imported.map_err(of_store)?)
+    arrived(&imported.map_err(of_store)?, as_json)
 }
 
 /// `Dir/My-Model.Q4_K_M.gguf` becomes `my-model.q4_k_m`.
@@ -237,9 +263,9 @@ fn name_of_file(file: &Path) -> Result<ModelName> {
         .map_err(|error| Failure::new(Exit::Usage, error.to_string()).hint("give it a name: --name NAME").into())
 }
 
-/// Prints what scripts may want to know of a model that has come.
-fn arrived(model: &LocalModel) -> Result<()> {
-    output::print(&format!("{}  {}  sha256:{}\n", model.name, output::size(model.size_bytes), model.sha256))
+fn arrived(model: &LocalModel, as_json: bool) -> Result<()> {
+    let LocalModel { name, size_bytes, sha256, .. } = model;
+    Arrived { name: name.as_str(), size_bytes: Some(*size_bytes), sha256: Some(sha256.as_str()) }.print(as_json)
 }
 
 fn show_catalogue(as_json: bool) -> Result<()> {
@@ -316,8 +342,9 @@ mod tests {
         for command in ["pull", "rm"] {
             assert!(!at(&[command, "m"]).unwrap().is_elsewhere());
             assert_eq!(at(&[command, "m", "--node", "hive"]).unwrap().node.as_deref(), Some("hive"));
-            assert!(at(&[command, "m", "--all", "--json"]).unwrap().check().is_ok());
-            assert!(at(&[command, "m", "--json"]).unwrap().check().is_err());
+            assert!(at(&[command, "m", "--all", "--json"]).unwrap().json);
+            let here = at(&[command, "m", "--json"]).unwrap();
+            assert!(here.json && !here.is_elsewhere());
             assert_eq!(at(&[command, "m", "--all", "--node", "hive"]), None);
             assert_eq!(at(&[command, "m", "--node", ""]), None);
         }

@@ -1,5 +1,6 @@
 use bombus_testkit::gguf::tiny_model;
-use serde_json::Value;
+use bombus_testkit::hugging_face::{HuggingFace, RepositoryFile};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -25,6 +26,15 @@ async fn a_file_is_imported_listed_and_removed() {
     let listed: Value = serde_json::from_str(&home.run(&["models", "list", "--json"]).await.stdout).unwrap();
     assert_eq!((&listed[0]["name"], &listed[0]["source"]["kind"]), (&"my-tiny:latest".into(), &"imported".into()));
     assert_eq!(listed[0]["size_bytes"], std::fs::metadata(&file).unwrap().len());
+
+    let again = home.run(&["models", "import", file.to_str().unwrap(), "--name", "second", "--json"]).await;
+    let again: Value = serde_json::from_str(&again.stdout).unwrap_or_else(|_| panic!("{}", again.stderr));
+    assert_eq!((&again["name"], &again["sha256"]), (&"second:latest".into(), &listed[0]["sha256"]));
+    let removed = home.run(&["models", "rm", "second", "--json"]).await;
+    assert_eq!(
+        serde_json::from_str::<Value>(&removed.stdout).unwrap(),
+        json!({ "name": "second:latest", "removed": true })
+    );
 
     assert_eq!(home.run(&["models", "rm", "my-tiny"]).await.code, Some(0));
     let gone = home.run(&["models", "rm", "my-tiny"]).await;
@@ -82,6 +92,24 @@ async fn a_model_that_its_source_does_not_have_is_not_found() {
     let pulled = finish(command).await;
     assert_eq!((pulled.code, pulled.stdout.as_str()), (Some(3), ""), "{}", pulled.stderr);
     assert!(pulled.stderr.contains("hint: bombus models catalogue"), "{}", pulled.stderr);
+}
+
+#[tokio::test]
+async fn a_pull_tells_programs_what_came_and_people_how_it_goes() {
+    let hub = HuggingFace::start().await.unwrap();
+    let weights = tiny_model("tiny", 4096);
+    hub.put("owner/Tiny-GGUF", vec![RepositoryFile::new("tiny.Q4_0.gguf", &weights)]);
+    let home = Home::new(&no_backends());
+    let mut command = home.command(&["models", "pull", "hf.co/owner/Tiny-GGUF", "--json"]);
+    command.env("HF_ENDPOINT", hub.site.url());
+    let pulled = finish(command).await;
+    assert_eq!(pulled.code, Some(0), "{}", pulled.stderr);
+    let told: Value = serde_json::from_str(&pulled.stdout).unwrap_or_else(|_| panic!("{}", pulled.stdout));
+    let expected = json!({
+        "name": "hf.co/owner/Tiny-GGUF:latest", "size_bytes": weights.len(), "sha256": bombus_testkit::sha256(&weights),
+    });
+    assert_eq!(told, expected);
+    assert!(pulled.stderr.contains("hf.co/owner/Tiny-GGUF"), "{}", pulled.stderr);
 }
 
 #[tokio::test]

@@ -9,11 +9,11 @@ use serde_json::json;
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
-use super::of_store;
 use super::progress::Progress;
+use super::{Arrived, of_store};
+use crate::cli::Global;
 use crate::cli::answerer::running_node;
 use crate::cli::backends::State;
-use crate::cli::{Global, output};
 use crate::config::Settings;
 use crate::data_dir::DataDir;
 use crate::failure::{Exit, Failure};
@@ -88,18 +88,14 @@ fn failed(error: &str) -> Failure {
 }
 
 /// Prints what scripts may want to know of a model that a node fetched.
-pub(super) async fn arrived_at_node(node: &NodeClient, name: &str) -> Result<()> {
+pub(super) async fn arrived_at_node(node: &NodeClient, name: &str, as_json: bool) -> Result<()> {
     let known = catalogue();
     let stored = find(&known, name).map_or(name, |entry| entry.name.as_str());
     let stored = ModelName::parse(stored)?;
     let tags: Tags = node.get("/api/tags").await?;
-    match tags.models.iter().find(|tag| tag.name == stored.as_str()) {
-        Some(tag) => {
-            let digest = tag.digest.trim_start_matches("sha256:");
-            output::print(&format!("{}  {}  sha256:{digest}\n", tag.name, output::size(tag.size)))
-        }
-        None => output::print(&format!("{stored}\n")),
-    }
+    let tag = tags.models.iter().find(|tag| tag.name == stored.as_str());
+    let sha256 = tag.map(|tag| tag.digest.trim_start_matches("sha256:"));
+    Arrived { name: stored.as_str(), size_bytes: tag.map(|tag| tag.size), sha256 }.print(as_json)
 }
 
 /// Removes a model from the backend that a request for it would find, or from this machine's store.
