@@ -1,4 +1,5 @@
 use anyhow::Result;
+use bombus_core::chat::{Message, Role};
 use bombus_core::model::{ModelDetails, ModelName};
 use bombus_infer::BackendError;
 use serde::Deserialize;
@@ -30,7 +31,16 @@ struct Told {
     #[serde(default)]
     details: ToldDetails,
     #[serde(default)]
+    messages: Vec<ToldMessage>,
+    #[serde(default)]
     model_info: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct ToldMessage {
+    role: Role,
+    #[serde(default)]
+    content: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -47,7 +57,7 @@ impl From<Told> for ModelDetails {
             template: told.template,
             system: told.system,
             parameters: read_parameters(&told.parameters),
-            messages: Vec::new(),
+            messages: told.messages.into_iter().map(|told| Message::text(told.role, told.content)).collect(),
             metadata: told.model_info,
         }
     }
