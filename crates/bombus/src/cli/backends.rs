@@ -8,6 +8,7 @@ use super::answerer::Answerer;
 use super::peers::printable;
 use super::{Global, output};
 use crate::node::RunningBackends;
+use crate::node_client::NodeClient;
 
 /// Arguments of `bombus backends`.
 #[derive(Debug, Args)]
@@ -82,9 +83,14 @@ pub(super) fn run(global: &Global, args: &BackendsArgs) -> Result<ExitCode> {
 /// Asks the node how its backends are, or each backend once where none runs.
 pub(super) async fn states(answerer: &Answerer) -> Result<Vec<State>> {
     match answerer {
-        Answerer::Node(node) => Ok(node.get::<Told>("/backends").await?.backends),
+        Answerer::Node(node) => states_of(node).await,
         Answerer::Here(running) => look(running).await,
     }
+}
+
+/// Asks a node how its backends are, other nodes included.
+pub(super) async fn states_of(node: &NodeClient) -> Result<Vec<State>> {
+    Ok(node.get::<Told>("/backends").await?.backends)
 }
 
 async fn look(running: &RunningBackends) -> Result<Vec<State>> {

@@ -15,6 +15,10 @@ use serde_json::Value;
 use super::doctor::nearest_existing;
 use super::{Global, output};
 
+mod backends;
+
+use backends::Configured;
+
 /// Arguments of `bombus detect`.
 #[derive(Debug, Args)]
 pub(crate) struct DetectArgs {
@@ -58,6 +62,8 @@ struct Detected {
     models_advised: Vec<String>,
     /// Whether this build has the embedded engine and the processor can run it.
     embedded_engine: bool,
+    /// The configured backends; of the running node where one runs.
+    backends: Vec<Configured>,
     servers: Vec<FoundServer>,
     notes: Vec<String>,
 }
@@ -66,9 +72,11 @@ pub(super) fn run(global: &Global, args: &DetectArgs) -> Result<ExitCode> {
     let settings = global.settings(&[])?;
     let _telemetry = global.begin_quiet_logs(&settings)?;
     let data_dir = global.data_dir_path()?.0;
-    let servers = super::block_on(async { Ok(local_servers(&args.probe).await) })?;
+    let looks = async { Ok(tokio::join!(local_servers(&args.probe), backends::configured(&settings, &data_dir))) };
+    let (servers, (backends, trouble)) = super::block_on(looks)?;
     let hardware = hardware::probe(nearest_existing(&data_dir));
-    let detected = Detected::new(hardware, servers);
+    let mut detected = Detected::new(hardware, servers, backends);
+    detected.notes.extend(trouble);
     if args.json {
         output::print_json(&detected)?;
     } else {
@@ -78,9 +86,10 @@ pub(super) fn run(global: &Global, args: &DetectArgs) -> Result<ExitCode> {
 }
 
 impl Detected {
-    fn new(hardware: Hardware, servers: Vec<FoundServer>) -> Self {
+    fn new(hardware: Hardware, servers: Vec<FoundServer>, backends: Vec<Configured>) -> Self {
         let engine = engine();
-        let has_backend = engine.is_ok() || !servers.is_empty();
+        let has_backend =
+            engine.is_ok() || !servers.is_empty() || backends.iter().any(|backend| backend.ready == Some(true));
         let available_mb = hardware.ram_available_mb;
         let mut notes = Vec::new();
         if let Err(reason) = &engine {
@@ -102,6 +111,7 @@ impl Detected {
                 .map(|entry| entry.name)
                 .collect(),
             embedded_engine: engine.is_ok(),
+            backends,
             servers,
             notes,
             gpu_name: best.as_ref().map(|gpu| gpu.name.clone()),
@@ -139,7 +149,8 @@ impl Detected {
         lines.push(("node tier", name_of(self.node_tier)));
         lines.push(("can", self.capabilities.iter().map(name_of).collect::<Vec<_>>().join(", ")));
         lines.push(("largest model", self.largest_model()));
-        lines.extend(self.servers.iter().map(|server| ("found", of_server(server))));
+        lines.extend(self.backends.iter().map(|backend| ("backend", backend.line())));
+        lines.extend(self.servers.iter().map(|server| ("found", of_server(server, &self.backends))));
         if self.servers.is_empty() {
             lines.push(("found", "no other server of models on its usual port".to_owned()));
         }
@@ -180,8 +191,8 @@ fn of_interface(interface: &NetworkInterface) -> String {
     format!("{}: {}{speed}", interface.name, interface.addresses.join(", "))
 }
 
-/// Names a server with the lines by which it becomes a backend.
-fn of_server(server: &FoundServer) -> String {
+/// Names a server with the lines by which it becomes a backend, unless it is one.
+fn of_server(server: &FoundServer, backends: &[Configured]) -> String {
     let version = server.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
     let models = match (server.needs_key, server.models.as_ref().map(Vec::len)) {
         (true, _) => ", it wants a key".to_owned(),
@@ -189,8 +200,11 @@ fn of_server(server: &FoundServer) -> String {
         (false, Some(1)) => ", 1 model".to_owned(),
         (false, Some(count)) => format!(", {count} models"),
     };
-    let kind = server.kind.backend_kind();
-    format!("{}{version}{models}; as a backend: kind = \"{kind}\", url = \"{}\"", server.kind.as_str(), server.url)
+    let found = format!("{}{version}{models}", server.kind.as_str());
+    if let Some(backend) = backends.iter().find(|backend| backend.is(server)) {
+        return format!("{found}; it is the backend {}", backend.name);
+    }
+    format!("{found}; as a backend: kind = \"{}\", url = \"{}\"", server.kind.backend_kind(), server.url)
 }
 
 /// Says whether the embedded engine works here.
@@ -269,8 +283,17 @@ mod tests {
             models: Some(vec!["m:latest".into()]),
             needs_key: false,
         };
-        let text = Detected::new(machine(), vec![server]).text();
+        let ready = Configured {
+            name: "cloud".into(),
+            kind: "openai".into(),
+            url: Some("https://api.example.com/v1".into()),
+            ready: Some(true),
+            error: None,
+            models: Some(2),
+        };
+        let text = Detected::new(machine(), vec![server.clone()], vec![ready]).text();
         for wanted in [
+            "backend        cloud: openai, https://api.example.com/v1, ready, 2 models",
             "processor      Test CPU, 4 cores, 8 threads",
             "memory         16384 MB, 8000 MB available",
             "gpu            Test GPU, 16368 MB, 15000 MB free",
@@ -283,5 +306,16 @@ mod tests {
         ] {
             assert!(text.contains(wanted), "{text}\nlacks {wanted:?}");
         }
+        let used = Configured {
+            name: "near".into(),
+            kind: "ollama".into(),
+            url: Some("http://localhost:11434/".into()),
+            ready: Some(false),
+            error: Some("refused".into()),
+            models: Some(0),
+        };
+        let text = Detected::new(machine(), vec![server], vec![used]).text();
+        assert!(text.contains("backend        near: ollama, http://localhost:11434/, down: refused"), "{text}");
+        assert!(text.contains("found          Ollama 0.24.0, 1 model; it is the backend near"), "{text}");
     }
 }

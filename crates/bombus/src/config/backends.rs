@@ -98,6 +98,11 @@ impl BackendConfig {
         name_all(read)
     }
 
+    /// Returns the address of a server without its secrets.
+    pub(crate) fn shown_url(&self) -> Option<String> {
+        self.settings().get("url").and_then(Json::as_str).map(str::to_owned)
+    }
+
     /// Returns every setting with its value, those at their defaults too. Secrets are hidden.
     pub(super) fn settings(&self) -> Map<String, Json> {
         let mut all = Map::new();
