@@ -1,6 +1,6 @@
 use serde_json::Value;
 
-use crate::harness::{Home, Process, Signal, fake_named, no_backends};
+use crate::harness::{Home, Node, Process, Signal, fake, fake_named, no_backends, server};
 
 #[tokio::test]
 async fn every_backend_is_measured_and_failures_stand_beside() {
@@ -29,6 +29,37 @@ async fn every_backend_is_measured_and_failures_stand_beside() {
     let table = home.run(&["bench", "fake", "--quiet", "--tokens", "2", "--rounds", "1"]).await;
     assert!(table.stdout.starts_with("BACKEND ") && table.stdout.lines().count() == 4, "{}", table.stdout);
     assert_eq!(table.stderr, "");
+}
+
+#[tokio::test]
+async fn candidates_of_every_kind_are_measured_and_explained() {
+    let upstream_home = Home::new(&fake("reply = 'a b c d'"));
+    let upstream = Node::start(&upstream_home).await;
+    let config = no_backends()
+        + &fake_named("script", "reply = 'a b c d'")
+        + &server("ollama", "by-ollama", &upstream.url(""), "")
+        + &server("openai", "by-openai", &upstream.url("/v1"), "");
+    let home = Home::new(&config);
+    let benched = home.run(&["bench", "fake", "--json", "--tokens", "3", "--rounds", "1"]).await;
+    assert_eq!(benched.code, Some(0), "{}", benched.stderr);
+    let results: Value = serde_json::from_str(&benched.stdout).unwrap();
+    let names = |list: &Value| {
+        let mut names: Vec<String> =
+            list.as_array().unwrap().iter().map(|entry| entry["backend"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&results["backends"]), ["by-ollama", "by-openai", "script"]);
+    for backend in results["backends"].as_array().unwrap() {
+        assert_eq!(backend["rounds"][0]["completion_tokens"], 3, "{backend}");
+        assert!(backend["first_token_ms"].is_number() && backend["error"].is_null(), "{backend}");
+    }
+
+    let asked = home.run(&["ask", "--explain", "--json", "hi"]).await;
+    let asked: Value = serde_json::from_str(&asked.stdout).unwrap_or_else(|_| panic!("{}", asked.stderr));
+    assert_eq!(names(&asked["placement"]), ["by-ollama", "by-openai", "script"]);
+    let scored = |candidate: &Value| candidate["score"].is_number();
+    assert!(asked["placement"].as_array().unwrap().iter().all(scored), "{asked}");
 }
 
 #[tokio::test]

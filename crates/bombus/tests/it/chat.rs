@@ -106,6 +106,83 @@ async fn in_a_terminal_there_is_a_history_and_markdown_is_readable() {
     assert_eq!(mode(&home.data_dir().join("chat_history")), 0o600);
 }
 
+/// Enters what is obeyed without a word, and waits for the next prompt.
+async fn in_silence(chat: &mut Terminal, command: &str) {
+    chat.enters(command);
+    chat.shows("\n").await;
+    chat.shows(">>> ").await;
+}
+
+#[tokio::test]
+async fn every_command_works_at_the_keyboard() {
+    let home = Home::new(&(no_backends() + &fake_named("fake", "models = ['fake', 'other']")));
+    let mut chat = Terminal::start(&home.command(&["chat"]));
+    chat.shows(">>> ").await;
+    chat.enters("one");
+    chat.shows(": 1 prompt tokens, 1 answer tokens").await;
+    chat.shows(">>> ").await;
+    in_silence(&mut chat, "/model other").await;
+    chat.enters("/model");
+    chat.shows("other; there are: fake:latest, other:latest").await;
+    chat.shows(">>> ").await;
+    chat.enters("/system");
+    chat.shows("no system message").await;
+    chat.shows(">>> ").await;
+    in_silence(&mut chat, "/system be brief").await;
+    chat.enters("/system");
+    chat.shows("be brief").await;
+    chat.shows(">>> ").await;
+    chat.enters("/save talk.json");
+    chat.shows("2 turns saved in talk.json").await;
+    chat.shows(">>> ").await;
+    in_silence(&mut chat, "/clear").await;
+    chat.enters("two");
+    // The system message stays, and the turns before are gone.
+    chat.shows(": 3 prompt tokens").await;
+    chat.shows(">>> ").await;
+    chat.enters("/load talk.json");
+    chat.shows("2 turns loaded; the model is other").await;
+    chat.shows(">>> ").await;
+    chat.enters("three");
+    chat.shows(": 5 prompt tokens").await;
+    chat.shows(">>> ").await;
+    chat.enters("/model nope");
+    chat.shows("model 'nope' not found").await;
+    chat.shows(">>> ").await;
+    chat.enters("/quit");
+    assert_eq!(chat.ended().await.code(), Some(0), "{}", chat.screen());
+}
+
+#[tokio::test]
+async fn a_line_is_edited_and_one_of_an_earlier_chat_comes_back() {
+    let home = Home::new(&fake(""));
+    let mut first = Terminal::start(&home.command(&["chat"]));
+    first.shows(">>> ").await;
+    // Home, a word; end, back over a letter; one word to the left and away with it.
+    first.types("bees mekX");
+    first.types("\u{1b}[H");
+    first.types("wild ");
+    first.types("\u{1b}[F\u{7f}\u{17}");
+    first.enters("buzz");
+    first.shows(": 3 prompt tokens, 3 answer tokens").await;
+    first.shows(">>> ").await;
+    first.enters("/quit");
+    assert_eq!(first.ended().await.code(), Some(0), "{}", first.screen());
+    let history = std::fs::read_to_string(home.data_dir().join("chat_history")).unwrap();
+    assert!(history.lines().any(|line| line == "wild bees buzz"), "{history}");
+
+    let mut second = Terminal::start(&home.command(&["chat"]));
+    second.shows(">>> ").await;
+    // Up twice: the command that ended the first chat, then its question.
+    second.types("\u{1b}[A\u{1b}[A");
+    second.shows("wild bees buzz").await;
+    second.enters("");
+    second.shows(": 3 prompt tokens, 3 answer tokens").await;
+    second.shows(">>> ").await;
+    second.types(CTRL_D);
+    assert_eq!(second.ended().await.code(), Some(0), "{}", second.screen());
+}
+
 #[tokio::test]
 async fn ctrl_c_stops_the_answer_and_then_the_chat() {
     let home = Home::new(&fake("reply = 'tick'\ntokens = 1000000\ntoken_ms = 10"));
