@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse, FinishReason, Prompt, Resume};
-use bombus_core::model::{ModelDetails, ModelInfo, ModelName};
+use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -32,7 +32,7 @@ use listing::{LISTING_BYTES_MAX, Listed, Listing, Properties};
 
 pub use provider::Provider;
 
-/// Longest wait for a sign of life.
+/// Longest wait for a sign of life, and for what is in memory.
 const HEALTH_TIME_MAX: Duration = Duration::from_secs(5);
 /// Largest answer about a server's properties; its chat template is the most of it.
 const PROPERTIES_BYTES_MAX: usize = 4 << 20;
@@ -253,6 +253,24 @@ impl Backend for OpenAiBackend {
             Ok(_) => Health::Ready,
             Err(error) => Health::Unavailable(self.failed(error, "").to_string()),
         }
+    }
+
+    async fn running(&self) -> Result<Vec<RunningModel>, BackendError> {
+        // What clouds and servers with given models have in memory is nowhere to be read.
+        if self.models_given || self.is_cloud {
+            return Ok(Vec::new());
+        }
+        let late = BackendError::TimedOut { after: HEALTH_TIME_MAX };
+        let models = timeout(HEALTH_TIME_MAX, self.models()).await.unwrap_or(Err(late))?;
+        let loaded = models.into_iter().filter(|info| info.warm).map(|info| RunningModel {
+            memory_bytes: info.size_bytes.unwrap_or(0),
+            gpu_bytes: 0,
+            context_tokens: info.context_tokens.unwrap_or(0),
+            // It stays as long as its server runs.
+            expires_unix_s: None,
+            info,
+        });
+        Ok(loaded.collect())
     }
 
     async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {

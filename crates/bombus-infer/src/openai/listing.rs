@@ -59,8 +59,9 @@ struct Entry {
     /// vLLM's name for the length of the context; the others are OpenRouter's and Together's, Groq's, and Mistral's.
     #[serde(default, alias = "context_length", alias = "context_window", alias = "max_context_length")]
     max_model_len: Option<Value>,
+    /// [`Meta`], or what other servers mean by that name.
     #[serde(default)]
-    meta: Option<Meta>,
+    meta: Option<Value>,
     #[serde(default)]
     architecture: Option<Architecture>,
     /// OpenRouter's list of what a model understands.
@@ -68,15 +69,20 @@ struct Entry {
     supported_parameters: Option<Vec<String>>,
 }
 
-/// llama-server's facts about its model.
+/// llama-server's facts about its model, and by other names those of a Bombus node, which alone says whether it is in memory.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Meta {
+    #[serde(alias = "context_tokens")]
     n_ctx: Option<u32>,
     n_ctx_train: Option<u32>,
+    #[serde(alias = "parameters")]
     n_params: Option<u64>,
+    #[serde(alias = "size_bytes")]
     size: Option<u64>,
+    #[serde(alias = "quantization")]
     ftype: Option<String>,
+    warm: Option<bool>,
 }
 
 /// OpenRouter's facts about a model.
@@ -104,6 +110,7 @@ impl Listing {
             if !listed.iter().any(|known| known.info.name == model.info.name) {
                 entry.describe(&mut model.info);
                 keep(&mut model.info, ModelCapability::Insert, provider.knows_suffix());
+                model.info.warm |= provider.holds_all();
                 model.info.continues = provider.continues() && model.generates();
                 listed.push(model);
             }
@@ -117,13 +124,13 @@ impl Entry {
         info.modified_unix_s = self.created.as_ref().and_then(Value::as_u64).unwrap_or(0);
         let told = self.max_model_len.as_ref().and_then(Value::as_u64);
         info.context_tokens = told.and_then(|tokens| u32::try_from(tokens).ok());
-        if let Some(meta) = self.meta {
+        if let Some(meta) = self.meta.and_then(|meta| serde_json::from_value::<Meta>(meta).ok()) {
             info.context_tokens = info.context_tokens.or(meta.n_ctx).or(meta.n_ctx_train);
             info.parameters = meta.n_params;
             info.size_bytes = meta.size;
             info.quantization = meta.ftype;
-            // Its one model is loaded as long as it runs.
-            info.warm = true;
+            // llama-server's one model is loaded as long as it runs.
+            info.warm = meta.warm.unwrap_or(true);
         }
         if let Some(modalities) = self.architecture.and_then(|architecture| architecture.input_modalities) {
             keep(info, ModelCapability::Vision, modalities.iter().any(|modality| modality == "image"));

@@ -81,6 +81,11 @@ impl Provider {
         matches!(self, Self::LlamaCpp | Self::Vllm)
     }
 
+    /// Returns whether all that it lists is in memory as long as it runs. llama-server says so of each model.
+    pub(super) fn holds_all(self) -> bool {
+        self == Self::Vllm
+    }
+
     pub(super) fn put_think(self, think: &Think, body: &mut Map<String, Value>) {
         let by_template = matches!(self, Self::LlamaCpp | Self::Vllm);
         let (field, value) = match think {

@@ -136,6 +136,37 @@ async fn llama_servers_properties_complete_the_picture() {
 }
 
 #[tokio::test]
+async fn models_that_stay_loaded_are_told_as_running() {
+    let upstream = Upstream::start().await.unwrap();
+    let backend = backend(OpenAiConfig { models: Vec::new(), ..config(upstream.url()) });
+    let loaded = json!({"id": "smol", "owned_by": "llamacpp", "meta": {"n_ctx": 2048, "size": 98_000_000}});
+    let at_rest = json!({"id": "large", "owned_by": "llamacpp"});
+    upstream.on("GET /v1/models", Script::json(200, &json!({"data": [loaded, at_rest]})));
+    let running = backend.running().await.unwrap();
+    let [model] = &running[..] else { panic!("{running:?}") };
+    assert_eq!((model.info.name.as_str(), model.memory_bytes), ("smol:latest", 98_000_000));
+    assert_eq!((model.context_tokens, model.expires_unix_s), (2048, None));
+
+    // A node of Bombus says of each model whether it is in memory.
+    let meta = |warm: bool| json!({"context_tokens": 4096, "size_bytes": 5, "warm": warm, "family": null});
+    let of_bombus = [json!({"id": "here", "meta": meta(true)}), json!({"id": "asleep", "meta": meta(false)})];
+    upstream.on("GET /v1/models", Script::json(200, &json!({"data": of_bombus})));
+    let node = self::backend(OpenAiConfig { models: Vec::new(), ..config(upstream.url()) });
+    let running = node.running().await.unwrap();
+    let [model] = &running[..] else { panic!("{running:?}") };
+    assert_eq!((model.info.name.as_str(), model.memory_bytes, model.context_tokens), ("here:latest", 5, 4096));
+    // vLLM has all in memory that it lists.
+    let of_vllm = json!({"id": "org/big", "owned_by": "vllm", "max_model_len": 4096});
+    upstream.on("GET /v1/models", Script::json(200, &json!({"data": [of_vllm]})));
+    assert_eq!(backend.running().await.unwrap()[0].context_tokens, 4096);
+    // Of a server that says nothing of it, nothing is known.
+    let of_another = [json!({"id": "m", "owned_by": "me"}), json!({"id": "n", "meta": {"parameters": {"depth": 2}}})];
+    upstream.on("GET /v1/models", Script::json(200, &json!({"data": of_another})));
+    let other = self::backend(OpenAiConfig { models: Vec::new(), ..config(upstream.url()) });
+    assert_eq!(other.running().await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn vectors_come_in_the_order_of_the_inputs_and_have_length_1() {
     let upstream = Upstream::start().await.unwrap();
     let data = json!([{"index": 1, "embedding": [0.0, 2.0, 0.0]}, {"index": 0, "embedding": [3.0, 4.0, 12.0]}]);
