@@ -67,6 +67,8 @@ pub(crate) struct ScriptedLibrary {
     pub(crate) told: Arc<Mutex<Vec<String>>>,
     pub(crate) created: Arc<Mutex<Vec<CreateRequest>>>,
     pub(crate) blobs: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    /// Keeps names alone, over models that somebody else manages.
+    pub(crate) names_only: bool,
 }
 
 impl ScriptedLibrary {
@@ -87,6 +89,10 @@ impl ScriptedLibrary {
 
 #[async_trait]
 impl ModelLibrary for ScriptedLibrary {
+    fn takes_weights(&self) -> bool {
+        !self.names_only
+    }
+
     async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError> {
         Ok(self.work(format!("pull {name}")))
     }

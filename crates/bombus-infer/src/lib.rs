@@ -7,6 +7,7 @@ pub mod gguf;
 pub mod hardware;
 mod library;
 pub mod models;
+mod names;
 pub mod ollama;
 pub mod openai;
 mod registry;
@@ -15,6 +16,7 @@ mod upstream;
 
 pub use backend::{Backend, BackendError, ChatStream, Health};
 pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
+pub use names::{NamesError, NamingBackend};
 pub use ollama::{OllamaBackend, OllamaClient, OllamaConfig, OllamaError};
 pub use openai::{OpenAiBackend, OpenAiConfig, OpenAiError};
 pub use registry::{

@@ -23,6 +23,12 @@ pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 /// Manages the models of a backend.
 #[async_trait]
 pub trait ModelLibrary: Send + Sync {
+    /// Says whether it takes weights, by [`ModelLibrary::pull`] and as files. One that does not keeps names over models that somebody else
+    /// manages.
+    fn takes_weights(&self) -> bool {
+        true
+    }
+
     /// Fetches a model. Dropping the stream stops the work; what was fetched is kept for the next try where it can be.
     ///
     /// # Errors

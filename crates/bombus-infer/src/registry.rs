@@ -35,7 +35,7 @@ pub use self::config::RouteConfig;
 use self::entry::{Entry, Shared};
 pub use self::peer::{PeerFacts, PeerNow};
 pub use self::route::{Route, Routed};
-use crate::{Backend, BackendError};
+use crate::{Backend, BackendError, ModelLibrary};
 
 /// Longest wait for a backend to say what models it has: one that hangs must not make the others wait.
 const ASK_TIME_MAX: Duration = Duration::from_secs(5);
@@ -84,6 +84,12 @@ impl NamedBackend {
     #[must_use]
     pub fn new(name: impl Into<String>, kind: &'static str, backend: Arc<dyn Backend>) -> Self {
         Self { name: name.into(), kind, backend, options: BackendOptions::default(), peer: None }
+    }
+
+    /// Returns whether models can be fetched and taken in here.
+    #[must_use]
+    pub fn takes_weights(&self) -> bool {
+        self.backend.library().is_some_and(ModelLibrary::takes_weights)
     }
 
     /// Makes a backend of another node, by its id. The backend's [`Backend::models`] has to answer without waiting.

@@ -116,6 +116,11 @@ impl DataDir {
         self.root.join("models")
     }
 
+    /// Returns the folder with the names that this node keeps over the models of servers.
+    pub(crate) fn names(&self) -> PathBuf {
+        self.root.join("names")
+    }
+
     /// Returns the folder with a folder for each swarm.
     pub(crate) fn swarms(&self) -> PathBuf {
         self.root.join("swarms")

@@ -164,9 +164,13 @@ pub(crate) async fn create(
     JsonBody { value: given, .. }: JsonBody<CreateRequest>,
 ) -> Result<Response, ApiError> {
     let stream = given.stream.unwrap_or(true);
-    let request = creation(given)?;
-    let named = match request.from.as_deref() {
-        Some(from) => places::for_derived(&app, from).await?,
+    let mut request = creation(given)?;
+    let named = match request.from.as_mut() {
+        Some(from) => {
+            let (named, name_there) = places::for_derived(&app, from).await?;
+            *from = name_there;
+            named
+        }
         None => places::for_new(&app, None).await?,
     };
     let library = places::library(&named)?;

@@ -41,11 +41,12 @@ pub(super) async fn within(app: &App, model: &str, scope: &Scope) -> Result<Vec<
     if places.is_empty() { Err(ApiError::model_not_found(model)) } else { Ok(places) }
 }
 
-/// Finds the place of a model whose backend manages its models.
+/// Finds the place of a model whose backend manages its models; one that has the weights, too, before one that keeps names alone.
 pub(super) async fn managed(app: &App, model: &str) -> Result<Listed, ApiError> {
     let mut places = having(app, model).await?;
-    let managed = places.iter().position(|place| place.backend.backend.library().is_some());
-    if let Some(at) = managed {
+    let with_weights = places.iter().position(|place| place.backend.takes_weights());
+    let managed = || places.iter().position(|place| place.backend.backend.library().is_some());
+    if let Some(at) = with_weights.or_else(managed) {
         return Ok(places.swap_remove(at));
     }
     Err(match places.iter().find(|place| place.node.is_none()) {
@@ -72,19 +73,20 @@ pub(super) fn node_names(places: &[Listed]) -> String {
     format!("{nodes} {}", names.join(", "))
 }
 
-/// Finds the backend that a new model goes to: the one that has a model of this name, or the most preferred one that manages models.
+/// Finds the backend that new weights go to: the one that has a model of this name, or the most preferred one that takes weights.
 pub(super) async fn for_new(app: &App, model: Option<&str>) -> Result<NamedBackend, ApiError> {
     if let Some(model) = model
         && let Ok(place) = managed(app, model).await
+        && place.backend.takes_weights()
     {
         return Ok(place.backend);
     }
     let mut backends = app.services.backends.all().into_iter();
-    backends.find(|named| named.backend.library().is_some()).ok_or_else(|| unmanaged("no backend of this node"))
+    backends.find(NamedBackend::takes_weights).ok_or_else(|| unmanaged("no backend of this node"))
 }
 
-/// Finds the backend that a model made of another one goes to.
-pub(super) async fn for_derived(app: &App, from: &str) -> Result<NamedBackend, ApiError> {
+/// Finds the backend that a model made of another one goes to, and the name that the other one has there.
+pub(super) async fn for_derived(app: &App, from: &str) -> Result<(NamedBackend, String), ApiError> {
     if let Ok(places) = having(app, from).await
         && places.iter().all(|place| place.node.is_some())
     {
@@ -93,7 +95,10 @@ pub(super) async fn for_derived(app: &App, from: &str) -> Result<NamedBackend, A
             format!("model '{from}' is not on this node but on {nodes}; bombus models pull {from} brings it here");
         return Err(ApiError::unsupported("from", message));
     }
-    for_new(app, Some(from)).await
+    match managed(app, from).await {
+        Ok(place) => Ok((place.backend, place.alias_of.unwrap_or_else(|| from.to_owned()))),
+        Err(_) => Ok((for_new(app, None).await?, from.to_owned())),
+    }
 }
 
 /// Returns what manages a backend's models.

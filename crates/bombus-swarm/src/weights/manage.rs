@@ -122,12 +122,13 @@ fn failure_of(error: &BackendError) -> ManageAnswer {
     failed(kind, error.to_string())
 }
 
-/// Fetches a model at this node: at the backend that has one of this name, or the most preferred one that manages models.
+/// Fetches a model at this node: at the backend that has one of this name, or the most preferred one that takes weights.
 pub(super) fn pull(backends: Backends, name: String) -> ProgressStream {
     Box::pin(async_stream::try_stream! {
-        let mut managing = having(&backends, &name).await.map(|(named, _)| named);
+        let having = having(&backends, &name).await.map(|(named, _)| named);
+        let mut managing = having.filter(NamedBackend::takes_weights);
         if managing.is_none() {
-            managing = backends.all().iter().find(|named| named.backend.library().is_some()).cloned();
+            managing = backends.all().into_iter().find(NamedBackend::takes_weights);
         }
         let named = managing.ok_or_else(unmanaged)?;
         let library = named.backend.library().ok_or_else(unmanaged)?;
@@ -158,14 +159,48 @@ pub(super) fn remove(backends: Backends, name: String) -> ProgressStream {
     })
 }
 
-/// Finds the backend of this node that has a model and manages its models, and the model's name there.
+/// Finds the backend of this node that has a model and manages its models, and the model's name there. One that has the weights, too,
+/// comes before one that keeps names alone.
 async fn having(backends: &Backends, name: &str) -> Option<(NamedBackend, ModelName)> {
     let name = ModelName::parse(name).ok()?;
     let listed = backends.models().await;
-    let place = listed.iter().find(|place| place.info.name == name && place.backend.backend.library().is_some())?;
+    let places = || listed.iter().filter(|place| place.info.name == name);
+    let managed = || places().find(|place| place.backend.backend.library().is_some());
+    let place = places().find(|place| place.backend.takes_weights()).or_else(managed)?;
     Some((place.backend.clone(), place.name_there()))
 }
 
 fn unmanaged() -> BackendError {
     BackendError::Unsupported { param: "model", message: "no backend of this node manages models".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use bombus_infer::NamingBackend;
+    use bombus_infer::fake::{FakeBackend, FakeConfig};
+    use futures::TryStreamExt;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_backend_that_keeps_names_alone_fetches_nothing_and_lets_its_names_go() {
+        let folder = TempDir::new().unwrap();
+        let server = Arc::new(FakeBackend::new(FakeConfig::default()));
+        let naming = NamingBackend::open("far", folder.path(), server).unwrap();
+        let backends = Backends::new(vec![NamedBackend::new("far", "openai", Arc::new(naming))]);
+        let error = pull(backends.clone(), "fake".to_owned()).try_collect::<Vec<_>>().await.unwrap_err();
+        assert_eq!(error, unmanaged());
+
+        let name = |text: &str| ModelName::parse(text).unwrap();
+        let named = backends.named("far").unwrap();
+        let library = named.backend.library().unwrap();
+        assert_eq!(library.copy(&name("fake"), &name("second")).await, Ok(true));
+        backends.refresh("far").await;
+        remove(backends.clone(), "second".to_owned()).try_collect::<Vec<_>>().await.unwrap();
+        let left: Vec<_> = backends.models().await.into_iter().map(|listed| listed.info.name).collect();
+        assert_eq!(left, [name("fake")]);
+        let error = remove(backends, "fake".to_owned()).try_collect::<Vec<_>>().await.unwrap_err();
+        assert!(error.to_string().contains("tools of that server"), "{error}");
+    }
 }

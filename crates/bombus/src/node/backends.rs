@@ -7,7 +7,7 @@ use bombus_infer::fake::FakeBackend;
 use bombus_infer::models::{ModelStore, ollama_directories};
 use bombus_infer::ollama::{OllamaBackend, OllamaConfig};
 use bombus_infer::openai::OpenAiBackend;
-use bombus_infer::{Backend, Backends, NamedBackend};
+use bombus_infer::{Backend, Backends, NamedBackend, NamingBackend};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
@@ -38,7 +38,10 @@ impl RunningBackends {
                 BackendKind::Ollama(config) => {
                     Arc::new(rendering(set_up(name, OllamaBackend::new(name, config.clone()))?))
                 }
-                BackendKind::OpenAi(config) => Arc::new(set_up(name, OpenAiBackend::new(name, config.clone()))?),
+                BackendKind::OpenAi(config) => {
+                    let server = Arc::new(set_up(name, OpenAiBackend::new(name, config.clone()))?);
+                    Arc::new(set_up(name, NamingBackend::open(name, &data_dir.names(), server))?)
+                }
                 // A node that has Ollama's port would find itself there.
                 BackendKind::LocalOllama if config.api.listen.port() == OLLAMA_ADDRESS.port() => continue,
                 BackendKind::LocalOllama => {

@@ -113,6 +113,58 @@ async fn a_pull_tells_programs_what_came_and_people_how_it_goes() {
 }
 
 #[tokio::test]
+async fn a_model_of_a_server_gets_further_names_that_this_node_keeps() {
+    let upstream_home = Home::new(&fake("models = ['far']"));
+    let upstream = Node::start(&upstream_home).await;
+    let home =
+        Home::new(&(no_backends() + &server("openai", "away", &upstream.url("/v1"), "aliases = { near = 'far' }")));
+    let names = async || {
+        let listed: Value = serde_json::from_str(&home.run(&["models", "list", "--json"]).await.stdout).unwrap();
+        let names = listed.as_array().unwrap().iter().map(|model| model["name"].as_str().unwrap().to_owned());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    for with_node in [false, true] {
+        let node = if with_node { Some(Node::start(&home).await) } else { None };
+        let copied = home.run(&["models", "cp", "near", "second", "--json"]).await;
+        assert_eq!(copied.code, Some(0), "{}", copied.stderr);
+        let told: Value = serde_json::from_str(&copied.stdout).unwrap();
+        assert_eq!(told, json!({ "name": "second:latest", "copy_of": "near:latest" }));
+        assert_eq!(names().await, ["far:latest", "near:latest", "second:latest"]);
+        let asked = home.run(&["ask", "--model", "second", "one two"]).await;
+        assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), "one two\n"), "{}", asked.stderr);
+        let explained = home.run(&["ask", "--explain", "--model", "second", "hi"]).await;
+        assert!(explained.stderr.contains("away"), "{}", explained.stderr);
+
+        if let Some(node) = &node {
+            let request = json!({ "model": "keeper", "from": "second", "system": "You keep bees.",
+                                  "messages": [{ "role": "user", "content": "Hi" }], "stream": false });
+            let (status, made) = node.post("/api/create", &request).await;
+            assert_eq!((status, &made["status"]), (200, &"success".into()), "{made}");
+            let shown = home.run(&["models", "show", "keeper", "--json"]).await;
+            let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|_| panic!("{}", shown.stderr));
+            assert_eq!(shown["details"]["messages"][0]["role"], "user", "{shown}");
+        }
+        assert_eq!(home.run(&["models", "rm", "second"]).await.code, Some(0));
+        assert!(!names().await.contains(&"second:latest".to_owned()));
+        let refused = home.run(&["models", "rm", "far"]).await;
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(refused.stderr.contains("tools of that server"), "{}", refused.stderr);
+        if let Some(node) = node {
+            node.stop().await;
+        }
+    }
+    // What was made at the node outlives it, and is read without one.
+    assert_eq!(names().await, ["far:latest", "keeper:latest", "near:latest"]);
+    let shown = home.run(&["models", "show", "keeper", "--json"]).await;
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|_| panic!("{}", shown.stderr));
+    assert_eq!((&shown["backend"], &shown["details"]["system"]), (&"away".into(), &"You keep bees.".into()));
+    assert_eq!(home.run(&["models", "rm", "keeper"]).await.code, Some(0));
+    assert_eq!(names().await, ["far:latest", "near:latest"]);
+}
+
+#[tokio::test]
 async fn the_models_of_all_backends_of_a_node_are_listed_and_shown() {
     let upstream_home = Home::new(&fake("models = ['far']"));
     let upstream = Node::start(&upstream_home).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use bombus_core::chat::{Message, Role};
-use bombus_infer::{BackendError, CreateRequest, Progress};
+use bombus_infer::{BackendError, BackendOptions, CreateRequest, NamedBackend, Progress};
 use futures::StreamExt;
 use insta::assert_snapshot;
 use serde_json::{Value, json};
@@ -15,7 +15,9 @@ use sha2::{Digest, Sha256};
 
 use super::{saying_good_day, with};
 use crate::HttpConfig;
-use crate::testing::{Answer, LOOPBACK, Scripted, ScriptedLibrary, build, loopback, post, send, services};
+use crate::testing::{
+    Answer, LOOPBACK, Scripted, ScriptedLibrary, build, loopback, model, post, send, services, services_over,
+};
 
 type Steps = Vec<Result<Progress, BackendError>>;
 
@@ -146,6 +148,33 @@ async fn a_node_that_manages_no_models_says_so() {
         assert_eq!((answer.status.as_u16(), told.contains("models")), (400, true), "{path}: {told}");
     }
     assert_eq!(delete(saying_good_day(), json!({"model": "m"})).await.status, 400);
+}
+
+#[tokio::test]
+async fn weights_go_past_a_backend_that_keeps_names_alone() {
+    let names = ScriptedLibrary { names_only: true, steps: vec![step("success")], ..ScriptedLibrary::default() };
+    let weights = ScriptedLibrary { steps: vec![step("success")], ..ScriptedLibrary::default() };
+    let here = Scripted { models: vec![model("far", &[])], library: Some(names.clone()), ..Scripted::default() };
+    let there = Scripted { models: Vec::new(), library: Some(weights.clone()), ..Scripted::default() };
+    let aliases = [("near".to_owned(), "far".to_owned())].into();
+    let options = BackendOptions { aliases, ..BackendOptions::default() };
+    let first = NamedBackend { options, ..NamedBackend::new("names", "fake", Arc::new(here)) };
+    let backends = vec![first, NamedBackend::new("weights", "fake", Arc::new(there))];
+    let router = loopback(services_over(backends));
+    for (path, request) in [
+        ("/api/pull", json!({"model": "far"})),
+        ("/api/create", json!({"model": "sent", "files": {"m.gguf": format!("sha256:{}", digest(b"weights"))}})),
+        ("/api/create", json!({"model": "brief", "from": "far"})),
+        ("/api/create", json!({"model": "short", "from": "near"})),
+        ("/api/copy", json!({"source": "near", "destination": "close"})),
+    ] {
+        assert_eq!(post(&router, path, request).await.status, 200, "{path}");
+    }
+    assert_eq!(post(&router, &format!("/api/blobs/sha256:{}", digest(b"weights")), "weights").await.status, 201);
+    assert_eq!(*weights.told.lock().unwrap(), ["pull far", "create sent"]);
+    assert_eq!(*names.told.lock().unwrap(), ["create brief", "create short", "copy far:latest close:latest"]);
+    let made_of: Vec<_> = names.created.lock().unwrap().iter().map(|request| request.from.clone()).collect();
+    assert_eq!(made_of, [Some("far".to_owned()), Some("far".to_owned())], "an alias is unknown behind the backend");
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -1,0 +1,183 @@
+use bombus_core::chat::{Message, Prompt, Role};
+use bombus_testkit::upstream::{Script, Upstream};
+use futures::TryStreamExt;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{OpenAiBackend, OpenAiConfig};
+
+const CHAT: &str = "POST /v1/chat/completions";
+
+fn name(text: &str) -> ModelName {
+    ModelName::parse(text).unwrap()
+}
+
+/// A server with one loaded model.
+async fn server() -> Upstream {
+    let upstream = Upstream::start().await.unwrap();
+    let meta = json!({"n_ctx_train": 2048, "size": 98_000_000, "ftype": "Q4_1"});
+    let listing = json!({"data": [{"id": "smol", "owned_by": "llamacpp", "created": 7, "meta": meta}]});
+    upstream.on("GET /v1/models", Script::json(200, &listing));
+    upstream.on("GET /props", Script::json(200, &json!({"chat_template": "{{ messages }}"})));
+    let answer = json!({"choices": [{"index": 0, "delta": {"content": "Bzz"}, "finish_reason": "stop"}]});
+    upstream.on(CHAT, Script::events(&[answer]).done());
+    upstream
+}
+
+fn over(upstream: &Upstream, folder: &TempDir) -> NamingBackend {
+    let config = OpenAiConfig { url: upstream.url(), timeout_ms: 20_000, ..OpenAiConfig::default() };
+    let server = Arc::new(OpenAiBackend::new("far", config).unwrap());
+    NamingBackend::open("far", &folder.path().join("names"), server).unwrap()
+}
+
+fn beekeeper() -> CreateRequest {
+    let parameters = json!({"temperature": 0.25, "num_predict": 3});
+    CreateRequest {
+        name: "beekeeper".into(),
+        from: Some("smol".into()),
+        system: Some("You keep bees.".into()),
+        parameters: parameters.as_object().unwrap().clone(),
+        messages: vec![Message::text(Role::User, "Hi"), Message::text(Role::Assistant, "Bzz")],
+        licenses: vec!["MIT".into()],
+        ..CreateRequest::default()
+    }
+}
+
+async fn make(backend: &NamingBackend, request: CreateRequest) -> Result<Vec<String>, BackendError> {
+    let steps: Vec<Progress> = backend.create(request).await?.try_collect().await?;
+    Ok(steps.into_iter().map(|step| step.status).collect())
+}
+
+async fn listed(backend: &NamingBackend) -> Vec<String> {
+    backend.models().await.unwrap().into_iter().map(|info| info.name.to_string()).collect()
+}
+
+/// Asks a model and returns what its server was asked.
+async fn asked(backend: &NamingBackend, upstream: &Upstream, model: &str) -> Value {
+    let request = ChatRequest::new(model, Prompt::Chat(vec![Message::text(Role::User, "What do they make?")]));
+    backend.chat(request).await.unwrap().try_collect::<Vec<_>>().await.unwrap();
+    let requests = upstream.requests();
+    requests.iter().rfind(|request| request.line.starts_with(CHAT)).unwrap().json()
+}
+
+#[tokio::test]
+async fn a_model_with_other_defaults_is_made_asked_shown_and_kept() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    let backend = over(&upstream, &folder);
+    assert_eq!(make(&backend, beekeeper()).await.unwrap().last().unwrap(), "success");
+
+    // Another run of the node finds it again.
+    let backend = over(&upstream, &folder);
+    assert_eq!(listed(&backend).await, ["smol:latest", "beekeeper:latest"]);
+    let info = backend.model(&name("beekeeper")).await.unwrap().unwrap();
+    assert_eq!((info.size_bytes, info.context_tokens, info.warm), (Some(98_000_000), Some(2048), true));
+    assert!(info.modified_unix_s > 7, "it is as old as its name");
+
+    let request = asked(&backend, &upstream, "beekeeper").await;
+    let texts: Vec<&str> =
+        request["messages"].as_array().unwrap().iter().map(|message| message["content"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["You keep bees.", "Hi", "Bzz", "What do they make?"]);
+    assert_eq!(
+        (&request["model"], &request["temperature"], &request["max_tokens"]),
+        (&json!("smol"), &json!(0.25), &json!(3))
+    );
+    assert_eq!(asked(&backend, &upstream, "smol").await["messages"].as_array().unwrap().len(), 1);
+
+    let details = backend.details(&name("beekeeper")).await.unwrap().unwrap();
+    assert_eq!((details.parent, details.system.as_str()), (Some(name("smol")), "You keep bees."));
+    assert_eq!((details.template.as_str(), details.licenses), ("{{ messages }}", vec!["MIT".to_owned()]));
+    assert_eq!((&details.parameters["num_predict"], details.messages.len()), (&json!(3), 2));
+}
+
+#[tokio::test]
+async fn a_copy_is_the_model_by_another_name_until_it_is_removed() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    let backend = over(&upstream, &folder);
+    make(&backend, beekeeper()).await.unwrap();
+    assert_eq!(backend.copy(&name("beekeeper"), &name("apiarist")).await, Ok(true));
+    assert_eq!(backend.delete(&name("beekeeper")).await, Ok(true));
+    assert_eq!(listed(&backend).await, ["smol:latest", "apiarist:latest"]);
+    assert_eq!(asked(&backend, &upstream, "apiarist").await["messages"][0]["content"], "You keep bees.");
+    assert_eq!(backend.load("apiarist", None).await, Ok(()));
+    assert_eq!(backend.unload("apiarist").await, Ok(()));
+
+    assert_eq!(backend.delete(&name("apiarist")).await, Ok(true));
+    assert_eq!(backend.delete(&name("apiarist")).await, Ok(false));
+    assert_eq!(backend.copy(&name("apiarist"), &name("again")).await, Ok(false));
+    assert_eq!(listed(&backend).await, ["smol:latest"]);
+}
+
+#[tokio::test]
+async fn a_name_in_front_of_the_servers_own_gives_that_back_when_it_goes() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    let backend = over(&upstream, &folder);
+    make(&backend, CreateRequest { name: "smol".into(), ..beekeeper() }).await.unwrap();
+    assert_eq!(listed(&backend).await, ["smol:latest"]);
+    assert_eq!(asked(&backend, &upstream, "smol").await["messages"].as_array().unwrap().len(), 4);
+    assert_eq!(backend.delete(&name("smol")).await, Ok(true));
+    assert_eq!(asked(&backend, &upstream, "smol").await["messages"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_name_goes_and_comes_with_the_model_that_it_stands_for() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    let backend = over(&upstream, &folder);
+    make(&backend, beekeeper()).await.unwrap();
+    upstream.on("GET /v1/models", Script::json(200, &json!({"data": [{"id": "other", "owned_by": "llamacpp"}]})));
+    assert_eq!(listed(&backend).await, ["other:latest"]);
+    assert_eq!(backend.model(&name("beekeeper")).await, Ok(None));
+}
+
+#[tokio::test]
+async fn what_only_the_server_could_do_is_refused() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    let backend = over(&upstream, &folder);
+    let refused = async |request: CreateRequest| match make(&backend, request).await.unwrap_err() {
+        BackendError::Unsupported { message, .. } => message,
+        other => panic!("{other:?}"),
+    };
+    let files = std::collections::BTreeMap::from([("model.gguf".to_owned(), "0".repeat(64))]);
+    let of_file = CreateRequest { from: None, files: files.clone(), ..beekeeper() };
+    assert!(refused(of_file).await.contains("takes no weights"));
+    assert!(refused(CreateRequest { adapters: files, ..beekeeper() }).await.contains("adapters"));
+    assert!(refused(CreateRequest { quantize: Some("q8_0".into()), ..beekeeper() }).await.contains("Q4_1"));
+    assert!(
+        refused(CreateRequest { template: Some("{{ .Prompt }}".into()), ..beekeeper() }).await.contains("template")
+    );
+    let unknown = CreateRequest { from: Some("nope".into()), ..beekeeper() };
+    assert_eq!(make(&backend, unknown).await, Err(BackendError::ModelNotFound { model: "nope".into() }));
+    let error = backend.delete(&name("smol")).await.unwrap_err();
+    assert!(error.to_string().contains("tools of that server"), "{error}");
+    assert!(backend.pull("smol").await.is_err() && !backend.takes_weights());
+
+    // What it has anyway can be said again.
+    let same =
+        CreateRequest { template: Some("{{ messages }}\n".into()), quantize: Some("q4_1".into()), ..beekeeper() };
+    make(&backend, same).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_told_and_left_alone() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    make(&over(&upstream, &folder), beekeeper()).await.unwrap();
+    let names = folder.path().join("names");
+    let file = std::fs::read_dir(&names).unwrap().next().unwrap().unwrap().path();
+    for (content, wanted) in [("{\"format\": 7}", "format 7"), ("{\"form", "far-")] {
+        std::fs::write(&file, content).unwrap();
+        let server = Arc::new(OpenAiBackend::new("far", OpenAiConfig::default()).unwrap());
+        let error = NamingBackend::open("far", &names, server).err().unwrap().to_string();
+        assert!(error.contains(wanted), "{error}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), content);
+    }
+}
+
+#[tokio::test]
+async fn backends_keep_their_names_apart() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    let backend = over(&upstream, &folder);
+    backend.copy(&name("smol"), &name("far-one")).await.unwrap();
+    let server = Arc::clone(&backend.server);
+    let other = NamingBackend::open("FAR", &folder.path().join("names"), server).unwrap();
+    assert_eq!(listed(&other).await, ["smol:latest"]);
+}
