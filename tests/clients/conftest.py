@@ -83,7 +83,7 @@ class Served:
 
     @property
     def is_openai_behind(self):
-        """Behind OpenAI's dialect a model is a name, and little more is known or can be done."""
+        """Behind OpenAI's dialect a model is a name, and little more is known of it."""
         return self.kind == "llama-server"
 
 

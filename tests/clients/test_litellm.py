@@ -17,17 +17,17 @@ def texts(stream):
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory, node):
-    """A proxy whose models are a node's, by each of the two dialects."""
+def before(tmp_path_factory, served):
+    """A proxy whose models are a node's, by each of the two dialects, over each kind of backend."""
     or_skip(servers.litellm_program)
-    by_openai = {"api_base": f"{node.api}/v1", "api_key": "unused"}
+    by_openai = {"api_base": f"{served.api}/v1", "api_key": "unused"}
     models = [
         ("by-openai", {"model": "openai/smollm2:135m"} | by_openai),
-        ("by-ollama", {"model": "ollama_chat/smollm2:135m", "api_base": node.api}),
+        ("by-ollama", {"model": "ollama_chat/smollm2:135m", "api_base": served.api}),
         ("vectors-by-openai", {"model": "openai/tiny-bert"} | by_openai),
-        ("vectors-by-ollama", {"model": "ollama/tiny-bert", "api_base": node.api}),
+        ("vectors-by-ollama", {"model": "ollama/tiny-bert", "api_base": served.api}),
         ("unknown-by-openai", {"model": "openai/nope"} | by_openai),
-        ("unknown-by-ollama", {"model": "ollama_chat/nope", "api_base": node.api}),
+        ("unknown-by-ollama", {"model": "ollama_chat/nope", "api_base": served.api}),
     ]
     with servers.LiteLlm(tmp_path_factory.mktemp("litellm"), models) as proxy:
         yield proxy

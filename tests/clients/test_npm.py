@@ -21,13 +21,14 @@ def test_every_test_of_the_package_passes(package, served, model, embedder):
     test = folder / f"{package}.test.mjs"
     shutil.copy2(servers.HERE / "npm" / test.name, test)
     known = "no" if served.is_openai_behind or served.worker else "yes"
+    named = "no" if served.worker else "yes"
     done = subprocess.run(
         [folder / "node", "--test", "--test-reporter=tap", test],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"BOMBUS_API": served.api, "MODEL": model, "EMBEDDER": embedder, "KNOWN": known},
+        env=os.environ | {"BOMBUS_API": served.api, "MODEL": model, "EMBEDDER": embedder, "KNOWN": known, "NAMED": named},
         timeout=LIMIT_S,
     )
     if done.returncode != 0:

@@ -16,8 +16,10 @@ from metrics import in_flight
 
 # What is about managing models, or knowing them well, has no meaning where a model is only a name.
 where_models_are_known = pytest.mark.only_over("embedded", "peer", "ollama")
-# Managing them is up to the node that has them.
-where_models_are_managed = pytest.mark.only_over("embedded", "ollama")
+# Naming them is up to the node that has them.
+where_models_are_named = pytest.mark.only_over("embedded", "ollama", "llama-server")
+# Taking weights in, and out of memory, is more than a server of OpenAI's dialect lets anybody do.
+where_weights_are_managed = pytest.mark.only_over("embedded", "ollama")
 
 QUESTION = [{"role": "user", "content": "Name three things that bees do."}]
 WAIT_LIMIT_S = 20
@@ -276,7 +278,7 @@ class TestGenerate:
 
 
 class TestMemory:
-    @where_models_are_managed
+    @where_weights_are_managed
     def test_an_empty_prompt_loads_and_keep_alive_zero_unloads(self, ollama_client, model):
         answer = ollama_client.generate(model=model)
         assert (answer.response, answer.done, answer.done_reason) == ("", True, "load")
@@ -285,14 +287,14 @@ class TestMemory:
         assert (answer.done, answer.done_reason) == (True, "unload")
         eventually(lambda: model not in loaded(ollama_client))
 
-    @where_models_are_managed
+    @where_weights_are_managed
     def test_no_messages_load_and_unload_too(self, ollama_client, model):
         assert ollama_client.chat(model=model).done_reason == "load"
         assert model in loaded(ollama_client)
         assert ollama_client.chat(model=model, keep_alive=0).done_reason == "unload"
         eventually(lambda: model not in loaded(ollama_client))
 
-    @where_models_are_managed
+    @where_weights_are_managed
     def test_keep_alive_says_for_how_long(self, ollama_client, model):
         chat(ollama_client, model, keep_alive="10m", options={"num_predict": 1})
         entry = next(entry for entry in ollama_client.ps().models if entry.model == model)
@@ -302,7 +304,16 @@ class TestMemory:
         chat(ollama_client, model, keep_alive=0, options={"num_predict": 1})
         eventually(lambda: model not in loaded(ollama_client))
 
-    @where_models_are_managed
+    @pytest.mark.only_over("llama-server")
+    def test_a_server_that_keeps_its_model_is_asked_to_load_and_unload_it_in_vain(self, ollama_client, model):
+        assert ollama_client.generate(model=model).done_reason == "load"
+        entry = next(entry for entry in ollama_client.ps().models if entry.model == "a-name-of-its-own:latest")
+        assert entry.size > 0 and entry.context_length > 0
+        assert ollama_client.generate(model=model, keep_alive=0).done_reason == "unload"
+        assert "a-name-of-its-own:latest" in loaded(ollama_client)
+        assert chat(ollama_client, model).message.content
+
+    @where_weights_are_managed
     def test_a_short_keep_alive_ends_by_itself(self, ollama_client, model):
         chat(ollama_client, model, keep_alive="300ms", options={"num_predict": 1})
         eventually(lambda: model not in loaded(ollama_client))
@@ -347,7 +358,7 @@ class TestEmbeddings:
 
 
 class TestManaging:
-    @where_models_are_managed
+    @where_models_are_named
     def test_a_model_is_copied_and_deleted(self, ollama_client, model):
         assert ollama_client.copy(model, "copy-of-it").status == "success"
         assert "copy-of-it:latest" in {entry.model for entry in ollama_client.list().models}
@@ -358,13 +369,13 @@ class TestManaging:
             ollama_client.delete("copy-of-it")
         assert (caught.value.status_code, caught.value.error) == (404, "model 'copy-of-it' not found")
 
-    @where_models_are_managed
+    @where_models_are_named
     def test_a_copy_of_nothing_is_not_found(self, ollama_client):
         with pytest.raises(ollama.ResponseError) as caught:
             ollama_client.copy("nope", "something")
         assert (caught.value.status_code, caught.value.error) == (404, 'model "nope" not found')
 
-    @where_models_are_managed
+    @where_models_are_named
     def test_a_model_is_made_of_another_with_defaults_of_its_own(self, ollama_client, model):
         statuses = [step.status for step in ollama_client.create(
             "beekeeper", from_=model, system="You keep bees.", parameters={"temperature": 0, "num_predict": 3, "stop": ["wasp"]},
@@ -383,7 +394,7 @@ class TestManaging:
         finally:
             ollama_client.delete("beekeeper")
 
-    @where_models_are_managed
+    @where_weights_are_managed
     def test_a_model_is_made_of_a_file(self, ollama_client, embedder_file):
         digest = ollama_client.create_blob(embedder_file)
         assert ollama_client.create("made-of-a-file", files={"model.gguf": digest}).status == "success"
@@ -392,17 +403,17 @@ class TestManaging:
         finally:
             ollama_client.delete("made-of-a-file")
 
-    @where_models_are_managed
+    @where_weights_are_managed
     def test_a_file_that_is_not_what_its_digest_says_is_refused(self, served):
         answer = httpx.post(f"{served.api}/api/blobs/sha256:{'0' * 64}", content=b"not that", timeout=30)
         assert answer.status_code == 400
         assert "digest mismatch" in answer.json()["error"]
 
     @pytest.mark.only_over("llama-server")
-    def test_managing_is_refused_with_a_reason_where_models_are_only_names(self, ollama_client, model):
+    def test_a_model_of_the_server_behind_is_not_deleted(self, ollama_client, model):
         with pytest.raises(ollama.ResponseError) as caught:
             ollama_client.delete(model)
-        assert caught.value.status_code >= 400 and caught.value.error
+        assert caught.value.status_code == 400 and "belongs to the server" in caught.value.error
         assert model in {entry.model for entry in ollama_client.list().models}
 
 

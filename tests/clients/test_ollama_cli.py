@@ -11,8 +11,10 @@ from conftest import or_skip
 
 pytestmark = pytest.mark.others
 where_models_are_known = pytest.mark.only_over("embedded", "peer", "ollama")
-# Managing them, and knowing all about them, is up to the node that has them.
-where_models_are_managed = pytest.mark.only_over("embedded", "ollama")
+# Naming them, and knowing all about them, is up to the node that has them.
+where_models_are_named = pytest.mark.only_over("embedded", "ollama", "llama-server")
+# Taking weights in, and out of memory, is more than a server of OpenAI's dialect lets anybody do.
+where_weights_are_managed = pytest.mark.only_over("embedded", "ollama")
 WAIT_LIMIT_S = 20
 
 
@@ -42,13 +44,7 @@ def fails(served, tmp_path):
 
 @pytest.fixture
 def talker(served, cli, model, tmp_path):
-    """The name of a model that ends its answers soon: the command line has no option for that, and the small model can go on for ever.
-
-    A llama-server has been started with such a limit itself.
-    """
-    if served.is_openai_behind:
-        yield model
-        return
+    """The name of a model that ends its answers soon: the command line has no option for that, and the small model can go on for ever."""
     modelfile = tmp_path / "Modelfile-talker"
     modelfile.write_text(f"FROM {model}\nPARAMETER num_predict 48\nPARAMETER temperature 0\n")
     servers.run_ollama(served.manager_api, tmp_path, "create", "talker", "-f", modelfile)
@@ -109,7 +105,7 @@ def test_run_with_an_unknown_model_says_so(fails):
     assert "Error" in fails("run", "no-such-model-anywhere:1b", "hello")
 
 
-@where_models_are_managed
+@where_weights_are_managed
 def test_show(cli, model):
     shown = cli("show", model)
     facts = dict(re.findall(r"^\s+(architecture|parameters|context length|embedding length|quantization)\s+(\S.*?)\s*$", shown, re.MULTILINE))
@@ -117,7 +113,7 @@ def test_show(cli, model):
     assert "completion" in shown
 
 
-@where_models_are_managed
+@where_models_are_named
 def test_show_prints_each_part(cli, model):
     assert "<|im_start|>" in cli("show", "--template", model)
     modelfile = cli("show", "--modelfile", model)
@@ -132,7 +128,7 @@ def test_show_of_nothing_is_an_error(fails):
     assert "not found" in fails("show", "nope")
 
 
-@where_models_are_managed
+@where_weights_are_managed
 def test_ps_and_stop(cli, talker):
     cli("run", "--keepalive", "10m", talker, "Say hello.")
     running = table(cli("ps"))[f"{talker}:latest"]
@@ -144,7 +140,19 @@ def test_ps_and_stop(cli, talker):
         assert time.monotonic() < deadline, "the model is still in memory"
 
 
-@where_models_are_managed
+@pytest.mark.only_over("llama-server")
+def test_ps_and_stop_over_a_server_that_keeps_its_model(cli, talker):
+    """Nobody but llama-server itself takes its model out of memory: it is seen there for ever, and stopping it succeeds all the same."""
+    cli("run", talker, "Say hello.")
+    running = table(cli("ps"))["a-name-of-its-own:latest"]
+    assert running["UNTIL"] == "Forever"
+    assert int(running["CONTEXT"]) > 0 and running["SIZE"].split()[0] != "0"
+    cli("stop", talker)
+    assert "a-name-of-its-own:latest" in table(cli("ps"))
+    assert cli("run", talker, "Say hello.").strip()
+
+
+@where_models_are_named
 def test_stop_of_nothing_is_an_error(fails):
     assert "couldn't find model" in fails("stop", "nope")
 
@@ -153,7 +161,7 @@ def test_ps_is_a_table_even_if_nothing_runs(cli):
     assert cli("ps").split()[:3] == ["NAME", "ID", "SIZE"]
 
 
-@where_models_are_managed
+@where_models_are_named
 def test_cp_and_rm(cli, fails, talker):
     assert "copied" in cli("cp", talker, "a-copy")
     assert "a-copy:latest" in table(cli("list"))
@@ -164,7 +172,7 @@ def test_cp_and_rm(cli, fails, talker):
     assert "not found" in fails("cp", "nope", "something")
 
 
-@where_models_are_managed
+@where_models_are_named
 def test_create_of_another_model(cli, model, tmp_path):
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text(f'FROM {model}\nSYSTEM You keep bees.\nPARAMETER temperature 0\nPARAMETER num_predict 3\nMESSAGE user Hi\nMESSAGE assistant Bzz\n')
@@ -177,7 +185,7 @@ def test_create_of_another_model(cli, model, tmp_path):
         cli("rm", "beekeeper")
 
 
-@where_models_are_managed
+@where_weights_are_managed
 def test_create_of_a_file(cli, model_file, tmp_path):
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text(f'FROM {model_file}\nTEMPLATE """{{{{ .Prompt }}}}"""\nPARAMETER temperature 0\nPARAMETER num_predict 4\nLICENSE Apache-2.0\n')
@@ -190,17 +198,36 @@ def test_create_of_a_file(cli, model_file, tmp_path):
         cli("rm", "made-of-a-file")
 
 
-@where_models_are_managed
+@where_models_are_named
 def test_create_of_nothing_is_an_error(fails, tmp_path):
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text("FROM no-such-model-anywhere:1b\n")
     assert "Error" in fails("create", "never", "-f", modelfile)
 
 
+@where_models_are_named
+def test_create_of_a_model_that_was_made_adds_to_it(cli, talker, tmp_path):
+    modelfile = tmp_path / "Modelfile"
+    modelfile.write_text(f"FROM {talker}\nSYSTEM You keep bees.\n")
+    cli("create", "beekeeper-of-few-words", "-f", modelfile)
+    try:
+        assert re.search(r"num_predict\s+48", cli("show", "--parameters", "beekeeper-of-few-words"))
+        assert "You keep bees." in cli("show", "--system", "beekeeper-of-few-words")
+        assert cli("run", "beekeeper-of-few-words", "Say hello.").strip()
+    finally:
+        cli("rm", "beekeeper-of-few-words")
+
+
 @pytest.mark.only_over("llama-server")
-def test_what_cannot_be_done_over_names_alone_is_refused(fails, model):
-    assert "Error" in fails("rm", model)
-    assert "Error" in fails("cp", model, "a-copy")
+def test_what_is_up_to_the_server_behind_is_refused(cli, fails, model, embedder_file, tmp_path):
+    assert "belongs to the server" in fails("rm", model)
+    assert model in table(cli("list"))
+    modelfile = tmp_path / "Modelfile"
+    modelfile.write_text(f"FROM {embedder_file}\n")
+    assert "Error" in fails("create", "never", "-f", modelfile)
+    modelfile.write_text(f'FROM {model}\nTEMPLATE """{{{{ .Prompt }}}}"""\n')
+    assert "keep their template" in fails("create", "never", "-f", modelfile)
+    assert "never:latest" not in table(cli("list"))
 
 
 def test_pull_of_nothing_is_an_error(fails):

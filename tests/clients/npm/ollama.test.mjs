@@ -1,11 +1,12 @@
 // The npm package `ollama` against the node that BOMBUS_API names. test_npm.py runs this over each kind of backend.
-// KNOWN says whether the node knows and manages its models, or has only names of them.
+// KNOWN says whether the node knows its models and their memory, or has only names of them; NAMED whether it can give them further names.
 import assert from "node:assert/strict";
 import test from "node:test";
 import { Ollama } from "ollama";
 
-const { BOMBUS_API, MODEL, EMBEDDER, KNOWN } = process.env;
+const { BOMBUS_API, MODEL, EMBEDDER, KNOWN, NAMED } = process.env;
 const known = { skip: KNOWN === "yes" ? false : "models are only names here" };
+const named = { skip: NAMED === "yes" ? false : "models are those of another node here" };
 const client = new Ollama({ host: BOMBUS_API });
 const messages = [{ role: "user", content: "Name three things that bees do." }];
 const plain = { model: MODEL, messages, options: { temperature: 0, num_predict: 16 } };
@@ -99,7 +100,7 @@ test("a model is loaded, seen and unloaded", known, async () => {
   }
 });
 
-test("a model is copied, made and deleted", known, async () => {
+test("a model is copied, made and deleted", named, async () => {
   await client.copy({ source: MODEL, destination: "copy-by-npm" });
   await client.create({ model: "made-by-npm", from: "copy-by-npm", system: "You keep bees.", parameters: { temperature: 0, num_predict: 2 } });
   const answer = await client.chat({ model: "made-by-npm", messages });
