@@ -12,9 +12,9 @@ mod resume;
 pub use event::{
     Answerer, ChatEvent, Delta, FinishReason, Timings, TokenAlternative, TokenLogprob, ToolCallDelta, Usage,
 };
-pub use message::{Image, Message, Part, Role, ToolCall};
+pub use message::{Image, ImageSource, Message, Part, Role, ToolCall};
 pub use request::{
-    ChatRequest, EmbedInput, EmbedRequest, EmbedResponse, KeepAlive, Overflow, Prompt, ResponseFormat, Sampling, Think,
-    Tool, ToolChoice,
+    ChatRequest, DialectOptions, EmbedInput, EmbedRequest, EmbedResponse, KeepAlive, Overflow, Prompt, ResponseFormat,
+    Sampling, SchemaLabel, Think, Tool, ToolChoice,
 };
 pub use resume::{Resume, Trace};

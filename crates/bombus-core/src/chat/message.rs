@@ -84,9 +84,26 @@ pub enum Part {
 }
 
 /// A picture inside a message.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Where it is.
+    #[serde(flatten)]
+    pub source: ImageSource,
+    /// How closely the model is to look at it, in a word of `OpenAI`'s dialect: `low`, `high` or `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl From<ImageSource> for Image {
+    fn from(source: ImageSource) -> Self {
+        Self { source, detail: None }
+    }
+}
+
+/// Where a picture is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Image {
+pub enum ImageSource {
     /// The encoded bytes (PNG, JPEG, ...) with the media type that the client named.
     Data {
         /// Media type, for example `image/png`.
@@ -111,17 +128,33 @@ pub struct ToolCall {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn texts_of_one_turn_stand_on_lines_of_their_own() {
         let content = vec![
             Part::Text("What is this?".into()),
-            Part::Image(Image::Url("https://example.com/a.jpg".into())),
+            Part::Image(ImageSource::Url("https://example.com/a.jpg".into()).into()),
             Part::Text("Answer briefly.".into()),
         ];
         let message = Message { content, ..Message::text(Role::User, "") };
         assert_eq!(message.joined_text(), "What is this?\nAnswer briefly.");
         assert_eq!(Message::text(Role::User, "alone").joined_text(), "alone");
+    }
+
+    #[test]
+    fn pictures_without_a_detail_are_written_as_they_always_were() {
+        let url = Image::from(ImageSource::Url("https://example.com/a.jpg".into()));
+        let data = Image::from(ImageSource::Data { media_type: "image/png".into(), base64: "AAAA".into() });
+        for (image, written) in [
+            (url.clone(), json!({"url": "https://example.com/a.jpg"})),
+            (data, json!({"data": {"media_type": "image/png", "base64": "AAAA"}})),
+            (Image { detail: Some("low".into()), ..url }, json!({"url": "https://example.com/a.jpg", "detail": "low"})),
+        ] {
+            assert_eq!(serde_json::to_value(&image).unwrap(), written);
+            assert_eq!(serde_json::from_value::<Image>(written).unwrap(), image);
+        }
     }
 }

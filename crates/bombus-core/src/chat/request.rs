@@ -1,5 +1,5 @@
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Answerer, Message, Resume};
 
@@ -19,6 +19,9 @@ pub struct ChatRequest {
     /// The form that the answer has to have.
     #[serde(default)]
     pub response_format: ResponseFormat,
+    /// What the client says of the schema in `response_format`, where there is one.
+    #[serde(default, skip_serializing_if = "SchemaLabel::is_empty")]
+    pub schema_label: SchemaLabel,
     /// How the next token is chosen.
     #[serde(default)]
     pub sampling: Sampling,
@@ -58,6 +61,9 @@ pub struct ChatRequest {
     /// How long the model stays loaded after this request. `None` leaves it to the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<KeepAlive>,
+    /// What only one dialect has words for.
+    #[serde(default, skip_serializing_if = "DialectOptions::is_empty")]
+    pub dialect: DialectOptions,
     /// Whether the pieces of the answer are to tell their [`super::Trace`], where the backend can.
     #[serde(default)]
     pub traced: bool,
@@ -76,6 +82,7 @@ impl ChatRequest {
             tools: Vec::new(),
             tool_choice: ToolChoice::default(),
             response_format: ResponseFormat::default(),
+            schema_label: SchemaLabel::default(),
             sampling: Sampling::default(),
             stop: Vec::new(),
             max_tokens: None,
@@ -89,6 +96,7 @@ impl ChatRequest {
             context_tokens: None,
             overflow: Overflow::default(),
             keep_alive: None,
+            dialect: DialectOptions::default(),
             traced: false,
             resume: None,
         }
@@ -150,6 +158,9 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON schema of its arguments.
     pub parameters: Value,
+    /// Whether the arguments have to fit the schema exactly. `None` leaves it to the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
 }
 
 /// Whether the model has to call a tool.
@@ -178,6 +189,44 @@ pub enum ResponseFormat {
     JsonObject,
     /// JSON that fits this schema.
     JsonSchema(Value),
+}
+
+/// What `OpenAI`'s dialect says of the schema of an answer beside the schema itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaLabel {
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What it is for, for the model to read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Whether the answer has to fit it exactly. `None` leaves it to the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
+}
+
+impl SchemaLabel {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What only one dialect has words for. Backends of that dialect are told it as the client said it; to others it means nothing. Whoever
+/// reads a client's request bounds it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DialectOptions {
+    /// Fields of a request in `OpenAI`'s dialect, for example `parallel_tool_calls`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub openai: Map<String, Value>,
+    /// `options` of a request in Ollama's dialect that say how an engine runs, for example `num_gpu`: numbers, texts and booleans.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub ollama: Map<String, Value>,
+}
+
+impl DialectOptions {
+    fn is_empty(&self) -> bool {
+        self.openai.is_empty() && self.ollama.is_empty()
+    }
 }
 
 /// How the next token is chosen. `None` leaves a value to the backend's default.

@@ -155,7 +155,12 @@ mod tests {
     #[test]
     fn a_request_and_its_answer_come_through_json_unchanged() {
         let request = ChatRequest {
-            tools: vec![Tool { name: "look".into(), description: None, parameters: json!({ "type": "object" }) }],
+            tools: vec![Tool {
+                name: "look".into(),
+                description: None,
+                parameters: json!({ "type": "object" }),
+                strict: None,
+            }],
             tool_choice: ToolChoice::Named("look".into()),
             logprobs: Some(2),
             sampling: Sampling {

@@ -2,7 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bombus_core::chat::{ChatRequest, Image, Message, Overflow, Part, Prompt, ResponseFormat, Role, Tool, ToolCall};
+use bombus_core::chat::{
+    ChatRequest, ImageSource, Message, Overflow, Part, Prompt, ResponseFormat, Role, Tool, ToolCall,
+};
 use serde_json::{Value, json};
 
 use super::options::Options;
@@ -140,7 +142,7 @@ pub(super) fn pictures(place: &str, images: Vec<String>) -> Result<impl Iterator
         let bytes = STANDARD.decode(&base64).map_err(|error| {
             ApiError::invalid_value(format!("{place}[{at}]"), format!("'{place}[{at}]' is no base64: {error}"))
         })?;
-        parts.push(Part::Image(Image::Data { media_type: media_type(&bytes).to_owned(), base64 }));
+        parts.push(Part::Image(ImageSource::Data { media_type: media_type(&bytes).to_owned(), base64 }.into()));
     }
     Ok(parts.into_iter())
 }
@@ -163,7 +165,7 @@ pub(super) fn tools(tools: Vec<RequestTool>) -> Result<Vec<Tool>, ApiError> {
         let function = tool.function;
         let parameters = function.parameters.map_or_else(|| json!({"type": "object", "properties": {}}), Value::Object);
         schema_depth::check(|| format!("tools[{index}].function.parameters"), &parameters)?;
-        Ok(Tool { name: function.name, description: function.description, parameters })
+        Ok(Tool { name: function.name, description: function.description, parameters, strict: None })
     });
     tools.collect()
 }

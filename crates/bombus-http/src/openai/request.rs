@@ -64,6 +64,10 @@ macro_rules! generation_request {
             #[schema(schema_with = logit_bias_schema)]
             pub(crate) logit_bias: Option<HashMap<String, f32>>,
             pub(crate) response_format: Option<ResponseFormat>,
+            /// The older name of `safety_identifier`; backends of this dialect are told.
+            pub(crate) user: Option<String>,
+            /// At which price and speed a provider answers; backends of this dialect are told.
+            pub(crate) service_tier: Option<String>,
             /// Goes on past the model's end-of-text tokens; for measurements.
             pub(crate) ignore_eos: Option<bool>,
         }
@@ -87,6 +91,8 @@ macro_rules! generation_request {
                     repeat_last_n: self.repeat_last_n,
                     logit_bias: self.logit_bias.take().unwrap_or_default(),
                     response_format: self.response_format.take(),
+                    user: self.user.take(),
+                    service_tier: self.service_tier.take(),
                     ignore_eos: self.ignore_eos.unwrap_or(false),
                 }
             }
@@ -111,6 +117,8 @@ pub(crate) struct Common {
     pub(crate) repeat_last_n: Option<i32>,
     pub(crate) logit_bias: HashMap<String, f32>,
     pub(crate) response_format: Option<ResponseFormat>,
+    pub(crate) user: Option<String>,
+    pub(crate) service_tier: Option<String>,
     pub(crate) ignore_eos: bool,
 }
 
@@ -136,6 +144,19 @@ generation_request! {
         pub(crate) tools: Option<Vec<ToolDefinition>>,
         #[schema(schema_with = tool_choice_schema)]
         pub(crate) tool_choice: Option<ToolChoice>,
+        /// Whether the model may call several functions at once; backends of this dialect are told.
+        pub(crate) parallel_tool_calls: Option<bool>,
+        /// How long the answer is to be, `low`, `medium` or `high`; backends of this dialect are told.
+        pub(crate) verbosity: Option<String>,
+        /// Whether the answer is kept at the provider; backends of this dialect are told.
+        pub(crate) store: Option<bool>,
+        /// Notes about the request; backends of this dialect are told.
+        #[schema(value_type = Option<Object>)]
+        pub(crate) metadata: Option<serde_json::Map<String, Value>>,
+        /// Puts requests together that begin alike; backends of this dialect are told.
+        pub(crate) prompt_cache_key: Option<String>,
+        /// A name for who asks; backends of this dialect are told.
+        pub(crate) safety_identifier: Option<String>,
         /// What `tools` was before there were tools; read only to be refused.
         #[schema(ignore)]
         pub(crate) functions: Option<IgnoredAny>,
@@ -237,6 +258,9 @@ pub(crate) struct ImageUrl {
     /// A `data:` URL in base64, or an address that begins with `http://` or `https://`.
     #[schema(pattern = "^(data:[^,]*;base64,|https?://)")]
     pub(crate) url: String,
+    /// How closely the model is to look at it: `low`, `high` or `auto`; backends of this dialect are told.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,32}$")]
+    pub(crate) detail: Option<String>,
 }
 
 /// A call that the model made earlier.
@@ -279,14 +303,30 @@ pub(crate) struct FunctionDefinition {
     /// JSON schema of the arguments.
     #[schema(value_type = Option<Object>)]
     pub(crate) parameters: Option<serde_json::Map<String, Value>>,
+    /// Whether the arguments have to fit the schema exactly; backends of this dialect are told.
+    pub(crate) strict: Option<bool>,
 }
 
 /// Whether and which tool has to be called.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "it has to be none, auto, required, or an object that names a function")]
+#[serde(untagged, expecting = "it has to be none, auto, required, or an object that names a function or allowed tools")]
 pub(crate) enum ToolChoice {
     Mode(ToolChoiceMode),
     Named { function: NamedFunction },
+    Allowed { allowed_tools: AllowedTools },
+}
+
+/// The tools among which the model may choose.
+#[derive(Debug, Deserialize)]
+pub(crate) struct AllowedTools {
+    pub(crate) mode: ToolChoiceMode,
+    pub(crate) tools: Vec<AllowedTool>,
+}
+
+/// One of them.
+#[derive(Debug, Deserialize)]
+pub(crate) struct AllowedTool {
+    pub(crate) function: NamedFunction,
 }
 
 /// Whether a tool has to be called.
@@ -325,6 +365,12 @@ pub(crate) enum ResponseFormatKind {
 /// A JSON schema.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct NamedSchema {
+    /// Its name; backends of this dialect are told.
+    pub(crate) name: Option<String>,
+    /// What it is for; backends of this dialect are told.
+    pub(crate) description: Option<String>,
+    /// Whether the answer has to fit it exactly, as it does without this at backends that hold the model to it.
+    pub(crate) strict: Option<bool>,
     /// Without it, any JSON object fits.
     #[schema(value_type = Option<Object>)]
     pub(crate) schema: Option<serde_json::Map<String, Value>>,
@@ -389,12 +435,22 @@ fn logit_bias_schema() -> RefOr<Schema> {
 
 fn tool_choice_schema() -> RefOr<Schema> {
     let mode = text().enum_values(Some(["none", "auto", "required"]));
-    let function = ObjectBuilder::new().property("name", text()).required("name");
+    let function = || ObjectBuilder::new().property("name", text()).required("name");
     let named = ObjectBuilder::new()
         .property("type", text().enum_values(Some(["function"])))
-        .property("function", function)
+        .property("function", function())
         .required("function");
-    OneOfBuilder::new().item(mode).item(named).item(null()).into()
+    let tool = ObjectBuilder::new().property("function", function()).required("function");
+    let allowed = ObjectBuilder::new()
+        .property("mode", text().enum_values(Some(["auto", "required"])))
+        .property("tools", ArrayBuilder::new().items(tool))
+        .required("mode")
+        .required("tools");
+    let allowed = ObjectBuilder::new()
+        .property("type", text().enum_values(Some(["allowed_tools"])))
+        .property("allowed_tools", allowed)
+        .required("allowed_tools");
+    OneOfBuilder::new().item(mode).item(named).item(allowed).item(null()).into()
 }
 
 fn inputs_schema() -> RefOr<Schema> {

@@ -3,14 +3,14 @@
 use std::ops::RangeInclusive;
 
 use bombus_core::chat::{
-    ChatRequest, Image, Message, Part, Prompt, ResponseFormat as CoreFormat, Role, Sampling, Think, Tool, ToolCall,
-    ToolChoice as CoreToolChoice,
+    ChatRequest, DialectOptions, Image, ImageSource, Message, Part, Prompt, ResponseFormat as CoreFormat, Role,
+    Sampling, SchemaLabel, Think, Tool, ToolCall, ToolChoice as CoreToolChoice,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::request::{
-    ChatCompletionRequest, Common, ContentPart, ImageUrl, NamedSchema, PartKind, RequestMessage, RequestRole,
-    ResponseFormat, ResponseFormatKind, ToolChoice, ToolChoiceMode, ToolDefinition,
+    AllowedTools, ChatCompletionRequest, Common, ContentPart, ImageUrl, NamedSchema, PartKind, RequestMessage,
+    RequestRole, ResponseFormat, ResponseFormatKind, ToolChoice, ToolChoiceMode, ToolDefinition,
 };
 use super::text_or_list::{PromptItem, TextOrList};
 use crate::error::ApiError;
@@ -23,8 +23,10 @@ const STOP_BYTES_MAX: usize = 1_024;
 const INPUTS_MAX: usize = 2_048;
 /// Most tokens with a bias.
 const BIASES_MAX: usize = 1_024;
-/// Longest word for how much a model thinks, in bytes.
-const EFFORT_BYTES_MAX: usize = 32;
+/// Longest word for how much a model thinks, or how closely it looks, in bytes.
+const WORD_BYTES_MAX: usize = 32;
+/// Most bytes of a field that is handed on to backends of this dialect as it is.
+const HANDED_ON_BYTES_MAX: usize = 16 << 10;
 /// Most tokens that a repetition penalty looks at: engines keep a buffer of so many for each answer.
 const PENALTY_TOKENS_MAX: i32 = 65_536;
 /// Most bytes of a request's copies, one of which is made for each answer.
@@ -59,14 +61,40 @@ pub(super) fn chat_request(
             return Err(ApiError::invalid_value("top_logprobs", "'top_logprobs' needs 'logprobs' to be true"));
         }
     };
-    let tools = request.tools.unwrap_or_default();
-    let tool_choice = tool_choice(request.tool_choice, &tools)?;
+    let mut tools = request.tools.unwrap_or_default();
+    let tool_choice = tool_choice(request.tool_choice, &mut tools)?;
+    let think = think(request.reasoning_effort.as_deref())?;
+    let mut own = generation(common, model, prompt, max_tokens, "top_logprobs", logprobs)?;
+    own.dialect.openai.extend(handed_on([
+        ("parallel_tool_calls", request.parallel_tool_calls.map(Value::from).filter(|_| !tools.is_empty())),
+        ("reasoning_effort", request.reasoning_effort.map(Value::from)),
+        ("verbosity", request.verbosity.map(Value::from)),
+        ("store", request.store.map(Value::from)),
+        ("metadata", request.metadata.map(Value::from)),
+        ("prompt_cache_key", request.prompt_cache_key.map(Value::from)),
+        ("safety_identifier", request.safety_identifier.map(Value::from)),
+    ])?);
     Ok(ChatRequest {
         tools: tools.into_iter().enumerate().map(|(index, one)| tool(index, one)).collect::<Result<_, _>>()?,
         tool_choice,
-        think: think(request.reasoning_effort)?,
-        ..generation(common, model, prompt, max_tokens, "top_logprobs", logprobs)?
+        think,
+        ..own
     })
+}
+
+/// Takes the fields that only backends of this dialect understand, as they are.
+fn handed_on<const N: usize>(fields: [(&'static str, Option<Value>); N]) -> Result<Map<String, Value>, ApiError> {
+    let mut taken = Map::new();
+    for (field, value) in fields {
+        let Some(value) = value else { continue };
+        schema_depth::check(|| field.to_owned(), &value)?;
+        if value.to_string().len() > HANDED_ON_BYTES_MAX {
+            let message = format!("'{field}' may have up to {HANDED_ON_BYTES_MAX} bytes");
+            return Err(ApiError::invalid_value(field, message));
+        }
+        taken.insert(field.to_owned(), value);
+    }
+    Ok(taken)
 }
 
 /// Turns what both kinds of generation share into a request.
@@ -79,9 +107,16 @@ pub(super) fn generation(
     logprobs: Option<u8>,
 ) -> Result<ChatRequest, ApiError> {
     in_range(logprobs_param, logprobs.map(f32::from), 0.0..=20.0)?;
+    let (response_format, schema_label) = response_format(common.response_format.take())?;
+    let openai = handed_on([
+        ("user", common.user.take().map(Value::from)),
+        ("service_tier", common.service_tier.take().map(Value::from)),
+    ])?;
     Ok(ChatRequest {
         stop: stops(common.stop.take())?,
-        response_format: response_format(common.response_format.take())?,
+        response_format,
+        schema_label,
+        dialect: DialectOptions { openai, ..DialectOptions::default() },
         ignore_eos: common.ignore_eos,
         max_tokens,
         logprobs,
@@ -174,14 +209,18 @@ pub(super) fn inputs(
     Ok(inputs)
 }
 
-fn think(effort: Option<String>) -> Result<Option<Think>, ApiError> {
+fn think(effort: Option<&str>) -> Result<Option<Think>, ApiError> {
     let Some(effort) = effort else { return Ok(None) };
-    let letters = effort.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-    if !letters || !(1..=EFFORT_BYTES_MAX).contains(&effort.len()) {
+    if !is_word(effort) {
         let message = "'reasoning_effort' has to be a word like none, low, medium or high";
         return Err(ApiError::invalid_value("reasoning_effort", message));
     }
-    Ok(Some(if effort == "none" { Think::Off } else { Think::Level(effort) }))
+    Ok(Some(if effort == "none" { Think::Off } else { Think::Level(effort.to_owned()) }))
+}
+
+fn is_word(text: &str) -> bool {
+    let letters = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    letters && (1..=WORD_BYTES_MAX).contains(&text.len())
 }
 
 fn message(index: usize, message: RequestMessage) -> Result<Message, ApiError> {
@@ -231,51 +270,72 @@ fn content_part(place: &str, part: ContentPart) -> Result<Part, ApiError> {
 }
 
 fn image_of(place: &str, image: ImageUrl) -> Result<Image, ApiError> {
-    let url = image.url;
-    if url.starts_with("http://") || url.starts_with("https://") {
-        return Ok(Image::Url(url));
+    let ImageUrl { url, detail } = image;
+    if detail.as_deref().is_some_and(|detail| !is_word(detail)) {
+        let message = "it has to be a word like auto, low or high";
+        return Err(ApiError::invalid_value(format!("{place}.image_url.detail"), message));
     }
     let data = url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,"));
-    match data {
-        Some((media_type, base64)) => Ok(Image::Data { media_type: media_type.to_owned(), base64: base64.to_owned() }),
+    let source = match data {
+        _ if url.starts_with("http://") || url.starts_with("https://") => ImageSource::Url(url),
+        Some((media_type, base64)) => {
+            ImageSource::Data { media_type: media_type.to_owned(), base64: base64.to_owned() }
+        }
         None => {
             let message = "it has to be 'data:MEDIA/TYPE;base64,...', or begin with 'http://' or 'https://'";
-            Err(ApiError::invalid_value(format!("{place}.image_url.url"), message))
+            return Err(ApiError::invalid_value(format!("{place}.image_url.url"), message));
         }
-    }
+    };
+    Ok(Image { source, detail })
 }
 
 fn tool(index: usize, definition: ToolDefinition) -> Result<Tool, ApiError> {
     let function = definition.function;
     let parameters = function.parameters.map_or_else(|| json!({"type": "object", "properties": {}}), Value::Object);
     schema_depth::check(|| format!("tools[{index}].function.parameters"), &parameters)?;
-    Ok(Tool { name: function.name, description: function.description, parameters })
+    Ok(Tool { name: function.name, description: function.description, parameters, strict: function.strict })
 }
 
-fn tool_choice(choice: Option<ToolChoice>, tools: &[ToolDefinition]) -> Result<CoreToolChoice, ApiError> {
-    let choice = match choice {
-        None | Some(ToolChoice::Mode(ToolChoiceMode::Auto)) => return Ok(CoreToolChoice::Auto),
-        Some(ToolChoice::Mode(ToolChoiceMode::None)) => return Ok(CoreToolChoice::None),
-        Some(ToolChoice::Mode(ToolChoiceMode::Required)) => CoreToolChoice::Required,
-        Some(ToolChoice::Named { function }) => CoreToolChoice::Named(function.name),
+/// Reads which tool has to be called. Of tools among which the model may choose only some, the others are left out.
+fn tool_choice(choice: Option<ToolChoice>, tools: &mut Vec<ToolDefinition>) -> Result<CoreToolChoice, ApiError> {
+    let unknown = || ApiError::invalid_value("tool_choice", "'tools' holds no such tool");
+    let has = |tools: &[ToolDefinition], name: &str| tools.iter().any(|tool| tool.function.name == name);
+    let mode = match choice {
+        None => return Ok(CoreToolChoice::Auto),
+        Some(ToolChoice::Mode(mode)) => mode,
+        Some(ToolChoice::Named { function }) if has(tools, &function.name) => {
+            return Ok(CoreToolChoice::Named(function.name));
+        }
+        Some(ToolChoice::Named { .. }) => return Err(unknown()),
+        Some(ToolChoice::Allowed { allowed_tools: AllowedTools { mode, tools: allowed } }) => {
+            if !allowed.iter().all(|tool| has(tools, &tool.function.name)) {
+                return Err(unknown());
+            }
+            tools.retain(|tool| allowed.iter().any(|allowed| allowed.function.name == tool.function.name));
+            mode
+        }
     };
-    let known = match &choice {
-        CoreToolChoice::Named(name) => tools.iter().any(|tool| tool.function.name == *name),
-        _ => !tools.is_empty(),
-    };
-    if known { Ok(choice) } else { Err(ApiError::invalid_value("tool_choice", "'tools' holds no such tool")) }
+    match mode {
+        ToolChoiceMode::Auto => Ok(CoreToolChoice::Auto),
+        ToolChoiceMode::None => Ok(CoreToolChoice::None),
+        ToolChoiceMode::Required if tools.is_empty() => Err(unknown()),
+        ToolChoiceMode::Required => Ok(CoreToolChoice::Required),
+    }
 }
 
-fn response_format(format: Option<ResponseFormat>) -> Result<CoreFormat, ApiError> {
-    let Some(format) = format else { return Ok(CoreFormat::Text) };
+fn response_format(format: Option<ResponseFormat>) -> Result<(CoreFormat, SchemaLabel), ApiError> {
+    let plain = |format| Ok((format, SchemaLabel::default()));
+    let Some(format) = format else { return plain(CoreFormat::Text) };
     match (format.kind, format.json_schema) {
-        (ResponseFormatKind::Text, _) => Ok(CoreFormat::Text),
-        (ResponseFormatKind::JsonObject, _) => Ok(CoreFormat::JsonObject),
-        (ResponseFormatKind::JsonSchema, Some(NamedSchema { schema: None })) => Ok(CoreFormat::JsonObject),
-        (ResponseFormatKind::JsonSchema, Some(NamedSchema { schema: Some(schema) })) => {
+        (ResponseFormatKind::Text, _) => plain(CoreFormat::Text),
+        (ResponseFormatKind::JsonObject, _) => plain(CoreFormat::JsonObject),
+        (ResponseFormatKind::JsonSchema, Some(NamedSchema { schema: None, .. })) => plain(CoreFormat::JsonObject),
+        (ResponseFormatKind::JsonSchema, Some(NamedSchema { schema: Some(schema), name, description, strict })) => {
             let schema = Value::Object(schema);
             schema_depth::check(|| "response_format.json_schema.schema".to_owned(), &schema)?;
-            Ok(CoreFormat::JsonSchema(schema))
+            // Left out, it is not strict in this dialect.
+            let strict = Some(strict.unwrap_or(false));
+            Ok((CoreFormat::JsonSchema(schema), SchemaLabel { name, description, strict }))
         }
         (ResponseFormatKind::JsonSchema, None) => {
             let param = "response_format.json_schema";

@@ -1,8 +1,8 @@
 //! Says a request in Ollama's words.
 
 use bombus_core::chat::{
-    ChatRequest, EmbedInput, EmbedRequest, Image, KeepAlive, Message, Part, Prompt, ResponseFormat, Role, Think, Tool,
-    ToolCall, ToolChoice,
+    ChatRequest, EmbedInput, EmbedRequest, ImageSource, KeepAlive, Message, Part, Prompt, ResponseFormat, Role, Think,
+    Tool, ToolCall, ToolChoice,
 };
 use serde_json::{Value, json};
 
@@ -268,9 +268,9 @@ fn images(message: &Message) -> Result<Vec<String>, BackendError> {
         Part::Text(_) => None,
         Part::Image(image) => Some(image),
     });
-    let data = pictures.map(|image| match image {
-        Image::Data { base64, .. } => Ok(base64.clone()),
-        Image::Url(url) => match url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
+    let data = pictures.map(|image| match &image.source {
+        ImageSource::Data { base64, .. } => Ok(base64.clone()),
+        ImageSource::Url(url) => match url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
             Some((_, base64)) => Ok(base64.to_owned()),
             None => unsupported("messages", "Ollama does not fetch pictures; send them in the request, as data URLs"),
         },

@@ -1,4 +1,4 @@
-use bombus_core::chat::{ResponseFormat, Think};
+use bombus_core::chat::{ResponseFormat, SchemaLabel, Think};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 /// | think: off | left out | `chat_template_kwargs` | `chat_template_kwargs` | left out |
 /// | think: on | `reasoning_effort` = `medium` | `chat_template_kwargs` | `chat_template_kwargs` | `reasoning_effort` = `medium` |
 /// | think: a level | `reasoning_effort` | `chat_template_kwargs` | `reasoning_effort` | `reasoning_effort` |
+/// | `parallel_tool_calls`, `user` and others of the dialect | sent | sent | sent | sent |
 /// | earlier thoughts | left out | `reasoning_content` | `reasoning_content` | left out |
 /// | goes on with what another run began | no | behind the rendered text | `continue_final_message` | no |
 ///
@@ -86,6 +87,12 @@ impl Provider {
         self == Self::Vllm
     }
 
+    /// Returns whether it is told a field of this dialect that has no place in our vocabulary. How much to think is said to llama-server and
+    /// vLLM in words of their own.
+    pub(super) fn takes_field(self, field: &str) -> bool {
+        field != "reasoning_effort" || matches!(self, Self::OpenAi | Self::Other)
+    }
+
     pub(super) fn put_think(self, think: &Think, body: &mut Map<String, Value>) {
         let by_template = matches!(self, Self::LlamaCpp | Self::Vllm);
         let (field, value) = match think {
@@ -102,7 +109,13 @@ impl Provider {
     }
 
     /// Says in which form an answer is wanted. llama-server reads `response_format` of conversations only.
-    pub(super) fn put_format(self, format: &ResponseFormat, chat: bool, body: &mut Map<String, Value>) {
+    pub(super) fn put_format(
+        self,
+        format: &ResponseFormat,
+        label: &SchemaLabel,
+        chat: bool,
+        body: &mut Map<String, Value>,
+    ) {
         let (field, value) = match format {
             ResponseFormat::Text => return,
             ResponseFormat::JsonObject if self == Self::LlamaCpp && !chat => ("json_schema", json!({"type": "object"})),
@@ -114,8 +127,12 @@ impl Provider {
             ResponseFormat::JsonObject => ("response_format", json!({"type": "json_object"})),
             ResponseFormat::JsonSchema(schema) => {
                 // `OpenAI` refuses strictness for schemas that leave room for more fields.
-                let strict = schema.get("additionalProperties") == Some(&Value::Bool(false));
-                let named = json!({"name": "answer", "schema": schema, "strict": strict});
+                let fits = || schema.get("additionalProperties") == Some(&Value::Bool(false));
+                let (name, strict) = (label.name.as_deref().unwrap_or("answer"), label.strict.unwrap_or_else(fits));
+                let mut named = json!({"name": name, "schema": schema, "strict": strict});
+                if let Some(description) = &label.description {
+                    named["description"] = json!(description);
+                }
                 ("response_format", json!({"type": "json_schema", "json_schema": named}))
             }
         };

@@ -1,6 +1,6 @@
 //! Requests for text, said in `OpenAI`'s words.
 
-use bombus_core::chat::{ChatRequest, Image, Message, Part, Prompt, Role, Sampling, Tool, ToolCall, ToolChoice};
+use bombus_core::chat::{ChatRequest, ImageSource, Message, Part, Prompt, Role, Sampling, Tool, ToolCall, ToolChoice};
 use serde_json::{Map, Value, json};
 
 use super::Provider;
@@ -69,9 +69,14 @@ pub(super) fn body(request: &ChatRequest, id: &str, provider: Provider) -> Resul
     if request.ignore_eos {
         body.insert("ignore_eos".to_owned(), json!(true));
     }
-    provider.put_format(&request.response_format, chat, &mut body);
+    provider.put_format(&request.response_format, &request.schema_label, chat, &mut body);
     if let Some(think) = request.think.as_ref().filter(|_| chat) {
         provider.put_think(think, &mut body);
+    }
+    for (field, value) in &request.dialect.openai {
+        if provider.takes_field(field) {
+            body.entry(field).or_insert_with(|| value.clone());
+        }
     }
     Ok(body)
 }
@@ -133,6 +138,9 @@ fn tool(tool: &Tool) -> Value {
         function.insert("description".to_owned(), json!(description));
     }
     function.insert("parameters".to_owned(), tool.parameters.clone());
+    if let Some(strict) = tool.strict {
+        function.insert("strict".to_owned(), json!(strict));
+    }
     json!({"type": "function", "function": function})
 }
 
@@ -168,9 +176,16 @@ fn message(said: &Message, provider: Provider) -> Value {
 fn part(part: &Part) -> Value {
     match part {
         Part::Text(text) => json!({"type": "text", "text": text}),
-        Part::Image(Image::Url(url)) => json!({"type": "image_url", "image_url": {"url": url}}),
-        Part::Image(Image::Data { media_type, base64 }) => {
-            json!({"type": "image_url", "image_url": {"url": format!("data:{media_type};base64,{base64}")}})
+        Part::Image(image) => {
+            let url = match &image.source {
+                ImageSource::Url(url) => json!(url),
+                ImageSource::Data { media_type, base64 } => json!(format!("data:{media_type};base64,{base64}")),
+            };
+            let mut said = Map::from_iter([("url".to_owned(), url)]);
+            if let Some(detail) = &image.detail {
+                said.insert("detail".to_owned(), json!(detail));
+            }
+            json!({"type": "image_url", "image_url": said})
         }
     }
 }

@@ -129,6 +129,7 @@ mod tests {
                 "required": ["where"],
                 "$defs": { "Place": { "enum": [city] } },
             }),
+            strict: None,
         };
         let (near, far) = (tool("near", "Here"), tool("far", "There"));
         let grammar = grammar_for_call(&[&near, &far], "arguments").unwrap();

@@ -255,7 +255,12 @@ mod tests {
 
     #[test]
     fn a_demanded_call_gets_a_grammar_for_just_the_tools_allowed() {
-        let tool = |name: &str| Tool { name: name.into(), description: None, parameters: json!({ "type": "object" }) };
+        let tool = |name: &str| Tool {
+            name: name.into(),
+            description: None,
+            parameters: json!({ "type": "object" }),
+            strict: None,
+        };
         let tools = [tool("near"), tool("far")];
         let named = call_grammar(ToolFormat::Hermes, &tools, &ToolChoice::Named("far".into())).unwrap().unwrap();
         assert!(named.starts_with("root ::= \"<tool_call>"), "{named}");
@@ -275,7 +280,7 @@ mod tests {
     fn a_parameter_called_root_does_not_confuse_the_grammar() {
         let parameters =
             json!({ "type": "object", "properties": { "root": { "enum": ["a", "b"] } }, "required": ["root"] });
-        let tools = [Tool { name: "f".into(), description: None, parameters }];
+        let tools = [Tool { name: "f".into(), description: None, parameters, strict: None }];
         let grammar = call_grammar(ToolFormat::Hermes, &tools, &ToolChoice::Required).unwrap().unwrap();
         let names: Vec<&str> =
             grammar.lines().filter_map(|rule| rule.split_once(" ::=")).map(|(name, _)| name).collect();

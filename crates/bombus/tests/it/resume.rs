@@ -234,7 +234,7 @@ async fn an_answer_that_had_come_to_its_end_ends_at_once() {
 #[tokio::test]
 async fn what_cannot_be_continued_is_refused() {
     let engine = Engine::start(EmbeddedConfig::default()).await;
-    let tool = Tool { name: "look".into(), description: None, parameters: json!({ "type": "object" }) };
+    let tool = Tool { name: "look".into(), description: None, parameters: json!({ "type": "object" }), strict: None };
     let request = ChatRequest { tools: vec![tool], resume: Some(Resume::default()), ..ask("Hi", 5) };
     assert!(!engine.backend.can_resume(&request));
     let error = engine.try_run(request).await.unwrap_err();

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bombus_core::chat::{
-    ChatRequest, Image, KeepAlive, Message, Overflow, Part, Prompt, ResponseFormat, Role, Think, ToolCall,
+    ChatRequest, ImageSource, KeepAlive, Message, Overflow, Part, Prompt, ResponseFormat, Role, Think, ToolCall,
 };
 use bombus_core::model::ModelCapability;
 use serde_json::{Value, json};
@@ -167,8 +167,8 @@ async fn pictures_are_known_by_their_first_bytes() {
         let of_chat = json!({"messages": [{"role": "user", "content": "What is it?", "images": [broken]}]});
         for seen in [chat_seen(of_chat).await, generate_seen(json!({"images": [broken]})).await] {
             let Prompt::Chat(messages) = seen.prompt else { panic!("a conversation is wanted") };
-            let image = Image::Data { media_type: expected.into(), base64: base64.clone() };
-            assert_eq!(messages[0].content[1], Part::Image(image));
+            let image = ImageSource::Data { media_type: expected.into(), base64: base64.clone() };
+            assert_eq!(messages[0].content[1], Part::Image(image.into()));
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What reaches the backend of what a client sends.
 
-use bombus_core::chat::{ChatRequest, FinishReason, Image, Part, Prompt, ResponseFormat, Role, Think, ToolChoice};
+use bombus_core::chat::{
+    ChatRequest, FinishReason, ImageSource, Part, Prompt, ResponseFormat, Role, Think, ToolChoice,
+};
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};
 
@@ -41,7 +43,8 @@ async fn every_option_reaches_the_backend() {
         "logit_bias": {"9": 1, "3": -100}, "stop": ["\n", ""], "ignore_eos": true, "logprobs": true, "top_logprobs": 4,
         "tools": [weather_tool()], "tool_choice": {"type": "function", "function": {"name": "weather"}},
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": true}},
-        "user": "someone", "store": false, "metadata": {}, "unknown": [1],
+        "user": "someone", "store": false, "metadata": {"a": "b"}, "service_tier": "flex", "parallel_tool_calls": false,
+        "reasoning_effort": "low", "verbosity": "high", "prompt_cache_key": "k", "safety_identifier": "s", "unknown": [1],
     }))
     .await;
     assert_json_snapshot!(request);
@@ -139,6 +142,12 @@ async fn a_seed_of_minus_one_is_none() {
 
 #[tokio::test]
 async fn forms_of_answers_are_understood() {
+    let strict = async |schema: Value| {
+        let form = json!({"type": "json_schema", "json_schema": schema});
+        chat_asked(json!({"response_format": form})).await.schema_label.strict
+    };
+    assert_eq!(strict(json!({"name": "x", "schema": {}})).await, Some(false), "the dialect's own default");
+    assert_eq!(strict(json!({"name": "x", "schema": {}, "strict": true})).await, Some(true));
     for (form, expected) in [
         (json!({"type": "text"}), ResponseFormat::Text),
         (json!({"type": "json_object"}), ResponseFormat::JsonObject),
@@ -160,13 +169,25 @@ async fn choices_of_tools_are_understood() {
 }
 
 #[tokio::test]
+async fn tools_that_are_not_allowed_are_left_out() {
+    let named = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let allowed = |mode: &str| json!({"mode": mode, "tools": [named("weather")]});
+    for (mode, expected) in [("auto", ToolChoice::Auto), ("required", ToolChoice::Required)] {
+        let choice = json!({"type": "allowed_tools", "allowed_tools": allowed(mode)});
+        let request = chat_asked(json!({"tools": [named("time"), weather_tool()], "tool_choice": choice})).await;
+        let names: Vec<_> = request.tools.iter().map(|tool| tool.name.as_str()).collect();
+        assert_eq!((names, request.tool_choice), (vec!["weather"], expected));
+    }
+}
+
+#[tokio::test]
 async fn pictures_are_handed_on_as_they_came() {
     let url = "data:image/png;base64,iVBORw0=";
     let content = json!([{"type": "image_url", "image_url": {"url": url}}]);
     let request = chat_asked(json!({"messages": [{"role": "user", "content": content}]})).await;
     let Prompt::Chat(messages) = request.prompt else { panic!("a chat was sent") };
-    let expected = Image::Data { media_type: "image/png".into(), base64: "iVBORw0=".into() };
-    assert_eq!(messages[0].content, [Part::Image(expected)]);
+    let expected = ImageSource::Data { media_type: "image/png".into(), base64: "iVBORw0=".into() };
+    assert_eq!(messages[0].content, [Part::Image(expected.into())]);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-use bombus_core::chat::{Overflow, Sampling};
+use bombus_core::chat::{Image, Overflow, Sampling};
 
 use super::*;
 
@@ -89,7 +89,7 @@ fn arguments_of_calls_are_objects_and_tools_that_answer_have_names() {
 
 #[test]
 fn tools_are_left_out_where_none_is_to_be_called_and_cannot_be_forced() {
-    let tool = Tool { name: "weather".into(), description: None, parameters: json!({"type": "object"}) };
+    let tool = Tool { name: "weather".into(), description: None, parameters: json!({"type": "object"}), strict: None };
     let with = |tool_choice| ChatRequest { tools: vec![tool.clone()], tool_choice, ..asked(vec![user("Hi")]) };
     let function = json!({"name": "weather", "parameters": {"type": "object"}});
     assert_eq!(said(&with(ToolChoice::Auto))["tools"], json!([{"type": "function", "function": function}]));
@@ -100,12 +100,13 @@ fn tools_are_left_out_where_none_is_to_be_called_and_cannot_be_forced() {
 
 #[test]
 fn pictures_go_along_and_addresses_do_not() {
-    let with = |image| Message { content: vec![Part::Text("What?".into()), Part::Image(image)], ..user("") };
-    let data = Image::Data { media_type: "image/png".into(), base64: "AAAA".into() };
+    let with =
+        |image| Message { content: vec![Part::Text("What?".into()), Part::Image(Image::from(image))], ..user("") };
+    let data = ImageSource::Data { media_type: "image/png".into(), base64: "AAAA".into() };
     assert_eq!(said(&asked(vec![with(data)]))["messages"][0]["images"], json!(["AAAA"]));
-    let inline = Image::Url("data:image/png;base64,BBBB".into());
+    let inline = ImageSource::Url("data:image/png;base64,BBBB".into());
     assert_eq!(said(&asked(vec![with(inline)]))["messages"][0]["images"], json!(["BBBB"]));
-    assert_eq!(refused(&asked(vec![with(Image::Url("https://example.com/a.png".into()))])), "messages");
+    assert_eq!(refused(&asked(vec![with(ImageSource::Url("https://example.com/a.png".into()))])), "messages");
 }
 
 #[test]

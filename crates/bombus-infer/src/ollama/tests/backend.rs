@@ -82,8 +82,12 @@ async fn tool_calls_pass_whole() {
     let call = json!({"function": {"index": 0, "name": "weather", "arguments": {"city": "Ulm"}}});
     let piece = json!({"message": {"role": "assistant", "content": "", "tool_calls": [call]}, "done": false});
     upstream.on("POST /api/chat", Script::lines(&[piece, done()]));
-    let tool =
-        Tool { name: "weather".into(), description: Some("Tells it".into()), parameters: json!({"type": "object"}) };
+    let tool = Tool {
+        name: "weather".into(),
+        description: Some("Tells it".into()),
+        parameters: json!({"type": "object"}),
+        strict: None,
+    };
     let request = ChatRequest { tools: vec![tool], ..ask("Weather?") };
     let events: Vec<_> = backend(&upstream).chat(request).await.unwrap().map(Result::unwrap).collect().await;
     let [ChatEvent::ToolCall(call), ChatEvent::Done { finish: FinishReason::ToolCalls, .. }] = &events[..] else {

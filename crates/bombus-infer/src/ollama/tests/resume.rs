@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use bombus_core::chat::{Image, Part, ResponseFormat, Resume, Think, Usage};
+use bombus_core::chat::{ImageSource, Part, ResponseFormat, Resume, Think, Usage};
 use bombus_core::model::ModelName;
 
 use super::*;
@@ -116,7 +116,7 @@ async fn an_answer_that_is_at_its_end_or_fills_the_context_ends() {
 #[tokio::test]
 async fn what_cannot_go_on_is_known_beforehand() {
     let (upstream, ready) = prepared(json!({})).await;
-    let picture = Part::Image(Image::Data { media_type: "image/png".into(), base64: "iVBO".into() });
+    let picture = Part::Image(ImageSource::Data { media_type: "image/png".into(), base64: "iVBO".into() }.into());
     let seen = ChatRequest::new(
         "small",
         Prompt::Chat(vec![Message { content: vec![picture], ..Message::text(Role::User, "") }]),

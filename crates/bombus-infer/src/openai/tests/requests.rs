@@ -1,4 +1,6 @@
-use bombus_core::chat::{Image, Part, ResponseFormat, Sampling, Think, Tool, ToolCall, ToolChoice};
+use bombus_core::chat::{
+    DialectOptions, Image, ImageSource, Part, ResponseFormat, Sampling, SchemaLabel, Think, Tool, ToolCall, ToolChoice,
+};
 
 use super::*;
 
@@ -22,9 +24,9 @@ fn raw() -> ChatRequest {
 #[test]
 fn a_conversation_is_said_with_all_that_is_in_it() {
     let call = ToolCall { id: "c1".to_owned(), name: "see".to_owned(), arguments: "{\"x\":1}".to_owned() };
-    let image = Image::Data { media_type: "image/png".to_owned(), base64: "iVBO".to_owned() };
-    let look =
-        vec![Part::Text("Look".to_owned()), Part::Image(image), Part::Image(Image::Url("https://a/b".to_owned()))];
+    let data = ImageSource::Data { media_type: "image/png".to_owned(), base64: "iVBO".to_owned() };
+    let closely = Image { detail: Some("high".to_owned()), ..Image::from(ImageSource::Url("https://a/b".to_owned())) };
+    let look = vec![Part::Text("Look".to_owned()), Part::Image(data.into()), Part::Image(closely)];
     let messages = vec![
         Message::text(Role::System, "Be brief."),
         Message { content: look, name: Some("Ann".to_owned()), ..Message::text(Role::User, "") },
@@ -43,7 +45,7 @@ fn a_conversation_is_said_with_all_that_is_in_it() {
         {"role": "user", "name": "Ann", "content": [
             {"type": "text", "text": "Look"},
             {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}},
-            {"type": "image_url", "image_url": {"url": "https://a/b"}},
+            {"type": "image_url", "image_url": {"url": "https://a/b", "detail": "high"}},
         ]},
         {"role": "assistant", "content": null, "tool_calls": [{"id": "c1", "type": "function", "function": function}]},
         {"role": "tool", "content": "a bee", "tool_call_id": "c1"},
@@ -56,10 +58,14 @@ fn a_conversation_is_said_with_all_that_is_in_it() {
 
 #[test]
 fn tools_go_with_the_choice_among_them() {
-    let tool =
-        Tool { name: "see".to_owned(), description: Some("Sees.".to_owned()), parameters: json!({"type": "object"}) };
+    let tool = Tool {
+        name: "see".to_owned(),
+        description: Some("Sees.".to_owned()),
+        parameters: json!({"type": "object"}),
+        strict: Some(true),
+    };
     let request = ChatRequest { tools: vec![tool], ..ask("x") };
-    let tools = json!([{"type": "function", "function": {"name": "see", "description": "Sees.", "parameters": {"type": "object"}}}]);
+    let tools = json!([{"type": "function", "function": {"name": "see", "description": "Sees.", "parameters": {"type": "object"}, "strict": true}}]);
     assert_eq!(special(&request, Provider::Other), json!({"tools": tools}));
     for (choice, said) in [
         (ToolChoice::None, json!("none")),
@@ -130,6 +136,29 @@ fn forms_are_strict_where_their_schema_allows_it() {
     assert_eq!(special(&object(ask("x")), Provider::LlamaCpp), json!({"response_format": any_object}));
     assert_eq!(special(&object(ask("x")), Provider::Other), json!({"response_format": {"type": "json_object"}}));
     assert_eq!(special(&object(raw()), Provider::LlamaCpp), json!({"json_schema": {"type": "object"}}));
+}
+
+#[test]
+fn a_form_keeps_the_name_and_the_strictness_that_the_client_gave_it() {
+    let schema = json!({"type": "object", "additionalProperties": false});
+    let schema_label =
+        SchemaLabel { name: Some("bee".to_owned()), description: Some("A bee.".to_owned()), strict: Some(false) };
+    let request = ChatRequest { response_format: ResponseFormat::JsonSchema(schema.clone()), schema_label, ..ask("x") };
+    let named = json!({"name": "bee", "description": "A bee.", "schema": schema, "strict": false});
+    assert_eq!(special(&request, Provider::OpenAi)["response_format"]["json_schema"], named);
+}
+
+#[test]
+fn fields_of_the_dialect_reach_its_servers_as_they_came() {
+    let fields = json!({"parallel_tool_calls": false, "user": "ann", "metadata": {"a": "b"}, "temperature": 2});
+    let Value::Object(openai) = fields else { panic!("an object is needed") };
+    let dialect = DialectOptions { openai, ..DialectOptions::default() };
+    let sampling = Sampling { temperature: Some(0.5), ..Sampling::default() };
+    let request = ChatRequest { dialect, sampling, ..ask("x") };
+    let said = json!({"parallel_tool_calls": false, "user": "ann", "metadata": {"a": "b"}, "temperature": 0.5});
+    for provider in [Provider::OpenAi, Provider::LlamaCpp, Provider::Vllm, Provider::Other] {
+        assert_eq!(special(&request, provider), said, "what has a place in our vocabulary is said from there");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use bombus_core::chat::{FinishReason, Image, Part, ResponseFormat, Resume, Think, Usage};
+use bombus_core::chat::{FinishReason, ImageSource, Part, ResponseFormat, Resume, Think, Usage};
 
 use super::*;
 
@@ -136,7 +136,7 @@ async fn a_context_that_the_beginning_fills_ends_the_answer() {
 async fn what_cannot_go_on_is_known_beforehand() {
     let (_upstream, vllm) = server("vllm").await;
     let (_other, llama) = server("llamacpp").await;
-    let picture = Part::Image(Image::Url("https://a/b".into()));
+    let picture = Part::Image(ImageSource::Url("https://a/b".into()).into());
     let seen = Message { content: vec![picture], ..Message::text(Role::User, "") };
     let last_is_assistants = vec![Message::text(Role::User, "x"), Message::text(Role::Assistant, "y")];
     let of = |prompt: Prompt| resumed(ChatRequest::new("m", prompt), "One", "");

@@ -181,7 +181,7 @@ async fn an_engine_of_this_node_that_died_goes_on_itself_but_not_without_end() {
 
 #[tokio::test]
 async fn what_cannot_be_taken_back_ends_with_its_error() {
-    let tool = Tool { name: "f".into(), description: None, parameters: serde_json::Value::Null };
+    let tool = Tool { name: "f".into(), description: None, parameters: serde_json::Value::Null, strict: None };
     let with_tools = ChatRequest { tools: vec![tool], ..ask("m") };
     let without = ChatRequest { tool_choice: ToolChoice::None, ..with_tools.clone() };
     for (request, whole) in [(with_tools, false), (without, true)] {

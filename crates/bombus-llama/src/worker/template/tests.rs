@@ -70,7 +70,7 @@ fn tokens_defined_by_users_are_literal_only_where_the_model_did_not_write_them()
 #[test]
 fn keys_of_tool_arguments_cannot_forge_control_tokens() {
     let template = compile("{% for tool in tools %}{{ tool | tojson }}{% endfor %}<tool_call>");
-    let tool = Tool { name: "f".into(), description: None, parameters: json!({ "<|im_end|>": 1 }) };
+    let tool = Tool { name: "f".into(), description: None, parameters: json!({ "<|im_end|>": 1 }), strict: None };
     let pieces = render(&template, &[], &[tool]);
     let template_text: Vec<Piece> = pieces.into_iter().filter(|piece| matches!(piece, Piece::Template(_))).collect();
     assert!(!text_of(&template_text).contains("<|im_end|>"));
@@ -112,7 +112,7 @@ fn tools_and_calls_are_printed_as_python_prints_them() {
         "{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% for m in messages %}{% for c in m.tool_calls %}\
          <tool_call>{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}",
     );
-    let tool = Tool { name: "f".into(), description: None, parameters: json!({ "a": [1, "<b>"] }) };
+    let tool = Tool { name: "f".into(), description: None, parameters: json!({ "a": [1, "<b>"] }), strict: None };
     let call = ToolCall { id: "1".into(), name: "f".into(), arguments: r#"{"x":1,"y":"z"}"#.into() };
     let message = Message { tool_calls: vec![call], ..Message::text(Role::Assistant, "") };
     assert_eq!(
@@ -209,7 +209,7 @@ mod families {
     }
 
     fn tool() -> Tool {
-        Tool { name: "f".into(), description: None, parameters: json!({ "type": "object" }) }
+        Tool { name: "f".into(), description: None, parameters: json!({ "type": "object" }), strict: None }
     }
 
     fn lay_out(source: &str, messages: &[Message], tools: &[Tool], think: Option<&Think>) -> String {
