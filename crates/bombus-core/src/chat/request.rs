@@ -271,13 +271,17 @@ pub struct EmbedRequest {
     /// How long the model stays loaded after this request. `None` leaves it to the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<KeepAlive>,
+    /// What only one dialect has words for.
+    #[serde(default, skip_serializing_if = "DialectOptions::is_empty")]
+    pub dialect: DialectOptions,
 }
 
 impl EmbedRequest {
     /// Builds a request with every option at its default.
     #[must_use]
     pub fn new(model: impl Into<String>, inputs: Vec<EmbedInput>) -> Self {
-        Self { model: model.into(), inputs, truncate: false, dimensions: None, keep_alive: None }
+        let (model, dialect) = (model.into(), DialectOptions::default());
+        Self { model, inputs, truncate: false, dimensions: None, keep_alive: None, dialect }
     }
 }
 

@@ -4,7 +4,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
-use bombus_core::chat::{EmbedInput, EmbedRequest as CoreRequest, EmbedResponse as CoreResponse, KeepAlive};
+use bombus_core::chat::{
+    DialectOptions, EmbedInput, EmbedRequest as CoreRequest, EmbedResponse as CoreResponse, KeepAlive,
+};
 use bombus_core::placement::{Need, Scope};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -30,7 +32,7 @@ pub(crate) async fn create(
     JsonBody { value: given, .. }: JsonBody<EmbedRequest>,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
-    Options::read(given.options)?;
+    let options = Options::read(given.options)?;
     let inputs = inputs(given.input)?;
     let model = model_name(&app, given.model)?;
     let dimensions = given.dimensions.filter(|length| *length > 0);
@@ -38,6 +40,7 @@ pub(crate) async fn create(
         truncate: given.truncate.unwrap_or(true),
         dimensions: dimensions.map(|length| u32::try_from(length).unwrap_or(u32::MAX)),
         keep_alive: given.keep_alive.map(|field| field.0),
+        dialect: DialectOptions { ollama: options.engine, ..DialectOptions::default() },
         ..CoreRequest::new(model.clone(), inputs)
     };
     let loads_only = request.inputs.is_empty();
@@ -61,11 +64,12 @@ pub(crate) async fn create_one(
     Scoped(scope): Scoped,
     JsonBody { value: given, .. }: JsonBody<EmbeddingsRequest>,
 ) -> Result<Response, ApiError> {
-    Options::read(given.options)?;
+    let options = Options::read(given.options)?;
     let text = given.prompt.filter(|text| !text.is_empty());
     let inputs = text.into_iter().map(EmbedInput::Text).collect();
     let keep_alive = given.keep_alive.map(|field| field.0);
-    let request = CoreRequest { keep_alive, ..CoreRequest::new(model_name(&app, given.model)?, inputs) };
+    let dialect = DialectOptions { ollama: options.engine, ..DialectOptions::default() };
+    let request = CoreRequest { keep_alive, dialect, ..CoreRequest::new(model_name(&app, given.model)?, inputs) };
     let (made, route) = make(&app, request, scope).await?;
     let answer = EmbeddingsResponse { embedding: made.vectors.into_iter().next().unwrap_or_default() };
     Ok(([(ROUTE_HEADER, route)], Json(answer)).into_response())

@@ -9,8 +9,12 @@ const STOPS_MAX: usize = 64;
 const STOP_BYTES_MAX: usize = 1_024;
 /// Most tokens that a repetition penalty looks at: engines keep a buffer of so many for each answer.
 const PENALTY_TOKENS_MAX: i64 = 65_536;
-/// Options that are of this dialect, but are the engine's own affair here.
-const INTEGERS_LEFT_TO_THE_ENGINE: [&str; 4] = ["num_batch", "num_gpu", "main_gpu", "num_thread"];
+/// Whole numbers that say how an engine runs.
+const ENGINE_INTEGERS: [&str; 4] = ["num_batch", "num_gpu", "main_gpu", "num_thread"];
+/// Most options without a place in the vocabulary that are handed on.
+const ENGINE_OPTIONS_MAX: usize = 64;
+/// Longest name of such an option, and longest text in one, in bytes.
+const ENGINE_TEXT_BYTES_MAX: usize = 128;
 
 /// The `options` of a request, in the vocabulary's terms.
 #[derive(Debug, Default, PartialEq)]
@@ -20,11 +24,13 @@ pub(super) struct Options {
     pub(super) max_tokens: Option<u32>,
     pub(super) context_tokens: Option<u32>,
     pub(super) keep_tokens: Option<u32>,
+    /// What has no place in the vocabulary: it is for Ollama servers, as it came.
+    pub(super) engine: Map<String, Value>,
 }
 
 impl Options {
-    /// Reads the options. What has no meaning here is tolerated, as is `null`; numbers beyond their range are brought into it where
-    /// this dialect does so.
+    /// Reads the options. What has no place in the vocabulary is kept where it is a number, a text or a boolean, and tolerated else, as is
+    /// `null`; numbers beyond their range are brought into it where this dialect does so.
     ///
     /// # Errors
     ///
@@ -64,12 +70,26 @@ impl Options {
             "num_predict" => self.max_tokens = positive(integer(name, &value)?),
             "num_ctx" => self.context_tokens = positive(integer(name, &value)?),
             "num_keep" => self.keep_tokens = u32::try_from(integer(name, &value)?).ok(),
-            "typical_p" => _ = float(name, &value)?,
             "use_mmap" if !value.is_boolean() => return Err(wrong_type(name, "boolean")),
-            _ if INTEGERS_LEFT_TO_THE_ENGINE.contains(&name) => _ = integer(name, &value)?,
-            _ => {}
+            "typical_p" => {
+                float(name, &value)?;
+                self.keep_for_engine(name, value);
+            }
+            _ if ENGINE_INTEGERS.contains(&name) => self.keep_for_engine(name, integer(name, &value)?.into()),
+            _ => self.keep_for_engine(name, value),
         }
         Ok(())
+    }
+
+    fn keep_for_engine(&mut self, name: &str, value: Value) {
+        let is_single = match &value {
+            Value::Bool(_) | Value::Number(_) => true,
+            Value::String(text) => text.len() <= ENGINE_TEXT_BYTES_MAX,
+            Value::Null | Value::Array(_) | Value::Object(_) => false,
+        };
+        if is_single && name.len() <= ENGINE_TEXT_BYTES_MAX && self.engine.len() < ENGINE_OPTIONS_MAX {
+            self.engine.insert(name.to_owned(), value);
+        }
     }
 }
 
@@ -160,6 +180,7 @@ mod tests {
             max_tokens: Some(16),
             context_tokens: Some(2_048),
             keep_tokens: Some(4),
+            engine: Map::new(),
         };
         assert_eq!(read(given), Ok(expected));
     }
@@ -182,11 +203,18 @@ mod tests {
     }
 
     #[test]
-    fn unknown_options_nulls_and_what_the_engine_decides_are_tolerated() {
+    fn what_has_no_place_in_the_vocabulary_is_kept_for_engines_that_know_it() {
         let given = json!({
-            "mirostat": "often", "temperature": null, "num_thread": 4, "num_gpu": 1.0, "use_mmap": false, "typical_p": 1,
+            "mirostat": 2, "temperature": null, "num_thread": 4, "num_gpu": 1.0, "use_mmap": false, "typical_p": 0.5, "later": "x",
+            "list": [1], "object": {}, "endless": "x".repeat(1000),
         });
-        assert_eq!(read(given), Ok(Options::default()));
+        let engine = json!({
+            "mirostat": 2, "num_thread": 4, "num_gpu": 1, "use_mmap": false, "typical_p": 0.5, "later": "x",
+        });
+        let Value::Object(engine) = engine else { panic!("an object is needed") };
+        assert_eq!(read(given), Ok(Options { engine, ..Options::default() }));
+        let many: Map<_, _> = (0..1000).map(|number| (format!("option_{number}"), number.into())).collect();
+        assert_eq!(read(Value::Object(many)).unwrap().engine.len(), ENGINE_OPTIONS_MAX);
         assert_eq!(read(json!({"num_predict": 3.7})).unwrap().max_tokens, Some(3));
     }
 

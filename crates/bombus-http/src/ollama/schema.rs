@@ -85,11 +85,14 @@ pub(super) fn options() -> RefOr<Schema> {
         .property("num_predict", whole("Most tokens to generate; 0 and below: until the model ends"))
         .property("num_ctx", whole("Tokens that prompt and answer need together"))
         .property("num_keep", whole("Tokens at the beginning that stay when the context is full"))
-        .property("typical_p", whole("Has no effect"))
-        .property("num_batch", whole("Left to the engine"))
-        .property("num_gpu", whole("Left to the engine"))
-        .property("main_gpu", whole("Left to the engine"))
-        .property("num_thread", whole("Left to the engine"))
-        .property("use_mmap", or_null(Type::Boolean).description(Some("Left to the engine")))
+        .property("typical_p", whole("Keeps tokens that are about as surprising as expected; for servers that know it"))
+        .property("num_batch", whole("For Ollama servers; others decide it themselves"))
+        .property("num_gpu", whole("For Ollama servers; others decide it themselves"))
+        .property("main_gpu", whole("For Ollama servers; others decide it themselves"))
+        .property("num_thread", whole("For Ollama servers; others decide it themselves"))
+        .property(
+            "use_mmap",
+            or_null(Type::Boolean).description(Some("For Ollama servers; others decide it themselves")),
+        )
         .into()
 }

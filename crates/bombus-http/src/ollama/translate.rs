@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bombus_core::chat::{
-    ChatRequest, ImageSource, Message, Overflow, Part, Prompt, ResponseFormat, Role, Tool, ToolCall,
+    ChatRequest, DialectOptions, ImageSource, Message, Overflow, Part, Prompt, ResponseFormat, Role, Tool, ToolCall,
 };
 use serde_json::{Value, json};
 
@@ -33,6 +33,7 @@ pub(super) fn generation(common: Common) -> Result<ChatRequest, ApiError> {
         think: common.think,
         overflow,
         keep_alive: common.keep_alive.map(|field| field.0),
+        dialect: DialectOptions { ollama: options.engine, ..DialectOptions::default() },
         ..ChatRequest::new("", Prompt::Raw(String::new()))
     })
 }

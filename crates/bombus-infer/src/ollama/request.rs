@@ -197,6 +197,7 @@ fn run_options(request: &ChatRequest) -> Result<wire::RunOptions, BackendError> 
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
             stop: request.stop.clone(),
+            others: request.dialect.ollama.clone(),
         },
         format,
         keep_alive: request.keep_alive.map(seconds),
@@ -308,7 +309,7 @@ pub(super) fn embed(request: &EmbedRequest) -> Result<wire::EmbedRequest, Backen
         truncate: Some(request.truncate),
         dimensions: request.dimensions,
         keep_alive: request.keep_alive.map(seconds),
-        options: wire::Options::default(),
+        options: wire::Options { others: request.dialect.ollama.clone(), ..wire::Options::default() },
     })
 }
 

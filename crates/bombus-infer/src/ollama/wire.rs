@@ -77,6 +77,9 @@ pub struct Options {
     /// Texts at which the answer ends, in place of the model's own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
+    /// Options that have no field here, for example `num_gpu`, as the server names them.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
 }
 
 /// Asks `/api/generate`. Without a prompt the model is loaded, or unloaded where `keep_alive` is 0.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 /// | limit of a chat's answer | `max_completion_tokens` | `max_tokens` | `max_tokens` | `max_tokens` |
 /// | `top_k`, `min_p` | left out | sent | sent | sent |
 /// | repeat penalty | left out | `repeat_penalty`, `repeat_last_n` | `repetition_penalty` | `repeat_penalty` |
+/// | `typical_p`, `mirostat` and its kin, tokens to keep | left out | sent | left out | left out |
 /// | suffix of a text | `suffix` | refused | refused | `suffix` |
 /// | `ignore_eos` | refused | sent | sent | sent |
 /// | think: off | left out | `chat_template_kwargs` | `chat_template_kwargs` | left out |
@@ -65,6 +66,16 @@ impl Provider {
 
     pub(super) fn knows_repeat_last_n(self) -> bool {
         self == Self::LlamaCpp
+    }
+
+    /// Returns whether it knows how many tokens at the beginning stay when its context is full.
+    pub(super) fn knows_keep_tokens(self) -> bool {
+        self == Self::LlamaCpp
+    }
+
+    /// Returns whether it takes an option of Ollama's that has no place in our vocabulary, by the same name.
+    pub(super) fn takes_option(self, option: &str) -> bool {
+        self == Self::LlamaCpp && ["typical_p", "mirostat", "mirostat_tau", "mirostat_eta"].contains(&option)
     }
 
     /// Returns whether it fills in. llama-server passes over a suffix and would answer something else; vLLM refuses it.

@@ -66,6 +66,14 @@ pub(super) fn body(request: &ChatRequest, id: &str, provider: Provider) -> Resul
         }
     }
     put_sampling(&request.sampling, provider, &mut body);
+    for (option, value) in &request.dialect.ollama {
+        if provider.takes_option(option) {
+            body.insert(option.clone(), value.clone());
+        }
+    }
+    if let Some(tokens) = request.overflow.keep_tokens.filter(|_| provider.knows_keep_tokens()) {
+        body.insert("n_keep".to_owned(), json!(tokens));
+    }
     if request.ignore_eos {
         body.insert("ignore_eos".to_owned(), json!(true));
     }

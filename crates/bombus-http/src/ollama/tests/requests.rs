@@ -67,7 +67,7 @@ async fn a_suffix_is_filled_in_to() {
 #[tokio::test]
 async fn options_and_what_stands_beside_them_are_handed_on() {
     let seen = chat_seen(json!({
-        "options": {"temperature": 0, "seed": 7, "num_predict": 5, "num_ctx": 512, "num_keep": 3, "stop": ["."], "numa": true},
+        "options": {"temperature": 0, "seed": 7, "num_predict": 5, "num_ctx": 512, "num_keep": 3, "stop": ["."], "num_gpu": 0, "numa": true},
         "keep_alive": "5m", "think": "low", "format": "json", "logprobs": true, "top_logprobs": 4, "shift": false,
     }))
     .await;
@@ -75,6 +75,7 @@ async fn options_and_what_stands_beside_them_are_handed_on() {
     assert_eq!((seen.max_tokens, seen.context_tokens, seen.logprobs), (Some(5), Some(512), Some(4)));
     assert_eq!(seen.overflow, Overflow { truncate: true, shift: false, keep_tokens: Some(3) });
     assert_eq!(seen.stop, ["."]);
+    assert_eq!(Value::Object(seen.dialect.ollama), json!({"num_gpu": 0, "numa": true}), "Ollama servers know them");
     assert_eq!(seen.keep_alive, Some(KeepAlive::Seconds(300)));
     assert_eq!((seen.think, seen.response_format), (Some(Think::Level("low".into())), ResponseFormat::JsonObject));
 }

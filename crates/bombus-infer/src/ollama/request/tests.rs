@@ -1,4 +1,5 @@
-use bombus_core::chat::{Image, Overflow, Sampling};
+use bombus_core::chat::{DialectOptions, Image, Overflow, Sampling};
+use serde_json::Map;
 
 use super::*;
 
@@ -38,6 +39,7 @@ fn a_plain_conversation_says_only_what_was_asked_for() {
 
 #[test]
 fn every_option_has_its_word() {
+    let engine = Map::from_iter([("num_gpu".to_owned(), json!(0)), ("mirostat".to_owned(), json!(2))]);
     let request = ChatRequest {
         sampling: Sampling {
             temperature: Some(0.5),
@@ -58,10 +60,12 @@ fn every_option_has_its_word() {
         overflow: Overflow { truncate: true, shift: true, keep_tokens: Some(5) },
         keep_alive: Some(KeepAlive::Forever),
         response_format: ResponseFormat::JsonObject,
+        dialect: DialectOptions { ollama: engine.clone(), ..DialectOptions::default() },
         ..asked(vec![user("Hi")])
     };
     let said = said(&request);
     let options = json!({
+        "num_gpu": 0, "mirostat": 2,
         "num_predict": 9, "num_keep": 5, "temperature": 0.5, "top_p": 0.25, "top_k": 0, "min_p": 0.125, "seed": 7,
         "repeat_penalty": 1.5, "repeat_last_n": 32, "presence_penalty": -1.0, "frequency_penalty": 2.0, "stop": ["END"],
     });
@@ -69,6 +73,10 @@ fn every_option_has_its_word() {
     assert_eq!((&said["think"], &said["format"], &said["keep_alive"]), (&json!("high"), &json!("json"), &json!(-1)));
     assert_eq!((&said["logprobs"], &said["top_logprobs"]), (&json!(true), &json!(0)));
     assert_eq!((&said["shift"], &said["truncate"]), (&json!(true), &json!(false)));
+
+    let dialect = DialectOptions { ollama: engine.clone(), ..DialectOptions::default() };
+    let vectors = EmbedRequest { dialect, ..EmbedRequest::new("m", vec![EmbedInput::Text("x".into())]) };
+    assert_eq!(embed(&vectors).unwrap().options.others, engine);
 }
 
 #[test]

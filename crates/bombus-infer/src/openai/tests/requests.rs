@@ -1,5 +1,6 @@
 use bombus_core::chat::{
-    DialectOptions, Image, ImageSource, Part, ResponseFormat, Sampling, SchemaLabel, Think, Tool, ToolCall, ToolChoice,
+    DialectOptions, Image, ImageSource, Overflow, Part, ResponseFormat, Sampling, SchemaLabel, Think, Tool, ToolCall,
+    ToolChoice,
 };
 
 use super::*;
@@ -111,6 +112,19 @@ fn options_are_said_in_each_providers_words() {
     assert_eq!(special(&request, Provider::LlamaCpp), llama);
     let vllm = json!({"max_tokens": 9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1});
     assert_eq!(special(&request, Provider::Vllm), with(vllm));
+}
+
+#[test]
+fn llama_server_is_told_the_options_of_ollama_that_it_knows() {
+    let options = json!({"typical_p": 0.5, "mirostat": 2, "mirostat_tau": 4.0, "num_gpu": 1, "num_thread": 4});
+    let Value::Object(ollama) = options else { panic!("an object is needed") };
+    let overflow = Overflow { keep_tokens: Some(5), ..Overflow::default() };
+    let request = ChatRequest { dialect: DialectOptions { ollama, ..DialectOptions::default() }, overflow, ..ask("x") };
+    let known = json!({"typical_p": 0.5, "mirostat": 2, "mirostat_tau": 4.0, "n_keep": 5});
+    assert_eq!(special(&request, Provider::LlamaCpp), known);
+    for provider in [Provider::OpenAi, Provider::Vllm, Provider::Other] {
+        assert_eq!(special(&request, provider), json!({}));
+    }
 }
 
 #[test]
