@@ -204,13 +204,23 @@ fn run_options(request: &ChatRequest) -> Result<wire::RunOptions, BackendError> 
         think: request.think.as_ref().map(|think| match think {
             Think::Off => Value::Bool(false),
             Think::On => Value::Bool(true),
-            Think::Level(level) => Value::String(level.clone()),
+            Think::Level(level) => level_of(level),
         }),
         truncate: Some(false),
         shift: Some(request.overflow.shift),
         logprobs: request.logprobs.is_some(),
         top_logprobs: request.logprobs,
     })
+}
+
+/// Says how much to think in one of the words that Ollama takes; it refuses all others, of which `OpenAI` has some.
+fn level_of(word: &str) -> Value {
+    match word {
+        "low" | "medium" | "high" | "max" => word.into(),
+        "minimal" => "low".into(),
+        "xhigh" => "high".into(),
+        _ => true.into(),
+    }
 }
 
 /// Returns how long a model stays loaded as Ollama says it: in seconds, below 0 for ever.

@@ -14,14 +14,15 @@ use serde_json::{Map, Value, json};
 /// | suffix of a text | `suffix` | refused | refused | `suffix` |
 /// | `ignore_eos` | refused | sent | sent | sent |
 /// | think: off | left out | `chat_template_kwargs` | `chat_template_kwargs` | left out |
-/// | think: on | `reasoning_effort` = `medium` | `chat_template_kwargs` | `chat_template_kwargs` | `reasoning_effort` = `medium` |
+/// | think: on | left out | `chat_template_kwargs` | `chat_template_kwargs` | left out |
 /// | think: a level | `reasoning_effort` | `chat_template_kwargs` | `reasoning_effort` | `reasoning_effort` |
 /// | `parallel_tool_calls`, `user` and others of the dialect | sent | sent | sent | sent |
 /// | earlier thoughts | left out | `reasoning_content` | `reasoning_content` | left out |
 /// | goes on with what another run began | no | behind the rendered text | `continue_final_message` | no |
 ///
 /// `OpenAI` itself refuses requests with fields that it does not know, so what cannot be said to it is left out where that changes only how
-/// tokens are chosen, and refused where the answer would be another one. Those who pass requests on to it (LiteLLM, for example) are `other`.
+/// tokens are chosen, and refused where the answer would be another one. Models that do not think are refused with any `reasoning_effort`, and
+/// which ones think is not told: so that is sent only where the client names a level. Those who pass requests on to it (LiteLLM, for example) are `other`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
@@ -108,15 +109,16 @@ impl Provider {
         let by_template = matches!(self, Self::LlamaCpp | Self::Vllm);
         let (field, value) = match think {
             Think::Off if by_template => ("chat_template_kwargs", json!({"enable_thinking": false})),
-            Think::Off => return,
             Think::On if by_template => ("chat_template_kwargs", json!({"enable_thinking": true})),
-            Think::On => ("reasoning_effort", json!("medium")),
+            Think::Off | Think::On => return,
             Think::Level(level) if self == Self::LlamaCpp => {
                 ("chat_template_kwargs", json!({"enable_thinking": true, "reasoning_effort": level}))
             }
+            // The word that Ollama has beyond those of this dialect.
+            Think::Level(level) if level == "max" => ("reasoning_effort", json!("high")),
             Think::Level(level) => ("reasoning_effort", json!(level)),
         };
-        body.insert(field.to_owned(), value);
+        body.entry(field).or_insert(value);
     }
 
     /// Says in which form an answer is wanted. llama-server reads `response_format` of conversations only.

@@ -78,13 +78,13 @@ pub(super) fn body(request: &ChatRequest, id: &str, provider: Provider) -> Resul
         body.insert("ignore_eos".to_owned(), json!(true));
     }
     provider.put_format(&request.response_format, &request.schema_label, chat, &mut body);
-    if let Some(think) = request.think.as_ref().filter(|_| chat) {
-        provider.put_think(think, &mut body);
-    }
     for (field, value) in &request.dialect.openai {
         if provider.takes_field(field) {
             body.entry(field).or_insert_with(|| value.clone());
         }
+    }
+    if let Some(think) = request.think.as_ref().filter(|_| chat) {
+        provider.put_think(think, &mut body);
     }
     Ok(body)
 }

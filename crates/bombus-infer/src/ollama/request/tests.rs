@@ -80,6 +80,16 @@ fn every_option_has_its_word() {
 }
 
 #[test]
+fn how_much_to_think_is_said_in_words_that_ollama_takes() {
+    for (word, expected) in
+        [("high", json!("high")), ("minimal", json!("low")), ("xhigh", json!("high")), ("deep", json!(true))]
+    {
+        let request = ChatRequest { think: Some(Think::Level(word.into())), ..asked(vec![user("Hi")]) };
+        assert_eq!(said(&request)["think"], expected, "{word}");
+    }
+}
+
+#[test]
 fn arguments_of_calls_are_objects_and_tools_that_answer_have_names() {
     let call = ToolCall { id: "c1".into(), name: "weather".into(), arguments: r#"{"city":"Ulm"}"#.into() };
     let caller = Message { tool_calls: vec![call.clone()], content: Vec::new(), ..Message::text(Role::Assistant, "") };

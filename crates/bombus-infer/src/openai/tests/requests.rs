@@ -179,10 +179,24 @@ fn fields_of_the_dialect_reach_its_servers_as_they_came() {
 fn thinking_is_asked_for_where_the_provider_understands_it() {
     let think = |think: Think, provider| special(&ChatRequest { think: Some(think), ..ask("x") }, provider);
     let level = || Think::Level("high".to_owned());
-    assert_eq!(think(Think::Off, Provider::OpenAi), json!({}));
+    for provider in [Provider::OpenAi, Provider::Other] {
+        assert_eq!(think(Think::Off, provider), json!({}));
+        assert_eq!(think(Think::On, provider), json!({}), "models that do not think would refuse it");
+    }
+    assert_eq!(think(Think::Level("max".to_owned()), Provider::Other), json!({"reasoning_effort": "high"}));
     assert_eq!(think(level(), Provider::OpenAi), json!({"reasoning_effort": "high"}));
     assert_eq!(think(Think::Off, Provider::Vllm), json!({"chat_template_kwargs": {"enable_thinking": false}}));
     assert_eq!(think(Think::On, Provider::LlamaCpp), json!({"chat_template_kwargs": {"enable_thinking": true}}));
+}
+
+#[test]
+fn an_effort_in_the_words_of_the_dialect_stays_as_it_is() {
+    let openai = Map::from_iter([("reasoning_effort".to_owned(), json!("none"))]);
+    let dialect = DialectOptions { openai, ..DialectOptions::default() };
+    let request = ChatRequest { think: Some(Think::Off), dialect, ..ask("x") };
+    assert_eq!(special(&request, Provider::OpenAi), json!({"reasoning_effort": "none"}));
+    let by_template = json!({"chat_template_kwargs": {"enable_thinking": false}});
+    assert_eq!(special(&request, Provider::LlamaCpp), by_template);
 }
 
 #[test]
