@@ -12,6 +12,7 @@ pub mod ollama;
 pub mod openai;
 mod registry;
 mod resumed;
+mod shorten;
 mod upstream;
 
 pub use backend::{Backend, BackendError, ChatStream, Health};

@@ -24,7 +24,6 @@ mod find;
 mod from_peers;
 mod library;
 mod request;
-mod shorten;
 mod show;
 mod template;
 pub mod wire;

@@ -10,6 +10,7 @@ mod listing;
 mod provider;
 mod request;
 mod resume;
+mod shorten;
 mod tool_calls;
 
 use std::collections::BTreeMap;
@@ -18,8 +19,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse, FinishReason, Prompt, Resume};
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, FinishReason, Prompt, Resume};
 use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
+use futures::{StreamExt, stream};
 use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -84,7 +86,8 @@ pub struct OpenAiError {
 /// A server of `OpenAI`'s dialect.
 ///
 /// What it cannot be asked for in that dialect: [`ChatRequest::earlier_tokens`] and [`ChatRequest::template`] are refused;
-/// `context_tokens`, `overflow`, `keep_alive` and `return_tokens` are left to the server and have no effect.
+/// `context_tokens`, `keep_alive`, `return_tokens` and the `shift` of `overflow` are left to the server and have no effect. Of a conversation that
+/// the server refuses for its length the oldest turns are left out, where that is allowed.
 pub struct OpenAiBackend {
     client: Arc<UpstreamClient>,
     models_given: bool,
@@ -186,8 +189,58 @@ impl OpenAiBackend {
         begun: Instant,
     ) -> Result<ChatStream, BackendError> {
         let response = self.client.send(Method::POST, path, Some(body)).await;
-        let response = response.map_err(|error| self.failed(error, &model))?;
+        let response = response.map_err(|error| self.refused(error, body, &model))?;
         Ok(Box::pin(answer::read(Arc::clone(&self.client), model, response, begun)))
+    }
+
+    /// Says a refusal of a request. Where the server says that the prompt is too long, but not by how much, what its list says counts.
+    fn refused(&self, error: UpstreamError, body: &Map<String, Value>, model: &str) -> BackendError {
+        let context_tokens = || {
+            let known = self.known();
+            let listed = known
+                .models
+                .iter()
+                .find(|listed| body.get("model").and_then(Value::as_str) == Some(listed.id.as_str()));
+            listed.and_then(|listed| listed.info.context_tokens)
+        };
+        let context_tokens = if error.is_prompt_too_long() { context_tokens() } else { None };
+        match (self.failed(error, model), context_tokens) {
+            (BackendError::InvalidRequest { .. }, Some(context_tokens)) => {
+                BackendError::ContextExceeded { prompt_tokens: context_tokens.saturating_add(1), context_tokens }
+            }
+            (failed, _) => failed,
+        }
+    }
+
+    /// Answers what of a conversation fits into the context: without its oldest turns.
+    async fn answer_shortened(
+        &self,
+        request: &ChatRequest,
+        mut body: Map<String, Value>,
+        provider: Provider,
+        (prompt_tokens, context_tokens): (u32, u32),
+        begun: Instant,
+    ) -> Result<ChatStream, BackendError> {
+        for (messages, turns) in shorten::shorter(request, prompt_tokens, context_tokens) {
+            body.insert("messages".to_owned(), request::messages(&turns, provider));
+            match self.answer("chat/completions", &body, request.model.clone(), begun).await {
+                Err(BackendError::ContextExceeded { .. }) => {}
+                answer => {
+                    let answer = answer?;
+                    tracing::info!(
+                        backend.name = self.client.name(),
+                        model.name = request.model,
+                        context_tokens,
+                        truncated.messages = messages,
+                        "the conversation is longer than the context; its oldest turns were left out"
+                    );
+                    // How many tokens are left, the server tells at the end.
+                    let truncated = ChatEvent::Truncated { messages, prompt_tokens: 0 };
+                    return Ok(stream::iter([Ok(truncated)]).chain(answer).boxed());
+                }
+            }
+        }
+        Err(BackendError::ContextExceeded { prompt_tokens, context_tokens })
     }
 
     /// Goes on with an answer that another run began.
@@ -229,7 +282,12 @@ impl Backend for OpenAiBackend {
         }
         let body = request::body(&request, &id, provider)?;
         let path = if matches!(request.prompt, Prompt::Chat(_)) { "chat/completions" } else { "completions" };
-        self.answer(path, &body, request.model, begun).await
+        match self.answer(path, &body, request.model.clone(), begun).await {
+            Err(BackendError::ContextExceeded { prompt_tokens, context_tokens }) if request.overflow.truncate => {
+                self.answer_shortened(&request, body, provider, (prompt_tokens, context_tokens), begun).await
+            }
+            answer => answer,
+        }
     }
 
     fn can_resume(&self, request: &ChatRequest) -> bool {

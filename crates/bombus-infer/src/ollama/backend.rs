@@ -15,10 +15,10 @@ use super::context::{Known, Need};
 use super::request::{self, Call};
 use super::show::{self, Facts};
 use super::wire::{self, Answer};
-use super::{AnswerStream, ChatTemplateRenderer, ModelTemplate, OllamaClient, OllamaConfig, OllamaError, shorten};
+use super::{AnswerStream, ChatTemplateRenderer, ModelTemplate, OllamaClient, OllamaConfig, OllamaError};
 use crate::models::Peers;
 use crate::resumed::{Resumed, goes_on_by_text, has_pictures, think_filter, unsupported};
-use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary};
+use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary, shorten};
 
 /// Longest wait for a server to say that it is there.
 const HEALTH_TIME_MAX: Duration = Duration::from_secs(5);
@@ -130,10 +130,11 @@ impl OllamaBackend {
             let turns = std::mem::take(&mut chat.messages);
             let fixed_bytes = chat.tools.iter().map(|tool| tool.to_string().len()).sum();
             chat.messages.clone_from(&turns);
-            for count in shorten::tries(&turns, fixed_bytes, context_tokens) {
+            let sizes = request::turn_sizes(&turns);
+            for count in shorten::tries(&sizes, fixed_bytes, context_tokens, 0) {
                 left_out = u32::try_from(count).unwrap_or(u32::MAX);
                 if let Call::Chat(chat) = call {
-                    chat.messages = shorten::without_oldest(&turns, count);
+                    chat.messages = shorten::without_oldest(&turns, &sizes, count);
                 }
                 match self.begin(call).await {
                     Err(error) if error.is_prompt_too_long() => {}

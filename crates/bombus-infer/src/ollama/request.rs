@@ -9,11 +9,8 @@ use serde_json::{Value, json};
 use super::context::Need;
 use super::wire;
 use crate::BackendError;
+use crate::shorten::{IMAGE_TOKENS, TURN_TOKENS, Turn};
 
-/// Tokens that a picture is taken to have.
-const IMAGE_TOKENS: usize = 1024;
-/// Tokens of a turn besides its text.
-const TURN_TOKENS: usize = 8;
 /// Tokens of a prompt besides its turns.
 const PROMPT_TOKENS: usize = 32;
 
@@ -93,8 +90,18 @@ impl Call {
     }
 }
 
+/// Measures the turns of a conversation. Ollama would leave out the same, but would not say so.
+pub(super) fn turn_sizes(turns: &[wire::Message]) -> Vec<Turn> {
+    let last = turns.len().saturating_sub(1);
+    let size = |(index, turn)| {
+        let (bytes, tokens) = turn_size(turn);
+        Turn { bytes, tokens, stays: index == last || turn.role == "system" }
+    };
+    turns.iter().enumerate().map(size).collect()
+}
+
 /// Returns the bytes of a turn's text, and the tokens that it has besides.
-pub(super) fn turn_size(message: &wire::Message) -> (usize, usize) {
+fn turn_size(message: &wire::Message) -> (usize, usize) {
     let calls =
         message.tool_calls.iter().map(|call| call.function.name.len() + call.function.arguments.to_string().len());
     let bytes = message.content.len() + message.thinking.len() + calls.sum::<usize>();

@@ -2,11 +2,12 @@ mod faults;
 mod requests;
 mod resume;
 mod streams;
+mod window;
 
-use bombus_core::chat::{ChatEvent, EmbedInput, Message, Role};
+use bombus_core::chat::{EmbedInput, Message, Role};
 use bombus_core::model::ModelCapability;
 use bombus_testkit::upstream::{Script, Upstream};
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use serde_json::{Value, json};
 
 use super::*;

@@ -126,6 +126,26 @@ impl UpstreamError {
         }
     }
 
+    /// Returns whether it says that the prompt is longer than the context, with numbers or without.
+    pub(crate) fn is_prompt_too_long(&self) -> bool {
+        const WORDS: [&str; 8] = [
+            "context_length_exceeded",
+            "exceed_context_size",
+            "ContextWindowExceeded",
+            "exceeds the context",
+            "exceeds the available context",
+            "exceeds maximum context length",
+            "prompt is too long",
+            "reduce the length of the messages",
+        ];
+        match self {
+            Self::Status { status: 400..=499, message, context, .. } => {
+                context.is_some() || WORDS.iter().any(|words| message.contains(words))
+            }
+            _ => false,
+        }
+    }
+
     /// Returns whether the same request may be sent again: nothing reached the server, or the server itself failed.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
@@ -184,16 +204,24 @@ fn message_of(document: &Value) -> Option<String> {
     text(document)
 }
 
-/// Finds by how much a prompt is too long: llama-server tells it in fields, others in the words of `OpenAI`'s error.
+/// Finds by how much a prompt is too long: llama-server tells it in fields, others in words like those of `OpenAI`'s error or Anthropic's.
 fn context_of(document: Option<&Value>, message: &str) -> Option<(u32, u32)> {
     let error = document.and_then(|document| document.get("error"));
     let field = |key| u32::try_from(error?.get(key)?.as_u64()?).ok();
     let (prompt, context) = match (field("n_prompt_tokens"), field("n_ctx")) {
         (Some(prompt), Some(context)) => (prompt, context),
         _ => {
-            let context = number_after(message, "maximum context length is")?;
-            let asked = ["you requested", "resulted in", "contains at least", "your request has", "you passed"];
-            (asked.iter().find_map(|words| number_after(message, words))?, context)
+            let most = ["maximum context length is", "configured limit of", "tokens >"];
+            let asked = [
+                "you requested",
+                "resulted in",
+                "contains at least",
+                "your request has",
+                "you passed",
+                "prompt is too long:",
+            ];
+            let first_of = |all: &[&str]| all.iter().find_map(|words| number_after(message, words));
+            (first_of(&asked)?, first_of(&most)?)
         }
     };
     // A prompt that fits is refused for something else, such as too large a `max_tokens`, and the server's words say it better.
@@ -279,8 +307,12 @@ mod tests {
         assert_eq!(told(400, fields), exceeded(900, 512));
         let words = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the messages, 1000 in the completion).";
         assert_eq!(told(400, words), exceeded(5000, 4096));
+        assert_eq!(told(400, "prompt is too long: 210000 tokens > 200000 maximum"), exceeded(210_000, 200_000));
         let fits = "'max_tokens' is too large: 9000. This model's maximum context length is 4096 tokens and your request has 17 input tokens";
         assert!(matches!(told(400, fits), BackendError::InvalidRequest { .. }));
+        assert!(!refusal(400, &[], fits).is_prompt_too_long());
+        let without = r#"{"error":{"message":"Please reduce the length of the messages or completion.","code":"x"}}"#;
+        assert!(refusal(400, &[], without).is_prompt_too_long());
     }
 
     #[test]
