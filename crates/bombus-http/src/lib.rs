@@ -9,6 +9,8 @@ mod auth;
 mod body;
 mod config;
 pub mod databases;
+#[cfg(test)]
+mod dialects;
 mod error;
 pub mod files;
 mod inference;
