@@ -1,5 +1,6 @@
 //! The one interface behind which every source of answers stands.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -48,6 +49,12 @@ pub trait Backend: Send + Sync + 'static {
     /// are asked where nobody else can answer.
     fn is_cloud(&self) -> bool {
         false
+    }
+
+    /// Returns this backend as it is for requests that another one can answer, too: it tries once what it would else send again after a
+    /// wait. `None`: it sends nothing again.
+    fn without_retries(&self) -> Option<Arc<dyn Backend>> {
+        None
     }
 
     /// Makes embedding vectors. Dropping the future cancels the work.

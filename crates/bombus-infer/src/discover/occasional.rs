@@ -65,6 +65,10 @@ impl Backend for OccasionalBackend {
         self.server.can_resume(request)
     }
 
+    fn without_retries(&self) -> Option<Arc<dyn Backend>> {
+        self.server.without_retries()
+    }
+
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
         self.server.embed(request).await
     }

@@ -23,7 +23,8 @@ use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary, shorten};
 /// Longest wait for a server to say that it is there.
 const HEALTH_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Runs models on an Ollama server. Each server is a backend of its own.
+/// Runs models on an Ollama server. Each server is a backend of its own. Clones share what is known about it.
+#[derive(Clone)]
 pub struct OllamaBackend {
     pub(super) name: String,
     pub(super) client: OllamaClient,
@@ -257,6 +258,10 @@ impl Backend for OllamaBackend {
         };
         let has_prompt = matches!(request.prompt, Prompt::Raw(_)) || renders() == Some(true);
         goes_on_by_text(request) && !has_pictures(&request.prompt) && has_prompt
+    }
+
+    fn without_retries(&self) -> Option<Arc<dyn Backend>> {
+        Some(Arc::new(Self { client: self.client.without_retries(), ..self.clone() }))
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::listing::{Listing, Names};
 use super::vitals::Vitals;
 use super::{ASK_TIME_MAX, BackendState, NamedBackend, PeerNow, RouteConfig};
-use crate::BackendError;
+use crate::{Backend, BackendError};
 
 /// Most requests that wait for a slot, for each backend that they wait for.
 const WAITING_MAX: u32 = 128;
@@ -59,6 +59,8 @@ impl Shared {
 pub(super) struct Entry {
     pub(super) name: Arc<str>,
     pub(super) named: Arc<NamedBackend>,
+    /// The same backend without its own retries, where it has some.
+    hasty: Option<Arc<dyn Backend>>,
     /// The node that it stands for; `None`: it is on this one.
     pub(super) node: Option<Arc<NodeId>>,
     /// Whether asking for its models costs next to nothing.
@@ -190,6 +192,7 @@ impl Entry {
             lot: node.as_ref().map_or(0, |node| shared.lots.hash_one(node)),
             record,
             shared: shared.clone(),
+            hasty: named.backend.without_retries(),
             node,
             named: Arc::new(named),
         }
@@ -228,6 +231,12 @@ impl Entry {
             }
             _ => self.name.to_string(),
         }
+    }
+
+    /// Returns what a request is sent to. Where others can answer it, too, its time is not spent on tries that are like the first one.
+    pub(super) fn backend(&self, is_last: bool) -> &Arc<dyn Backend> {
+        let hasty = self.hasty.as_ref().filter(|_| !is_last);
+        hasty.unwrap_or(&self.named.backend)
     }
 
     fn now_ms(&self) -> u64 {

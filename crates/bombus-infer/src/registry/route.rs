@@ -271,7 +271,7 @@ impl Route {
         tried: &mut Tried,
     ) -> Result<Option<Attempted<W::Answer>>, BackendError> {
         let entry = place.entry().clone();
-        let turn = Turn::new(place, self.inner.gave_up.clone());
+        let turn = Turn::new(place, self.inner.gave_up.clone(), last);
         let Offer::Has { info, alias_of } = &ranked.candidate.offer else { return Ok(None) };
         let Some(mut work) = (if last { work.take() } else { work.clone() }) else { return Ok(None) };
         work.name_model(alias_of.as_deref().unwrap_or(&self.inner.model));

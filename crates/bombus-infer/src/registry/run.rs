@@ -8,7 +8,7 @@ use futures::stream::{Stream, StreamExt};
 use tokio::time::Instant;
 
 use super::entry::Place;
-use crate::{BackendError, ChatStream};
+use crate::{Backend, BackendError, ChatStream};
 
 /// Fewer tokens than this say nothing of a backend's speed.
 const MEASURED_TOKENS_MIN: u32 = 8;
@@ -38,11 +38,17 @@ pub(super) struct Turn {
     place: Option<Place>,
     /// Set where whoever asked gave up waiting.
     gave_up: Arc<AtomicBool>,
+    /// Whether nobody is left who could answer in its place.
+    is_last: bool,
 }
 
 impl Turn {
-    pub(super) fn new(place: Place, gave_up: Arc<AtomicBool>) -> Self {
-        Self { place: Some(place), gave_up }
+    pub(super) fn new(place: Place, gave_up: Arc<AtomicBool>, is_last: bool) -> Self {
+        Self { place: Some(place), gave_up, is_last }
+    }
+
+    fn backend(&self) -> Arc<dyn Backend> {
+        self.place().entry().backend(self.is_last).clone()
     }
 
     fn place(&self) -> &Place {
@@ -89,7 +95,7 @@ impl Work for ChatRequest {
     }
 
     async fn send(self, mut turn: Turn) -> Result<Begun, BackendError> {
-        let backend = turn.place().entry().named.backend.clone();
+        let backend = turn.backend();
         let earlier_tokens = self.resume.as_ref().map_or(0, |resume: &Resume| resume.completion_tokens);
         let begun = Instant::now();
         let mut events = match backend.chat(self).await {
@@ -132,7 +138,7 @@ impl Work for EmbedRequest {
     }
 
     async fn send(self, mut turn: Turn) -> Result<EmbedResponse, BackendError> {
-        let backend = turn.place().entry().named.backend.clone();
+        let backend = turn.backend();
         let dimensions = self.dimensions;
         match backend.embed(self).await {
             Ok(mut response) => {

@@ -5,6 +5,7 @@ mod lists;
 mod peers;
 mod scribe;
 mod slots;
+mod upstreams;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
