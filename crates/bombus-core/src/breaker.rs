@@ -1,7 +1,8 @@
 //! A circuit breaker: it keeps requests away from a backend that does not work, and lets it prove that it works again.
 //!
-//! Only failures of the backend itself count: connections that fail, answers of the 5xx kind, waits without end. What is wrong with a
-//! request (4xx) says nothing about the next one, and a breaker that counted it would let one bad client take a backend from everybody.
+//! Only failures of the backend itself count: connections that fail or break off, answers of the 5xx kind or that cannot be read, waits
+//! without end. What is wrong with a request (4xx) says nothing about the next one, and a breaker that counted it would let one bad client
+//! take a backend from everybody.
 //!
 //! There is no clock inside. Every `now` is a time in milliseconds since any fixed moment, and never goes back.
 
@@ -35,7 +36,7 @@ pub enum Outcome {
     Began,
     /// The backend did its part, be it by refusing the request (4xx).
     Answered,
-    /// The backend could not be reached, failed (5xx) or broke off.
+    /// The backend could not be reached, failed (5xx), broke off, or answered what cannot be read.
     Failed,
     /// Nothing came for too long.
     TimedOut,

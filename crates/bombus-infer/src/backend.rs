@@ -1,5 +1,6 @@
 //! The one interface behind which every source of answers stands.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,7 +172,7 @@ pub enum BackendError {
         /// What is wrong with its file, and what to do.
         reason: String,
     },
-    /// The backend answers, but not to this node: it refuses the node's key, for example.
+    /// The backend answers, but not to this node: it refuses the node's key, or knows no such path as it is asked at.
     #[error("{reason}")]
     Rejected {
         /// What it said, and what to do.
@@ -204,4 +205,23 @@ impl BackendError {
         let (name, tag) = model.split_tag();
         Self::ModelNotFound { model: if tag == "latest" { name.to_owned() } else { model.as_str().to_owned() } }
     }
+
+    /// Says what of it may stand in a log: what is wrong with a request is often told by quoting it.
+    pub(crate) fn in_log(&self) -> Cow<'_, str> {
+        match self {
+            Self::InvalidRequest { .. } => "it refuses the request".into(),
+            Self::Unsupported { .. } => "it cannot do what the request asks for".into(),
+            error => without_words(&error.to_string()).to_owned().into(),
+        }
+    }
+}
+
+/// Leaves out of an error's text the words that a server gave with its status: they may quote the request, too.
+pub(crate) fn without_words(error: &str) -> &str {
+    const STATUS: &str = ": status ";
+    let words = error.find(STATUS).and_then(|at| {
+        let code = at + STATUS.len();
+        error[code..].find(':').map(|colon| code + colon)
+    });
+    &error[..words.unwrap_or(error.len())]
 }

@@ -34,6 +34,8 @@ use listing::{LISTING_BYTES_MAX, Listed, Listing, Properties};
 
 pub use provider::Provider;
 
+/// Where prompts that are no conversations go; not every server has it.
+const COMPLETIONS_PATH: &str = "completions";
 /// Longest wait for a sign of life, and for what is in memory.
 const HEALTH_TIME_MAX: Duration = Duration::from_secs(5);
 /// Largest answer about a server's properties; its chat template is the most of it.
@@ -189,7 +191,13 @@ impl OpenAiBackend {
         begun: Instant,
     ) -> Result<ChatStream, BackendError> {
         let response = self.client.send(Method::POST, path, Some(body)).await;
-        let response = response.map_err(|error| self.refused(error, body, &model))?;
+        let response = response.map_err(|error| {
+            if path == COMPLETIONS_PATH && error.is_missing_path() {
+                let message = format!("backend '{}' takes conversations alone: {error}", self.client.name());
+                return BackendError::Unsupported { param: "prompt", message };
+            }
+            self.refused(error, body, &model)
+        })?;
         Ok(Box::pin(answer::read(Arc::clone(&self.client), model, response, begun)))
     }
 
@@ -281,7 +289,7 @@ impl Backend for OpenAiBackend {
             return self.go_on(request.clone(), resume, (&id, provider), begun).await;
         }
         let body = request::body(&request, &id, provider)?;
-        let path = if matches!(request.prompt, Prompt::Chat(_)) { "chat/completions" } else { "completions" };
+        let path = if matches!(request.prompt, Prompt::Chat(_)) { "chat/completions" } else { COMPLETIONS_PATH };
         match self.answer(path, &body, request.model.clone(), begun).await {
             Err(BackendError::ContextExceeded { prompt_tokens, context_tokens }) if request.overflow.truncate => {
                 self.answer_shortened(&request, body, provider, (prompt_tokens, context_tokens), begun).await

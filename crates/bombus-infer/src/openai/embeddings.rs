@@ -32,7 +32,13 @@ pub(super) async fn embed(
     id: &str,
     provider: Provider,
 ) -> Result<EmbedResponse, BackendError> {
-    let failed = |error: UpstreamError| error.into_backend(client.name(), &request.model, false);
+    let failed = |error: UpstreamError| match error.is_missing_path() {
+        true => {
+            let message = format!("backend '{}' makes no embedding vectors: {error}", client.name());
+            BackendError::Unsupported { param: "model", message }
+        }
+        false => error.into_backend(client.name(), &request.model, false),
+    };
     if request.inputs.is_empty() {
         return Ok(EmbedResponse::new(Vec::new(), 0));
     }

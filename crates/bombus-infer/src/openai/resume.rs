@@ -7,7 +7,7 @@ use bombus_core::chat::{ChatRequest, Message, Prompt, Resume, Role};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Provider, request};
+use super::{COMPLETIONS_PATH, Provider, request};
 use crate::BackendError;
 use crate::resumed::{Resumed, goes_on_by_text, has_pictures, think_filter, unsupported};
 use crate::upstream::{UpstreamClient, UpstreamError};
@@ -61,7 +61,7 @@ pub(super) async fn ask(
     request.prompt = Prompt::Raw(rendered + resumed.beginning());
     request.max_tokens = resumed.tokens_left(request.max_tokens);
     let body = request::body(&request, id, provider)?;
-    Ok((resumed, Asked { path: "completions", body }))
+    Ok((resumed, Asked { path: COMPLETIONS_PATH, body }))
 }
 
 /// Asks vLLM to continue a last message.

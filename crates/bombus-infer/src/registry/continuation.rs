@@ -214,7 +214,7 @@ impl Unbroken {
             return Err(cause);
         }
         self.continued += 1;
-        tracing::warn!(backend.name = self.answering.entry.label(), error = %cause, "an answer goes on elsewhere");
+        tracing::warn!(backend.name = self.answering.entry.label(), error = %cause.in_log(), "an answer goes on elsewhere");
         self.state = State::Asking(search.ask(found).boxed(), cause);
         Ok(())
     }
@@ -229,9 +229,10 @@ impl Unbroken {
     }
 }
 
-/// Returns whether an error means that a run broke off which another one can go on with.
+/// Returns whether an error means that a run broke off which another one can go on with. A server that refuses in the middle of an answer
+/// what it has begun may stand alone with that; a prompt that was cut spoils what came after it.
 fn breaks_off(error: &BackendError) -> bool {
-    matches!(error, BackendError::Unavailable { .. } | BackendError::Interrupted { .. } | BackendError::TimedOut { .. })
+    !matches!(error, BackendError::ContextExceeded { .. })
 }
 
 impl Stream for Unbroken {
@@ -274,7 +275,7 @@ impl Stream for Unbroken {
                     return Poll::Ready(Some(match attempted {
                         Ok(attempted) => Ok(this.taken_over(attempted, &cause)),
                         Err(error) => {
-                            tracing::warn!(%error, "nobody went on with an answer that broke off");
+                            tracing::warn!(error = %error.in_log(), "nobody went on with an answer that broke off");
                             Err(cause)
                         }
                     }));

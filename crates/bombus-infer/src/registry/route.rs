@@ -17,6 +17,8 @@ use crate::{BackendError, ChatStream};
 
 /// Longest wait for a slot where all backends are busy.
 const SLOT_WAIT_MAX: Duration = Duration::from_secs(30);
+/// So many backends that find fault with the request itself speak for all: it is the request's fault then.
+const REFUSALS_MAX: u32 = 3;
 /// When it may be worth trying again where all backends stay busy.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -63,6 +65,8 @@ struct Tried {
     error: Option<BackendError>,
     /// Only a context of more tokens than this is of use.
     context_tokens: Option<u32>,
+    /// How many backends found fault with the request itself.
+    refusals: u32,
     waited: bool,
 }
 
@@ -135,7 +139,8 @@ impl Route {
     ///
     /// # Errors
     ///
-    /// Any [`BackendError`]: at once what is wrong with the request itself, else the one that says most of those that came.
+    /// Any [`BackendError`]: the one that says most of those that came. What is wrong with the request itself says more than what is wrong
+    /// with a backend, and is told as soon as three of them have found it.
     /// [`BackendError::Overloaded`] where no slot became free within 30 s, or too many wait already.
     pub async fn chat(&self, mut request: ChatRequest) -> Result<Routed<ChatStream>, BackendError> {
         let plan = self.plan();
@@ -234,7 +239,7 @@ impl Route {
                 Err(NoTurn::Broken(retry_ms)) => tried.note(entry, broken(entry, retry_ms)),
             }
         }
-        busy.retain(|ranked| tried.may_help(ranked));
+        busy.retain(|ranked| tried.is_worth_a_wait(ranked));
         while !busy.is_empty() {
             let Some((at, seat)) = slot(plan, &busy).await else {
                 tried.error_of(BackendError::Overloaded { retry_after: RETRY_AFTER });
@@ -256,7 +261,7 @@ impl Route {
                     tried.note(entry, broken(entry, retry_ms));
                 }
             }
-            busy.retain(|ranked| tried.may_help(ranked));
+            busy.retain(|ranked| tried.is_worth_a_wait(ranked));
         }
         Err(tried.error.unwrap_or_else(|| BackendError::ModelNotFound { model: self.inner.model.clone() }))
     }
@@ -283,13 +288,17 @@ impl Route {
                 let reason = reason(plan, ranked, tried);
                 Ok(Some(Attempted { answer, entry, info: info.clone(), model, reason }))
             }
-            // What one backend cannot go on with another one may.
-            Err(error) if ends_it(&error) && !goes_on => Err(error),
             Err(error) => {
+                tried.note(&entry, error.clone());
+                // What one backend cannot go on with says nothing of the request.
+                tried.refusals += u32::from(matches!(error, BackendError::InvalidRequest { .. }) && !goes_on);
+                if tried.refusals >= REFUSALS_MAX {
+                    return Err(tried.error.take().unwrap_or(error));
+                }
                 if !last {
+                    let error = error.in_log();
                     tracing::warn!(backend.name = entry.label(), %error, "moving on to the next backend");
                 }
-                tried.note(&entry, error);
                 Ok(None)
             }
         }
@@ -327,11 +336,22 @@ impl Tried {
         self.error_of(error);
     }
 
-    /// Keeps the error that says most; of equals the first, which came from the better backend.
+    /// Keeps the error that says most; of equals the first, which came from the better backend. Where all have too much to do, whoever
+    /// asked may come back when the first of them has room.
     fn error_of(&mut self, error: BackendError) {
+        if let (Some(BackendError::Overloaded { retry_after: kept }), BackendError::Overloaded { retry_after }) =
+            (&mut self.error, &error)
+        {
+            *kept = (*kept).min(*retry_after);
+        }
         if self.error.as_ref().is_none_or(|kept| weight(&error) > weight(kept)) {
             self.error = Some(error);
         }
+    }
+
+    /// Returns whether a backend is waited for: not only to hear once more what is wrong with the request.
+    fn is_worth_a_wait(&self, ranked: &Ranked) -> bool {
+        self.refusals == 0 && self.may_help(ranked)
     }
 
     /// Returns whether a backend may do better than those before it.
@@ -341,25 +361,20 @@ impl Tried {
     }
 }
 
-/// Returns whether an error is the request's own, which no other backend would mend.
-fn ends_it(error: &BackendError) -> bool {
-    matches!(error, BackendError::InvalidRequest { .. } | BackendError::Unsupported { .. })
-}
-
-/// Orders errors by how much they help whoever gets only one of them.
+/// Orders errors by how much they help whoever gets only one of them. That a backend cannot do what is asked for says less than that one
+/// failed which may be able to.
 fn weight(error: &BackendError) -> u8 {
     match error {
-        BackendError::ContextExceeded { .. } => 8,
-        BackendError::Overloaded { .. } => 7,
-        BackendError::TimedOut { .. } => 6,
-        BackendError::Interrupted { .. } => 5,
-        BackendError::OutOfMemory { .. } => 4,
-        BackendError::Unavailable { .. } => 3,
+        BackendError::ContextExceeded { .. } | BackendError::InvalidRequest { .. } => 9,
+        BackendError::Overloaded { .. } => 8,
+        BackendError::TimedOut { .. } => 7,
+        BackendError::Interrupted { .. } => 6,
+        BackendError::OutOfMemory { .. } => 5,
+        BackendError::Unavailable { .. } => 4,
+        BackendError::Unsupported { .. } => 3,
         BackendError::ModelUnusable { .. } => 2,
         BackendError::Rejected { .. } => 1,
-        BackendError::ModelNotFound { .. } | BackendError::InvalidRequest { .. } | BackendError::Unsupported { .. } => {
-            0
-        }
+        BackendError::ModelNotFound { .. } => 0,
     }
 }
 

@@ -155,16 +155,23 @@ impl UpstreamError {
         }
     }
 
-    /// Says it to the one who asked `backend` for `model` (empty where no model was asked for). `begun`: the answer had begun.
+    /// Returns whether the server has nothing at the path that it was asked at, and so cannot do what is asked for there.
+    pub(crate) fn is_missing_path(&self) -> bool {
+        matches!(self, Self::Status { status: 404 | 405 | 501, message, .. } if !names_a_model(message))
+    }
+
+    /// Says it to the one who asked `backend` for `model` (empty where no model was asked for). `begun`: the answer had begun. What the
+    /// server says of the request (4xx) is told as such even then: it is no failure of the server.
     pub(crate) fn into_backend(self, backend: &str, model: &str, begun: bool) -> BackendError {
         let reason = format!("backend '{backend}': {self}");
         match self {
             Self::Timeout { after } => BackendError::TimedOut { after },
             Self::Connect { .. } => BackendError::Unavailable { reason: format!("{reason}. Is the server running?") },
-            _ if begun => BackendError::Interrupted { reason },
-            Self::Broken { .. } | Self::Garbage { .. } | Self::Config { .. } => BackendError::Unavailable { reason },
+            Self::Status { status, .. } if begun && !(400..=499).contains(&status) => {
+                BackendError::Interrupted { reason }
+            }
             Self::Status { status, message, context, retry_after } => match (status, context, retry_after) {
-                (400..=499, Some((prompt_tokens, context_tokens)), _) => {
+                (400..=499, Some((prompt_tokens, context_tokens)), _) if !begun => {
                     BackendError::ContextExceeded { prompt_tokens, context_tokens }
                 }
                 (401 | 403, ..) => BackendError::Rejected {
@@ -172,20 +179,28 @@ impl UpstreamError {
                         "{reason}. Set `api_key_env` or `api_key_file` of this backend to a key that it accepts"
                     ),
                 },
-                (404, ..) if !model.is_empty() && message.to_ascii_lowercase().contains("model") => {
+                (404, ..) if !model.is_empty() && names_a_model(&message) => {
                     BackendError::ModelNotFound { model: model.to_owned() }
                 }
                 (404 | 405 | 300..=399, ..) => {
-                    BackendError::Unavailable { reason: format!("{reason}. Check the `url` of this backend") }
+                    BackendError::Rejected { reason: format!("{reason}. Check the `url` of this backend") }
                 }
                 (429, ..) | (503, _, Some(_)) => {
                     BackendError::Overloaded { retry_after: retry_after.unwrap_or(RETRY_AFTER_DEFAULT) }
                 }
-                (400..=499 | 501, ..) => BackendError::InvalidRequest { param: None, message },
+                (400..=499, ..) => BackendError::InvalidRequest { param: None, message },
+                (501, ..) => BackendError::Unsupported { param: "model", message: reason },
                 _ => BackendError::Unavailable { reason },
             },
+            _ if begun => BackendError::Interrupted { reason },
+            Self::Broken { .. } | Self::Garbage { .. } | Self::Config { .. } => BackendError::Unavailable { reason },
         }
     }
+}
+
+/// A server that does not have the model says so, and one that knows no such path speaks of nothing but that.
+fn names_a_model(message: &str) -> bool {
+    message.to_ascii_lowercase().contains("model")
 }
 
 /// Finds the text of an error in the shapes that servers have: Ollama's and `OpenAI`'s `error`, `FastAPI`'s `detail`, and `message`.
@@ -285,8 +300,10 @@ mod tests {
     fn a_missing_model_is_not_a_wrong_address() {
         let missing = told(404, r#"{"error":{"message":"The model `m` does not exist","code":"model_not_found"}}"#);
         assert_eq!(missing, BackendError::ModelNotFound { model: "m".into() });
-        let BackendError::Unavailable { reason } = told(404, "404 page not found") else { panic!() };
-        assert!(reason.contains("`url`"), "{reason}");
+        for status in [404, 405] {
+            let BackendError::Rejected { reason } = told(status, "404 page not found") else { panic!("{status}") };
+            assert!(reason.contains("`url`"), "{reason}");
+        }
     }
 
     #[test]
@@ -330,8 +347,28 @@ mod tests {
     }
 
     #[test]
+    fn what_a_server_says_of_a_request_stays_that_in_the_middle_of_an_answer() {
+        let later = |status| refusal(status, &[], r#"{"error":"no"}"#).into_backend("far", "m", true);
+        assert_eq!(later(400), BackendError::InvalidRequest { param: None, message: "no".into() });
+        assert_eq!(later(429), BackendError::Overloaded { retry_after: RETRY_AFTER_DEFAULT });
+        assert!(matches!(later(403), BackendError::Rejected { .. }));
+        for status in [500, 501, 503] {
+            assert!(matches!(later(status), BackendError::Interrupted { .. }), "{status}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_does_not_have_is_not_its_failure() {
+        let error = told(501, r#"{"error":{"message":"This server does not support embeddings"}}"#);
+        assert!(matches!(error, BackendError::Unsupported { message, .. } if message.contains("embeddings")));
+        assert!(refusal(404, &[], "404 page not found").is_missing_path());
+        assert!(!refusal(404, &[], r#"{"error":"model 'm' not found"}"#).is_missing_path());
+        assert!(!refusal(500, &[], "").is_missing_path());
+    }
+
+    #[test]
     fn a_redirect_says_where_to() {
         let error = refusal(301, &[("location", "https://example.com/v1")], "").into_backend("far", "m", false);
-        assert!(matches!(error, BackendError::Unavailable { reason } if reason.contains("https://example.com/v1")));
+        assert!(matches!(error, BackendError::Rejected { reason } if reason.contains("https://example.com/v1")));
     }
 }

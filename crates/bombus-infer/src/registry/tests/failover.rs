@@ -8,6 +8,14 @@ fn context_exceeded(context_tokens: u32) -> BackendError {
     BackendError::ContextExceeded { prompt_tokens: 9_000, context_tokens }
 }
 
+fn invalid(message: &str) -> BackendError {
+    BackendError::InvalidRequest { param: None, message: message.into() }
+}
+
+fn unsupported(message: &str) -> BackendError {
+    BackendError::Unsupported { param: "tools", message: message.into() }
+}
+
 fn with_context(play: Play, tokens: u32) -> Arc<Player> {
     let player = Player::always(play);
     *player.models.lock().unwrap() = Ok(vec![ModelInfo { context_tokens: Some(tokens), ..text_model("m") }]);
@@ -26,6 +34,8 @@ async fn the_next_backend_answers_what_the_first_fails_at_before_the_first_token
         BackendError::Overloaded { retry_after },
         BackendError::OutOfMemory { message: "full".into() },
         BackendError::ModelUnusable { model: "m".into(), reason: "cut off".into() },
+        invalid("no such option"),
+        unsupported("no tools"),
     ] {
         for play in [Play::Refuse(error.clone()), Play::RefuseInStream(error.clone())] {
             let backends = backends_of(&[Player::always(play), Player::always(Play::Say(2))]);
@@ -47,16 +57,35 @@ async fn an_answer_that_has_begun_goes_to_nobody_else() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_request_is_told_at_once() {
-    for error in [
-        BackendError::InvalidRequest { param: None, message: "no".into() },
-        BackendError::Unsupported { param: "tools", message: "no".into() },
+async fn what_is_wrong_with_a_request_is_told_in_the_words_of_the_first_that_found_it() {
+    let overloaded = || BackendError::Overloaded { retry_after: Duration::from_secs(1) };
+    for (errors, told) in [
+        (vec![invalid("first"), invalid("second")], invalid("first")),
+        (vec![unsupported("first"), unsupported("second")], unsupported("first")),
+        (vec![unavailable(), invalid("wrong")], invalid("wrong")),
+        (vec![invalid("wrong"), overloaded(), unsupported("other")], invalid("wrong")),
+        (vec![unsupported("not here"), unavailable()], unavailable()),
     ] {
-        let next = Player::always(Play::Say(1));
-        let backends = backends_of(&[Player::always(Play::Refuse(error.clone())), next.clone()]);
-        assert_eq!(chat(&backends).await.err(), Some(error));
-        assert!(next.asked().is_empty());
+        let players = errors.into_iter().map(|error| Player::always(Play::Refuse(error))).collect::<Vec<_>>();
+        assert_eq!(chat(&backends_of(&players)).await.err(), Some(told));
+        assert!(players.iter().all(|player| player.asked().len() == 1));
     }
+}
+
+#[tokio::test]
+async fn a_request_at_which_three_backends_found_fault_bothers_no_others() {
+    let refusing = || Player::always(Play::Refuse(invalid("no")));
+    let last = Player::always(Play::Say(1));
+    let backends = backends_of(&[refusing(), refusing(), refusing(), last.clone()]);
+    assert_eq!(chat(&backends).await.err(), Some(invalid("no")));
+    assert!(last.asked().is_empty());
+}
+
+#[tokio::test]
+async fn where_all_have_too_much_to_do_the_shortest_wait_is_told() {
+    let overloaded = |seconds| BackendError::Overloaded { retry_after: Duration::from_secs(seconds) };
+    let players = [9, 4, 7].map(|seconds| Player::always(Play::Refuse(overloaded(seconds))));
+    assert_eq!(chat(&backends_of(&players)).await.err(), Some(overloaded(4)));
 }
 
 #[tokio::test]
@@ -98,7 +127,8 @@ async fn a_backend_that_can_do_what_is_needed_is_preferred_to_one_that_cannot() 
 #[tokio::test(start_paused = true)]
 async fn failures_open_the_breaker_and_refusals_do_not() {
     let refusals = [
-        BackendError::InvalidRequest { param: None, message: "no".into() },
+        invalid("no"),
+        unsupported("no"),
         context_exceeded(1),
         BackendError::Rejected { reason: "no".into() },
         BackendError::ModelNotFound { model: "m".into() },

@@ -52,6 +52,16 @@ async fn a_full_backend_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_is_refused_does_not_wait_for_slots() {
+    let refusal = BackendError::InvalidRequest { param: None, message: "no".into() };
+    let backends = limited(&[Player::always(Play::Refuse(refusal.clone())), Player::always(Play::Stall)], 1);
+    let taken = chat(&backends).await.unwrap();
+    assert_eq!((taken.backend.as_str(), running(&backends)), ("b", vec![0, 1]));
+    let begun = Instant::now();
+    assert_eq!((chat(&backends).await.err(), begun.elapsed()), (Some(refusal), Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_all_are_busy_the_first_free_slot_is_taken() {
     let backends = limited(&[Player::always(Play::Stall), Player::always(Play::Stall)], 1);
     let (_first, second) = (chat(&backends).await.unwrap(), chat(&backends).await.unwrap());

@@ -14,15 +14,15 @@ const RETRY_DELAY_MS: u64 = 3_600_000;
 
 /// The dialect of a scripted server that has the model `m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dialect {
+pub(super) enum Dialect {
     Ollama,
     OpenAi,
 }
 
-use Dialect::{Ollama, OpenAi};
+pub(super) use Dialect::{Ollama, OpenAi};
 
 impl Dialect {
-    async fn server(self) -> Upstream {
+    pub(super) async fn server(self) -> Upstream {
         let upstream = Upstream::start().await.unwrap();
         let models = match self {
             Ollama => json!({"models": [{"name": "m:latest", "digest": "d1"}]}),
@@ -36,11 +36,11 @@ impl Dialect {
     }
 
     /// The line of a conversation.
-    fn chat(self) -> &'static str {
+    pub(super) fn chat(self) -> &'static str {
         if self == Ollama { "POST /api/chat" } else { "POST /v1/chat/completions" }
     }
 
-    fn backend(self, upstream: &Upstream) -> Arc<dyn Backend> {
+    pub(super) fn backend(self, upstream: &Upstream) -> Arc<dyn Backend> {
         let (url, timeout_ms) = (upstream.url(), 20_000);
         match self {
             Ollama => {
@@ -54,7 +54,7 @@ impl Dialect {
     }
 
     /// An answer of one word.
-    fn answer(self) -> Script {
+    pub(super) fn answer(self) -> Script {
         match self {
             Ollama => Script::lines(&[self.word(), json!({"message": {"content": ""}, "done": true})]),
             OpenAi => {
@@ -66,32 +66,52 @@ impl Dialect {
 
     fn word(self) -> Value {
         match self {
-            Ollama => json!({"message": {"role": "assistant", "content": "word"}, "done": false}),
-            OpenAi => json!({"choices": [{"index": 0, "delta": {"content": "word"}, "finish_reason": null}]}),
+            Ollama => json!({"message": {"role": "assistant", "content": "clover"}, "done": false}),
+            OpenAi => json!({"choices": [{"index": 0, "delta": {"content": "clover"}, "finish_reason": null}]}),
         }
+    }
+
+    /// An answer that ends after its first word, without saying why.
+    pub(super) fn begun(self) -> Script {
+        self.stream(&[self.word()])
+    }
+
+    /// An answer that ends after its first word with an error of this code.
+    pub(super) fn then_error(self, code: u16) -> Script {
+        self.stream(&[self.word(), json!({"error": {"message": "no", "code": code}})])
+    }
+
+    pub(super) fn stream(self, documents: &[Value]) -> Script {
+        if self == Ollama { Script::lines(documents) } else { Script::events(documents) }
+    }
+
+    /// A client of the server that sends everything once.
+    pub(super) fn hasty(self, upstream: &Upstream) -> Arc<dyn Backend> {
+        let backend = self.backend(upstream);
+        backend.without_retries().unwrap_or(backend)
     }
 }
 
-fn ollama(config: OllamaConfig) -> Arc<dyn Backend> {
+pub(super) fn ollama(config: OllamaConfig) -> Arc<dyn Backend> {
     Arc::new(OllamaBackend::new("far", config).unwrap())
 }
 
 /// The backends, with their lists read.
-async fn known(backends: Vec<NamedBackend>) -> Backends {
+pub(super) async fn known(backends: Vec<NamedBackend>) -> Backends {
     let backends = Backends::new(backends);
     backends.models().await;
     backends
 }
 
 /// Sends a conversation for `m` where it leads.
-async fn converse(backends: &Backends) -> Result<Routed<ChatStream>, BackendError> {
+pub(super) async fn converse(backends: &Backends) -> Result<Routed<ChatStream>, BackendError> {
     let request = ChatRequest::new("m", Prompt::Chat(vec![Message::text(Role::User, "x")]));
     let routed = async { backends.route("m", &text()).await?.chat(request).await };
     timeout(PATIENCE, routed).await.expect("nobody waits for a backend while another one can answer")
 }
 
 /// How many conversations a server was asked for.
-fn conversations(upstream: &Upstream, dialect: Dialect) -> usize {
+pub(super) fn conversations(upstream: &Upstream, dialect: Dialect) -> usize {
     upstream.requests().iter().filter(|request| request.line == dialect.chat()).count()
 }
 
@@ -136,5 +156,156 @@ async fn a_backend_tries_again_where_nobody_else_is_left() {
         let routed = converse(&backends).await.unwrap();
         assert_eq!(routed.backend, "b");
         assert_eq!((words(routed).await, conversations(&upstream, Ollama)), (Ok(1), 3));
+    }
+}
+
+/// Ways of a server to refuse a request that say nothing about the next one.
+fn refusals() -> Vec<Script> {
+    let told = |status| Script::json(status, &json!({"error": {"message": "no"}}));
+    let page = |status| Script::text(status, "404 page not found");
+    let codes = [301, 400, 401, 403, 405, 413, 422, 429];
+    codes.into_iter().map(told).chain([404, 405].map(page)).collect()
+}
+
+/// Ways of a server to fail.
+fn failures(dialect: Dialect) -> Vec<Script> {
+    let error = json!({"error": {"message": "no"}});
+    vec![
+        Script::json(500, &error),
+        Script::text(502, "bad gateway"),
+        Script::json(503, &error),
+        Script::raw("SSH-2.0-OpenSSH_9.6\r\n"),
+        Script::raw(""),
+        Script::stream("text/html").piece("<html>It works!</html>\n"),
+        dialect.begun().then_cut(),
+        dialect.begun().piece("data: }{\n\n"),
+        dialect.then_error(500),
+    ]
+}
+
+/// Sends conversations to a server that always answers so, and returns its breaker and how many it got.
+async fn breaker_after(count: usize, dialect: Dialect, script: Script) -> (&'static str, usize) {
+    let upstream = dialect.server().await;
+    upstream.on(dialect.chat(), script);
+    let backends = known(vec![named("a", dialect.hasty(&upstream))]).await;
+    for _ in 0..count {
+        let ended = match converse(&backends).await {
+            Ok(routed) => words(routed).await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        assert!(ended.is_err());
+    }
+    (state(&backends, "a").breaker, conversations(&upstream, dialect))
+}
+
+#[tokio::test]
+async fn what_servers_refuse_leaves_the_breaker_closed() {
+    for dialect in [Ollama, OpenAi] {
+        for script in refusals() {
+            let told = format!("{dialect:?} {script:?}");
+            assert_eq!(breaker_after(5, dialect, script).await, ("closed", 5), "{told}");
+        }
+        for code in [400, 404, 405, 429] {
+            let script = dialect.then_error(code);
+            assert_eq!(breaker_after(5, dialect, script).await, ("closed", 5), "{dialect:?} {code} in the stream");
+        }
+    }
+}
+
+#[tokio::test]
+async fn servers_that_fail_break_off_or_answer_what_cannot_be_read_open_the_breaker() {
+    for dialect in [Ollama, OpenAi] {
+        for script in failures(dialect) {
+            let told = format!("{dialect:?} {script:?}");
+            assert_eq!(breaker_after(4, dialect, script).await.0, "open", "{told}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_works_again_gets_requests_again() {
+    for dialect in [Ollama, OpenAi] {
+        let upstream = dialect.server().await;
+        let backends = known(vec![named("a", dialect.hasty(&upstream))]).await;
+        upstream.stop();
+        for _ in 0..4 {
+            assert!(converse(&backends).await.is_err());
+        }
+        assert_eq!(state(&backends, "a").breaker, "open");
+        upstream.on(dialect.chat(), dialect.answer());
+        upstream.restart().await.unwrap();
+        // Its list is there again, which lets a request through before the time of the breaker has come.
+        backends.refresh("a").await;
+        assert_eq!(words(converse(&backends).await.unwrap()).await, Ok(1));
+        assert_eq!(state(&backends, "a").breaker, "closed");
+    }
+}
+
+#[tokio::test]
+async fn what_one_server_refuses_another_one_may_take() {
+    for (dialect, status) in [Ollama, OpenAi].into_iter().flat_map(|dialect| [400, 404, 422, 501].map(|s| (dialect, s)))
+    {
+        let (first, second) = (dialect.server().await, dialect.server().await);
+        first.on(dialect.chat(), Script::json(status, &json!({"error": {"message": "no such option"}})));
+        second.on(dialect.chat(), dialect.answer());
+        let pair = [("a", &first), ("b", &second)];
+        let backends = known(pair.map(|(name, server)| named(name, dialect.backend(server))).into()).await;
+        let routed = converse(&backends).await.unwrap();
+        assert_eq!(routed.backend, "b", "{dialect:?} {status}");
+        assert_eq!(words(routed).await, Ok(1));
+
+        second.on(dialect.chat(), Script::json(400, &json!({"error": {"message": "not here either"}})));
+        let error = converse(&backends).await.err().unwrap();
+        let told = if matches!(status, 404 | 501) { "not here either" } else { "no such option" };
+        assert!(error.to_string().contains(told), "{dialect:?} {status}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_a_path_leaves_what_is_asked_there_to_others() {
+    let (first, second) = (OpenAi.server().await, OpenAi.server().await);
+    first.on(OpenAi.chat(), OpenAi.answer());
+    second.on("POST /v1/embeddings", Script::json(200, &json!({"data": [{"index": 0, "embedding": [1.0]}]})));
+    second.on(
+        "POST /v1/completions",
+        Script::events(&[json!({"choices": [{"index": 0, "text": "word", "finish_reason": "stop"}]})]).done(),
+    );
+    let pair = [("a", &first), ("b", &second)];
+    let backends = known(pair.map(|(name, server)| named(name, OpenAi.backend(server))).into()).await;
+    let embed = async |backends: &Backends| {
+        let route = backends.route("m", &Need::default()).await?;
+        route.embed(EmbedRequest::new("m", vec![EmbedInput::Text("x".into())])).await
+    };
+    assert_eq!(embed(&backends).await.unwrap().backend, "b");
+    assert_eq!(chat(&backends).await.unwrap().backend, "b");
+    assert_eq!(converse(&backends).await.unwrap().backend, "a", "it still gets what it can do");
+
+    let alone = known(vec![named("a", OpenAi.backend(&first))]).await;
+    assert!(matches!(embed(&alone).await.err(), Some(BackendError::Unsupported { param: "model", .. })));
+    assert!(matches!(chat(&alone).await.err(), Some(BackendError::Unsupported { param: "prompt", .. })));
+}
+
+#[tokio::test]
+async fn a_server_that_has_too_much_to_do_is_left_alone_for_as_long_as_it_says() {
+    for dialect in [Ollama, OpenAi] {
+        let (first, second) = (dialect.server().await, dialect.server().await);
+        let busy = |seconds: &str| {
+            Script::json(429, &json!({"error": {"message": "slow down"}})).header("Retry-After", seconds)
+        };
+        first.on(dialect.chat(), busy("30"));
+        second.on(dialect.chat(), dialect.answer());
+        let pair = [("a", &first), ("b", &second)];
+        let backends = known(pair.map(|(name, server)| named(name, dialect.backend(server))).into()).await;
+        for _ in 0..3 {
+            let routed = converse(&backends).await.unwrap();
+            assert_eq!(routed.backend, "b", "{dialect:?}");
+            assert_eq!(words(routed).await, Ok(1));
+        }
+        assert_eq!(conversations(&first, dialect), 1, "{dialect:?}: it is asked after all others");
+
+        second.on(dialect.chat(), busy("20"));
+        let told = BackendError::Overloaded { retry_after: Duration::from_secs(20) };
+        assert_eq!(converse(&backends).await.err(), Some(told), "{dialect:?}");
+        assert_eq!(conversations(&first, dialect), 2, "{dialect:?}: once more, since nobody else is left");
     }
 }
