@@ -33,6 +33,7 @@ pub use builder::OllamaClientBuilder;
 pub use client::{AnswerStream, OllamaClient, StepStream};
 pub use config::OllamaConfig;
 pub use error::OllamaError;
+pub(crate) use find::answering;
 pub use find::find_local;
 pub use template::{ChatTemplateRenderer, ModelTemplate};
 

@@ -29,7 +29,7 @@ pub async fn find_local() -> Vec<String> {
 }
 
 /// Returns those of the addresses at which an Ollama server answers in time.
-pub(super) async fn answering(urls: Vec<String>) -> Vec<String> {
+pub(crate) async fn answering(urls: Vec<String>) -> Vec<String> {
     let client = Client::builder().tcp_nodelay(true).no_proxy().build();
     let Ok(client) = client else { return Vec::new() };
     let asked = urls.into_iter().map(async |url| {
