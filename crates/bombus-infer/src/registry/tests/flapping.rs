@@ -1,9 +1,11 @@
 //! The first of two backends goes up and down under load.
 
+use bombus_testkit::upstream::{Script, Upstream};
 use futures::stream;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
+use super::upstreams::{Dialect, Ollama, OpenAi, conversations, converse, known};
 use super::*;
 
 /// A number that a seed and another number always give.
@@ -60,5 +62,55 @@ proptest! {
         prop_assert!(flapping > 0 && steady > 0);
         // Without a breaker about half of the 2,000 would meet a failure.
         prop_assert!(failures < 300, "{failures} of {flapping} requests met a failure");
+    }
+}
+
+/// How a server that goes up and down is for a while.
+const PHASES: u64 = 8;
+
+/// Brings a server into a phase. In every second one it works.
+async fn enter(phase: u64, server: &Upstream, dialect: Dialect, backends: &Backends) {
+    let error = serde_json::json!({"error": {"message": "no"}});
+    match phase % PHASES {
+        1 => server.stop(),
+        3 => server.on(dialect.chat(), Script::json(500, &error)),
+        5 => server.on(dialect.chat(), Script::raw("SSH-2.0-OpenSSH_9.6\r\n")),
+        7 => server.on(dialect.chat(), dialect.stream(&[]).then_cut()),
+        _ => {
+            server.on(dialect.chat(), dialect.answer());
+            server.restart().await.unwrap();
+            // The node looks at it every few seconds.
+            backends.refresh("a").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_goes_up_and_down_under_load_fails_no_request() {
+    for dialect in [Ollama, OpenAi] {
+        let (flapping, steady) = (dialect.server().await, dialect.server().await);
+        flapping.on(dialect.chat(), dialect.answer());
+        steady.on(dialect.chat(), dialect.answer());
+        let pair = [("a", &flapping), ("b", &steady)];
+        let backends = known(pair.map(|(name, server)| named(name, dialect.backend(server))).into()).await;
+        let ended = AtomicU32::new(0);
+        let answers = stream::iter(0..800).map(|_| async {
+            let answer = match converse(&backends).await {
+                Ok(routed) => words(routed).await,
+                Err(error) => Err(error),
+            };
+            let ended = u64::from(ended.fetch_add(1, Ordering::SeqCst)) + 1;
+            if ended.is_multiple_of(50) {
+                enter(ended / 50, &flapping, dialect, &backends).await;
+            }
+            answer
+        });
+        let answers: Vec<_> = answers.buffer_unordered(32).collect().await;
+        let failed: Vec<_> = answers.iter().filter(|answer| **answer != Ok(1)).collect();
+        assert!(failed.is_empty(), "{dialect:?}: {failed:?}");
+        let asked = [&flapping, &steady].map(|server| conversations(server, dialect));
+        assert!(asked.iter().all(|count| *count > 20), "{dialect:?}: {asked:?}");
+        assert_eq!(converse(&backends).await.unwrap().backend, "a", "{dialect:?}: it works again, and is preferred");
+        assert!(backends.states().iter().all(|state| state.running == 0 && state.waiting == 0));
     }
 }
