@@ -1,6 +1,8 @@
 //! What runs models: the [`Backend`] trait, its implementations that need no heavy library, and the models on this machine.
 
 pub mod backend;
+#[cfg(test)]
+mod captured;
 pub mod discover;
 pub mod fake;
 pub mod gguf;

@@ -190,7 +190,7 @@ impl OpenAiBackend {
         model: String,
         begun: Instant,
     ) -> Result<ChatStream, BackendError> {
-        let response = self.client.send(Method::POST, path, Some(body)).await;
+        let response = self.client.send(Method::POST, path, Some(&model), Some(body)).await;
         let response = response.map_err(|error| {
             if path == COMPLETIONS_PATH && error.is_missing_path() {
                 let message = format!("backend '{}' takes conversations alone: {error}", self.client.name());
@@ -312,7 +312,7 @@ impl Backend for OpenAiBackend {
     }
 
     async fn health(&self) -> Health {
-        let asked = timeout(HEALTH_TIME_MAX, self.client.send(Method::GET, "models", None::<&()>)).await;
+        let asked = timeout(HEALTH_TIME_MAX, self.client.send(Method::GET, "models", None, None::<&()>)).await;
         match asked.unwrap_or(Err(UpstreamError::Timeout { after: HEALTH_TIME_MAX })) {
             // A server that has no list, but answers, can still run what the configuration names.
             Ok(_) | Err(UpstreamError::Status { status: 404 | 405, .. }) if self.models_given => Health::Ready,

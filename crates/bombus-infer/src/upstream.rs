@@ -15,6 +15,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Body, Client, Method, Response, Url, redirect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::error::Category;
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
@@ -35,6 +36,17 @@ const POOL_IDLE_TIME_MAX_TLS: Duration = Duration::from_secs(50);
 /// A kept connection that the server has closed just then breaks off at once: then the request is sent anew, once.
 const STALE_TIME_MAX: Duration = Duration::from_millis(50);
 
+/// A shorter value of a header is taken for no secret.
+const SECRET_BYTES_MIN: usize = 8;
+
+/// What is asked of a server, as logs show it.
+struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    /// The model that is asked for, where one is.
+    model: Option<&'a str>,
+}
+
 /// What an [`UpstreamClient`] needs to know.
 pub(crate) struct UpstreamOptions {
     /// The backend's name, for logs.
@@ -53,6 +65,8 @@ pub(crate) struct UpstreamClient {
     base: Url,
     client: Client,
     timeout: Duration,
+    /// What no server's words may bring into an error: the key, and the values of other headers that are as long as one.
+    secrets: Vec<String>,
     /// Whether the server could not be reached the last time. One that stays away is logged once.
     away: AtomicBool,
 }
@@ -65,6 +79,7 @@ impl UpstreamClient {
     /// [`UpstreamError::Config`] where TLS cannot be set up.
     pub(crate) fn new(options: UpstreamOptions) -> Result<Self, UpstreamError> {
         let tls = options.base.scheme() == "https";
+        let secrets = secrets_in(&options.headers);
         let mut builder = Client::builder()
             .user_agent(concat!("bombus/", env!("CARGO_PKG_VERSION")))
             .default_headers(options.headers)
@@ -81,6 +96,7 @@ impl UpstreamClient {
             base: options.base,
             client,
             timeout: options.timeout,
+            secrets,
             away: AtomicBool::new(false),
         })
     }
@@ -88,6 +104,11 @@ impl UpstreamClient {
     /// Returns the backend's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the server's address.
+    pub(crate) fn url(&self) -> &str {
+        self.base.as_str()
     }
 
     /// Returns the longest wait for a piece of an answer, for [`UpstreamClient::lines`].
@@ -105,11 +126,12 @@ impl UpstreamClient {
         path: &str,
         limit_bytes: usize,
     ) -> Result<T, UpstreamError> {
-        let response = self.send(Method::GET, path, None::<&()>).await?;
-        self.logged(&Method::GET, path, self.json(response, limit_bytes).await)
+        let (begun, ask) = (Instant::now(), Ask { method: Method::GET, path, model: None });
+        let response = self.send(Method::GET, path, None, None::<&()>).await?;
+        self.logged(&ask, begun, self.json(response, limit_bytes).await)
     }
 
-    /// Sends a JSON document and reads one of at most `limit_bytes`.
+    /// Sends a JSON document, which asks for a model where one is named, and reads one of at most `limit_bytes`.
     ///
     /// # Errors
     ///
@@ -117,15 +139,17 @@ impl UpstreamClient {
     pub(crate) async fn post_json<B: Serialize + ?Sized + Sync, T: DeserializeOwned>(
         &self,
         path: &str,
+        model: Option<&str>,
         body: &B,
         limit_bytes: usize,
     ) -> Result<T, UpstreamError> {
-        let response = self.send(Method::POST, path, Some(body)).await?;
-        self.logged(&Method::POST, path, self.json(response, limit_bytes).await)
+        let (begun, ask) = (Instant::now(), Ask { method: Method::POST, path, model });
+        let response = self.send(Method::POST, path, model, Some(body)).await?;
+        self.logged(&ask, begun, self.json(response, limit_bytes).await)
     }
 
     /// Sends a request, with a JSON document where there is one, and returns the answer as soon as its status is there. One that met the end of
-    /// a kept connection is sent once more.
+    /// a kept connection is sent once more. `model` is what it asks for, for the log.
     /// Dropping the answer, or this future, closes the connection.
     ///
     /// # Errors
@@ -135,6 +159,7 @@ impl UpstreamClient {
         &self,
         method: Method,
         path: &str,
+        model: Option<&str>,
         body: Option<&B>,
     ) -> Result<Response, UpstreamError> {
         let body = body.map(serde_json::to_vec).transpose();
@@ -142,7 +167,8 @@ impl UpstreamClient {
         let body = body.map(Bytes::from);
         let send = async || {
             let json = HeaderValue::from_static("application/json");
-            self.send_bytes(method.clone(), path, body.clone().map(|body| (Body::from(body), json))).await
+            let ask = Ask { method: method.clone(), path, model };
+            self.ask(&ask, body.clone().map(|body| (Body::from(body), json))).await
         };
         let begun = Instant::now();
         match send().await {
@@ -167,21 +193,43 @@ impl UpstreamClient {
         path: &str,
         body: Option<(Body, HeaderValue)>,
     ) -> Result<Response, UpstreamError> {
+        self.ask(&Ask { method, path, model: None }, body).await
+    }
+
+    async fn ask(&self, ask: &Ask<'_>, body: Option<(Body, HeaderValue)>) -> Result<Response, UpstreamError> {
         let begun = Instant::now();
-        let answer = self.try_send(method.clone(), path, body).await;
-        let ms = begun.elapsed().as_secs_f64() * 1000.0;
-        let (backend, base) = (self.name.as_str(), self.base.as_str());
+        let answer = self.try_send(ask.method.clone(), ask.path, body).await;
+        let ms = milliseconds_since(begun);
+        let Ask { method, path, model } = ask;
+        let (backend, url) = (self.name.as_str(), self.base.as_str());
         if let Ok(response) = &answer {
             let status = response.status().as_u16();
-            tracing::debug!(backend.name = backend, %method, path, status, ms, "upstream answered");
+            tracing::debug!(
+                backend.name = backend,
+                upstream.url = url,
+                %method,
+                path,
+                model.name = model,
+                status,
+                ms,
+                "upstream answered"
+            );
         }
         if !matches!(answer, Err(UpstreamError::Connect { .. })) {
             self.away.store(false, Ordering::Relaxed);
         } else if self.away.swap(true, Ordering::Relaxed) {
-            tracing::debug!(backend.name = backend, upstream.url = base, %method, path, ms, "upstream is still away");
+            tracing::debug!(
+                backend.name = backend,
+                upstream.url = url,
+                %method,
+                path,
+                model.name = model,
+                ms,
+                "upstream is still away"
+            );
             return answer;
         }
-        self.logged(&method, path, answer)
+        self.logged(ask, begun, answer)
     }
 
     async fn try_send(
@@ -208,7 +256,17 @@ impl UpstreamClient {
         let (status, headers) = (response.status(), response.headers().clone());
         // What is wrong is known by the status; a refusal whose body breaks off says no less.
         let body = self.read(response, REFUSAL_BYTES_MAX).await.unwrap_or_default();
-        Err(UpstreamError::of_response(status, &headers, &body))
+        Err(self.without_secrets(UpstreamError::of_response(status, &headers, &body)))
+    }
+
+    /// Blots out what the words of a server quote of the headers that it got: they go to whoever asked.
+    pub(crate) fn without_secrets(&self, mut error: UpstreamError) -> UpstreamError {
+        if let UpstreamError::Status { message, .. } = &mut error {
+            for secret in &self.secrets {
+                *message = message.replace(secret, "***");
+            }
+        }
+        error
     }
 
     fn sending_failed(&self, error: &reqwest::Error) -> UpstreamError {
@@ -225,7 +283,7 @@ impl UpstreamClient {
     async fn json<T: DeserializeOwned>(&self, response: Response, limit_bytes: usize) -> Result<T, UpstreamError> {
         let body = self.read(response, limit_bytes).await?;
         serde_json::from_slice(&body).map_err(|error| UpstreamError::Garbage {
-            reason: format!("{} answers something else than the JSON expected: {error}", self.base),
+            reason: format!("{} answers something else than the JSON expected: {}", self.base, unreadable(&error)),
         })
     }
 
@@ -276,21 +334,45 @@ impl UpstreamClient {
     }
 
     /// Logs a failure. Nothing of what was asked or answered stands in the log.
-    fn logged<T>(&self, method: &Method, path: &str, answer: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
+    fn logged<T>(&self, ask: &Ask<'_>, begun: Instant, answer: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
         if let Err(error) = &answer {
             let (backend, url, kind) = (self.name.as_str(), self.base.as_str(), error.kind());
-            let status = error.status();
+            let (status, ms) = (error.status(), milliseconds_since(begun));
+            let Ask { method, path, model } = ask;
             tracing::error!(
                 backend.name = backend,
                 upstream.url = url,
                 %method,
                 path,
+                model.name = model,
                 status,
+                ms,
                 error.kind = kind,
                 "upstream request failed"
             );
         }
         answer
+    }
+}
+
+fn milliseconds_since(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Finds what in the headers of requests is a secret: keys, without the word before them.
+fn secrets_in(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.values().filter(|value| value.is_sensitive()).filter_map(|value| value.to_str().ok());
+    let secret = |value: &str| value.rsplit(' ').next().unwrap_or(value).to_owned();
+    values.map(secret).filter(|secret| secret.len() >= SECRET_BYTES_MIN).collect()
+}
+
+/// Says why JSON could not be read, without anything of what stands in it.
+pub(crate) fn unreadable(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(", expected ") {
+        _ if error.classify() != Category::Data || text.starts_with("missing field") => text,
+        Some((_, expected)) => format!("expected {expected}"),
+        None => format!("another form at line {} column {}", error.line(), error.column()),
     }
 }
 
@@ -413,7 +495,7 @@ mod tests {
         let client = UpstreamClient::new(options).unwrap();
         let asked = async {
             for _ in 0..2 {
-                let told: Value = client.post_json("ask", &json!({ "a": 1 }), 1_000).await.unwrap();
+                let told: Value = client.post_json("ask", None, &json!({ "a": 1 }), 1_000).await.unwrap();
                 assert_eq!(told, json!({}));
             }
         };

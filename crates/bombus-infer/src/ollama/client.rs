@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::wire::{
     Answer, ChatRequest, CreateRequest, EmbedRequest, EmbedResponse, GenerateRequest, ListedModel, LoadedModel,
@@ -18,7 +18,7 @@ use super::wire::{
 };
 use super::{OllamaClientBuilder, OllamaError};
 use crate::ByteStream;
-use crate::upstream::{UpstreamClient, UpstreamError};
+use crate::upstream::{UpstreamClient, UpstreamError, unreadable};
 
 /// The pieces of an answer. Dropping the stream closes the connection, and with that ends the run.
 pub type AnswerStream = BoxStream<'static, Result<Answer, OllamaError>>;
@@ -92,7 +92,8 @@ impl OllamaClient {
     ///
     /// [`OllamaError::ModelNotFound`]; any other [`OllamaError`].
     pub async fn generate(&self, request: &GenerateRequest) -> Result<Answer, OllamaError> {
-        let answer = self.post("api/generate", &Streamed { request, stream: false }, ANSWER_BYTES_MAX).await;
+        let answer =
+            self.post("api/generate", &request.model, &Streamed { request, stream: false }, ANSWER_BYTES_MAX).await;
         answer.map_err(|error| error.about_model(&request.model))
     }
 
@@ -111,7 +112,8 @@ impl OllamaClient {
     ///
     /// [`OllamaError::ModelNotFound`]; any other [`OllamaError`].
     pub async fn chat(&self, request: &ChatRequest) -> Result<Answer, OllamaError> {
-        let answer = self.post("api/chat", &Streamed { request, stream: false }, ANSWER_BYTES_MAX).await;
+        let answer =
+            self.post("api/chat", &request.model, &Streamed { request, stream: false }, ANSWER_BYTES_MAX).await;
         answer.map_err(|error| error.about_model(&request.model))
     }
 
@@ -131,7 +133,7 @@ impl OllamaClient {
     /// [`OllamaError::ModelNotFound`]; any other [`OllamaError`].
     pub async fn embed(&self, request: &EmbedRequest) -> Result<EmbedResponse, OllamaError> {
         let bytes_max = VECTOR_BYTES_MAX.saturating_mul(request.input.len() + 1).min(VECTORS_BYTES_MAX);
-        let answer = self.post("api/embed", request, bytes_max).await;
+        let answer = self.post("api/embed", &request.model, request, bytes_max).await;
         answer.map_err(|error| error.about_model(&request.model))
     }
 
@@ -159,7 +161,7 @@ impl OllamaClient {
     ///
     /// [`OllamaError::ModelNotFound`]; any other [`OllamaError`].
     pub async fn show(&self, model: &str) -> Result<ShowResponse, OllamaError> {
-        let answer = self.post("api/show", &json!({ "model": model }), SHOW_BYTES_MAX).await;
+        let answer = self.post("api/show", model, &json!({ "model": model }), SHOW_BYTES_MAX).await;
         answer.map_err(|error| error.about_model(model))
     }
 
@@ -187,7 +189,7 @@ impl OllamaClient {
     ///
     /// Any [`OllamaError`] but `ModelNotFound`.
     pub async fn check(&self) -> Result<(), OllamaError> {
-        self.http.send(Method::GET, "", None::<&()>).await?;
+        self.http.send(Method::GET, "", None, None::<&()>).await?;
         Ok(())
     }
 
@@ -247,7 +249,7 @@ impl OllamaClient {
     /// Any [`OllamaError`] but `ModelNotFound`.
     pub async fn has_blob(&self, sha256: &str) -> Result<bool, OllamaError> {
         let path = format!("api/blobs/sha256:{sha256}");
-        let answer = self.retrying(|| self.http.send(Method::HEAD, &path, None::<&()>)).await;
+        let answer = self.retrying(|| self.http.send(Method::HEAD, &path, None, None::<&()>)).await;
         match answer {
             Ok(_) => Ok(true),
             Err(OllamaError::Refused { status: 404, .. }) => Ok(false),
@@ -290,14 +292,16 @@ impl OllamaClient {
     async fn post<B: Serialize + Sync, T: DeserializeOwned>(
         &self,
         path: &str,
+        model: &str,
         body: &B,
         bytes_max: usize,
     ) -> Result<T, OllamaError> {
-        self.retrying(|| self.http.post_json(path, body, bytes_max)).await
+        self.retrying(|| self.http.post_json(path, Some(model), body, bytes_max)).await
     }
 
     async fn change(&self, method: Method, path: &str, body: Option<&Value>, model: &str) -> Result<bool, OllamaError> {
-        match self.retrying(|| self.http.send(method.clone(), path, body)).await.map_err(|e| e.about_model(model)) {
+        let changed = self.retrying(|| self.http.send(method.clone(), path, Some(model), body)).await;
+        match changed.map_err(|error| error.about_model(model)) {
             Ok(_) => Ok(true),
             Err(OllamaError::ModelNotFound { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -319,10 +323,12 @@ impl OllamaClient {
         is_last: fn(&T) -> bool,
     ) -> Result<BoxStream<'static, Result<T, OllamaError>>, OllamaError> {
         let body = Streamed { request, stream: true };
-        let answer = self.retrying(|| self.http.send(Method::POST, path, Some(&body))).await;
+        let begun = Instant::now();
+        let answer = self.retrying(|| self.http.send(Method::POST, path, Some(model), Some(&body))).await;
         let response = answer.map_err(|error| error.about_model(model))?;
         let mut lines = Box::pin(UpstreamClient::lines(response, idle));
         let (http, path, model) = (Arc::clone(&self.http), path.to_owned(), model.to_owned());
+        let asked = model.clone();
         let pieces = async_stream::try_stream! {
             while let Some(line) = lines.next().await {
                 let line = line?;
@@ -339,11 +345,23 @@ impl OllamaClient {
             }
             Err::<(), _>(UpstreamError::Broken { reason: "the stream ended before its last piece".to_owned() })?;
         };
+        let client = Arc::clone(&http);
+        let failed = move |error| OllamaError::from(client.without_secrets(error)).about_model(&model);
         let log = move |error: &UpstreamError| {
             let (backend, kind, status) = (http.name(), error.kind(), error.status());
-            tracing::error!(backend.name = backend, path, status, error.kind = kind, "upstream stream failed");
+            let (url, ms) = (http.url(), begun.elapsed().as_secs_f64() * 1000.0);
+            tracing::error!(
+                backend.name = backend,
+                upstream.url = url,
+                path,
+                model.name = asked,
+                status,
+                ms,
+                error.kind = kind,
+                "upstream stream failed"
+            );
         };
-        Ok(pieces.inspect_err(log).map_err(move |error| OllamaError::from(error).about_model(&model)).boxed())
+        Ok(pieces.inspect_err(log).map_err(failed).boxed())
     }
 
     /// Sends a request again, after ever longer waits, while it fails for what passes.
@@ -388,8 +406,9 @@ fn read_line<T: DeserializeOwned>(line: &str) -> Result<T, UpstreamError> {
     struct Failure {
         error: Option<Value>,
     }
-    let garbage =
-        |error| UpstreamError::Garbage { reason: format!("it sends a line that is not the JSON expected: {error}") };
+    let garbage = |error: serde_json::Error| UpstreamError::Garbage {
+        reason: format!("it sends a line that is not the JSON expected: {}", unreadable(&error)),
+    };
     let failure: Failure = serde_json::from_str(line).map_err(garbage)?;
     match failure.error.and_then(|error| UpstreamError::of_event(&json!({ "error": error }))) {
         Some(error) => Err(error),

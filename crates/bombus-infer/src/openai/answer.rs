@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::chunk::{Choice, Chunk, ChunkLogprobs, finish_reason};
 use super::tool_calls::ToolCalls;
 use crate::BackendError;
-use crate::upstream::{UpstreamClient, UpstreamError};
+use crate::upstream::{UpstreamClient, UpstreamError, unreadable};
 
 /// Longest wait for the rest (usage, and the mark of the end) of an answer whose reason to end is known.
 const REST_TIME_MAX: Duration = Duration::from_secs(2);
@@ -37,9 +37,17 @@ pub(super) fn read(
         }
         Err(error) => {
             let ms = begun.elapsed().as_secs_f64() * 1000.0;
-            let (backend, kind, status) = (client.name(), error.kind(), error.status());
-            tracing::error!(backend.name = backend, error.kind = kind, status, ms, "an upstream answer broke off");
-            Err(error.into_backend(backend, &model, told))
+            let (backend, url, kind, status) = (client.name(), client.url(), error.kind(), error.status());
+            tracing::error!(
+                backend.name = backend,
+                upstream.url = url,
+                model.name = model,
+                status,
+                ms,
+                error.kind = kind,
+                "an upstream answer broke off"
+            );
+            Err(client.without_secrets(error).into_backend(backend, &model, told))
         }
     })
 }
@@ -150,8 +158,9 @@ impl Answer {
 
     /// Takes one document and tells what is new in it.
     fn on_document(&mut self, bytes: &[u8]) -> Result<Vec<ChatEvent>, UpstreamError> {
-        let chunk: Chunk = serde_json::from_slice(bytes)
-            .map_err(|error| garbage(format!("it sends something else than the JSON expected: {error}")))?;
+        let chunk: Chunk = serde_json::from_slice(bytes).map_err(|error| {
+            garbage(format!("it sends something else than the JSON expected: {}", unreadable(&error)))
+        })?;
         if let Some(error) = chunk.error
             && let Some(told) = UpstreamError::of_event(&json!({"error": error}))
         {

@@ -43,7 +43,7 @@ pub(super) async fn embed(
         return Ok(EmbedResponse::new(Vec::new(), 0));
     }
     let body = body(request, id, provider);
-    let answer: Answer = client.post_json("embeddings", &body, ANSWER_BYTES_MAX).await.map_err(failed)?;
+    let answer: Answer = client.post_json("embeddings", Some(id), &body, ANSWER_BYTES_MAX).await.map_err(failed)?;
     let prompt_tokens = answer.usage.map_or(0, |usage| usage.usage().prompt_tokens);
     let vectors = in_order(answer.data, request.inputs.len());
     let vectors = vectors.map_err(|reason| failed(UpstreamError::Garbage { reason: reason.to_owned() }))?;

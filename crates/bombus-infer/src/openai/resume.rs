@@ -99,6 +99,7 @@ async fn render(
     if let Some(think) = &request.think {
         provider.put_think(think, &mut body);
     }
-    let rendered: Rendered = client.post_json("../apply-template", &body, RENDERED_BYTES_MAX).await?;
+    let rendered: Rendered =
+        client.post_json("../apply-template", Some(&request.model), &body, RENDERED_BYTES_MAX).await?;
     Ok(rendered.prompt)
 }

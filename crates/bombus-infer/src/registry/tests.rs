@@ -2,6 +2,7 @@ mod continuation;
 mod failover;
 mod flapping;
 mod lists;
+mod logs;
 mod peers;
 mod scribe;
 mod slots;

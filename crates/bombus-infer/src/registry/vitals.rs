@@ -7,6 +7,7 @@ use bombus_core::model::ModelName;
 
 use super::RouteConfig;
 use crate::BackendError;
+use crate::backend::without_words;
 
 /// How long a backend that refuses this node is tried after all others.
 const REJECTED_REST: Duration = Duration::from_secs(30);
@@ -124,7 +125,7 @@ impl Vitals {
         let after = self.breaker.state();
         match after {
             BreakerState::Open { until_ms } if after != before => {
-                let (error, retry_ms) = (self.error.as_deref(), until_ms.saturating_sub(now_ms));
+                let (error, retry_ms) = (self.error.as_deref().map(without_words), until_ms.saturating_sub(now_ms));
                 tracing::warn!(backend.name = name, error, retry_ms, "the backend gets no requests for a while");
             }
             BreakerState::Closed if after != before => tracing::info!(backend.name = name, "the backend works again"),

@@ -1,6 +1,10 @@
 use bombus_core::chat::{EmbedInput, EmbedRequest, Overflow};
 
 use super::*;
+use crate::captured::Log;
+
+/// What the log says of a prompt that seems to have been cut.
+const CUT: &str = "upstream read far fewer tokens than the prompt seems to have; it may have cut it";
 
 /// The contexts that chats asked for, in order.
 fn contexts(upstream: &Upstream) -> Vec<Value> {
@@ -148,6 +152,25 @@ async fn a_server_that_cuts_against_its_order_is_found_out() {
     upstream.on("POST /api/chat", answer);
     let allowed = ChatRequest { overflow: Overflow { truncate: true, ..Overflow::default() }, ..request };
     assert_eq!(run(&backend(&upstream), allowed).await.error, None);
+}
+
+#[tokio::test]
+async fn a_count_far_below_the_need_is_noted_and_the_answer_stands() {
+    let log = Log::capture();
+    for (prompt_eval_count, noted) in [(12, 1), (4000, 0)] {
+        let before = log.lines("WARN", CUT).len();
+        let upstream = server().await;
+        let mut end = done();
+        end["prompt_eval_count"] = json!(prompt_eval_count);
+        upstream.on("POST /api/chat", Script::lines(&[said("a"), end]));
+        let outcome = run(&backend(&upstream), long(15_000)).await;
+        assert_eq!((outcome.text.as_str(), outcome.finish, outcome.error), ("a", Some(FinishReason::Stop), None));
+        let lines = log.lines("WARN", CUT);
+        assert_eq!(lines.len() - before, noted, "{prompt_eval_count}");
+        assert!(
+            lines.iter().all(|line| line["prompt_eval_count"] == 12 && line["tokens_estimated"].as_u64() >= Some(5000))
+        );
+    }
 }
 
 #[tokio::test]
