@@ -101,6 +101,29 @@ pub struct Membership {
     pub listen: Vec<String>,
 }
 
+/// Where other nodes reach this one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Listening {
+    /// `ok`, or `error` while an address that the node is to listen on cannot be had; that is tried again.
+    pub state: ListeningState,
+    /// Where this node can be dialled, as multiaddrs.
+    pub listen: Vec<String>,
+    /// What is wrong.
+    #[schema(required)]
+    pub problem: Option<String>,
+}
+
+/// Whether a node listens for others wherever it is to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ListeningState {
+    /// It does.
+    #[default]
+    Ok,
+    /// Somewhere it cannot.
+    Error,
+}
+
 /// Something that happened in the swarm.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Happening {
@@ -385,6 +408,9 @@ pub enum MeshError {
 pub trait Mesh: Send + Sync + 'static {
     /// Returns the swarm that this node belongs to now.
     async fn membership(&self) -> Membership;
+
+    /// Tells where other nodes reach this one.
+    fn listening(&self) -> Listening;
 
     /// Describes this node as others see it.
     fn own(&self) -> Peer;

@@ -27,7 +27,7 @@ use utoipa::ToSchema;
 
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
-use crate::mesh::{Mesh, SharingState};
+use crate::mesh::{Listening, Mesh, SharingState};
 use crate::tasks::TaskState;
 
 /// Longest wait for a backend to say how it is.
@@ -112,6 +112,8 @@ pub(crate) struct StatusAnswer {
     architecture: String,
     ip: String,
     port: u16,
+    /// Where other nodes reach it.
+    p2p: Listening,
     /// What it does for the other nodes.
     sharing: SharingState,
 }
@@ -202,6 +204,7 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<StatusAnswer> {
         architecture: hardware.architecture.clone(),
         ip,
         port: app.bound.port(),
+        p2p: app.services.mesh.as_ref().map(|mesh| mesh.listening()).unwrap_or_default(),
         sharing: sharing::state_of(&app),
     })
 }

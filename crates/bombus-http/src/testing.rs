@@ -31,8 +31,8 @@ use tokio::sync::{Notify, watch};
 use tower::ServiceExt;
 
 use crate::mesh::{
-    FeedItem, Handed, Invitation, Membership, Mesh, MeshError, MeshReport, ModelSteps, ModelsError, Moved, Named, Peer,
-    PeerState, Pong, RemoteModels, Rung, Sharing, SharingState, Trouble, Unreached,
+    FeedItem, Handed, Invitation, Listening, Membership, Mesh, MeshError, MeshReport, ModelSteps, ModelsError, Moved,
+    Named, Peer, PeerState, Pong, RemoteModels, Rung, Sharing, SharingState, Trouble, Unreached,
 };
 use crate::{HttpConfig, KeyStore, Metrics, NodeFacts, NodeSample, Services, router};
 
@@ -325,6 +325,7 @@ pub(crate) struct ScriptedMesh {
     /// What was asked for, in words.
     pub(crate) told: Arc<Mutex<Vec<String>>>,
     pub(crate) sharing: Arc<Mutex<SharingState>>,
+    pub(crate) listening: Listening,
     /// How works on the models of nodes go, by node id; without an entry they succeed at once.
     pub(crate) model_steps: BTreeMap<String, Vec<Result<Progress, ModelsError>>>,
 }
@@ -382,6 +383,10 @@ impl Mesh for ScriptedMesh {
             owner: true,
             listen: vec!["/ip4/127.0.0.1/tcp/7891/p2p/12D3KooWSelf".into()],
         }
+    }
+
+    fn listening(&self) -> Listening {
+        self.listening.clone()
     }
 
     fn own(&self) -> Peer {

@@ -1,6 +1,6 @@
 //! What the mesh is told at its start.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bombus_core::identity::NodeKey;
@@ -52,7 +52,8 @@ pub struct ListenOn {
     pub ip: IpAddr,
     /// The TCP port; 0 takes a free one.
     pub port: u16,
-    /// Whether somebody chose the port: if it is taken, that is an error. Otherwise a free one is used instead.
+    /// Whether somebody chose the port: if it is taken, that is an error at the start, and waited for later. Otherwise a free one is used
+    /// instead.
     pub port_is_fixed: bool,
 }
 
@@ -73,6 +74,10 @@ impl ListenOn {
     #[must_use]
     pub const fn fixed(ip: IpAddr, port: u16) -> Self {
         Self { ip, port, port_is_fixed: true }
+    }
+
+    pub(crate) fn addr(self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port)
     }
 }
 
@@ -103,6 +108,10 @@ pub struct NetTiming {
     pub mdns_interval: Duration,
     /// Gossipsub's heartbeat.
     pub gossip_heartbeat: Duration,
+    /// Before an address is listened on again after that failed.
+    pub relisten_pause: Duration,
+    /// How long a port that nobody chose is waited for where another process took it while the node ran; then a free one is used.
+    pub port_patience: Duration,
 }
 
 impl Default for NetTiming {
@@ -120,6 +129,8 @@ impl Default for NetTiming {
             idle_limit: Duration::from_secs(60),
             mdns_interval: Duration::from_secs(60),
             gossip_heartbeat: Duration::from_secs(3),
+            relisten_pause: Duration::from_secs(2),
+            port_patience: Duration::from_secs(6),
         }
     }
 }

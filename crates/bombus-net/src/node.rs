@@ -1,7 +1,6 @@
 //! The node: one task that owns the libp2p swarm for as long as its key holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::address;
 use crate::behaviour::streams::StreamControl;
 use crate::behaviour::{self, Behaviour, BehaviourEvent, MdnsFailures};
-use crate::config::NetConfig;
+use crate::config::{ListenOn, NetConfig};
 use crate::conflict::{Conflicts, End};
 use crate::dialer::{Dialer, Input, Output};
 use crate::failure::{DialFailure, NetError};
@@ -61,8 +60,10 @@ pub(crate) struct Memory {
     pub(crate) dialer: Dialer,
     pub(crate) conflicts: Conflicts,
     pub(crate) counts: Counts,
-    /// Where to listen, with the ports that were found at the start.
-    pub(crate) listen: Vec<SocketAddr>,
+    /// Where to listen, with the ports that were found.
+    pub(crate) listen: Vec<ListenOn>,
+    /// Whether a swarm listened before: then an address that cannot be had is waited for, and no reason not to run.
+    pub(crate) has_listened: bool,
     /// Under which address others reach this node, as configured.
     pub(crate) external: Vec<Multiaddr>,
 }
@@ -116,8 +117,8 @@ pub(crate) struct Node {
     introductions: BTreeMap<NodeId, Introduction>,
     rewired: rewired::Rewired,
     subscribed: HashSet<String>,
-    listeners: HashMap<ListenerId, SocketAddr>,
-    relisten: Vec<(Instant, SocketAddr)>,
+    listeners: HashMap<ListenerId, ListenOn>,
+    relisten: Vec<listening::Missing>,
     circuits: HashMap<ListenerId, NodeId>,
     circuits_served: usize,
     /// For which peers those are, at either end, and how many each.
@@ -238,6 +239,7 @@ impl Node {
         if let Err(error) = node.listen() {
             return Err((error, Box::new(node.memory)));
         }
+        node.memory.has_listened = true;
         for addr in node.memory.external.clone() {
             node.swarm.add_external_address(addr);
         }

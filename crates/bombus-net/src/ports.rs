@@ -9,11 +9,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::config::ListenOn;
 use crate::failure::NetError;
 
-/// Finds the addresses to listen on.
+/// Finds the addresses to listen on, with the port that each one gets.
 ///
 /// The transport shares its port with sockets of its own, so that it would take a taken port without a word; that is why it is tried
 /// here before. An address of a family that the machine lacks is left out, unless somebody chose it.
-pub(crate) fn resolve(listen: &[ListenOn]) -> Result<Vec<SocketAddr>, NetError> {
+pub(crate) fn resolve(listen: &[ListenOn]) -> Result<Vec<ListenOn>, NetError> {
     // Both families get the same port where that is possible.
     let mut replaced: HashMap<u16, u16> = HashMap::new();
     let mut found = Vec::new();
@@ -22,7 +22,7 @@ pub(crate) fn resolve(listen: &[ListenOn]) -> Result<Vec<SocketAddr>, NetError> 
         let error = match try_bind(addr) {
             Ok(port) => {
                 replaced.insert(wanted.port, port);
-                found.push(SocketAddr::new(wanted.ip, port));
+                found.push(ListenOn { port, ..*wanted });
                 continue;
             }
             Err(error) => error,
@@ -37,7 +37,7 @@ pub(crate) fn resolve(listen: &[ListenOn]) -> Result<Vec<SocketAddr>, NetError> 
                 "the port for peers is taken; a free one is used"
             );
             replaced.insert(wanted.port, port);
-            found.push(SocketAddr::new(wanted.ip, port));
+            found.push(ListenOn { port, ..*wanted });
             continue;
         }
         if error.kind() == io::ErrorKind::AddrInUse {
@@ -49,6 +49,21 @@ pub(crate) fn resolve(listen: &[ListenOn]) -> Result<Vec<SocketAddr>, NetError> 
         tracing::info!(p2p.addr = %addr, %error, "this machine does not have that kind of address; peers are not listened for there");
     }
     Ok(found)
+}
+
+/// Finds a free port for an address whose own is taken; `preferred` if it is free.
+pub(crate) fn another(ip: IpAddr, preferred: Option<u16>) -> io::Result<u16> {
+    let preferred = preferred.map(|port| try_bind(SocketAddr::new(ip, port)));
+    preferred.and_then(Result::ok).map_or_else(|| try_bind(SocketAddr::new(ip, 0)), Ok)
+}
+
+/// Says why an address cannot be listened on now, if that is so.
+pub(crate) fn check(addr: SocketAddr) -> Result<(), String> {
+    match try_bind(addr) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err("another process listens there".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn is_missing_family(ip: IpAddr, error: &io::Error) -> bool {
@@ -85,8 +100,8 @@ mod tests {
         let taken = TcpListener::bind((HERE, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         let found = resolve(&[ListenOn { ip: HERE, port, port_is_fixed: false }]).unwrap();
-        assert_ne!(found[0].port(), port);
-        assert_ne!(found[0].port(), 0, "the free port is known");
+        assert_ne!(found[0].port, port);
+        assert_ne!(found[0].port, 0, "the free port is known");
     }
 
     #[test]
@@ -100,6 +115,6 @@ mod tests {
     #[test]
     fn both_families_get_the_same_free_port() {
         let found = resolve(&[ListenOn::any_v4(0), ListenOn::any_v6(0)]).unwrap();
-        assert!(found.iter().all(|addr| addr.port() == found[0].port()), "{found:?}");
+        assert!(found.iter().all(|addr| addr.port == found[0].port), "{found:?}");
     }
 }

@@ -161,6 +161,7 @@ impl NetService {
             conflicts: Conflicts::default(),
             counts: Counts::default(),
             listen: ports::resolve(&self.config.listen)?,
+            has_listened: false,
             external,
         })
     }

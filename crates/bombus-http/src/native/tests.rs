@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use crate::mesh::{FeedItem, Happening, Managers, MeshError, Peer, PeerState, SharingState};
+use crate::mesh::{FeedItem, Happening, Listening, ListeningState, Managers, MeshError, Peer, PeerState, SharingState};
 use crate::testing::{
     Answer, LOOPBACK, OPEN, ScriptedMesh, build, capture_log, fake, get, loopback, peer, post, send, with_session_key,
 };
@@ -82,6 +82,16 @@ async fn who_is_gone_counts_no_more() {
     assert_eq!(get(&router, "/health").await.json()["peer_count"], 1);
     assert_eq!(get(&router, "/status").await.json()["peers"], 1);
     assert_snapshot!("swarm", get(&router, "/swarm").await.shown());
+}
+
+#[tokio::test]
+async fn a_port_for_nodes_that_cannot_be_had_shows_in_the_status() {
+    let fine = get(&loopback(over(&mesh())), "/status").await.json();
+    assert_eq!(fine["p2p"], json!({ "state": "ok", "listen": [], "problem": null }));
+    let problem = Some("/ip4/0.0.0.0/tcp/7891: another process listens there".to_owned());
+    let listening = Listening { state: ListeningState::Error, listen: Vec::new(), problem: problem.clone() };
+    let status = get(&loopback(over(&ScriptedMesh { listening, ..mesh() })), "/status").await.json();
+    assert_eq!(status["p2p"], json!({ "state": "error", "listen": [], "problem": problem }));
 }
 
 #[tokio::test]

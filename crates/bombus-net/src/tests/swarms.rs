@@ -1,4 +1,7 @@
 use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::*;
 
@@ -40,6 +43,69 @@ async fn a_new_key_keeps_ports_subscriptions_and_protocols_and_ends_streams() {
     subscribed(&mut events, &id(2)).await;
     one.net.publish("t", b"after".to_vec()).await.unwrap();
     assert_eq!(timeout(LIMIT, heard_there.next()).await.unwrap().unwrap().data, b"after");
+}
+
+/// Listens on a node's port beside it, as libp2p lets others do: it stands for a process that has the port when the node lets go of it.
+fn take_beside(port: u16) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.bind(&SocketAddr::new(HERE, port).into()).unwrap();
+    socket.listen(1).unwrap();
+    socket
+}
+
+fn change_key(node: &Running) {
+    node.membership.send_modify(|state| *state = MembershipState { generation: Generation(1), ..closed(8) });
+}
+
+#[tokio::test]
+async fn a_chosen_port_that_another_process_takes_meanwhile_is_told_and_waited_for() {
+    let port = TcpListener::bind((HERE, 0)).unwrap().local_addr().unwrap().port();
+    let mut settings = NetConfig { listen: vec![ListenOn::fixed(HERE, port)], ..config() };
+    settings.timing.relisten_pause = Duration::from_millis(200);
+    settings.timing.port_patience = Duration::ZERO;
+    let (one, other) = (Running::with(1, closed(7), settings).await, Running::start(2, closed(8)).await);
+    let addr = one.addr();
+    let taken = take_beside(port);
+    let mut events = one.net.events();
+    change_key(&one);
+    let (failed, why) = heard(&mut events, |event| match event {
+        NetEvent::ListenFailed { addr, why } => Some((addr.clone(), why.clone())),
+        _ => None,
+    })
+    .await;
+    assert_eq!(
+        (failed.as_str(), why.as_str()),
+        (&*format!("/ip4/127.0.0.1/tcp/{port}"), "another process listens there")
+    );
+    let report = one.report_with(|report| report.generation == 1 && !report.listen_failures.is_empty()).await;
+    assert_eq!(report.listen_failures, [(failed, why)]);
+    assert!(report.listen.is_empty() && one.net.listen_addrs().borrow().is_empty(), "{:?}", report.listen);
+    one.net.dial(&other.addr()).await.expect("the rest of the mesh goes on");
+
+    drop(taken);
+    let report = one.report_with(|report| report.listen_failures.is_empty() && !report.listen.is_empty()).await;
+    assert_eq!(report.listen, std::slice::from_ref(&addr), "what somebody chose is not replaced");
+    let third = Running::start(3, closed(8)).await;
+    third.net.dial(&addr).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_chose_and_another_process_keeps_is_replaced() {
+    let mut settings = config();
+    settings.timing.relisten_pause = Duration::from_millis(200);
+    settings.timing.port_patience = Duration::from_millis(500);
+    let one = Running::with(1, closed(7), settings).await;
+    let port = one.port();
+    let _taken = take_beside(port);
+    let mut events = one.net.events();
+    change_key(&one);
+    heard(&mut events, |event| matches!(event, NetEvent::ListenFailed { .. }).then_some(())).await;
+    let report = one.report_with(|report| report.listen_failures.is_empty() && !report.listen.is_empty()).await;
+    assert_ne!(one.port(), port);
+    let other = Running::start(2, closed(8)).await;
+    other.net.dial(&report.listen[0]).await.unwrap();
 }
 
 #[tokio::test]

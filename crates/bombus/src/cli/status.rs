@@ -56,6 +56,14 @@ struct Node {
     tasks_pending: u64,
     tasks_active: u64,
     task_store: Store,
+    #[serde(default)]
+    p2p: Listening,
+}
+
+/// Whether other nodes reach it.
+#[derive(Debug, Default, Deserialize)]
+struct Listening {
+    problem: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -89,6 +97,9 @@ impl Node {
         line("node", &format!("{}, {}, version {}", self.hostname, self.node_id, self.version));
         let up = Duration::from_secs_f64(self.uptime_seconds.clamp(0.0, 1e12));
         line("up", &format!("for {}, with {} other nodes", indicatif::HumanDuration(up), self.peers));
+        if let Some(problem) = &self.p2p.problem {
+            line("error", &format!("other nodes are not listened for at {problem}; that is tried again"));
+        }
         line("work", &format!("{} tasks wait, {} answers and tasks run here", self.tasks_pending, self.tasks_active));
         let Store { tasks, entries, stored_bytes, refused, history_lost, generations, database, address } =
             &self.task_store;
@@ -139,10 +150,12 @@ mod tests {
                 database: Some("swarm-tasks.5".into()),
                 address: Some("/orbitdb/zdpu".into()),
             },
+            p2p: Listening { problem: Some("/ip4/0.0.0.0/tcp/7891: another process listens there".into()) },
         };
         let text = node.text(200);
         for wanted in [
             "up         for 2 hours, with 3 other nodes\n",
+            "error      other nodes are not listened for at /ip4/0.0.0.0/tcp/7891: another process listens there; that is tried again\n",
             "work       2 tasks wait, 1 answers and tasks run here\n",
             "tasks      80 kept, 300 entries, 7.00 MiB on disk\n           entries that do not count: 2 proof, 1 superseded\n",
             "           4 events are missing in the history: too many came at once\n",

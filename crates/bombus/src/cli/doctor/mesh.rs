@@ -158,6 +158,10 @@ impl Rung {
         };
         match &self.problem {
             None => Check::ok(name, found),
+            // Without a port no node reaches this one.
+            Some(problem) if self.name == "listen" && self.seen == 0 => {
+                Check::fail(name, format!("{problem}; {found}"), self.remedy())
+            }
             Some(problem) => Check::warn(name, format!("{problem}; {found}"), self.remedy()),
         }
     }
@@ -182,7 +186,7 @@ impl Rung {
             }
             "seeds" => "bombus doctor ADDRESS says for each what to do",
             "relay" => "a member that others reach directly can relay: it needs [p2p] relay = true and an open port",
-            "listen" => "choose another address: bombus up --p2p ADDR:PORT",
+            "listen" => "stop what listens there, or choose another address: bombus up --p2p ADDR:PORT",
             _ => "bombus doctor ADDRESS says what to do",
         }
     }
@@ -368,6 +372,17 @@ mod tests {
                 ("strangers", Verdict::Ok, "2 connections with another swarm's key, or none, were refused"),
             ]
         );
+    }
+
+    #[test]
+    fn a_node_that_listens_nowhere_fails() {
+        let taken = "/ip4/0.0.0.0/tcp/7891: another process listens there";
+        let port = Rung { problem: Some(taken.into()), seen: 0, ..rung("listen") };
+        let check = port.check();
+        assert_eq!((check.name.as_ref(), check.verdict), ("port for nodes", Verdict::Fail));
+        assert_eq!(check.found, format!("{taken}; listens at 0 addresses"));
+        let elsewhere = Rung { problem: Some(taken.into()), ..rung("listen") };
+        assert_eq!(elsewhere.check().verdict, Verdict::Warn, "it listens in another way");
     }
 
     #[test]

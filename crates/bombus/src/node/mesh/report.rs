@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bombus_http::mesh::{Membership, MeshReport, Rung, Trouble, Unreached};
+use bombus_http::mesh::{Listening, ListeningState, Membership, MeshReport, Rung, Trouble, Unreached};
 use bombus_net::membership::MembershipHandle;
 use bombus_net::{DialFailure, DialReport, MdnsReport, NetHandle, NetPeer, NetReport, Path, Reachability, RelayReport};
 use bombus_swarm::{PeerView, SwarmHandle};
@@ -44,6 +44,13 @@ pub(super) fn of(
         net: serde_json::to_value(&report).unwrap_or_default(),
         swarm: serde_json::to_value(&swarm_report).unwrap_or_default(),
     }
+}
+
+/// Tells where the node listens for others, and where it cannot.
+pub(super) fn listening(report: &NetReport) -> Listening {
+    let problem = joined(report.listen_failures.iter().map(|(address, why)| format!("{address}: {why}")));
+    let state = if problem.is_some() { ListeningState::Error } else { ListeningState::Ok };
+    Listening { state, listen: report.listen.clone(), problem }
 }
 
 fn trouble(code: &str, text: String) -> Trouble {
@@ -244,6 +251,17 @@ mod tests {
         assert_eq!(rungs[3].tried, 2);
         assert!(rungs[3].problem.as_ref().unwrap().starts_with("/ip4/192.0.2.7/tcp/1: no answer"), "{:?}", rungs[3]);
         assert_eq!(rungs[4].seen, 3);
+    }
+
+    #[test]
+    fn where_the_node_cannot_listen_is_told_with_the_reason() {
+        let failure = ("/ip4/0.0.0.0/tcp/7891".to_owned(), "another process listens there".to_owned());
+        let report = NetReport { listen_failures: vec![failure], ..NetReport::default() };
+        let problem = "/ip4/0.0.0.0/tcp/7891: another process listens there";
+        assert_eq!(rungs(&report)[0].problem.as_deref(), Some(problem));
+        let told = listening(&report);
+        assert_eq!((told.state, told.problem.as_deref()), (ListeningState::Error, Some(problem)));
+        assert_eq!(listening(&NetReport::default()).state, ListeningState::Ok);
     }
 
     #[test]

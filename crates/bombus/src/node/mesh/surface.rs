@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use bombus_core::identity::NodeId;
 use bombus_core::liveness;
 use bombus_http::mesh::{
-    FeedItem, Handed, Happening, Invitation, Membership, Mesh, MeshError, MeshReport, Moved, Named, Peer, PeerState,
-    Pong, RemoteModels, Sharing,
+    FeedItem, Handed, Happening, Invitation, Listening, Membership, Mesh, MeshError, MeshReport, Moved, Named, Peer,
+    PeerState, Pong, RemoteModels, Sharing,
 };
 use bombus_net::membership::{
     self, InviteError, JoinError, MembershipError, MembershipHandle, OwnerError, OwnerKey, Privacy, Ticket,
@@ -108,6 +108,10 @@ impl Mesh for Surface {
             owner: matches!(standing, Ok(Ok(standing)) if standing.owner),
             listen: self.net.listen_addrs().borrow().clone(),
         }
+    }
+
+    fn listening(&self) -> Listening {
+        report::listening(&self.net.report())
     }
 
     fn own(&self) -> Peer {
