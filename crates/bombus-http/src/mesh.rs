@@ -246,7 +246,7 @@ pub struct Rung {
     pub name: String,
     /// Whether it is used.
     pub enabled: bool,
-    /// How often something was asked or dialled.
+    /// How often its addresses were dialled; at `listen`, how many there are to listen on, at `relay`, how many members offer to relay.
     pub tried: u64,
     /// How many peers were found or reached.
     pub seen: u64,

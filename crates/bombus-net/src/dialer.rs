@@ -148,6 +148,29 @@ struct Pauses {
     failures: u32,
 }
 
+/// How often addresses were dialled, by where they are from. Configured ones are counted one by one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tries {
+    pub(crate) mdns_v4: u64,
+    pub(crate) mdns_v6: u64,
+    /// Told by peers, those through relays included.
+    pub(crate) learned: u64,
+    pub(crate) tickets: u64,
+}
+
+impl Tries {
+    fn count(&mut self, addr: &Multiaddr, source: Option<AddressSource>) {
+        let tried = match source {
+            Some(AddressSource::Mdns) if address::ip_of(addr).is_some_and(|ip| ip.is_ipv6()) => &mut self.mdns_v6,
+            Some(AddressSource::Mdns) => &mut self.mdns_v4,
+            Some(AddressSource::Peer | AddressSource::Relay) => &mut self.learned,
+            Some(AddressSource::Ticket) => &mut self.tickets,
+            Some(AddressSource::Seed | AddressSource::Manual | AddressSource::Incoming) | None => return,
+        };
+        *tried += 1;
+    }
+}
+
 /// The state machine.
 pub(crate) struct Dialer {
     me: NodeId,
@@ -158,6 +181,7 @@ pub(crate) struct Dialer {
     last_sweep: Option<Instant>,
     /// Addresses that were told beyond what one teller may tell.
     pub(crate) addresses_dropped: u64,
+    pub(crate) tries: Tries,
 }
 
 impl Dialer {
@@ -178,6 +202,7 @@ impl Dialer {
             random: StdRng::seed_from_u64(random),
             last_sweep: None,
             addresses_dropped: 0,
+            tries: Tries::default(),
         }
     }
 
@@ -333,6 +358,7 @@ impl Dialer {
             let source = if is_relayed { AddressSource::Relay } else { AddressSource::Peer };
             peer.addresses.learn(now, &addr, source, None);
             peer.addresses.worked(now, &addr);
+            self.tries.count(&addr, peer.addresses.source(&addr));
         }
         peer.last_seen = Some(now);
         peer.pauses.failures = 0;

@@ -10,7 +10,9 @@ use crate::failure::DialFailure;
 pub struct NetReport {
     /// Where this node listens, as multiaddrs with `/p2p/`.
     pub listen: Vec<String>,
-    /// Listening addresses that failed, and why.
+    /// At how many addresses it is to listen.
+    pub listen_on: usize,
+    /// Listening addresses that failed, and why. They are tried again.
     pub listen_failures: Vec<(String, String)>,
     /// Multiaddrs under which others reach it, as far as it knows.
     pub external: Vec<String>,
@@ -24,8 +26,12 @@ pub struct NetReport {
     pub seeds: Vec<DialReport>,
     /// Third rung: how many addresses other peers told.
     pub learned: usize,
+    /// How often such addresses were dialled.
+    pub learned_tried: u64,
     /// Fourth rung: how many addresses are from tickets or earlier runs.
     pub tickets: usize,
+    /// How often such addresses were dialled.
+    pub tickets_tried: u64,
     /// Last rung: relays.
     pub relay: RelayReport,
     /// Whether other members can reach this node directly.
@@ -72,6 +78,10 @@ pub struct MdnsReport {
     pub ipv4_failure: Option<String>,
     /// Why it does not run over IPv6, if it does not.
     pub ipv6_failure: Option<String>,
+    /// How often IPv4 addresses that were announced were dialled.
+    pub ipv4_tried: u64,
+    /// How often IPv6 addresses that were announced were dialled.
+    pub ipv6_tried: u64,
     /// Addresses of interfaces that it could use.
     pub interfaces: Vec<String>,
     /// How many addresses were announced by others.

@@ -33,6 +33,7 @@ impl Dialer {
             }
         }
         let source = self.peers.get(id).and_then(|peer| peer.addresses.source(&addr));
+        self.tries.count(&addr, source);
         if let Some(peer) = self.peers.get_mut(id) {
             peer.addresses.failed(now, &addr, why, self.settings.foreign_key_pause);
         }

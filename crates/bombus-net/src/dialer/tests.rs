@@ -540,3 +540,23 @@ fn what_lookups_tell_is_bounded_for_all_together() {
     bench.learn(&own, addr(2));
     assert!(bench.dialer.peers().contains_key(&own), "what a peer tells of itself has room all the same");
 }
+
+#[test]
+fn dials_are_counted_by_where_their_addresses_are_from() {
+    let (small, great) = pair();
+    let mut bench = Bench::of(small);
+    let ipv6: Multiaddr = "/ip6/2001:db8::1/tcp/7891".parse().unwrap();
+    bench.learn(&great, addr(1));
+    bench.learn(&great, ipv6.clone());
+    bench.learn_from(&great, addr(2), AddressSource::Ticket, None);
+    bench.learn_from(&great, addr(3), AddressSource::Peer, Some(great.clone()));
+    for _ in 0..2 {
+        bench.fail(&great, addr(1), DialFailure::Timeout);
+    }
+    bench.fail(&great, ipv6, DialFailure::NothingListens);
+    bench.fail(&great, addr(2), DialFailure::Timeout);
+    bench.connect(&great, 1, direct(3), Some(addr(3)));
+    bench.connect(&great, 2, direct(9), None);
+    let tries = bench.dialer.tries;
+    assert_eq!((tries.mdns_v4, tries.mdns_v6, tries.tickets, tries.learned), (2, 1, 1, 1), "nobody dialled who came");
+}

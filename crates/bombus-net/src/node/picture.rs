@@ -79,6 +79,7 @@ impl Node {
 
     fn report(&self, clock: Clock, peers: &[NetPeer]) -> NetReport {
         let counts = &self.memory.counts;
+        let tries = self.memory.dialer.tries;
         let of_source = |sources: &[crate::AddressSource]| {
             let addresses = peers.iter().flat_map(|peer| &peer.addresses);
             addresses.filter(|address| sources.contains(&address.source)).count()
@@ -95,6 +96,7 @@ impl Node {
         interfaces.dedup();
         NetReport {
             listen: self.shared.listen.borrow().clone(),
+            listen_on: self.memory.listen.len(),
             listen_failures: counts.listen_failures.clone().into_iter().collect(),
             external: self.swarm.external_addresses().map(ToString::to_string).collect(),
             generation: self.state.generation.0,
@@ -103,6 +105,8 @@ impl Node {
                 enabled: self.config.mdns,
                 ipv4_failure: self.mdns_failures.ipv4.clone(),
                 ipv6_failure: self.mdns_failures.ipv6.clone(),
+                ipv4_tried: tries.mdns_v4,
+                ipv6_tried: tries.mdns_v6,
                 interfaces,
                 answers: counts.mdns_answers,
                 peers: counts.mdns_peers.len(),
@@ -110,6 +114,8 @@ impl Node {
             },
             seeds: self.show_seeds(clock),
             learned: of_source(&[crate::AddressSource::Peer, crate::AddressSource::Relay]),
+            learned_tried: tries.learned,
+            tickets_tried: tries.tickets,
             tickets: of_source(&[crate::AddressSource::Ticket]),
             relay: RelayReport {
                 serving: self.swarm.behaviour().relay_server.is_enabled(),

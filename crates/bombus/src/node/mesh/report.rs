@@ -59,32 +59,31 @@ fn trouble(code: &str, text: String) -> Trouble {
 
 /// Lists the ways to find nodes, most direct first.
 fn rungs(report: &NetReport) -> Vec<Rung> {
-    let plain = |name: &str, seen: usize| Rung {
+    let plain = |name: &str, tried: u64, seen: usize| Rung {
         name: name.to_owned(),
         enabled: true,
-        tried: 0,
+        tried,
         seen: seen as u64,
         problem: None,
         detail: None,
     };
-    let listen_problems = report.listen_failures.iter().map(|(address, why)| format!("{address}: {why}"));
     let (v4, v6) = mdns(&report.mdns);
     vec![
-        Rung { problem: joined(listen_problems), ..plain("listen", report.listen.len()) },
+        Rung { problem: listening(report).problem, ..plain("listen", report.listen_on as u64, report.listen.len()) },
         v4,
         v6,
         seeds(&report.seeds),
-        plain("learned", report.learned),
-        plain("tickets", report.tickets),
+        plain("learned", report.learned_tried, report.learned),
+        plain("tickets", report.tickets_tried, report.tickets),
         relay(&report.relay, report.reachability),
     ]
 }
 
 fn mdns(report: &MdnsReport) -> (Rung, Rung) {
-    let rung = |name: &str, failure: &Option<String>, others_work: bool| Rung {
+    let rung = |name: &str, tried: u64, failure: &Option<String>, others_work: bool| Rung {
         name: name.to_owned(),
         enabled: report.enabled,
-        tried: 0,
+        tried,
         seen: report.peers as u64,
         // A machine without the one family does with the other.
         problem: failure.as_ref().filter(|_| !others_work).map(|why| format!("it does not run: {why}")),
@@ -95,7 +94,8 @@ fn mdns(report: &MdnsReport) -> (Rung, Rung) {
         },
     };
     let (v4, v6) = (&report.ipv4_failure, &report.ipv6_failure);
-    (rung("mdns-v4", v4, v6.is_none()), rung("mdns-v6", v6, v4.is_none()))
+    let (v4_tried, v6_tried) = (report.ipv4_tried, report.ipv6_tried);
+    (rung("mdns-v4", v4_tried, v4, v6.is_none()), rung("mdns-v6", v6_tried, v6, v4.is_none()))
 }
 
 fn seeds(seeds: &[DialReport]) -> Rung {
@@ -231,15 +231,19 @@ mod tests {
     #[test]
     fn the_ladder_is_told_rung_by_rung() {
         let report = NetReport {
+            listen_on: 2,
             seeds: vec![dial("/ip4/192.0.2.7/tcp/1", Some(DialFailure::Timeout))],
             mdns: MdnsReport {
                 enabled: true,
                 peers: 2,
                 ipv6_failure: Some("no IPv6".into()),
                 interfaces: vec!["192.0.2.1".into()],
+                ipv4_tried: 4,
                 ..MdnsReport::default()
             },
             learned: 3,
+            learned_tried: 5,
+            tickets_tried: 1,
             ..NetReport::default()
         };
         let rungs = rungs(&report);
@@ -248,7 +252,8 @@ mod tests {
         assert_eq!((rungs[1].seen, rungs[1].detail.as_deref()), (2, Some("on 192.0.2.1")));
         assert_eq!(rungs[2].problem, None, "IPv4 does");
         assert_eq!(rungs[2].detail.as_deref(), Some("it does not run: no IPv6"));
-        assert_eq!(rungs[3].tried, 2);
+        let tried: Vec<u64> = rungs.iter().map(|rung| rung.tried).collect();
+        assert_eq!(tried, [2, 4, 0, 2, 5, 1, 0]);
         assert!(rungs[3].problem.as_ref().unwrap().starts_with("/ip4/192.0.2.7/tcp/1: no answer"), "{:?}", rungs[3]);
         assert_eq!(rungs[4].seen, 3);
     }
