@@ -17,7 +17,7 @@ use libp2p::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{NetConfig, NetTiming};
+use crate::config::{NetConfig, NetLimits, NetTiming};
 use crate::failure::NetError;
 use crate::stream::Protocols;
 
@@ -42,8 +42,6 @@ const GOSSIP_SHARE: f64 = 0.33;
 const SUBSCRIPTIONS_MAX: usize = 256;
 /// How many bytes of subscriptions and control messages one packet of a peer may have: room for that many topics.
 const CONTROL_BYTES_MAX: usize = 64 * 1024;
-/// Above so much memory of this process, no connections are taken any more.
-const MEMORY_BYTES_MAX: usize = 4 * 1024 * 1024 * 1024;
 
 /// Gossipsub, with a bound on what peers may subscribe to.
 pub(crate) type Gossip =
@@ -106,8 +104,8 @@ pub(crate) fn build(
     let mdns_v4 = mdns(false, &mut failures.ipv4);
     let mdns_v6 = mdns(true, &mut failures.ipv6);
     let behaviour = Behaviour {
-        limits: connection_limits::Behaviour::new(limits()),
-        memory: memory_connection_limits::Behaviour::with_max_bytes(MEMORY_BYTES_MAX),
+        limits: connection_limits::Behaviour::new(limits(&config.limits)),
+        memory: memory_connection_limits::Behaviour::with_max_bytes(config.limits.memory_bytes),
         removed: allow_block_list::Behaviour::default(),
         streams: streams::Behaviour::new(protocols, rebuilt),
         identify: identify::Behaviour::new(
@@ -138,14 +136,13 @@ pub(crate) fn build(
     Ok((behaviour, failures))
 }
 
-/// Half-open connections are few and short; a peer needs more than one only for moments.
-fn limits() -> connection_limits::ConnectionLimits {
+fn limits(limits: &NetLimits) -> connection_limits::ConnectionLimits {
     connection_limits::ConnectionLimits::default()
-        .with_max_pending_incoming(Some(128))
-        .with_max_pending_outgoing(Some(128))
-        .with_max_established_incoming(Some(384))
-        .with_max_established(Some(512))
-        .with_max_established_per_peer(Some(8))
+        .with_max_pending_incoming(Some(limits.pending_incoming))
+        .with_max_pending_outgoing(Some(limits.pending_outgoing))
+        .with_max_established_incoming(Some(limits.incoming))
+        .with_max_established(Some(limits.connections))
+        .with_max_established_per_peer(Some(limits.per_peer))
 }
 
 fn kademlia(key: &Keypair) -> kad::Behaviour<kad::store::MemoryStore> {

@@ -27,6 +27,8 @@ pub struct NetConfig {
     pub mesh_max: usize,
     /// Intervals and limits.
     pub timing: NetTiming,
+    /// How many connections there may be.
+    pub limits: NetLimits,
 }
 
 impl Default for NetConfig {
@@ -41,6 +43,37 @@ impl Default for NetConfig {
             relay_bytes_per_s: 2 * 1024 * 1024,
             mesh_max: 32,
             timing: NetTiming::default(),
+            limits: NetLimits::default(),
+        }
+    }
+}
+
+/// How many connections there may be. What is beyond is refused, what stands stays, and there is room again when one has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct NetLimits {
+    /// Incoming connections in their handshakes, which are short.
+    pub pending_incoming: u32,
+    /// Dials at a time.
+    pub pending_outgoing: u32,
+    /// Incoming connections.
+    pub incoming: u32,
+    /// Connections in both directions together.
+    pub connections: u32,
+    /// Connections of one peer: it needs more than one only for moments.
+    pub per_peer: u32,
+    /// Memory of this process in bytes, above which no connection is taken or made.
+    pub memory_bytes: usize,
+}
+
+impl Default for NetLimits {
+    fn default() -> Self {
+        Self {
+            pending_incoming: 128,
+            pending_outgoing: 128,
+            incoming: 384,
+            connections: 512,
+            per_peer: 8,
+            memory_bytes: 4 * 1024 * 1024 * 1024,
         }
     }
 }

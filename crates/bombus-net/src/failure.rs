@@ -193,12 +193,9 @@ pub enum DialFailure {
     /// No address of the peer is known.
     #[error("no address of it is known")]
     NoAddress,
-    /// A limit on connections was reached, here or there.
-    #[error("too many connections")]
+    /// A limit of this node on connections was reached, or that on its memory.
+    #[error("this node has too many connections, or uses too much memory for another one")]
     TooManyConnections,
-    /// The peer closed the connection at once: it has reached a limit, or does not take this node for a member.
-    #[error("the peer closed the connection at once")]
-    ClosedByPeer,
     /// The mesh is too busy, or is being built anew.
     #[error("the mesh is too busy, or is being built anew; try again")]
     Busy,

@@ -31,7 +31,7 @@ mod stream;
 mod topic;
 mod transport;
 
-pub use config::{DEFAULT_PORT, ListenOn, NetConfig, NetIdentity, NetTiming};
+pub use config::{DEFAULT_PORT, ListenOn, NetConfig, NetIdentity, NetLimits, NetTiming};
 pub use events::{NetEvent, NetEvents};
 pub use failure::{DialFailure, NetError, OpenError, PingError, PublishError};
 pub use handle::NetHandle;

@@ -13,12 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::membership::{Generation, MembershipHandle, MembershipState, Privacy, SwarmId, SwarmKey};
 use crate::{
-    ListenOn, NetConfig, NetError, NetEvent, NetEvents, NetHandle, NetIdentity, NetPeer, NetReport, NetTiming,
-    Subscription, Verdict, net,
+    ListenOn, NetConfig, NetError, NetEvent, NetEvents, NetHandle, NetIdentity, NetLimits, NetPeer, NetReport,
+    NetTiming, Subscription, Verdict, net,
 };
 
 mod attacks;
 mod bitswap;
+mod limits;
 mod raw;
 mod refusals;
 mod relays;

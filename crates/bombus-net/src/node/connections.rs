@@ -6,7 +6,7 @@ use std::time::Instant;
 use bombus_core::identity::NodeId;
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::{ConnectionError, ConnectionId, DialError, ListenError};
-use libp2p::{Multiaddr, PeerId, TransportError, allow_block_list, connection_limits, ping};
+use libp2p::{Multiaddr, PeerId, TransportError, allow_block_list, connection_limits, memory_connection_limits, ping};
 
 use super::{Attempt, Node};
 use crate::behaviour::streams::path_of;
@@ -198,7 +198,9 @@ pub(super) fn explain(error: DialError) -> (Vec<(Multiaddr, DialFailure)>, DialF
         DialError::Denied { cause } => {
             let why = if cause.downcast_ref::<allow_block_list::Blocked>().is_some() {
                 DialFailure::NotAMember
-            } else if cause.downcast_ref::<connection_limits::Exceeded>().is_some() {
+            } else if cause.downcast_ref::<connection_limits::Exceeded>().is_some()
+                || cause.downcast_ref::<memory_connection_limits::MemoryUsageLimitExceeded>().is_some()
+            {
                 DialFailure::TooManyConnections
             } else {
                 DialFailure::Handshake { why: transport::chain(&cause) }
