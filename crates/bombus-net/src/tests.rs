@@ -17,6 +17,7 @@ use crate::{
     NetTiming, Subscription, Verdict, net,
 };
 
+mod addresses;
 mod attacks;
 mod bitswap;
 mod limits;

@@ -27,6 +27,8 @@ mod broken;
 mod guard;
 mod met_self;
 mod paced;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use broken::Broken;
 use guard::{Greeted, Recorded, Socket};
