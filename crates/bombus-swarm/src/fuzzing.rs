@@ -5,6 +5,10 @@ use std::io;
 use futures::FutureExt;
 
 pub use crate::db::oplog_fuzzing::{OPLOG_PIECE_MAX, oplog_answer, oplog_pieces, oplog_request};
+pub(crate) use crate::route::fuzzing::{is_written_as_read, read_all};
+pub use crate::route::fuzzing::{route_offers, route_replies, route_requests};
+pub use crate::tasks::fuzzing::{task_asks, task_sayings, task_words};
+pub use crate::weights::fuzzing::{manage_answers, manage_requests, weights_answers, weights_requests};
 use crate::wire::{DATAGRAM_MAX, HELLO_MAX, read_datagram, read_hello};
 
 /// Most bytes of a frame of either kind.

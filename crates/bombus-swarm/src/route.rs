@@ -51,7 +51,7 @@ pub use self::state::ShareState;
 use self::state::Standing;
 use self::wire::Reason;
 pub use self::wire::{FRAME_BYTES_MAX, REQUEST_BYTES_MAX};
-pub(crate) use self::wire::{Messages, push};
+pub(crate) use self::wire::{Messages, fuzzing, push};
 pub(crate) use self::worker::need_of;
 use crate::SwarmHandle;
 use crate::supervised::keep_going;

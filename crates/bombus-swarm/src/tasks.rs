@@ -37,6 +37,7 @@ mod driver;
 mod error;
 mod facts;
 mod follow;
+pub(crate) mod fuzzing;
 mod generations;
 mod handle;
 mod live;

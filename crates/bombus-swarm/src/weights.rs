@@ -10,6 +10,7 @@
 
 mod access;
 mod fetch;
+pub(crate) mod fuzzing;
 mod manage;
 mod remote;
 mod serve;

@@ -5,6 +5,7 @@
 //! later versions can say more.
 
 mod frames;
+pub(crate) mod fuzzing;
 mod heard;
 mod offers;
 mod reply;

@@ -224,6 +224,66 @@ mod tests {
         assert_eq!(there_and_back::<Word>(&Word::Acknowledged { beat: 1 }), Word::Acknowledged { beat: 1 });
     }
 
+    /// What is written is what the first version wrote, and it is read again.
+    fn assert_recorded<T>(recorded: &[(T, &str)])
+    where
+        T: Serialize + for<'de> Deserialize<'de> + PartialEq + std::fmt::Debug,
+    {
+        for (message, hex) in recorded {
+            let mut bytes = Vec::new();
+            crate::route::push(&mut bytes, message).unwrap();
+            let written: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(written, *hex, "{message:?}");
+            assert_eq!(&crate::fuzzing::read_all::<T>(&bytes, ASK_BYTES_MAX), std::slice::from_ref(message));
+        }
+    }
+
+    /// These bytes are what peers of the first version send and expect.
+    #[test]
+    fn frames_look_as_they_always_did() {
+        let task = || TaskId::parse("t1").unwrap();
+        let offer = Offer { task: "{}".to_owned(), epoch: 2, grant: "zdpu".to_owned(), generation: 4, resume: true };
+        assert_recorded(&[
+            (
+                Ask::Offer(offer),
+                "0000003aa6646b696e64656f66666572647461736b627b7d6565706f636802656772616e74647a6470756a67656e65726174\
+                 696f6e0466726573756d65f5",
+            ),
+            (Ask::Follow { task: task() }, "00000015a2646b696e6466666f6c6c6f77647461736b627431"),
+            (Ask::Cancel { task: task() }, "00000015a2646b696e646663616e63656c647461736b627431"),
+            (Ask::Around { task: task(), requester: None }, "00000015a2646b696e646661726f756e64647461736b627431"),
+        ]);
+        assert_recorded(&[
+            (Word::Acknowledged { beat: 7 }, "00000019a2646b696e646c61636b6e6f776c6564676564646265617407"),
+            (Word::Revoked, "0000000ea1646b696e64677265766f6b6564"),
+        ]);
+        assert_recorded(&[
+            (Said::Accepted { began: true }, "00000016a2646b696e6468616363657074656465626567616ef5"),
+            (
+                Said::declined(Decline::Lost { began: true }),
+                "00000022a3646b696e64686465636c696e656466726561736f6e646c6f737465626567616ef5",
+            ),
+            (Said::Began, "0000000ca1646b696e6465626567616e"),
+            (Said::Renewed { beat: 7 }, "00000014a2646b696e646772656e65776564646265617407"),
+            (
+                Said::Piece { anew: true, epoch: 3, text: "hi".to_owned(), tokens: 300 },
+                "0000002ba5646b696e6465706965636564616e6577f56565706f636803647465787462686966746f6b656e7319012c",
+            ),
+            (Said::Completed, "00000010a1646b696e6469636f6d706c65746564"),
+            (
+                Said::Failed { reason: "no".to_owned(), retry: true },
+                "0000001ea3646b696e64666661696c656466726561736f6e626e6f657265747279f5",
+            ),
+            (Said::HandedBack, "00000012a1646b696e646b68616e6465645f6261636b"),
+            (
+                Said::Seen { requester: true, running: false },
+                "0000001fa3646b696e64647365656e69726571756573746572f56772756e6e696e67f4",
+            ),
+            (Said::Done, "0000000ba1646b696e6464646f6e65"),
+            (Said::Refused, "0000000ea1646b696e646772656675736564"),
+        ]);
+    }
+
     #[test]
     fn what_a_later_version_says_is_passed_over() {
         let later = serde_json::json!({ "kind": "sung", "melody": [1, 2], "words": { "la": true } });

@@ -127,6 +127,59 @@ mod tests {
         assert_eq!(there_and_back(&failed).unwrap(), failed);
     }
 
+    /// What is written is what the first version wrote, and it is read again.
+    fn assert_recorded<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(recorded: &[(T, &str)]) {
+        for (message, hex) in recorded {
+            let mut bytes = Vec::new();
+            run(write(&mut bytes, message)).unwrap();
+            let written: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(written, *hex, "{message:?}");
+            assert_eq!(&run(read::<T>(&mut bytes.as_slice(), ANSWER_MAX)).unwrap(), message);
+        }
+    }
+
+    /// These bytes are what peers of the first version send and expect.
+    #[test]
+    fn frames_look_as_they_always_did() {
+        let status = "s".to_owned();
+        let step = ManageAnswer::Step { status, sha256: None, total_bytes: Some(9), completed_bytes: Some(3) };
+        assert_recorded(&[
+            (WeightsRequest::Find { name: "m".to_owned() }, "0000000ea16466696e64a1646e616d65616d"),
+            (
+                WeightsRequest::FindHash { sha256: "ab".to_owned() },
+                "00000016a16966696e645f68617368a166736861323536626162",
+            ),
+            (
+                WeightsRequest::Read { sha256: "ab".to_owned(), offset: 1 << 40, len: 7 },
+                "00000026a16472656164a366736861323536626162666f66667365741b0000010000000000636c656e07",
+            ),
+        ]);
+        assert_recorded(&[
+            (WeightsAnswer::Found { model: "{}".to_owned() }, "00000011a165666f756e64a1656d6f64656c627b7d"),
+            (WeightsAnswer::NotFound {}, "0000000ca1696e6f745f666f756e64a0"),
+            (WeightsAnswer::Refused { reason: "no".to_owned() }, "00000014a16772656675736564a166726561736f6e626e6f"),
+            (WeightsAnswer::Busy { retry_ms: 500 }, "00000013a16462757379a16872657472795f6d731901f4"),
+            (WeightsAnswer::Sending { len: 7 }, "0000000fa16773656e64696e67a1636c656e07"),
+        ]);
+        assert_recorded(&[
+            (ManageRequest::Pull { name: "m".to_owned() }, "0000000ea16470756c6ca1646e616d65616d"),
+            (ManageRequest::Remove { name: "m".to_owned() }, "00000010a16672656d6f7665a1646e616d65616d"),
+        ]);
+        assert_recorded(&[
+            (
+                step,
+                "00000036a16473746570a466737461747573617366736861323536f66b746f74616c5f6279746573096f636f6d706c657465\
+                 645f627974657303",
+            ),
+            (ManageAnswer::Alive {}, "00000008a165616c697665a0"),
+            (ManageAnswer::Done {}, "00000007a164646f6e65a0"),
+            (
+                ManageAnswer::Failed { kind: FailureKind::NotFound, message: "no".to_owned() },
+                "00000023a1666661696c6564a2646b696e64696e6f745f666f756e64676d657373616765626e6f",
+            ),
+        ]);
+    }
+
     #[test]
     fn what_later_versions_add_is_ignored_and_what_is_too_large_refused() {
         #[derive(Serialize)]
