@@ -33,6 +33,9 @@ async fn a_new_key_keeps_ports_subscriptions_and_protocols_and_ends_streams() {
     disconnected(&mut events, &id(2)).await;
     assert_eq!(heard(&mut events, rebuilt).await, 1);
     assert_eq!(heard(&mut others_events, rebuilt).await, 1);
+    for node in [&one, &other] {
+        assert_eq!(node.net.report().listen_failures, [], "connections that have just ended are not in the way");
+    }
     let error = timeout(LIMIT, stream.read_u8()).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionAborted, "{error}");
 
