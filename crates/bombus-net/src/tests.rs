@@ -20,6 +20,7 @@ use crate::{
 mod addresses;
 mod attacks;
 mod bitswap;
+mod bounds;
 mod limits;
 mod raw;
 mod refusals;
