@@ -79,7 +79,7 @@ struct Worker {
 /// A request as it came.
 enum Request {
     Chat(Box<ChatRequest>),
-    Embed(EmbedRequest),
+    Embed(Box<EmbedRequest>),
 }
 
 /// How a request ends that gets no answer.
@@ -142,7 +142,7 @@ impl Worker {
         tracing::debug!(peer.id = %self.peer, request.id = ask.id, model.name = ask.model, "a request of a peer begins");
         match request {
             Request::Chat(request) => self.chat(client, *request, body, &mut alive).await?,
-            Request::Embed(request) => self.embed(client, request, body, &mut alive).await?,
+            Request::Embed(request) => self.embed(client, *request, body, &mut alive).await?,
         }
         drop(seat);
         Ok(())
@@ -203,7 +203,7 @@ impl Worker {
         let reading = async {
             Ok::<_, Ended>(match ask.kind.as_str() {
                 "chat" => Request::Chat(Box::new(read(client, alive).await?)),
-                _ => Request::Embed(read(client, alive).await?),
+                _ => Request::Embed(Box::new(read(client, alive).await?)),
             })
         };
         let request = timeout(READ_LIMIT, reading).await.map_err(io::Error::from)??;
