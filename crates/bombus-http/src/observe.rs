@@ -41,8 +41,9 @@ pub(crate) async fn observe(
             written.headers_mut().entry(name).or_insert_with(|| value.clone());
         }
         response = written;
+        // Its message may quote the request.
         record.span.in_scope(|| {
-            tracing::debug!(error.message, error.code, error.param = error.param.as_deref(), "request refused");
+            tracing::debug!(error.kind, error.code, error.param = error.param.as_deref(), "request refused");
         });
     }
     response.headers_mut().insert(REQUEST_ID, id);

@@ -207,7 +207,8 @@ impl BackendError {
     }
 
     /// Says what of it may stand in a log: what is wrong with a request is often told by quoting it.
-    pub(crate) fn in_log(&self) -> Cow<'_, str> {
+    #[must_use]
+    pub fn in_log(&self) -> Cow<'_, str> {
         match self {
             Self::InvalidRequest { .. } => "it refuses the request".into(),
             Self::Unsupported { .. } => "it cannot do what the request asks for".into(),

@@ -203,15 +203,15 @@ impl Answers {
 
     fn fail(&mut self, index: usize, error: BackendError) -> ApiError {
         let ModelLabels { model, backend } = &self.meter.answers[index].labels;
-        // What is wrong with a request may quote it, and is no trouble of the node's.
+        let told = error.in_log();
         match &error {
             BackendError::InvalidRequest { .. }
             | BackendError::Unsupported { .. }
             | BackendError::ContextExceeded { .. }
             | BackendError::ModelNotFound { .. } => {
-                tracing::debug!(model, backend.name = backend, %error, "request refused by the backend");
+                tracing::debug!(model, backend.name = backend, error = %told, "request refused by the backend");
             }
-            _ => tracing::warn!(model, backend.name = backend, %error, "answer failed"),
+            _ => tracing::warn!(model, backend.name = backend, error = %told, "answer failed"),
         }
         self.open = 0;
         error.into()

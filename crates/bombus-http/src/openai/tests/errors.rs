@@ -209,6 +209,30 @@ async fn what_is_wrong_with_a_request_is_no_warning_of_the_nodes() {
 }
 
 #[tokio::test]
+async fn nothing_of_a_request_stands_in_the_log_though_an_error_quotes_it() {
+    let (log, _guard) = crate::testing::capture_log();
+    for error in [
+        BackendError::InvalidRequest { param: None, message: "'my diary' is too long".into() },
+        BackendError::Unsupported { param: "tools", message: "no tools for 'my diary'".into() },
+        BackendError::Unavailable { reason: "backend 'tower': status 500: cannot read 'my diary'".into() },
+    ] {
+        let answer = post(&loopback(services(refusing(error))), "/v1/chat/completions", hello()).await;
+        assert!(answer.body.contains("my diary"), "who asked is told: {}", answer.body);
+    }
+    let answer = post(
+        &loopback(services(scripted(two_words()))),
+        "/v1/chat/completions",
+        json!({"model": "m", "messages": "my diary"}),
+    );
+    assert_eq!(answer.await.status, 400);
+    let lines = log.lines();
+    for told in ["request refused by the backend", "answer failed", "request refused "] {
+        assert!(lines.iter().any(|line| line.contains(told)), "{told}: {lines:#?}");
+    }
+    assert!(!lines.iter().any(|line| line.contains("my diary")), "{lines:#?}");
+}
+
+#[tokio::test]
 async fn bodies_that_are_no_json_object_are_refused() {
     let router = loopback(services(scripted(two_words())));
     for body in ["", "{", "[]", "5", "\u{0}", "{\"model\": \"m\",}"] {
