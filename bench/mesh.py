@@ -214,7 +214,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--nodes", type=int, nargs="*", default=[5, 10, 20])
-    parser.add_argument("--settle", type=float, default=30, help="seconds before the measurement of idle nodes")
+    parser.add_argument("--settle", type=float, default=60, help="seconds before the measurement of idle nodes")
     parser.add_argument("--window", type=float, default=90, help="seconds that it takes")
     options = parser.parse_args()
     load_before = machine.load()
