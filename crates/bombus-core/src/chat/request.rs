@@ -212,7 +212,7 @@ impl SchemaLabel {
 }
 
 /// What only one dialect has words for. Backends of that dialect are told it as the client said it; to others it means nothing. Whoever
-/// reads a client's request bounds it.
+/// reads a client's request bounds it, and backends pass on only what a client could have said: requests of peers are not read so.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DialectOptions {
     /// Fields of a request in `OpenAI`'s dialect, for example `parallel_tool_calls`.

@@ -1,10 +1,10 @@
 //! Says a request in Ollama's words.
 
 use bombus_core::chat::{
-    ChatRequest, EmbedInput, EmbedRequest, ImageSource, KeepAlive, Message, Part, Prompt, ResponseFormat, Role, Think,
-    Tool, ToolCall, ToolChoice,
+    ChatRequest, DialectOptions, EmbedInput, EmbedRequest, ImageSource, KeepAlive, Message, Part, Prompt,
+    ResponseFormat, Role, Think, Tool, ToolCall, ToolChoice,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::context::Need;
 use super::wire;
@@ -204,7 +204,7 @@ fn run_options(request: &ChatRequest) -> Result<wire::RunOptions, BackendError> 
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
             stop: request.stop.clone(),
-            others: request.dialect.ollama.clone(),
+            others: others(&request.dialect),
         },
         format,
         keep_alive: request.keep_alive.map(seconds),
@@ -218,6 +218,12 @@ fn run_options(request: &ChatRequest) -> Result<wire::RunOptions, BackendError> 
         logprobs: request.logprobs.is_some(),
         top_logprobs: request.logprobs,
     })
+}
+
+/// Returns the options that have no place in our vocabulary. A peer's request may bring others, which would stand there twice.
+fn others(dialect: &DialectOptions) -> Map<String, Value> {
+    let others = dialect.ollama.iter().filter(|(option, _)| !wire::OPTIONS.contains(&option.as_str()));
+    others.map(|(option, value)| (option.clone(), value.clone())).collect()
 }
 
 /// Says how much to think in one of the words that Ollama takes; it refuses all others, of which `OpenAI` has some.
@@ -326,7 +332,7 @@ pub(super) fn embed(request: &EmbedRequest) -> Result<wire::EmbedRequest, Backen
         truncate: Some(request.truncate),
         dimensions: request.dimensions,
         keep_alive: request.keep_alive.map(seconds),
-        options: wire::Options { others: request.dialect.ollama.clone(), ..wire::Options::default() },
+        options: wire::Options { others: others(&request.dialect), ..wire::Options::default() },
     })
 }
 

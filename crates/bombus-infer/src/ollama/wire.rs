@@ -35,6 +35,23 @@ pub struct RunOptions {
     pub top_logprobs: Option<u8>,
 }
 
+/// The options that have a field in [`Options`].
+pub(super) const OPTIONS: [&str; 13] = [
+    "frequency_penalty",
+    "min_p",
+    "num_ctx",
+    "num_keep",
+    "num_predict",
+    "presence_penalty",
+    "repeat_last_n",
+    "repeat_penalty",
+    "seed",
+    "stop",
+    "temperature",
+    "top_k",
+    "top_p",
+];
+
 /// Options of a run. What is `None` is the model's own or Ollama's default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Options {

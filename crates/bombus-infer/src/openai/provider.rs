@@ -3,6 +3,22 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+/// The fields of the dialect that have no place in our vocabulary and are told to servers as a client said them. A peer's request may bring
+/// others, which would be asked for in this node's name.
+const FIELDS: [&str; 9] = [
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "reasoning_effort",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+    "verbosity",
+];
+/// Most bytes of such a field.
+const FIELD_BYTES_MAX: usize = 16 << 10;
+
 /// Whose server it is, as far as servers of the dialect differ in what they understand.
 ///
 /// | | `openai` | `llamacpp` | `vllm` | `other` |
@@ -101,8 +117,9 @@ impl Provider {
 
     /// Returns whether it is told a field of this dialect that has no place in our vocabulary. How much to think is said to llama-server and
     /// vLLM in words of their own.
-    pub(super) fn takes_field(self, field: &str) -> bool {
-        field != "reasoning_effort" || matches!(self, Self::OpenAi | Self::Other)
+    pub(super) fn takes_field(self, field: &str, value: &Value) -> bool {
+        let has_own_words = field == "reasoning_effort" && matches!(self, Self::LlamaCpp | Self::Vllm);
+        !has_own_words && FIELDS.contains(&field) && value.to_string().len() <= FIELD_BYTES_MAX
     }
 
     pub(super) fn put_think(self, think: &Think, body: &mut Map<String, Value>) {

@@ -79,7 +79,7 @@ pub(super) fn body(request: &ChatRequest, id: &str, provider: Provider) -> Resul
     }
     provider.put_format(&request.response_format, &request.schema_label, chat, &mut body);
     for (field, value) in &request.dialect.openai {
-        if provider.takes_field(field) {
+        if provider.takes_field(field, value) {
             body.entry(field).or_insert_with(|| value.clone());
         }
     }

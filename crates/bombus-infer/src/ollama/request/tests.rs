@@ -1,5 +1,4 @@
-use bombus_core::chat::{DialectOptions, Image, Overflow, Sampling};
-use serde_json::Map;
+use bombus_core::chat::{Image, Overflow, Sampling};
 
 use super::*;
 
@@ -77,6 +76,34 @@ fn every_option_has_its_word() {
     let dialect = DialectOptions { ollama: engine.clone(), ..DialectOptions::default() };
     let vectors = EmbedRequest { dialect, ..EmbedRequest::new("m", vec![EmbedInput::Text("x".into())]) };
     assert_eq!(embed(&vectors).unwrap().options.others, engine);
+}
+
+#[test]
+fn what_has_a_place_in_our_vocabulary_is_said_from_there_alone() {
+    let all = wire::Options {
+        num_ctx: Some(1),
+        num_predict: Some(1),
+        num_keep: Some(1),
+        temperature: Some(1.0),
+        top_p: Some(1.0),
+        top_k: Some(1),
+        min_p: Some(1.0),
+        seed: Some(1),
+        repeat_penalty: Some(1.0),
+        repeat_last_n: Some(1),
+        presence_penalty: Some(1.0),
+        frequency_penalty: Some(1.0),
+        stop: vec!["END".into()],
+        others: Map::new(),
+    };
+    let Value::Object(mut ollama) = serde_json::to_value(all).unwrap() else { panic!("options are an object") };
+    ollama.insert("num_gpu".into(), json!(1));
+    let dialect = DialectOptions { ollama, ..DialectOptions::default() };
+    let only = Map::from_iter([("num_gpu".to_owned(), json!(1))]);
+    let request = ChatRequest { dialect: dialect.clone(), ..asked(vec![user("Hi")]) };
+    assert_eq!(said(&request)["options"], json!(only));
+    let vectors = EmbedRequest { dialect, ..EmbedRequest::new("m", vec![EmbedInput::Text("x".into())]) };
+    assert_eq!(embed(&vectors).unwrap().options.others, only);
 }
 
 #[test]

@@ -176,6 +176,17 @@ fn fields_of_the_dialect_reach_its_servers_as_they_came() {
 }
 
 #[test]
+fn fields_that_no_client_of_this_node_could_send_stay_here() {
+    let user = "x".repeat(20_000);
+    let fields = json!({"store": true, "user": user, "n": 64, "web_search_options": {}, "model": "dear", "tools": []});
+    let Value::Object(openai) = fields else { panic!("an object is needed") };
+    let request = ChatRequest { dialect: DialectOptions { openai, ..DialectOptions::default() }, ..ask("x") };
+    for provider in [Provider::OpenAi, Provider::LlamaCpp, Provider::Vllm, Provider::Other] {
+        assert_eq!(special(&request, provider), json!({"store": true}));
+    }
+}
+
+#[test]
 fn thinking_is_asked_for_where_the_provider_understands_it() {
     let think = |think: Think, provider| special(&ChatRequest { think: Some(think), ..ask("x") }, provider);
     let level = || Think::Level("high".to_owned());
