@@ -24,8 +24,8 @@ pub use file::NamesError;
 
 /// A backend whose server has models that cannot be changed, with further names over them.
 ///
-/// A name stands for a model of the server, with defaults of its own. It is offered as long as the server has that model, and in place
-/// of a model of the server that has the same name. What it adds is put under each request before that goes to the server.
+/// A name stands for a model of the server, with defaults of its own. It is offered as long as the server has that model. A model of the server
+/// that has the same name is behind it, also while it is not offered. What it adds is put under each request before that goes to the server.
 pub struct NamingBackend {
     name: String,
     server: Arc<dyn Backend>,
@@ -117,18 +117,19 @@ impl Backend for NamingBackend {
             Some(described(name.clone(), named, base.clone()))
         };
         let own: Vec<ModelInfo> = names.iter().filter_map(under).collect();
-        models.retain(|info| !own.iter().any(|own| own.name == info.name));
+        models.retain(|info| !names.contains_key(&info.name));
         models.extend(own);
         Ok(models)
     }
 
     async fn model(&self, name: &ModelName) -> Result<Option<ModelInfo>, BackendError> {
-        if let Some(named) = self.names.now().get(name)
-            && let Some(base) = self.server.model(&named.of).await?
-        {
-            return Ok(Some(described(name.clone(), named, base)));
+        match self.names.now().get(name) {
+            Some(named) => {
+                let base = self.server.model(&named.of).await?;
+                Ok(base.map(|base| described(name.clone(), named, base)))
+            }
+            None => self.server.model(name).await,
         }
-        self.server.model(name).await
     }
 
     async fn chat(&self, mut request: ChatRequest) -> Result<ChatStream, BackendError> {

@@ -130,6 +130,28 @@ async fn a_name_goes_and_comes_with_the_model_that_it_stands_for() {
 }
 
 #[tokio::test]
+async fn a_name_without_its_model_is_not_offered_as_the_servers_own_of_that_name() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    let backend = over(&upstream, &folder);
+    make(&backend, CreateRequest { name: "other".into(), ..beekeeper() }).await.unwrap();
+    let models = |ids: &[&str]| {
+        let data: Vec<Value> = ids.iter().map(|id| json!({"id": id, "owned_by": "llamacpp"})).collect();
+        Script::json(200, &json!({ "data": data }))
+    };
+    upstream.on("GET /v1/models", models(&["other"]));
+    assert_eq!(listed(&backend).await, Vec::<String>::new(), "requests for it go to the model that is gone");
+    assert_eq!(backend.model(&name("other")).await, Ok(None));
+
+    // Another model by that name is one way out, and to remove the name then another one.
+    upstream.on("GET /v1/models", models(&["other", "third"]));
+    assert_eq!(listed(&backend).await, ["third:latest"]);
+    assert_eq!(backend.copy(&name("third"), &name("other")).await, Ok(true));
+    assert_eq!(listed(&backend).await, ["third:latest", "other:latest"]);
+    assert_eq!(backend.delete(&name("other")).await, Ok(true));
+    assert_eq!(listed(&backend).await, ["other:latest", "third:latest"]);
+}
+
+#[tokio::test]
 async fn what_only_the_server_could_do_is_refused() {
     let (upstream, folder) = (server().await, TempDir::new().unwrap());
     let backend = over(&upstream, &folder);
