@@ -179,13 +179,18 @@ impl UpstreamError {
                         "{reason}. Set `api_key_env` or `api_key_file` of this backend to a key that it accepts"
                     ),
                 },
+                (402, ..) => BackendError::Rejected {
+                    reason: format!(
+                        "{reason}. See to the balance of the account that the key of this backend belongs to"
+                    ),
+                },
                 (404, ..) if !model.is_empty() && names_a_model(&message) => {
                     BackendError::ModelNotFound { model: model.to_owned() }
                 }
                 (404 | 405 | 300..=399, ..) => {
                     BackendError::Rejected { reason: format!("{reason}. Check the `url` of this backend") }
                 }
-                (429, ..) | (503, _, Some(_)) => {
+                (408 | 429, ..) | (503, _, Some(_)) => {
                     BackendError::Overloaded { retry_after: retry_after.unwrap_or(RETRY_AFTER_DEFAULT) }
                 }
                 (400..=499, ..) => BackendError::InvalidRequest { param: None, message },
@@ -294,6 +299,16 @@ mod tests {
     fn a_refused_key_is_told_with_what_to_set() {
         let BackendError::Rejected { reason } = told(401, r#"{"error":{"message":"bad key"}}"#) else { panic!() };
         assert!(reason.contains("'far'") && reason.contains("bad key") && reason.contains("api_key_env"), "{reason}");
+    }
+
+    #[test]
+    fn what_a_server_says_of_its_account_or_its_patience_is_no_fault_of_the_request() {
+        let BackendError::Rejected { reason } = told(402, r#"{"error":{"message":"Insufficient Balance"}}"#) else {
+            panic!()
+        };
+        assert!(reason.contains("'far'") && reason.contains("Insufficient Balance"), "{reason}");
+        assert!(reason.contains("balance of the account"), "{reason}");
+        assert_eq!(told(408, "too slow"), BackendError::Overloaded { retry_after: RETRY_AFTER_DEFAULT });
     }
 
     #[test]

@@ -163,7 +163,7 @@ async fn a_backend_tries_again_where_nobody_else_is_left() {
 fn refusals() -> Vec<Script> {
     let told = |status| Script::json(status, &json!({"error": {"message": "no"}}));
     let page = |status| Script::text(status, "404 page not found");
-    let codes = [301, 400, 401, 403, 405, 413, 422, 429];
+    let codes = [301, 400, 401, 402, 403, 405, 408, 413, 422, 429];
     codes.into_iter().map(told).chain([404, 405].map(page)).collect()
 }
 
