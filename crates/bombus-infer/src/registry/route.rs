@@ -239,7 +239,7 @@ impl Route {
                 Err(NoTurn::Broken(retry_ms)) => tried.note(entry, broken(entry, retry_ms)),
             }
         }
-        busy.retain(|ranked| tried.is_worth_a_wait(ranked));
+        busy.retain(|ranked| tried.may_help(ranked));
         while !busy.is_empty() {
             let Some((at, seat)) = slot(plan, &busy).await else {
                 tried.error_of(BackendError::Overloaded { retry_after: RETRY_AFTER });
@@ -261,7 +261,7 @@ impl Route {
                     tried.note(entry, broken(entry, retry_ms));
                 }
             }
-            busy.retain(|ranked| tried.is_worth_a_wait(ranked));
+            busy.retain(|ranked| tried.may_help(ranked));
         }
         Err(tried.error.unwrap_or_else(|| BackendError::ModelNotFound { model: self.inner.model.clone() }))
     }
@@ -347,11 +347,6 @@ impl Tried {
         if self.error.as_ref().is_none_or(|kept| weight(&error) > weight(kept)) {
             self.error = Some(error);
         }
-    }
-
-    /// Returns whether a backend is waited for: not only to hear once more what is wrong with the request.
-    fn is_worth_a_wait(&self, ranked: &Ranked) -> bool {
-        self.refusals == 0 && self.may_help(ranked)
     }
 
     /// Returns whether a backend may do better than those before it.

@@ -52,11 +52,34 @@ async fn a_full_backend_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_refused_does_not_wait_for_slots() {
+async fn what_one_backend_refuses_waits_for_a_slot_of_another_one() {
     let refusal = BackendError::InvalidRequest { param: None, message: "no".into() };
     let backends = limited(&[Player::always(Play::Refuse(refusal.clone())), Player::always(Play::Stall)], 1);
-    let taken = chat(&backends).await.unwrap();
-    assert_eq!((taken.backend.as_str(), running(&backends)), ("b", vec![0, 1]));
+    let first = chat(&backends).await.unwrap();
+    assert_eq!((first.backend.as_str(), running(&backends)), ("b", vec![0, 1]));
+    let waiting = chat(&backends);
+    let freed = async {
+        tokio::task::yield_now().await;
+        assert_eq!(backends.states().iter().map(|state| state.waiting).collect::<Vec<_>>(), [0, 1]);
+        drop(first);
+    };
+    let (second, ()) = tokio::join!(waiting, freed);
+    let second = second.unwrap();
+    assert_eq!((second.backend.as_str(), second.reason.as_str()), ("b", "after a"));
+
+    let begun = Instant::now();
+    assert_eq!(chat(&backends).await.err(), Some(refusal), "it says more than that all others stayed busy");
+    assert_eq!(begun.elapsed(), Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_three_backends_refuse_does_not_wait_for_slots() {
+    let refusal = BackendError::InvalidRequest { param: None, message: "no".into() };
+    let refusing = || Player::always(Play::Refuse(refusal.clone()));
+    let players = [refusing(), refusing(), Player::always(Play::Stall), refusing()];
+    let backends = limited(&players, 1);
+    let _running = chat(&backends).await.unwrap();
+    assert_eq!(running(&backends), [0, 0, 1, 0]);
     let begun = Instant::now();
     assert_eq!((chat(&backends).await.err(), begun.elapsed()), (Some(refusal), Duration::ZERO));
 }
