@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bombus_core::model::ModelName;
 use serde::{Deserialize, Serialize};
@@ -76,8 +76,6 @@ struct Content {
 pub(super) struct NamesFile {
     path: PathBuf,
     now: RwLock<Arc<Names>>,
-    /// Held while the file is changed.
-    change: Mutex<()>,
 }
 
 impl NamesFile {
@@ -85,7 +83,7 @@ impl NamesFile {
     pub(super) fn open(folder: &Path, backend: &str) -> Result<Self, NamesError> {
         let path = folder.join(file_name(backend));
         let now = RwLock::new(Arc::new(read(&path)?));
-        Ok(Self { path, now, change: Mutex::new(()) })
+        Ok(Self { path, now })
     }
 
     /// Returns the names.
@@ -95,10 +93,12 @@ impl NamesFile {
 
     /// Changes the names, on a thread that may block. Another process may have done so since they were read. Returns what `change` does.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Names) -> T) -> Result<T, NamesError> {
-        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |source| NamesError::Io { path: self.path.clone(), source };
+        let _one_at_a_time = lock(&self.path).map_err(failed)?;
         let mut names = read(&self.path)?;
+        let before = names.len();
         let done = change(&mut names);
-        if names.len() > NAMES_MAX {
+        if names.len() > NAMES_MAX.max(before) {
             return Err(NamesError::Full);
         }
         let content = Content { format: FORMAT, names };
@@ -106,7 +106,7 @@ impl NamesFile {
         if text.len() as u64 > FILE_BYTES_MAX {
             return Err(NamesError::Full);
         }
-        write(&self.path, &text).map_err(|source| NamesError::Io { path: self.path.clone(), source })?;
+        write(&self.path, &text).map_err(failed)?;
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(content.names);
         Ok(done)
     }
@@ -144,11 +144,22 @@ fn read(path: &Path) -> Result<Names, NamesError> {
     Ok(content.names)
 }
 
+/// Waits until nobody else changes a file, in this process or in another one; that takes them some milliseconds. The lock goes with what is
+/// returned. It is a file beside that one, which is replaced by each change.
+fn lock(path: &Path) -> io::Result<fs::File> {
+    fs::create_dir_all(folder_of(path))?;
+    let file = fs::File::create(path.with_extension("lock"))?;
+    file.lock()?;
+    Ok(file)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().expect("the file was named inside of a folder")
+}
+
 /// Writes a file so that a reader sees all of it or nothing, after a crash too.
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    let folder = path.parent().expect("the file was named inside of a folder");
-    fs::create_dir_all(folder)?;
-    let mut staged = NamedTempFile::new_in(folder)?;
+    let mut staged = NamedTempFile::new_in(folder_of(path))?;
     staged.write_all(text)?;
     staged.as_file().sync_all()?;
     staged.persist(path)?;

@@ -184,7 +184,8 @@ async fn a_file_that_cannot_be_read_is_told_and_left_alone() {
     let (upstream, folder) = (server().await, TempDir::new().unwrap());
     make(&over(&upstream, &folder), beekeeper()).await.unwrap();
     let names = folder.path().join("names");
-    let file = std::fs::read_dir(&names).unwrap().next().unwrap().unwrap().path();
+    let mut files = std::fs::read_dir(&names).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "json")).unwrap();
     for (content, wanted) in [("{\"format\": 7}", "format 7"), ("{\"form", "far-")] {
         std::fs::write(&file, content).unwrap();
         let server = Arc::new(OpenAiBackend::new("far", OpenAiConfig::default()).unwrap());
@@ -192,6 +193,50 @@ async fn a_file_that_cannot_be_read_is_told_and_left_alone() {
         assert!(error.contains(wanted), "{error}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), content);
     }
+}
+
+fn of_smol() -> Named {
+    Named { of: name("smol"), modified_unix_s: 0, defaults: ModelDefaults::default() }
+}
+
+#[test]
+fn names_that_two_processes_give_at_once_are_all_kept() {
+    let folder = TempDir::new().unwrap();
+    let give = |who: &'static str| {
+        // Each process reads the file for itself.
+        let file = NamesFile::open(folder.path(), "far").unwrap();
+        std::thread::spawn(move || {
+            for number in 0..20 {
+                file.change(|names| names.insert(name(&format!("{who}-{number}")), of_smol())).unwrap();
+            }
+        })
+    };
+    for thread in [give("one"), give("two")] {
+        thread.join().unwrap();
+    }
+    assert_eq!(NamesFile::open(folder.path(), "far").unwrap().now().len(), 40);
+}
+
+#[test]
+fn of_too_many_names_some_can_be_removed() {
+    let folder = TempDir::new().unwrap();
+    let file = NamesFile::open(folder.path(), "far").unwrap();
+    file.change(|names| names.insert(name("m-0"), of_smol())).unwrap();
+    let mut files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let path = files.find(|path| path.extension().is_some_and(|extension| extension == "json")).unwrap();
+    let mut content: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let named = content["names"]["m-0:latest"].clone();
+    for number in 1..1_002 {
+        content["names"][format!("m-{number}:latest")] = named.clone();
+    }
+    std::fs::write(&path, content.to_string()).unwrap();
+    let add = || file.change(|names| names.insert(name("more"), of_smol()));
+    assert!(matches!(add(), Err(NamesError::Full)));
+    for number in 0..3 {
+        assert!(file.change(|names| names.remove(&name(&format!("m-{number}")))).unwrap().is_some());
+    }
+    add().unwrap();
+    assert!(matches!(file.change(|names| names.insert(name("one-more"), of_smol())), Err(NamesError::Full)));
 }
 
 #[tokio::test]
