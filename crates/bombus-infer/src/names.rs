@@ -42,15 +42,6 @@ impl NamingBackend {
         Ok(Self { name: name.to_owned(), server, names: Arc::new(NamesFile::open(folder, name)?) })
     }
 
-    /// Returns what a name stands for, where it is one of this node's own.
-    fn named(&self, model: &str) -> Option<Named> {
-        let names = self.names.now();
-        if names.is_empty() {
-            return None;
-        }
-        names.get(&ModelName::parse(model).ok()?).cloned()
-    }
-
     /// Returns what a new name for a model stands for; `None` where there is no such model.
     async fn origin(&self, from: &ModelName) -> Result<Option<Named>, BackendError> {
         if let Some(named) = self.names.now().get(from) {
@@ -133,7 +124,7 @@ impl Backend for NamingBackend {
     }
 
     async fn chat(&self, mut request: ChatRequest) -> Result<ChatStream, BackendError> {
-        if let Some(named) = self.named(&request.model) {
+        if let Some(named) = named(&self.names.now(), &request.model) {
             named.defaults.apply(&mut request);
             request.model = named.of.to_string();
         }
@@ -149,7 +140,7 @@ impl Backend for NamingBackend {
     }
 
     async fn embed(&self, mut request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
-        if let Some(named) = self.named(&request.model) {
+        if let Some(named) = named(&self.names.now(), &request.model) {
             request.model = named.of.to_string();
         }
         self.server.embed(request).await
@@ -178,13 +169,13 @@ impl Backend for NamingBackend {
     }
 
     async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
-        let named = self.named(model);
-        self.server.load(named.as_ref().map_or(model, |named| named.of.as_str()), keep_alive).await
+        let names = self.names.now();
+        self.server.load(named(&names, model).map_or(model, |named| named.of.as_str()), keep_alive).await
     }
 
     async fn unload(&self, model: &str) -> Result<(), BackendError> {
-        let named = self.named(model);
-        self.server.unload(named.as_ref().map_or(model, |named| named.of.as_str())).await
+        let names = self.names.now();
+        self.server.unload(named(&names, model).map_or(model, |named| named.of.as_str())).await
     }
 
     fn library(&self) -> Option<&dyn ModelLibrary> {
@@ -259,6 +250,14 @@ impl NamingBackend {
     fn takes_none(&self) -> BackendError {
         unsupported(format!("the server behind backend '{}' takes no weights from here", self.name))
     }
+}
+
+/// Returns what a name stands for, where it is one of this node's own.
+fn named<'a>(names: &'a Names, model: &str) -> Option<&'a Named> {
+    if names.is_empty() {
+        return None;
+    }
+    names.get(&ModelName::parse(model).ok()?)
 }
 
 /// Describes a model of the server by another name.
