@@ -92,6 +92,12 @@ impl NamedBackend {
         self.backend.library().is_some_and(ModelLibrary::takes_weights)
     }
 
+    /// Returns whether the configuration makes a name an alias of one of its models. Another model of that name could not be asked for.
+    #[must_use]
+    pub fn has_alias(&self, name: &ModelName) -> bool {
+        self.options.aliases.keys().any(|alias| ModelName::parse(alias).is_ok_and(|alias| alias == *name))
+    }
+
     /// Makes a backend of another node, by its id. The backend's [`Backend::models`] has to answer without waiting.
     #[must_use]
     pub fn of_peer(peer: Arc<dyn PeerFacts>, backend: Arc<dyn Backend>) -> Self {

@@ -112,6 +112,7 @@ pub(crate) async fn copy(
         _ => error,
     };
     let place = places::managed(&app, &given.source).await.map_err(not_found)?;
+    places::check_unaliased(&place.backend, "destination", &to)?;
     let library = places::library(&place.backend)?;
     let was_there = places::wait(&app, places::ASK_TIME_MAX, library.copy(&place.name_there(), &to)).await?;
     app.services.backends.refresh(&place.backend.name).await;
@@ -173,6 +174,7 @@ pub(crate) async fn create(
         }
         None => places::for_new(&app, None).await?,
     };
+    places::check_unaliased(&named, "model", &places::parse(&request.name)?)?;
     let library = places::library(&named)?;
     let steps = places::wait(&app, progress::STEP_TIME_MAX, library.create(request)).await?;
     progress::respond(app.clone(), named.name.clone(), steps, stream).await

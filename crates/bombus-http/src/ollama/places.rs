@@ -111,6 +111,15 @@ fn unmanaged(who: &str) -> ApiError {
     ApiError::unsupported("model", format!("{who} {cannot} models; use the tools of the server behind it"))
 }
 
+/// Refuses a name that a model of a backend is to get, where requests for it go to another one there.
+pub(super) fn check_unaliased(named: &NamedBackend, param: &'static str, name: &ModelName) -> Result<(), ApiError> {
+    if !named.has_alias(name) {
+        return Ok(());
+    }
+    let message = format!("'{name}' is an alias in the configuration of backend '{}'; choose another name", named.name);
+    Err(ApiError::invalid_value(param, message))
+}
+
 /// Reads the name of a model that is to be made or changed.
 pub(super) fn parse(name: &str) -> Result<ModelName, ApiError> {
     ModelName::parse(name).map_err(|_| ApiError::invalid_value("model", "invalid model name"))

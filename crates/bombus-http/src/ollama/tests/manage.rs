@@ -177,6 +177,25 @@ async fn weights_go_past_a_backend_that_keeps_names_alone() {
     assert_eq!(made_of, [Some("far".to_owned()), Some("far".to_owned())], "an alias is unknown behind the backend");
 }
 
+#[tokio::test]
+async fn a_name_that_is_an_alias_is_given_to_no_model_of_that_backend() {
+    let (library, backend) = keeping(vec![step("success")]);
+    let options = BackendOptions { aliases: [("near".to_owned(), "m".to_owned())].into(), ..BackendOptions::default() };
+    let named = NamedBackend { options, ..NamedBackend::new("far", "fake", Arc::new(backend)) };
+    let router = loopback(services_over(vec![named]));
+    for (path, request) in [
+        ("/api/copy", json!({"source": "m", "destination": "near:latest"})),
+        ("/api/create", json!({"model": "near", "from": "m"})),
+        ("/api/create", json!({"model": "near", "files": {"m.gguf": format!("sha256:{}", digest(b"weights"))}})),
+    ] {
+        let answer = post(&router, path, request).await;
+        let told = answer.json()["error"].as_str().unwrap().to_owned();
+        assert_eq!(answer.status, 400, "{path}: {told}");
+        assert!(told.contains("alias in the configuration of backend 'far'"), "{path}: {told}");
+    }
+    assert!(library.told.lock().unwrap().is_empty());
+}
+
 fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
