@@ -1,5 +1,6 @@
 use bombus_testkit::gguf::tiny_model;
 use bombus_testkit::hugging_face::{HuggingFace, RepositoryFile};
+use bombus_testkit::upstream::{Script, Upstream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -137,6 +138,10 @@ async fn a_model_of_a_server_gets_further_names_that_this_node_keeps() {
         let explained = home.run(&["ask", "--explain", "--model", "second", "hi"]).await;
         assert!(explained.stderr.contains("away"), "{}", explained.stderr);
 
+        let refused = home.run(&["models", "cp", "far", "near"]).await;
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(refused.stderr.contains("alias in the configuration of backend 'away'"), "{}", refused.stderr);
+
         if let Some(node) = &node {
             let request = json!({ "model": "keeper", "from": "second", "system": "You keep bees.",
                                   "messages": [{ "role": "user", "content": "Hi" }], "stream": false });
@@ -162,6 +167,30 @@ async fn a_model_of_a_server_gets_further_names_that_this_node_keeps() {
     assert_eq!((&shown["backend"], &shown["details"]["system"]), (&"away".into(), &"You keep bees.".into()));
     assert_eq!(home.run(&["models", "rm", "keeper"]).await.code, Some(0));
     assert_eq!(names().await, ["far:latest", "near:latest"]);
+}
+
+#[tokio::test]
+async fn models_are_changed_where_their_weights_are_rather_than_where_names_alone_are_kept() {
+    let far = Upstream::start().await.unwrap();
+    far.on("GET /v1/models", Script::json(200, &json!({ "data": [{ "id": "m" }] })));
+    let near = Upstream::start().await.unwrap();
+    near.on("GET /api/tags", Script::json(200, &json!({ "models": [{ "name": "m:latest", "digest": "d1" }] })));
+    near.on("GET /api/ps", Script::json(200, &json!({ "models": [] })));
+    let facts = json!({ "model_info": {}, "capabilities": ["completion"] });
+    near.on("POST /api/show", Script::json(200, &facts));
+    near.on("POST /api/copy", Script::json(200, &json!({})));
+    near.on("DELETE /api/delete", Script::json(200, &json!({})));
+    let home = Home::new(
+        &(no_backends() + &server("openai", "far", &far.url(), "") + &server("ollama", "near", &near.url(), "")),
+    );
+    let count = |line: &str| near.requests().iter().filter(|request| request.line == line).count();
+    for (times, with_node) in [(1, false), (2, true)] {
+        let _node = if with_node { Some(Node::start(&home).await) } else { None };
+        let copied = home.run(&["models", "cp", "m", "second"]).await;
+        assert_eq!((copied.code, count("POST /api/copy")), (Some(0), times), "{}", copied.stderr);
+        let removed = home.run(&["models", "rm", "m"]).await;
+        assert_eq!((removed.code, count("DELETE /api/delete")), (Some(0), times), "{}", removed.stderr);
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 use anyhow::{Context, Result};
 use bombus_core::model::ModelName;
+use bombus_infer::Listed;
 use bombus_infer::models::StoreError;
 use bombus_infer::models::catalogue::{catalogue, find};
 use futures::{StreamExt, TryStreamExt};
@@ -131,8 +132,8 @@ async fn remove_elsewhere(settings: &Settings, data_dir: &DataDir, name: &ModelN
     let running = RunningBackends::start(&settings.config, data_dir)?;
     let work = async {
         let listed = running.backends().models().await;
-        let place = listed.iter().find(|listed| listed.info.name == *name && listed.backend.kind != "embedded");
-        let Some(place) = place else { return Ok(false) };
+        let elsewhere = listed.into_iter().filter(|listed| listed.backend.kind != "embedded");
+        let Some(place) = managed(elsewhere, name) else { return Ok(false) };
         match place.backend.backend.library() {
             Some(library) => Ok(library.delete(&place.name_there()).await?),
             None => Err(unmanaged(&place.backend.name).into()),
@@ -141,6 +142,13 @@ async fn remove_elsewhere(settings: &Settings, data_dir: &DataDir, name: &ModelN
     let outcome = work.await;
     running.stop().await;
     outcome
+}
+
+/// Finds the place of a model whose backend manages its models, as a node does: one that has the weights, too, before one that keeps names
+/// alone, and one that manages nothing where there is no other.
+fn managed(listed: impl Iterator<Item = Listed>, name: &ModelName) -> Option<Listed> {
+    let order = |place: &Listed| (!place.backend.takes_weights(), place.backend.backend.library().is_none());
+    listed.filter(|listed| listed.info.name == *name).min_by_key(order)
 }
 
 fn unmanaged(backend: &str) -> Failure {
@@ -163,7 +171,14 @@ pub(super) async fn copy(global: &Global, settings: &Settings, from: &ModelName,
 async fn copy_here(settings: &Settings, data_dir: &DataDir, from: &ModelName, to: &ModelName) -> Result<()> {
     let running = RunningBackends::start(&settings.config, data_dir)?;
     let work = async {
-        let place = running.backends().find(from.as_str()).await?;
+        let place = match managed(running.backends().models().await.into_iter(), from) {
+            Some(place) => place,
+            None => running.backends().find(from.as_str()).await?,
+        };
+        if place.backend.has_alias(to) {
+            let what = format!("'{to}' is an alias in the configuration of backend '{}'", place.backend.name);
+            return Err(Failure::new(Exit::Usage, what).hint("choose another name").into());
+        }
         let library = place.backend.backend.library().ok_or_else(|| unmanaged(&place.backend.name))?;
         if library.copy(&place.name_there(), to).await? {
             return Ok(());
