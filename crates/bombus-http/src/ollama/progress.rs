@@ -101,7 +101,7 @@ async fn step(app: &App, steps: &mut ProgressStream) -> Result<Option<Progress>,
     };
     match step {
         Ok(step) => step.transpose().map_err(|error| {
-            tracing::warn!(%error, "a work on models failed");
+            tracing::warn!(error = %error.in_log(), "a work on models failed");
             error.into()
         }),
         Err(_) => Err(BackendError::TimedOut { after: STEP_TIME_MAX }.into()),

@@ -47,7 +47,12 @@ impl OllamaBackend {
                 }
             };
             if let Some(error) = failed {
-                tracing::info!(backend.name = backend, model.name = name, %error, "a model did not come from peers");
+                tracing::info!(
+                    backend.name = backend,
+                    model.name = name,
+                    error = %error.in_log(),
+                    "a model did not come from peers"
+                );
                 let say = |error: super::OllamaError| error.into_backend(&backend, &name, false);
                 let mut steps = client.pull(&name).await.map_err(say)?;
                 while let Some(step) = steps.next().await {

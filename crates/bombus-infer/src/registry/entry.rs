@@ -326,9 +326,9 @@ impl Entry {
             }
             Err(error) => {
                 if earlier.error.is_none() {
-                    tracing::warn!(backend.name = &*self.name, %error, "models could not be listed");
+                    tracing::warn!(backend.name = &*self.name, error = %error.in_log(), "models could not be listed");
                 } else {
-                    tracing::debug!(backend.name = &*self.name, %error, "models could not be listed");
+                    tracing::debug!(backend.name = &*self.name, error = %error.in_log(), "models could not be listed");
                 }
                 earlier.failed(error)
             }

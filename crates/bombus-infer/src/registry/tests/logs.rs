@@ -71,6 +71,29 @@ async fn each_request_leaves_a_line_and_each_error_one_that_is_an_error() {
 }
 
 #[tokio::test]
+async fn what_a_server_says_in_place_of_its_list_is_not_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let quoting = json!({"error": {"message": format!("you asked {PROMPT:?} with {KEY}")}});
+    for dialect in [Ollama, OpenAi] {
+        let list = if dialect == Ollama { "GET /api/tags" } else { "GET /v1/models" };
+        for status in [400, 401, 500, 501] {
+            let upstream = dialect.server().await;
+            upstream.on(list, Script::json(status, &quoting));
+            let log = Log::capture();
+            let backends = known(vec![named("a", with_key(dialect, &upstream, &directory))]).await;
+            backends.refresh("a").await;
+            for level in ["WARN", "DEBUG"] {
+                assert_eq!(log.lines(level, "models could not be listed").len(), 1, "{dialect:?} {status} {level}");
+            }
+            let text = log.text();
+            assert!(!text.contains(PROMPT) && !text.contains(KEY), "{text}");
+            let told = state(&backends, "a").error.unwrap();
+            assert!(told.contains(PROMPT) && !told.contains(KEY), "whoever asks for it is told: {told}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn neither_prompts_nor_answers_nor_keys_are_in_the_log_whatever_a_server_says() {
     let directory = tempfile::tempdir().unwrap();
     let quoting = json!({"error": {"message": format!("you asked {PROMPT:?} with {KEY}")}});
