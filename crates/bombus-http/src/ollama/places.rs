@@ -82,7 +82,10 @@ pub(super) async fn for_new(app: &App, model: Option<&str>) -> Result<NamedBacke
         return Ok(place.backend);
     }
     let mut backends = app.services.backends.all().into_iter();
-    backends.find(NamedBackend::takes_weights).ok_or_else(|| unmanaged("no backend of this node"))
+    backends.find(NamedBackend::takes_weights).ok_or_else(|| {
+        let message = "no backend of this node takes weights; add models with the tools of the servers behind them";
+        ApiError::unsupported("model", message)
+    })
 }
 
 /// Finds the backend that a model made of another one goes to, and the name that the other one has there.
@@ -97,7 +100,11 @@ pub(super) async fn for_derived(app: &App, from: &str) -> Result<(NamedBackend, 
     }
     match managed(app, from).await {
         Ok(place) => Ok((place.backend, place.alias_of.unwrap_or_else(|| from.to_owned()))),
-        Err(_) => Ok((for_new(app, None).await?, from.to_owned())),
+        // A backend that takes weights may know more than it lists, or fetch the other one first.
+        Err(error) => match for_new(app, None).await {
+            Ok(backend) => Ok((backend, from.to_owned())),
+            Err(_) => Err(error),
+        },
     }
 }
 
@@ -107,8 +114,7 @@ pub(super) fn library(named: &NamedBackend) -> Result<&dyn ModelLibrary, ApiErro
 }
 
 fn unmanaged(who: &str) -> ApiError {
-    let cannot = if who.starts_with("no ") { "manages" } else { "does not manage" };
-    ApiError::unsupported("model", format!("{who} {cannot} models; use the tools of the server behind it"))
+    ApiError::unsupported("model", format!("{who} does not manage models; use the tools of the server behind it"))
 }
 
 /// Refuses a name that a model of a backend is to get, where requests for it go to another one there.

@@ -178,6 +178,17 @@ async fn weights_go_past_a_backend_that_keeps_names_alone() {
 }
 
 #[tokio::test]
+async fn where_names_alone_are_kept_an_unknown_model_is_told_as_one_and_weights_as_what_is_missing() {
+    let names = ScriptedLibrary { names_only: true, steps: vec![step("success")], ..ScriptedLibrary::default() };
+    let router = loopback(services(Scripted { library: Some(names), ..saying_good_day() }));
+    let missing = post(&router, "/api/create", json!({"model": "brief", "from": "nope"})).await;
+    assert_eq!((missing.status.as_u16(), missing.json()), (404, json!({"error": "model 'nope' not found"})));
+    let pulled = post(&router, "/api/pull", json!({"model": "new"})).await;
+    let told = pulled.json()["error"].as_str().unwrap().to_owned();
+    assert_eq!((pulled.status.as_u16(), told.contains("takes weights")), (400, true), "{told}");
+}
+
+#[tokio::test]
 async fn a_name_that_is_an_alias_is_given_to_no_model_of_that_backend() {
     let (library, backend) = keeping(vec![step("success")]);
     let options = BackendOptions { aliases: [("near".to_owned(), "m".to_owned())].into(), ..BackendOptions::default() };
