@@ -105,6 +105,13 @@ struct Known {
     models: Arc<[Listed]>,
 }
 
+/// How the server refuses a request.
+struct Refusal {
+    error: BackendError,
+    /// Where it is for the length of the prompt: its tokens, 0 where they are not told, and those of the context.
+    too_long: Option<(u32, u32)>,
+}
+
 impl OpenAiBackend {
     /// Reads the key and makes a client. The server is not asked for anything yet.
     ///
@@ -189,20 +196,21 @@ impl OpenAiBackend {
         body: &Map<String, Value>,
         model: String,
         begun: Instant,
-    ) -> Result<ChatStream, BackendError> {
+    ) -> Result<ChatStream, Refusal> {
         let response = self.client.send(Method::POST, path, Some(&model), Some(body)).await;
         let response = response.map_err(|error| {
             if path == COMPLETIONS_PATH && error.is_missing_path() {
                 let message = format!("backend '{}' takes conversations alone: {error}", self.client.name());
-                return BackendError::Unsupported { param: "prompt", message };
+                return Refusal { error: BackendError::Unsupported { param: "prompt", message }, too_long: None };
             }
             self.refused(error, body, &model)
         })?;
         Ok(Box::pin(answer::read(Arc::clone(&self.client), model, response, begun)))
     }
 
-    /// Says a refusal of a request. Where the server says that the prompt is too long, but not by how much, what its list says counts.
-    fn refused(&self, error: UpstreamError, body: &Map<String, Value>, model: &str) -> BackendError {
+    /// Says a refusal of a request. Where the server says that the prompt is too long, but not by how much, its words are told, and for whoever
+    /// shortens it what its list says counts.
+    fn refused(&self, error: UpstreamError, body: &Map<String, Value>, model: &str) -> Refusal {
         let context_tokens = || {
             let known = self.known();
             let listed = known
@@ -212,29 +220,32 @@ impl OpenAiBackend {
             listed.and_then(|listed| listed.info.context_tokens)
         };
         let context_tokens = if error.is_prompt_too_long() { context_tokens() } else { None };
-        match (self.failed(error, model), context_tokens) {
-            (BackendError::InvalidRequest { .. }, Some(context_tokens)) => {
-                BackendError::ContextExceeded { prompt_tokens: context_tokens.saturating_add(1), context_tokens }
+        let error = self.failed(error, model);
+        let too_long = match (&error, context_tokens) {
+            (BackendError::ContextExceeded { prompt_tokens, context_tokens }, _) => {
+                Some((*prompt_tokens, *context_tokens))
             }
-            (failed, _) => failed,
-        }
+            (BackendError::InvalidRequest { .. }, Some(context_tokens)) => Some((0, context_tokens)),
+            _ => None,
+        };
+        Refusal { error, too_long }
     }
 
-    /// Answers what of a conversation fits into the context: without its oldest turns.
+    /// Answers what of a conversation fits into the context: without its oldest turns. Where nothing does, how the whole was refused is told.
     async fn answer_shortened(
         &self,
         request: &ChatRequest,
         mut body: Map<String, Value>,
         provider: Provider,
-        (prompt_tokens, context_tokens): (u32, u32),
+        (refused, (prompt_tokens, context_tokens)): (BackendError, (u32, u32)),
         begun: Instant,
     ) -> Result<ChatStream, BackendError> {
         for (messages, turns) in shorten::shorter(request, prompt_tokens, context_tokens) {
             body.insert("messages".to_owned(), request::messages(&turns, provider));
             match self.answer("chat/completions", &body, request.model.clone(), begun).await {
-                Err(BackendError::ContextExceeded { .. }) => {}
+                Err(Refusal { too_long: Some(_), .. }) => {}
                 answer => {
-                    let answer = answer?;
+                    let answer = answer.map_err(|refusal| refusal.error)?;
                     tracing::info!(
                         backend.name = self.client.name(),
                         model.name = request.model,
@@ -248,7 +259,7 @@ impl OpenAiBackend {
                 }
             }
         }
-        Err(BackendError::ContextExceeded { prompt_tokens, context_tokens })
+        Err(refused)
     }
 
     /// Goes on with an answer that another run began.
@@ -267,7 +278,9 @@ impl OpenAiBackend {
         if resumed.is_at_end() {
             return Ok(resumed.end(FinishReason::Stop));
         }
-        resumed.take(self.answer(asked.path, &asked.body, model, begun).await)
+        let answer = self.answer(asked.path, &asked.body, model, begun).await;
+        // The servers that go on with answers tell both numbers of what is too long.
+        resumed.take(answer.map_err(|refusal| refusal.error))
     }
 
     fn failed(&self, error: UpstreamError, model: &str) -> BackendError {
@@ -291,10 +304,10 @@ impl Backend for OpenAiBackend {
         let body = request::body(&request, &id, provider)?;
         let path = if matches!(request.prompt, Prompt::Chat(_)) { "chat/completions" } else { COMPLETIONS_PATH };
         match self.answer(path, &body, request.model.clone(), begun).await {
-            Err(BackendError::ContextExceeded { prompt_tokens, context_tokens }) if request.overflow.truncate => {
-                self.answer_shortened(&request, body, provider, (prompt_tokens, context_tokens), begun).await
+            Err(Refusal { error, too_long: Some(tokens) }) if request.overflow.truncate => {
+                self.answer_shortened(&request, body, provider, (error, tokens), begun).await
             }
-            answer => answer,
+            answer => answer.map_err(|refusal| refusal.error),
         }
     }
 

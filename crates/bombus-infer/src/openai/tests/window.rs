@@ -69,10 +69,18 @@ async fn where_it_is_not_allowed_or_no_use_both_numbers_are_told() {
 async fn the_length_that_the_list_tells_counts_where_the_refusal_tells_none() {
     let upstream = Upstream::start().await.unwrap();
     upstream.on("GET /v1/models", Script::json(200, &json!({"data": [{"id": "m", "max_model_len": 4096}]})));
-    let error = json!({"message": "Please reduce the length of the messages or completion.", "code": "context_length_exceeded"});
-    upstream.once(CHAT, Script::json(400, &json!({ "error": error })));
+    let words = "Please reduce the length of the messages or completion.";
+    let too_long = || Script::json(400, &json!({"error": {"message": words, "code": "context_length_exceeded"}}));
+    upstream.once(CHAT, too_long());
     upstream.on(CHAT, answer());
     let backend = backend(OpenAiConfig { models: Vec::new(), ..config(upstream.url()) });
-    let events = events(&backend, conversation(true)).await.unwrap();
-    assert!(matches!(events[0], ChatEvent::Truncated { messages: 1.., .. }), "{events:?}");
+    let shortened = events(&backend, conversation(true)).await.unwrap();
+    assert!(matches!(shortened[0], ChatEvent::Truncated { messages: 1.., .. }), "{shortened:?}");
+
+    // How long the prompt is nobody knows, so no number is told.
+    upstream.on(CHAT, too_long());
+    let refused = Err(BackendError::InvalidRequest { param: None, message: words.to_owned() });
+    for truncate in [false, true] {
+        assert_eq!(events(&backend, conversation(truncate)).await, refused, "{truncate}");
+    }
 }
