@@ -259,14 +259,9 @@ impl UpstreamClient {
         Err(self.without_secrets(UpstreamError::of_response(status, &headers, &body)))
     }
 
-    /// Blots out what the words of a server quote of the headers that it got: they go to whoever asked.
-    pub(crate) fn without_secrets(&self, mut error: UpstreamError) -> UpstreamError {
-        if let UpstreamError::Status { message, .. } = &mut error {
-            for secret in &self.secrets {
-                *message = message.replace(secret, "***");
-            }
-        }
-        error
+    /// Blots out what the words of a server quote of the headers that it got, and cuts them: they go to whoever asked.
+    pub(crate) fn without_secrets(&self, error: UpstreamError) -> UpstreamError {
+        error.without(&self.secrets)
     }
 
     fn sending_failed(&self, error: &reqwest::Error) -> UpstreamError {

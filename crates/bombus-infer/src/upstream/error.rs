@@ -35,7 +35,7 @@ pub(crate) enum UpstreamError {
     Status {
         /// The HTTP status; 500 for an error object in a stream that has none of its own.
         status: u16,
-        /// Its own words, cut to 1000 characters.
+        /// Its own words; see [`UpstreamError::without`].
         message: String,
         /// Where it says that the prompt is longer than the context: tokens of the prompt, tokens of the context.
         context: Option<(u32, u32)>,
@@ -76,7 +76,7 @@ impl UpstreamError {
         };
         let message = match message.trim() {
             "" => status.canonical_reason().unwrap_or("no reason given").to_owned(),
-            message => message.chars().take(MESSAGE_CHARS_MAX).collect(),
+            message => message.to_owned(),
         };
         Self::Status {
             status: status.as_u16(),
@@ -95,8 +95,7 @@ impl UpstreamError {
             u16::try_from(number).ok().filter(|number| (400..=599).contains(number))
         });
         let message = message_of(document).filter(|message| !message.trim().is_empty());
-        let message: String =
-            message.as_deref().unwrap_or("it sends an error without a text").chars().take(MESSAGE_CHARS_MAX).collect();
+        let message = message.unwrap_or_else(|| "it sends an error without a text".to_owned());
         let known = if error.get("code").and_then(Value::as_str) == Some("model_not_found") { 404 } else { 500 };
         Some(Self::Status {
             status: code.unwrap_or(known),
@@ -104,6 +103,19 @@ impl UpstreamError {
             message,
             retry_after: None,
         })
+    }
+
+    /// Blots secrets out of the server's own words, and cuts these to 1000 characters then: of a secret across the cut, too, nothing is left.
+    pub(super) fn without(mut self, secrets: &[String]) -> Self {
+        if let Self::Status { message, .. } = &mut self {
+            for secret in secrets {
+                *message = message.replace(secret, "***");
+            }
+            if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+                message.truncate(end);
+            }
+        }
+        self
     }
 
     /// Returns a word for logs.
@@ -293,6 +305,18 @@ mod tests {
         }
         let detail = told(422, r#"{"detail":[{"loc":["body","n"],"msg":"too small"}]}"#);
         assert!(matches!(detail, BackendError::InvalidRequest { message, .. } if message.contains("too small")));
+    }
+
+    #[test]
+    fn long_words_are_cut_and_leave_no_part_of_a_secret() {
+        let secret = "sk-bumblebee-0815".to_owned();
+        let said = format!("{}{secret}", "x".repeat(MESSAGE_CHARS_MAX - 5));
+        for error in [refusal(400, &[], &said), UpstreamError::of_event(&json!({ "error": said })).unwrap()] {
+            let UpstreamError::Status { message, .. } = error.without(std::slice::from_ref(&secret)) else { panic!() };
+            assert!(message.ends_with("x***"), "{message}");
+        }
+        let long = refusal(400, &[], &"ü".repeat(2 * MESSAGE_CHARS_MAX)).without(&[]);
+        assert!(matches!(long, UpstreamError::Status { message, .. } if message.chars().count() == MESSAGE_CHARS_MAX));
     }
 
     #[test]
