@@ -50,7 +50,7 @@ impl Conversation {
     /// # Errors
     ///
     /// [`BackendError::Unavailable`] where it is not reached, or says nothing; [`BackendError::Overloaded`] and
-    /// [`BackendError::Rejected`] where it declines; [`BackendError::InvalidRequest`] where the request is too large.
+    /// [`BackendError::Rejected`] where it declines; [`BackendError::Unsupported`] where the request is too large to be sent to another node.
     pub(super) async fn begin(
         peer: &Arc<Peer>,
         kind: &str,
@@ -192,7 +192,8 @@ impl Conversation {
         match declined.reason {
             Reason::Full => BackendError::Overloaded { retry_after: RETRY_AFTER },
             Reason::NotShared => BackendError::ModelNotFound { model: model.to_owned() },
-            Reason::TooLarge => BackendError::InvalidRequest { param: None, message: reason },
+            // A backend of this node may take it.
+            Reason::TooLarge => BackendError::Unsupported { param: "prompt", message: reason },
             _ => BackendError::Rejected { reason },
         }
     }
@@ -209,7 +210,7 @@ fn encode(kind: &str, model: &str, request: &impl Serialize) -> Result<Vec<u8>, 
         let message = format!(
             "the request has {bytes} bytes, and to other nodes at most {REQUEST_BYTES_MAX} are sent; make it smaller"
         );
-        return Err(BackendError::InvalidRequest { param: None, message });
+        return Err(BackendError::Unsupported { param: "prompt", message });
     }
     let id = format!("{:016x}", random());
     let ask = Ask { v: VERSION, id, kind: kind.to_owned(), model: model.to_owned(), bytes: bytes as u64 };
