@@ -135,7 +135,7 @@ impl State {
         if let Some(refuses) = self.peer.as_ref().and_then(PeerNow::refuses) {
             return refuses.to_owned();
         }
-        let because = self.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+        let because = self.error.as_deref().map(|error| format!(": {}", printable(error))).unwrap_or_default();
         match (self.ready, self.breaker.as_str()) {
             (true, "closed") if self.models == 0 => "no models".to_owned(),
             (true, "closed") => "ready".to_owned(),
@@ -204,6 +204,11 @@ mod tests {
         assert_eq!(state(true, "closed", None).words(), "ready");
         assert_eq!(state(false, "open", Some("refused")).words(), "resting, tried again in 2 s: refused");
         assert_eq!(state(false, "closed", Some("refused")).words(), "down: refused");
+        assert_eq!(
+            state(false, "closed", Some("\u{1b}[2Jno\r")).words(),
+            "down: [2Jno",
+            "a server's words control nothing"
+        );
         let table = table(&[state(true, "closed", None)]);
         let line: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(line.join(" "), "a openai 1 2 of 4, 1 wait 12 ms - ready");
