@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::CreateRequest;
+use crate::openai::Provider;
 
 /// What a name adds to its weights: several names may stand for one file and behave differently.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -97,6 +98,10 @@ fn apply_parameters(parameters: &Map<String, Value>, request: &mut ChatRequest) 
             Some(Value::Array(stops)) => stops.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
             _ => Vec::new(),
         };
+    }
+    // What has no place in the vocabulary counts over a llama-server, which knows some of it.
+    for (option, value) in parameters.iter().filter(|(option, _)| Provider::LlamaCpp.takes_option(option)) {
+        request.dialect.ollama.entry(option.as_str()).or_insert_with(|| value.clone());
     }
 }
 

@@ -91,6 +91,23 @@ async fn a_model_with_other_defaults_is_made_asked_shown_and_kept() {
 }
 
 #[tokio::test]
+async fn defaults_that_only_llama_server_knows_are_sent_unless_a_request_says_otherwise() {
+    let (upstream, folder) = (server().await, TempDir::new().unwrap());
+    let backend = over(&upstream, &folder);
+    let parameters = json!({"mirostat": 2, "typical_p": 0.5, "num_gpu": 1});
+    let parameters = parameters.as_object().unwrap().clone();
+    make(&backend, CreateRequest { parameters, ..beekeeper() }).await.unwrap();
+    let told = asked(&backend, &upstream, "beekeeper").await;
+    assert_eq!((&told["mirostat"], &told["typical_p"], told.get("num_gpu")), (&json!(2), &json!(0.5), None));
+
+    let mut request = ChatRequest::new("beekeeper", Prompt::Chat(vec![Message::text(Role::User, "Hi")]));
+    request.dialect.ollama.insert("mirostat".to_owned(), json!(1));
+    backend.chat(request).await.unwrap().try_collect::<Vec<_>>().await.unwrap();
+    let told = upstream.requests().last().unwrap().json();
+    assert_eq!((&told["mirostat"], &told["typical_p"]), (&json!(1), &json!(0.5)));
+}
+
+#[tokio::test]
 async fn a_copy_is_the_model_by_another_name_until_it_is_removed() {
     let (upstream, folder) = (server().await, TempDir::new().unwrap());
     let backend = over(&upstream, &folder);

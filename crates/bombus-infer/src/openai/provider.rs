@@ -91,7 +91,7 @@ impl Provider {
     }
 
     /// Returns whether it takes an option of Ollama's that has no place in our vocabulary, by the same name.
-    pub(super) fn takes_option(self, option: &str) -> bool {
+    pub(crate) fn takes_option(self, option: &str) -> bool {
         self == Self::LlamaCpp && ["typical_p", "mirostat", "mirostat_tau", "mirostat_eta"].contains(&option)
     }
 
