@@ -251,7 +251,8 @@ impl Database {
         if ids.insert(id.to_owned()) {
             guard.set_capability(capability, ids).await?;
         }
-        Ok(())
+        // The guard has told this database by now; so it knows when it has done all that it was told.
+        self.flush().await
     }
 
     /// Takes a capability away. Entries of an identity that may no longer write do not count any more, older ones included.
@@ -266,7 +267,8 @@ impl Database {
         if !ids.remove(id) {
             return Err(DatabaseError::NotGranted { capability: capability.to_owned(), id: id.to_owned() });
         }
-        guard.set_capability(capability, ids).await
+        guard.set_capability(capability, ids).await?;
+        self.flush().await
     }
 
     fn capability(&self, name: &str) -> BTreeSet<String> {

@@ -251,6 +251,20 @@ async fn a_grant_lets_write_and_its_revocation_takes_away_what_was_written() {
 }
 
 #[tokio::test]
+async fn a_grant_and_a_revocation_count_when_they_return() {
+    let (orbit, _outputs) = node();
+    let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec![]));
+    let guarded = orbit.open("guarded", options).await.unwrap();
+    for number in 0..200 {
+        let id = number.to_string();
+        guarded.grant("write", &id).await.unwrap();
+        assert!(guarded.admission().admits(&id), "grant {number}");
+        guarded.revoke("write", &id).await.unwrap();
+        assert!(!guarded.admission().admits(&id), "revocation {number}");
+    }
+}
+
+#[tokio::test]
 async fn grants_and_revocations_at_once_are_all_done() {
     let (orbit, _outputs) = node();
     let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec![]));
