@@ -74,13 +74,6 @@ impl Lan {
         }
     }
 
-    /// Lets multicast DNS pass between the machines over IPv6 only.
-    pub(crate) async fn block_multicast_over_ipv4(&self) {
-        for machine in &self.machines {
-            machine.rules(&incoming("multicast", "ip daddr 224.0.0.251 drop")).await;
-        }
-    }
-
     /// Loses this percentage of all packets at random.
     pub(crate) async fn lose(&self, percent: u32) {
         for machine in &self.machines {

@@ -59,14 +59,6 @@ async fn where_multicast_is_blocked_a_seed_and_what_peers_tell_are_enough() {
 }
 
 #[tokio::test]
-async fn where_multicast_passes_over_ipv6_only_nodes_find_each_other() {
-    let Some(lan) = Lan::of(2).await else { return };
-    lan.block_multicast_over_ipv4().await;
-    let swarm = Plan::of(2).by_multicast().on(lan).start().await;
-    swarm.all_see_each_other().await;
-}
-
-#[tokio::test]
 async fn where_multicast_is_blocked_and_nobody_is_told_nobody_is_found() {
     let Some(lan) = Lan::of(2).await else { return };
     lan.block_multicast().await;
