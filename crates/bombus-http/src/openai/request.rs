@@ -288,9 +288,10 @@ pub(crate) struct ToolDefinition {
 }
 
 /// The one kind of tool there is.
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ToolKind {
+    #[default]
     Function,
 }
 
@@ -312,8 +313,26 @@ pub(crate) struct FunctionDefinition {
 #[serde(untagged, expecting = "it has to be none, auto, required, or an object that names a function or allowed tools")]
 pub(crate) enum ToolChoice {
     Mode(ToolChoiceMode),
-    Named { function: NamedFunction },
-    Allowed { allowed_tools: AllowedTools },
+    Named {
+        #[serde(rename = "type", default)]
+        #[expect(dead_code, reason = "read for its type alone: what it names is beside it")]
+        kind: ToolKind,
+        function: NamedFunction,
+    },
+    Allowed {
+        #[serde(rename = "type", default)]
+        #[expect(dead_code, reason = "read for its type alone: what it names is beside it")]
+        kind: AllowedToolsKind,
+        allowed_tools: AllowedTools,
+    },
+}
+
+/// How a choice among several tools calls itself.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AllowedToolsKind {
+    #[default]
+    AllowedTools,
 }
 
 /// The tools among which the model may choose.
@@ -434,7 +453,7 @@ fn logit_bias_schema() -> RefOr<Schema> {
 }
 
 fn tool_choice_schema() -> RefOr<Schema> {
-    let mode = text().enum_values(Some(["none", "auto", "required"]));
+    let mode = || text().enum_values(Some(["none", "auto", "required"]));
     let function = || ObjectBuilder::new().property("name", text()).required("name");
     let named = ObjectBuilder::new()
         .property("type", text().enum_values(Some(["function"])))
@@ -442,7 +461,7 @@ fn tool_choice_schema() -> RefOr<Schema> {
         .required("function");
     let tool = ObjectBuilder::new().property("function", function()).required("function");
     let allowed = ObjectBuilder::new()
-        .property("mode", text().enum_values(Some(["auto", "required"])))
+        .property("mode", mode())
         .property("tools", ArrayBuilder::new().items(tool))
         .required("mode")
         .required("tools");
@@ -450,7 +469,7 @@ fn tool_choice_schema() -> RefOr<Schema> {
         .property("type", text().enum_values(Some(["allowed_tools"])))
         .property("allowed_tools", allowed)
         .required("allowed_tools");
-    OneOfBuilder::new().item(mode).item(named).item(allowed).item(null()).into()
+    OneOfBuilder::new().item(mode()).item(named).item(allowed).item(null()).into()
 }
 
 fn inputs_schema() -> RefOr<Schema> {

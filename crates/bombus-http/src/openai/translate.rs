@@ -303,11 +303,11 @@ fn tool_choice(choice: Option<ToolChoice>, tools: &mut Vec<ToolDefinition>) -> R
     let mode = match choice {
         None => return Ok(CoreToolChoice::Auto),
         Some(ToolChoice::Mode(mode)) => mode,
-        Some(ToolChoice::Named { function }) if has(tools, &function.name) => {
+        Some(ToolChoice::Named { function, .. }) if has(tools, &function.name) => {
             return Ok(CoreToolChoice::Named(function.name));
         }
         Some(ToolChoice::Named { .. }) => return Err(unknown()),
-        Some(ToolChoice::Allowed { allowed_tools: AllowedTools { mode, tools: allowed } }) => {
+        Some(ToolChoice::Allowed { allowed_tools: AllowedTools { mode, tools: allowed }, .. }) => {
             if !allowed.iter().all(|tool| has(tools, &tool.function.name)) {
                 return Err(unknown());
             }

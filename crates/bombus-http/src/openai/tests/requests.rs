@@ -181,6 +181,27 @@ async fn tools_that_are_not_allowed_are_left_out() {
 }
 
 #[tokio::test]
+async fn a_choice_of_tools_that_calls_itself_something_else_is_refused() {
+    let function = json!({"name": "weather"});
+    let allowed = json!({"mode": "auto", "tools": [{"function": function}]});
+    for choice in [
+        json!({"type": "tool", "function": function}),
+        json!({"type": null, "function": function}),
+        json!({"type": "function", "allowed_tools": allowed}),
+    ] {
+        let router = loopback(services(scripted(vec![text("x"), done(FinishReason::Stop)])));
+        let messages = json!([{"role": "user", "content": "x"}]);
+        let body = json!({"model": "m", "messages": messages, "tools": [weather_tool()], "tool_choice": choice});
+        let answer = post(&router, "/v1/chat/completions", body).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["param"]),
+            (400, &json!("tool_choice")),
+            "{choice}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn pictures_are_handed_on_as_they_came() {
     let url = "data:image/png;base64,iVBORw0=";
     let content = json!([{"type": "image_url", "image_url": {"url": url}}]);
