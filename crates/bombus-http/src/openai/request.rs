@@ -462,7 +462,7 @@ fn tool_choice_schema() -> RefOr<Schema> {
     let tool = ObjectBuilder::new().property("function", function()).required("function");
     let allowed = ObjectBuilder::new()
         .property("mode", mode())
-        .property("tools", ArrayBuilder::new().items(tool))
+        .property("tools", ArrayBuilder::new().items(tool).min_items(Some(1)))
         .required("mode")
         .required("tools");
     let allowed = ObjectBuilder::new()

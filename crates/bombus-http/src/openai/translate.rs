@@ -61,7 +61,8 @@ pub(super) fn chat_request(
             return Err(ApiError::invalid_value("top_logprobs", "'top_logprobs' needs 'logprobs' to be true"));
         }
     };
-    let mut tools = request.tools.unwrap_or_default();
+    let tools = request.tools.unwrap_or_default().into_iter().enumerate();
+    let mut tools = tools.map(|(index, one)| tool(index, one)).collect::<Result<Vec<_>, _>>()?;
     let tool_choice = tool_choice(request.tool_choice, &mut tools)?;
     let think = think(request.reasoning_effort.as_deref())?;
     let mut own = generation(common, model, prompt, max_tokens, "top_logprobs", logprobs)?;
@@ -74,12 +75,7 @@ pub(super) fn chat_request(
         ("prompt_cache_key", request.prompt_cache_key.map(Value::from)),
         ("safety_identifier", request.safety_identifier.map(Value::from)),
     ])?);
-    Ok(ChatRequest {
-        tools: tools.into_iter().enumerate().map(|(index, one)| tool(index, one)).collect::<Result<_, _>>()?,
-        tool_choice,
-        think,
-        ..own
-    })
+    Ok(ChatRequest { tools, tool_choice, think, ..own })
 }
 
 /// Takes the fields that only backends of this dialect understand, as they are.
@@ -291,15 +287,19 @@ fn image_of(place: &str, image: ImageUrl) -> Result<Image, ApiError> {
 
 fn tool(index: usize, definition: ToolDefinition) -> Result<Tool, ApiError> {
     let function = definition.function;
+    if function.name.is_empty() {
+        let param = format!("tools[{index}].function.name");
+        return Err(ApiError::invalid_value(param, "a function has to have a name"));
+    }
     let parameters = function.parameters.map_or_else(|| json!({"type": "object", "properties": {}}), Value::Object);
     schema_depth::check(|| format!("tools[{index}].function.parameters"), &parameters)?;
     Ok(Tool { name: function.name, description: function.description, parameters, strict: function.strict })
 }
 
 /// Reads which tool has to be called. Of tools among which the model may choose only some, the others are left out.
-fn tool_choice(choice: Option<ToolChoice>, tools: &mut Vec<ToolDefinition>) -> Result<CoreToolChoice, ApiError> {
+fn tool_choice(choice: Option<ToolChoice>, tools: &mut Vec<Tool>) -> Result<CoreToolChoice, ApiError> {
     let unknown = || ApiError::invalid_value("tool_choice", "'tools' holds no such tool");
-    let has = |tools: &[ToolDefinition], name: &str| tools.iter().any(|tool| tool.function.name == name);
+    let has = |tools: &[Tool], name: &str| tools.iter().any(|tool| tool.name == name);
     let mode = match choice {
         None => return Ok(CoreToolChoice::Auto),
         Some(ToolChoice::Mode(mode)) => mode,
@@ -308,10 +308,10 @@ fn tool_choice(choice: Option<ToolChoice>, tools: &mut Vec<ToolDefinition>) -> R
         }
         Some(ToolChoice::Named { .. }) => return Err(unknown()),
         Some(ToolChoice::Allowed { allowed_tools: AllowedTools { mode, tools: allowed }, .. }) => {
-            if !allowed.iter().all(|tool| has(tools, &tool.function.name)) {
+            if allowed.is_empty() || !allowed.iter().all(|tool| has(tools, &tool.function.name)) {
                 return Err(unknown());
             }
-            tools.retain(|tool| allowed.iter().any(|allowed| allowed.function.name == tool.function.name));
+            tools.retain(|tool| allowed.iter().any(|allowed| allowed.function.name == tool.name));
             mode
         }
     };

@@ -181,13 +181,14 @@ async fn tools_that_are_not_allowed_are_left_out() {
 }
 
 #[tokio::test]
-async fn a_choice_of_tools_that_calls_itself_something_else_is_refused() {
+async fn a_choice_of_tools_that_is_none_is_refused() {
     let function = json!({"name": "weather"});
     let allowed = json!({"mode": "auto", "tools": [{"function": function}]});
     for choice in [
         json!({"type": "tool", "function": function}),
         json!({"type": null, "function": function}),
         json!({"type": "function", "allowed_tools": allowed}),
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}),
     ] {
         let router = loopback(services(scripted(vec![text("x"), done(FinishReason::Stop)])));
         let messages = json!([{"role": "user", "content": "x"}]);
@@ -199,6 +200,19 @@ async fn a_choice_of_tools_that_calls_itself_something_else_is_refused() {
             "{choice}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_function_without_a_name_is_refused_though_it_is_not_allowed() {
+    let named = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let choice = json!({"allowed_tools": {"mode": "auto", "tools": [named("weather")]}});
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let tools = json!([weather_tool(), named("")]);
+    let body = json!({"model": "m", "messages": messages, "tools": tools, "tool_choice": choice});
+    let router = loopback(services(scripted(vec![text("x"), done(FinishReason::Stop)])));
+    let answer = post(&router, "/v1/chat/completions", body).await;
+    let param = json!("tools[1].function.name");
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &param));
 }
 
 #[tokio::test]
