@@ -17,8 +17,8 @@ use crate::cid::Hash;
 use park::Park;
 use wants::Wants;
 
-/// How soon heads are exchanged again with a peer that was just met; each time it is four times as long, up to [`SyncConfig::resend`] for each
-/// peer: so a crowd costs a node no more than one of them.
+/// How soon heads are exchanged again with a peer that was just met; each time it is four times as long, up to [`SyncConfig::resend`]. Then it is
+/// one peer's turn after the other, so that a crowd costs a node no more than one of them.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A peer, by whatever name the network gives it.
@@ -90,7 +90,7 @@ impl Default for SyncConfig {
 impl SyncConfig {
     /// Returns how soon after so many exchanges of heads the next one is, as long as they are few.
     fn again(&self, worked: u32) -> Duration {
-        AGAIN.saturating_mul(1 << (2 * worked).min(20))
+        AGAIN.saturating_mul(1 << (2 * worked.min(10)))
     }
 
     fn pause(&self, failures: u32) -> Duration {
@@ -132,6 +132,8 @@ pub enum Offered {
 #[derive(Clone, Copy, Debug)]
 struct Exchange {
     due: Duration,
+    /// When it was this peer's turn last, or is next.
+    turn: Duration,
     failures: u32,
     worked: u32,
 }
@@ -158,7 +160,7 @@ impl Sync {
             return false;
         }
         self.wants.add_peer(now, &peer);
-        self.exchanges.insert(peer, Exchange { due: now, failures: 0, worked: 0 });
+        self.exchanges.insert(peer, Exchange { due: now, turn: now, failures: 0, worked: 0 });
         true
     }
 
@@ -170,13 +172,9 @@ impl Sync {
 
     /// Takes note of how an exchange of heads went.
     pub fn exchanged(&mut self, now: Duration, peer: &Peer, worked: bool) {
-        let resend = self.resend();
-        let Some(exchange) = self.exchanges.get_mut(peer) else { return };
         if worked {
-            // What was published while the two met may have reached neither way: they look again soon, and less and less often.
-            exchange.due = now + resend.min(self.config.again(exchange.worked));
-            (exchange.failures, exchange.worked) = (0, exchange.worked.saturating_add(1));
-        } else {
+            self.worked(now, peer, self.config.resend);
+        } else if let Some(exchange) = self.exchanges.get_mut(peer) {
             exchange.due = now + self.config.pause(exchange.failures);
             exchange.failures = exchange.failures.saturating_add(1);
         }
@@ -185,15 +183,22 @@ impl Sync {
     /// Takes note of an exchange of heads that a peer began, and that went well. It serves both: this side begins the next one only if the peer
     /// does not do so in time. Returns whether the peer is known.
     pub fn answered(&mut self, now: Duration, peer: &Peer) -> bool {
-        self.exchanged(now, peer, true);
-        let exchange = self.exchanges.get_mut(peer);
-        exchange.map(|exchange| exchange.due += (exchange.due - now) / 2).is_some()
+        self.worked(now, peer, self.config.resend * 3 / 2)
     }
 
-    /// Returns how long it is at most from one exchange of heads with a peer to the next.
-    fn resend(&self) -> Duration {
-        let peers = u32::try_from(self.exchanges.len()).unwrap_or(u32::MAX);
-        self.config.resend.saturating_mul(peers)
+    /// Puts a peer with whom heads were exchanged behind the others, by this much. Returns whether it is known.
+    fn worked(&mut self, now: Duration, peer: &Peer, behind: Duration) -> bool {
+        let others = self.exchanges.iter().filter(|(other, _)| *other != peer).map(|(_, exchange)| exchange.turn);
+        // Who is asked by many at once is not put off for ever.
+        let round = behind.saturating_mul(u32::try_from(self.exchanges.len()).unwrap_or(u32::MAX));
+        let turn = (others.fold(now, Duration::max) + behind).min(now + round);
+        let Some(exchange) = self.exchanges.get_mut(peer) else { return false };
+        // What was published while the two met may have reached neither way: they look again soon, and less and less often.
+        let again = self.config.again(exchange.worked);
+        exchange.turn = if again < behind { now + again } else { turn };
+        exchange.due = exchange.turn;
+        (exchange.failures, exchange.worked) = (0, exchange.worked.saturating_add(1));
+        true
     }
 
     /// Offers a block with what it needs; `known` says what of that is there. A block that waits is given back by [`Sync::arrived`].
@@ -284,11 +289,11 @@ impl Sync {
 
     /// Returns what is to be done now. To be called after each input, and when [`Sync::deadline`] has come.
     pub fn poll(&mut self, now: Duration) -> Vec<Request> {
-        let (mut requests, resend) = (Vec::new(), self.resend());
+        let mut requests = Vec::new();
         for (peer, exchange) in &mut self.exchanges {
             if exchange.due <= now {
                 // Until it is told how the exchange went.
-                exchange.due = now + resend;
+                exchange.due = now + self.config.resend;
                 requests.push(Request::OpenHeads(peer.clone()));
             }
         }

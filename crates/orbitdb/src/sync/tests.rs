@@ -59,32 +59,42 @@ fn heads_are_exchanged_at_once_then_again_and_soon_after_a_failure() {
 }
 
 #[test]
-fn a_crowd_of_peers_costs_no_more_exchanges_than_one() {
-    let begun_in_an_hour = |peers: u32| {
+fn in_a_crowd_peers_take_turns() {
+    for peers in [1, 2, 10, 32] {
         let mut sync = machine();
         for number in 0..peers {
             sync.subscribed(Duration::ZERO, peer(&number.to_string()));
         }
-        let (mut begun, mut with) = (0, std::collections::BTreeSet::new());
-        let mut now = Duration::ZERO;
+        let (mut now, mut begun) = (Duration::ZERO, Vec::new());
         while now < 3_600 * SECOND {
             for request in sync.poll(now) {
                 let Request::OpenHeads(peer) = request else { panic!("nothing is missing: {request:?}") };
                 sync.exchanged(now, &peer, true);
-                begun += u32::from(now > 600 * SECOND);
-                with.insert(peer);
+                begun.push((now, peer));
             }
             now = sync.deadline().unwrap();
         }
-        assert_eq!(with.len(), peers as usize, "none is left out");
-        begun
-    };
-    let few = begun_in_an_hour(1);
-    for peers in [10, 32] {
-        // One more or less with each of them, as the hour begins and ends.
-        let begun = begun_in_an_hour(peers);
-        assert!(begun <= few + peers, "{begun} exchanges with {peers} peers, {few} with one");
+        // The first minutes are for those who were just met.
+        let settled = &begun[begun.iter().position(|(at, _)| *at > 120 * SECOND).unwrap()..];
+        assert!(settled.windows(2).all(|two| two[1].0 - two[0].0 == 30 * SECOND), "with {peers}: {settled:?}");
+        for round in settled.chunks_exact(peers) {
+            let met: std::collections::BTreeSet<_> = round.iter().map(|(_, peer)| peer).collect();
+            assert_eq!(met.len(), peers, "each in its turn");
+        }
     }
+}
+
+#[test]
+fn who_is_asked_by_many_asks_all_of_them_in_the_end() {
+    let mut sync = machine();
+    for number in 0..5 {
+        sync.subscribed(Duration::ZERO, peer(&number.to_string()));
+    }
+    for second in 0..600 {
+        sync.answered(second * SECOND, &peer(&(second % 5).to_string()));
+    }
+    let due = sync.deadline().unwrap();
+    assert!(due <= 600 * SECOND + 5 * 45 * SECOND, "{due:?}");
 }
 
 #[test]
