@@ -270,7 +270,7 @@ pub(crate) fn token(text: &str, bytes: &[u8]) -> Result<ChatEvent, BackendError>
 pub(crate) fn done(finish: FinishReason) -> Result<ChatEvent, BackendError> {
     Ok(ChatEvent::Done {
         finish,
-        usage: Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 3 },
+        usage: Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 3, ..Usage::default() },
         timings: Timings { load_ms: 0.0, queue_ms: 1.0, prompt_ms: 12.0, generate_ms: 30.0 },
         tokens: Vec::new(),
     })

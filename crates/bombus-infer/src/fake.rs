@@ -214,7 +214,11 @@ fn answer(config: FakeConfig, request: ChatRequest) -> impl futures::Stream<Item
         }
         yield Ok(ChatEvent::Done {
             finish: if count < wanted { FinishReason::Length } else { FinishReason::Stop },
-            usage: Usage { prompt_tokens: prompt.tokens, cached_tokens: 0, completion_tokens: count.max(written) },
+            usage: Usage {
+                prompt_tokens: prompt.tokens,
+                completion_tokens: count.max(written),
+                ..Usage::default()
+            },
             timings: Timings {
                 prompt_ms: (first_token - begun).as_secs_f64() * 1000.0,
                 generate_ms: first_token.elapsed().as_secs_f64() * 1000.0,

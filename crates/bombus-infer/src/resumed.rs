@@ -205,6 +205,7 @@ impl Resumed {
             prompt_tokens,
             cached_tokens: usage.cached_tokens.min(prompt_tokens),
             completion_tokens: usage.completion_tokens.saturating_add(self.completion_tokens),
+            ..usage
         }
     }
 }

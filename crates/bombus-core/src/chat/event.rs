@@ -125,6 +125,8 @@ pub enum FinishReason {
     Length,
     /// The model calls tools.
     ToolCalls,
+    /// A filter of the model's server left out the rest, or all of it.
+    ContentFilter,
 }
 
 /// Tokens that a request cost.
@@ -136,6 +138,13 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens generated.
     pub completion_tokens: u32,
+    /// How many of `completion_tokens` are thoughts, as far as it is told.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reasoning_tokens: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Durations of one run, in milliseconds.

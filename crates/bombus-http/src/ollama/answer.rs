@@ -153,7 +153,8 @@ impl Reader {
                     add_call(call, &mut piece);
                 }
                 let reason = match finish {
-                    FinishReason::Stop | FinishReason::ToolCalls => "stop",
+                    // This dialect has no word for a filter.
+                    FinishReason::Stop | FinishReason::ToolCalls | FinishReason::ContentFilter => "stop",
                     FinishReason::Length => "length",
                 };
                 let metrics = Metrics::of(self.begun.elapsed(), &timings, &usage);

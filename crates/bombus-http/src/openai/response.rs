@@ -274,6 +274,9 @@ pub(crate) struct Usage {
     pub(crate) completion_tokens: u32,
     pub(crate) total_tokens: u32,
     pub(crate) prompt_tokens_details: PromptTokensDetails,
+    /// Left out where nothing is known of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
 /// What kinds of prompt tokens there were.
@@ -281,6 +284,13 @@ pub(crate) struct Usage {
 pub(crate) struct PromptTokensDetails {
     /// Those that were not computed again.
     pub(crate) cached_tokens: u32,
+}
+
+/// What kinds of generated tokens there were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
+pub(crate) struct CompletionTokensDetails {
+    /// Those of thoughts.
+    pub(crate) reasoning_tokens: u32,
 }
 
 /// Where the time went, by llama-server's names; left out where there is more than one answer.
@@ -309,6 +319,9 @@ impl Usage {
             self.prompt_tokens_details.cached_tokens += usage.cached_tokens;
         }
         self.completion_tokens += usage.completion_tokens;
+        if usage.reasoning_tokens > 0 {
+            self.completion_tokens_details.get_or_insert_default().reasoning_tokens += usage.reasoning_tokens;
+        }
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
     }
 }

@@ -4,7 +4,7 @@ mod errors;
 mod requests;
 mod routing;
 
-use bombus_core::chat::{ChatEvent, FinishReason, ToolCallDelta};
+use bombus_core::chat::{ChatEvent, FinishReason, Timings, ToolCallDelta, Usage};
 use bombus_infer::BackendError;
 use bombus_infer::fake::FakeConfig;
 use insta::assert_snapshot;
@@ -49,6 +49,20 @@ async fn a_chat_is_answered_as_a_stream() {
 async fn a_stream_tells_its_usage_when_asked() {
     let more = json!({"stream": true, "stream_options": {"include_usage": true}});
     assert_snapshot!(chat(two_words(), more).await.shown());
+}
+
+#[tokio::test]
+async fn a_filter_of_the_server_and_its_count_of_thoughts_are_told() {
+    let end = |tokens| {
+        let usage = Usage { completion_tokens: 9, reasoning_tokens: tokens, ..Usage::default() };
+        let (finish, timings) = (FinishReason::ContentFilter, Timings::default());
+        vec![text("Well"), Ok(ChatEvent::Done { finish, usage, timings, tokens: Vec::new() })]
+    };
+    let answer = chat(end(7), json!({"n": 2})).await.json();
+    assert_eq!(answer["choices"][1]["finish_reason"], "content_filter");
+    assert_eq!(answer["usage"]["completion_tokens_details"], json!({"reasoning_tokens": 14}));
+    let untold = chat(end(0), json!({})).await.json();
+    assert_eq!(untold["usage"].get("completion_tokens_details"), None, "nothing is made up");
 }
 
 #[tokio::test]

@@ -146,8 +146,8 @@ impl Ending {
             finish: if piece.done_reason == "length" { FinishReason::Length } else { FinishReason::Stop },
             usage: Usage {
                 prompt_tokens: piece.prompt_eval_count,
-                cached_tokens: 0,
                 completion_tokens: piece.eval_count,
+                ..Usage::default()
             },
             timings: Timings {
                 load_ms: ms(piece.load_duration),

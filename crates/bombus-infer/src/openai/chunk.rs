@@ -134,6 +134,7 @@ pub(super) struct ChunkUsage {
     #[serde(deserialize_with = "or_default")]
     completion_tokens: u32,
     prompt_tokens_details: Option<PromptTokensDetails>,
+    completion_tokens_details: Option<CompletionTokensDetails>,
     /// `DeepSeek`'s name for the cached tokens.
     prompt_cache_hit_tokens: Option<u32>,
 }
@@ -144,13 +145,21 @@ struct PromptTokensDetails {
     cached_tokens: Option<u32>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CompletionTokensDetails {
+    reasoning_tokens: Option<u32>,
+}
+
 impl ChunkUsage {
     pub(super) fn usage(&self) -> Usage {
         let cached = self.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens);
+        let reasoning = self.completion_tokens_details.as_ref().and_then(|details| details.reasoning_tokens);
         Usage {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: cached.or(self.prompt_cache_hit_tokens).unwrap_or(0),
             completion_tokens: self.completion_tokens,
+            reasoning_tokens: reasoning.unwrap_or(0).min(self.completion_tokens),
         }
     }
 }
@@ -248,6 +257,7 @@ pub(super) fn finish_reason(word: &str) -> FinishReason {
     match word {
         "length" | "max_tokens" | "model_length" => FinishReason::Length,
         "tool_calls" | "function_call" => FinishReason::ToolCalls,
+        "content_filter" => FinishReason::ContentFilter,
         _ => FinishReason::Stop,
     }
 }

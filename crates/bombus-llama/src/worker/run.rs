@@ -261,6 +261,7 @@ impl Run {
             prompt_tokens: count(self.prompt_tokens),
             cached_tokens: count(self.cached_tokens.unwrap_or(0)),
             completion_tokens: count(self.generated),
+            ..Usage::default()
         }
     }
 

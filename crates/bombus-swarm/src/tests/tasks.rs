@@ -143,7 +143,7 @@ impl Backend for Model {
                 }
                 yield Ok(ChatEvent::Delta(Delta::text(word)));
             }
-            let usage = Usage { prompt_tokens: count, cached_tokens: 0, completion_tokens: count };
+            let usage = Usage { prompt_tokens: count, completion_tokens: count, ..Usage::default() };
             yield Ok(ChatEvent::Done { finish: FinishReason::Stop, usage, timings: Timings::default(), tokens: Vec::new() });
         }
         .boxed())

@@ -352,7 +352,7 @@ mod tests {
     fn speed_counts_from_the_first_token_to_the_last() {
         let begun = Instant::now();
         let at = |ms| begun + Duration::from_millis(ms);
-        let usage = Usage { prompt_tokens: 5, cached_tokens: 0, completion_tokens: 11 };
+        let usage = Usage { prompt_tokens: 5, completion_tokens: 11, ..Usage::default() };
         let round = Round::new((begun, at(100), at(600)), 3, usage);
         assert_eq!((round.first_token_ms.round(), round.tokens_per_second.map(f64::round)), (100.0, Some(20.0)));
         let uncounted = Round::new((begun, at(100), at(600)), 6, Usage::default());

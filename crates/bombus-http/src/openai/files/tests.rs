@@ -190,7 +190,7 @@ fn chat_answer(text: &str) -> ChatAnswer {
         tool_calls: Vec::new(),
         logprobs: Vec::new(),
         finish: FinishReason::Stop,
-        usage: Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2 },
+        usage: Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2, ..Usage::default() },
     }
 }
 

@@ -38,7 +38,7 @@ async fn llama_server_goes_on_behind_the_rendered_conversation() {
     assert!(backend.can_resume(&request));
     let events = events(&backend, request).await.unwrap();
     assert_eq!(text_of(&events), " three, four");
-    let whole = Usage { prompt_tokens: 12, cached_tokens: 12, completion_tokens: 6 };
+    let whole = Usage { prompt_tokens: 12, cached_tokens: 12, completion_tokens: 6, ..Usage::default() };
     assert_eq!(end_of(&events), (FinishReason::Length, whole));
     let requests = upstream.requests();
     let [.., rendering, completing] = &requests[..] else { panic!("{requests:?}") };

@@ -24,7 +24,8 @@ fn finish_of(events: &[ChatEvent]) -> FinishReason {
 
 #[tokio::test]
 async fn an_answer_ends_with_what_the_server_counted_and_measured() {
-    let usage = json!({"prompt_tokens": 12, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 8}});
+    let usage = json!({"prompt_tokens": 12, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 1, "audio_tokens": 0}});
     let timings = json!({"cache_n": 8, "prompt_n": 4, "prompt_ms": 5.5, "predicted_n": 2, "predicted_ms": 7.5});
     let last = json!({"choices": [], "usage": usage, "timings": timings});
     let role = delta(&json!({"role": "assistant", "content": null}));
@@ -32,11 +33,17 @@ async fn an_answer_ends_with_what_the_server_counted_and_measured() {
     let text = |text: &str| ChatEvent::Delta(Delta::text(text));
     let done = ChatEvent::Done {
         finish: FinishReason::Length,
-        usage: Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: 2 },
+        usage: Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: 2, reasoning_tokens: 1 },
         timings: Timings { prompt_ms: 5.5, generate_ms: 7.5, ..Timings::default() },
         tokens: Vec::new(),
     };
     assert_eq!(events, [text("Hel"), text("lo"), done]);
+}
+
+#[tokio::test]
+async fn an_answer_that_a_filter_ended_says_so() {
+    let events = chatted(&[said("a"), ended("content_filter")]).await;
+    assert_eq!(finish_of(&events), FinishReason::ContentFilter);
 }
 
 #[tokio::test]

@@ -139,6 +139,8 @@ struct ChunkUsage {
     completion_tokens: u32,
     #[serde(default)]
     prompt_tokens_details: Option<PromptTokensDetails>,
+    #[serde(default)]
+    completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -147,12 +149,19 @@ struct PromptTokensDetails {
     cached_tokens: u32,
 }
 
+#[derive(Debug, Deserialize)]
+struct CompletionTokensDetails {
+    #[serde(default)]
+    reasoning_tokens: u32,
+}
+
 impl From<ChunkUsage> for Usage {
     fn from(usage: ChunkUsage) -> Self {
         Self {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.prompt_tokens_details.map_or(0, |details| details.cached_tokens),
             completion_tokens: usage.completion_tokens,
+            reasoning_tokens: usage.completion_tokens_details.map_or(0, |details| details.reasoning_tokens),
         }
     }
 }
@@ -252,7 +261,7 @@ mod tests {
             "data: [DONE]",
         ])
         .await;
-        let usage = Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 1 };
+        let usage = Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 1, ..Usage::default() };
         assert_eq!(events[0], Ok(ChatEvent::Delta(Delta { text: "hi".into(), ..Delta::default() })));
         let Ok(ChatEvent::Done { finish, usage: counted, .. }) = &events[1] else { panic!("{events:?}") };
         assert_eq!((*finish, *counted, events.len()), (FinishReason::Length, usage, 2));
