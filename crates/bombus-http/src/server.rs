@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -23,6 +23,8 @@ use crate::{HttpConfig, Services, origin, router};
 
 /// Wait after an accept that failed for want of something, for example of file descriptors: it comes back when connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that may wait to be accepted. Those beyond it would try again only after a second.
+const BACKLOG: u32 = 4096;
 /// How long connections have to write their error events when the grace time is over.
 const CUT_TIME: Duration = Duration::from_secs(1);
 
@@ -79,7 +81,7 @@ impl Server {
             return Err(HttpError::NoKeys { listen });
         }
         let failed = |source| HttpError::Listen { listen, source };
-        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let listener = listen_on(listen).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         let (router, app) = router::build(config, services, bound);
         Ok(Self { listener, router, app })
@@ -130,6 +132,14 @@ impl Server {
             connections.shutdown().await;
         }
     }
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A node that starts again gets its port back at once. Elsewhere the option means that two may have one port.
+    socket.set_reuseaddr(cfg!(unix))?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn drain(connections: &mut JoinSet<()>) {
