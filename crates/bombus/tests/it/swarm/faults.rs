@@ -62,21 +62,23 @@ async fn bring_back(swarm: &mut Swarm, way: Way) {
 
 async fn is_noticed(way: Way) {
     let Some(mut swarm) = four().await else { return };
-    let mut late = Vec::new();
-    for _ in 0..rounds() {
+    let allowed = rounds() / 10;
+    let (mut late, mut left) = (Vec::new(), rounds());
+    while left > 0 {
+        left -= 1;
         let (suspected, gone) = take_away(&mut swarm, way).await;
         if suspected > SUSPECT_WITHIN || gone > GONE_WITHIN {
+            // A busy machine may be late once: then another round has to be in time.
+            left += usize::from(late.is_empty());
             late.push((suspected, gone));
         }
         bring_back(&mut swarm, way).await;
     }
-    // A busy machine may be late once in a while.
-    let allowed = 1.max(rounds() / 10);
     assert!(
-        late.len() <= allowed,
+        late.len() <= allowed + 1,
         "{way:?}: suspected and gone too late in {} of {} rounds: {late:?}",
         late.len(),
-        rounds()
+        rounds() + 1
     );
 }
 
