@@ -8,8 +8,16 @@ use super::{Plan, State, Swarm, find};
 use crate::harness::{LIMIT, Signal, mode};
 use crate::model::eventually;
 
-/// A busy machine may be late once; what holds at all holds in one of three rounds.
-pub(super) const ROUNDS: usize = 3;
+/// Of three rounds two have to be in time: a busy machine may be late once.
+const IN_TIME_MIN: usize = 2;
+const LATE_MAX: usize = 1;
+
+/// Says whether the rounds up to now, which took so long, settle that it is done within a second.
+pub(super) fn is_within_a_second(took: &[Duration]) -> bool {
+    let in_time = took.iter().filter(|took| **took < Duration::from_secs(1)).count();
+    assert!(took.len() - in_time <= LATE_MAX, "it took {took:?}");
+    in_time >= IN_TIME_MIN
+}
 
 #[tokio::test]
 async fn three_nodes_see_each_other_after_an_invitation() {
@@ -97,7 +105,7 @@ async fn a_restarted_node_keeps_its_identity_and_is_found_again() {
 #[tokio::test]
 async fn a_goodbye_is_seen_at_once() {
     let mut took = Vec::new();
-    for _ in 0..ROUNDS {
+    while !is_within_a_second(&took) {
         let swarm = Plan::of(3).undisturbed().start().await;
         swarm.all_see_each_other().await;
         let mut events = swarm.member(0).events("").await;
@@ -107,11 +115,7 @@ async fn a_goodbye_is_seen_at_once() {
         events.wait_for("peer:left", &id).await;
         swarm.wait_for_state(0, 2, &[State::Gone], LIMIT).await;
         took.push(asked.elapsed());
-        if took.last().is_some_and(|took| *took < Duration::from_secs(1)) {
-            return;
-        }
     }
-    panic!("goodbyes were seen after {took:?}");
 }
 
 #[tokio::test]
