@@ -274,7 +274,7 @@ pub struct Unreached {
 /// Something that people should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Trouble {
-    /// A word for programs: `same_identity`, `clock`, `missed_rekey` or `mdns_blocked`; later versions may have more.
+    /// A word for programs: `same_identity`, `clock`, `missed_rekey`, `missed_members` or `mdns_blocked`; later versions may have more.
     pub code: String,
     /// The same for people.
     pub text: String,

@@ -30,6 +30,7 @@ use supervised::Supervised;
 
 pub(crate) use addresses::own_addresses;
 pub(crate) use backends::{RunningBackends, open_models};
+pub(crate) use mesh::missed_members;
 
 /// How long the backends may take to end after the last answer.
 const BACKENDS_STOP_LIMIT: Duration = Duration::from_secs(5);

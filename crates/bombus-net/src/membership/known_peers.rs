@@ -1,6 +1,6 @@
 //! Peers met before, and where: what a node tries first when it starts again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bombus_core::identity::NodeId;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,8 @@ pub struct KnownPeer {
     pub name: Option<String>,
     /// When there last was a connection, in seconds since 1970; `None` for one that was only heard of.
     pub last_seen_s: Option<u64>,
+    /// The key was changed on this machine, nothing says that the peer has it, and there was no connection since.
+    pub missed_key: bool,
 }
 
 /// An address to try.
@@ -71,6 +73,8 @@ struct Peer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_seen_s: Option<u64>,
     learned_s: u64,
+    #[serde(default, skip_serializing_if = "is_false")]
+    missed_key: bool,
     #[serde(default)]
     addresses: Vec<Address>,
 }
@@ -191,6 +195,23 @@ impl KnownPeers {
         self.bound();
     }
 
+    /// Remembers which of the peers have not heard of a new key.
+    pub(super) fn missed_key(&mut self, missed: &BTreeSet<NodeId>) {
+        for (id, peer) in &mut self.peers {
+            let misses = missed.contains(id);
+            self.changed |= misses != peer.missed_key;
+            peer.missed_key = misses;
+        }
+    }
+
+    /// Remembers that a peer has the key that counts.
+    pub(super) fn has_key(&mut self, peer: &NodeId) {
+        if let Some(known) = self.peers.get_mut(peer) {
+            self.changed |= known.missed_key;
+            known.missed_key = false;
+        }
+    }
+
     /// Remembers an address of a peer, and when it worked, if it did.
     pub(super) fn seen(&mut self, peer: &NodeId, address: &str, last_ok_s: Option<u64>, now_s: u64) {
         self.learned(peer, address, AddressOrigin::Peer, now_s);
@@ -276,7 +297,7 @@ impl KnownPeers {
     }
 
     fn peer(&mut self, peer: &NodeId, now_s: u64) -> &mut Peer {
-        let new = || Peer { name: None, last_seen_s: None, learned_s: now_s, addresses: Vec::new() };
+        let new = || Peer { name: None, last_seen_s: None, learned_s: now_s, missed_key: false, addresses: Vec::new() };
         self.peers.entry(peer.clone()).or_insert_with(new)
     }
 
@@ -296,7 +317,17 @@ impl KnownPeers {
 }
 
 fn known_peer(id: &NodeId, peer: &Peer) -> KnownPeer {
-    KnownPeer { node_id: id.clone(), name: peer.name.clone(), last_seen_s: peer.last_seen_s }
+    KnownPeer {
+        node_id: id.clone(),
+        name: peer.name.clone(),
+        last_seen_s: peer.last_seen_s,
+        missed_key: peer.missed_key,
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Keeps of a name what can be shown.

@@ -258,7 +258,8 @@ impl<L: Links> Actor<L> {
     async fn enter_swarm(&mut self) -> Result<(), MembershipError> {
         let state = self.membership()?.state();
         let reached = self.exchange.abandon(Arc::clone(&state.removed));
-        self.answer_asked(&reached);
+        let missed = self.missed(&reached);
+        self.answer_asked(&reached, &missed);
         *self.known() = self.membership()?.read_known();
         self.with(Membership::handed_over).await??;
         tracing::info!(swarm.id = %state.swarm_id, generation = %state.generation, "in another swarm, or with another key");
@@ -394,7 +395,11 @@ impl<L: Links> Actor<L> {
     }
 
     async fn on_connected(&mut self, peer: NodeId) -> Result<(), MembershipError> {
-        self.known().connected(&peer, None, unix_seconds());
+        {
+            let mut known = self.known();
+            known.connected(&peer, None, unix_seconds());
+            known.has_key(&peer);
+        }
         if !self.membership()?.is_used() {
             self.with(Membership::mark_used).await??;
         }
@@ -482,24 +487,46 @@ impl<L: Links> Actor<L> {
     }
 
     async fn go_over(&mut self, reached: &BTreeSet<NodeId>) -> Result<(), MembershipError> {
+        let missed = self.missed(reached);
+        if self.membership()?.is_hand_over_due() {
+            self.remember_missed(&missed).await?;
+        }
         self.with(Membership::handed_over).await??;
-        self.answer_asked(reached);
+        self.answer_asked(reached, &missed);
         let state = self.membership()?.state();
         tracing::info!(generation = %state.generation, "over to the swarm's new key");
         self.state.send_replace(state);
         Ok(())
     }
 
-    fn answer_asked(&mut self, reached: &BTreeSet<NodeId>) {
-        if self.asked.is_empty() {
-            return;
-        }
+    /// Returns the members that a new key did not reach.
+    fn missed(&self, reached: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let removed = Arc::clone(&self.state.borrow().removed);
         let mut members: BTreeSet<_> = self.known().peers().into_iter().map(|peer| peer.node_id).collect();
         members.extend(self.exchange.connected().iter().cloned());
         members.retain(|peer| !removed.contains(peer) && !reached.contains(peer) && *peer != self.own);
+        members
+    }
+
+    /// Names those who have to join again, and keeps who they are. This comes before the end of the hand-over is on disk: one that breaks off
+    /// is begun anew at the next start, and names them then.
+    async fn remember_missed(&mut self, missed: &BTreeSet<NodeId>) -> Result<(), MembershipError> {
+        self.known().missed_key(missed);
+        if !missed.is_empty() {
+            let known = self.known().peers();
+            let name = |id: &NodeId| known.iter().find(|peer| peer.node_id == *id)?.name.clone();
+            let members: Vec<_> = missed.iter().map(|id| name(id).unwrap_or_else(|| id.to_string())).collect();
+            tracing::warn!(
+                members = members.join(", "),
+                "nothing says that the swarm's new key reached these members; who does not come back has to join again, with a new ticket (bombus invite)"
+            );
+        }
+        self.save().await
+    }
+
+    fn answer_asked(&mut self, reached: &BTreeSet<NodeId>, missed: &BTreeSet<NodeId>) {
         let reached: Vec<_> = reached.iter().filter(|peer| **peer != self.own).cloned().collect();
-        let missed: Vec<_> = members.into_iter().collect();
+        let missed: Vec<_> = missed.iter().cloned().collect();
         for Asked { generation, reply } in self.asked.drain(..) {
             let handed = Handed { generation, reached: reached.clone(), missed: missed.clone() };
             drop(reply.send(Ok(handed)));

@@ -207,9 +207,9 @@ impl Membership {
     #[must_use]
     pub fn standing(&self) -> Standing {
         let last_contact_s = self.read_known().last_contact_s();
-        let marks = match &self.home {
-            Home::Closed(closed) => closed.content.marks,
-            Home::Open(_) => Marks { joined_s: 0, used: false, hand_over_from: None },
+        let (joined_s, used) = match &self.home {
+            Home::Closed(closed) => (closed.content.marks.joined_s, closed.content.marks.used),
+            Home::Open(_) => (0, false),
         };
         Standing {
             swarm_id: self.swarm_id(),
@@ -217,10 +217,10 @@ impl Membership {
             generation: self.generation(),
             owner: self.owner().is_some(),
             removed: self.removed().len(),
-            joined_s: marks.joined_s,
+            joined_s,
             last_contact_s,
-            used: marks.used,
-            hand_over_due: marks.hand_over_from.is_some(),
+            used,
+            hand_over_due: self.is_hand_over_due(),
         }
     }
 
@@ -408,6 +408,11 @@ impl Membership {
         let Home::Closed(closed) = &self.home else { return Ok(None) };
         let Some(from) = closed.content.marks.hand_over_from else { return Ok(None) };
         Ok(closed.folder.previous_key()?.map(|key| (from, key)))
+    }
+
+    /// Says whether the key was changed on this machine and the members were not told yet.
+    pub(super) fn is_hand_over_due(&self) -> bool {
+        matches!(&self.home, Home::Closed(closed) if closed.content.marks.hand_over_from.is_some())
     }
 
     /// Remembers that the members were told of the new key.

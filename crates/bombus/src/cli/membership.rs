@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bombus_core::identity::NodeId;
 use bombus_http::mesh::choose;
-use bombus_net::membership::{InviteError, JoinError, Membership, OwnerError, OwnerKey};
+use bombus_net::membership::{InviteError, JoinError, KnownPeer, Membership, OwnerError, OwnerKey};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -110,6 +110,9 @@ struct Handed {
     generation: u64,
     reached: Vec<Named>,
     missed: Vec<Named>,
+    /// Those who are told when the node runs, where it does not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    waiting: Vec<Named>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -273,7 +276,14 @@ fn known_member(membership: &Membership, wanted: &str) -> Result<NodeId> {
 }
 
 fn of_disk(disk: &OnDisk) -> Handed {
-    Handed { generation: disk.membership.generation().0, reached: Vec::new(), missed: Vec::new() }
+    let membership = &disk.membership;
+    let members = membership.known_peers().into_iter().filter(|peer| !membership.is_removed(&peer.node_id));
+    let named = |peer: KnownPeer| {
+        let node_id = peer.node_id.to_string();
+        Named { hostname: peer.name.unwrap_or_else(|| node_id.clone()), node_id }
+    };
+    let (reached, missed) = (Vec::new(), Vec::new());
+    Handed { generation: membership.generation().0, reached, missed, waiting: members.map(named).collect() }
 }
 
 impl Handed {
@@ -282,6 +292,10 @@ impl Handed {
         let mut text = format!("the swarm's key is changed (number {})\n", self.generation);
         if !by_node {
             text.push_str("no node runs here: the members hear of it when it does (bombus up)\n");
+        }
+        if !self.waiting.is_empty() {
+            text.push_str(&output::wrapped("to be told   ", &names(&self.waiting), output::width()));
+            text.push_str("bombus doctor names those that are not reached then\n");
         }
         if !self.reached.is_empty() {
             text.push_str(&output::wrapped("reached      ", &names(&self.reached), output::width()));
@@ -339,12 +353,17 @@ mod tests {
 
     #[test]
     fn those_who_missed_a_change_are_named_with_what_they_have_to_do() {
-        let handed = Handed { generation: 3, reached: vec![named("hive")], missed: vec![named("far"), named("off")] };
-        let text = handed.text(true);
+        let (reached, missed) = (vec![named("hive")], vec![named("far"), named("off")]);
+        let text = Handed { generation: 3, reached, missed, waiting: Vec::new() }.text(true);
         for wanted in ["changed (number 3)", "reached      hive\n", "not reached  far, off\n", "bombus invite"] {
             assert!(text.contains(wanted), "{text}\nlacks {wanted:?}");
         }
-        assert!(Handed { missed: Vec::new(), ..handed }.text(false).contains("bombus up"));
+        let waiting = vec![named("far"), named("off")];
+        let text = Handed { generation: 3, reached: Vec::new(), missed: Vec::new(), waiting }.text(false);
+        for wanted in ["bombus up", "to be told   far, off\n", "bombus doctor"] {
+            assert!(text.contains(wanted), "{text}\nlacks {wanted:?}");
+        }
+        assert!(!text.contains("not reached"), "that is not known yet: {text}");
     }
 
     #[test]

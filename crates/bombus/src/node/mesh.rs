@@ -34,6 +34,7 @@ mod sharing;
 mod surface;
 
 use models::SwarmModels;
+pub(crate) use report::missed_members;
 use sharing::OwnersSwitch;
 use surface::Surface;
 

@@ -160,7 +160,8 @@ async fn who_was_away_is_named_and_comes_back_by_a_new_ticket() {
     let [a, b, c] = three(&hub).await;
     let (c_id, c_dir) = (c.id.clone(), c.stop(&hub).await);
     let handed = a.handle.rekey().await.unwrap();
-    assert_eq!((handed.reached, handed.missed), (vec![b.id.clone()], vec![c_id]));
+    assert_eq!((handed.reached, handed.missed), (vec![b.id.clone()], vec![c_id.clone()]));
+    assert_eq!(missing(&a), [c_id], "and its doctor can go on to name it");
     b.until(|state| state.generation == Generation(1)).await;
     let c = Node::start_on(&hub, 3, c_dir);
     linked(&hub, &a, &b).await;
@@ -202,6 +203,56 @@ async fn a_key_changed_while_the_node_was_off_is_handed_over_when_it_starts() {
     assert!(!a.standing().await.hand_over_due);
     unlinked(&hub, &a, &c).await;
     unlinked(&hub, &b, &c).await;
+}
+
+/// Who a node knows to lack its key.
+fn missing(node: &Node) -> Vec<NodeId> {
+    let known = node.handle.known_peers().into_iter();
+    known.filter(|peer| peer.missed_key).map(|peer| peer.node_id).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_missed_a_key_changed_while_the_node_was_off_is_remembered_until_it_is_back() {
+    let hub = Hub::new();
+    let [a, b, c] = three(&hub).await;
+    let c_dir = c.stop(&hub).await;
+    let dir = a.stop(&hub).await;
+    open(dir.path()).rekey().unwrap();
+    let a = Node::start_on(&hub, 1, dir);
+    let over = open(a.dir.path()).privacy();
+    a.until(|state| state.privacy == over).await;
+    linked(&hub, &a, &b).await;
+    assert_eq!(missing(&a), [node(3)], "the other one has it");
+    let dir = a.stop(&hub).await;
+    let a = Node::start_on(&hub, 1, dir);
+    assert_eq!(missing(&a), [node(3)], "that outlasts the node");
+
+    let c = Node::start_on(&hub, 3, c_dir);
+    c.handle.join(b.handle.invite(Vec::new()).await.unwrap(), false).await.unwrap();
+    linked(&hub, &a, &c).await;
+    quiet().await;
+    assert_eq!(missing(&a), [] as [NodeId; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_that_breaks_off_is_begun_anew_and_remembers_who_missed_it() {
+    let hub = Hub::new();
+    let [a, b, c] = three(&hub).await;
+    c.stop(&hub).await;
+    let dir = a.stop(&hub).await;
+    open(dir.path()).rekey().unwrap();
+    let a = Node::start_on(&hub, 1, dir);
+    b.until(|state| state.generation == Generation(1)).await;
+    assert!(a.standing().await.hand_over_due, "it waits for the one that is off");
+    a.task.abort();
+    hub.exit(&a.id);
+    let a = Node::start_on(&hub, 1, a.dir);
+    let over = open(a.dir.path()).privacy();
+    a.until(|state| state.privacy == over).await;
+    linked(&hub, &a, &b).await;
+    quiet().await;
+    assert_eq!(missing(&a), [node(3)], "who was reached by the first try is back by itself");
+    assert!(!a.standing().await.hand_over_due);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,7 @@ use crate::cli::output::date;
 use crate::cli::reach::{self, Around, Finding};
 use crate::config::Config;
 use crate::data_dir::DataDir;
+use crate::node::missed_members;
 use crate::node_client::NodeClient;
 
 /// Most addresses that are looked at where no node runs.
@@ -29,6 +30,11 @@ const IGNORED: [(&[&str], &str, &str); 3] = [
         "where their number grows, a member sends on what it recorded: bombus kick NAME takes out whom you do not trust",
     ),
 ];
+
+/// The check of who has the swarm's key.
+const MEMBERS: &str = "members";
+const MISSED_REMEDY: &str =
+    "they have to join again, with a new ticket: bombus invite; bombus kick NAME strikes off who is gone for good";
 
 /// What the running node tells.
 #[derive(Debug, Default, Deserialize)]
@@ -108,6 +114,7 @@ pub(super) async fn checks(config: &Config, data_dir: Option<&DataDir>, node: &N
         Ok(membership) => {
             let membership = membership.flatten();
             checks.push(standing(config, membership.as_ref()));
+            checks.extend(membership.as_ref().and_then(hand_over));
             checks.extend(known(config, data_dir, membership.as_ref()).await);
         }
         Err(error) => checks.push(Check::fail("mesh", error.to_string(), "bombus up says the same; restore the file")),
@@ -238,6 +245,9 @@ impl Signer {
 
 impl Trouble {
     fn check(&self) -> Check {
+        if self.code == "missed_members" {
+            return Check::warn(MEMBERS, self.text.clone(), MISSED_REMEDY);
+        }
         let (name, remedy) = match self.code.as_str() {
             "same_identity" => (
                 "identity",
@@ -303,6 +313,16 @@ fn standing(config: &Config, membership: Option<&Membership>) -> Check {
         None => "no other member was met yet".to_owned(),
     };
     Check::ok(NAME, format!("swarm {}, {contact}; no node runs, so nothing is tried", standing.swarm_id))
+}
+
+/// What became of a change of the key that was made on this machine: it is still to be told, or did not reach everybody.
+fn hand_over(membership: &Membership) -> Option<Check> {
+    if membership.standing().hand_over_due {
+        let found = "the key was changed here, and the members do not know it yet";
+        return Some(Check::warn(MEMBERS, found, "start the node, which tells them: bombus up"));
+    }
+    let missed = missed_members(&membership.known_peers())?;
+    Some(Check::warn(MEMBERS, missed, MISSED_REMEDY))
 }
 
 /// Looks at seeds and at members met before, where no node does.
@@ -383,6 +403,13 @@ mod tests {
         assert_eq!(check.found, format!("{taken}; listens at 0 addresses"));
         let elsewhere = Rung { problem: Some(taken.into()), ..rung("listen") };
         assert_eq!(elsewhere.check().verdict, Verdict::Warn, "it listens in another way");
+    }
+
+    #[test]
+    fn members_that_missed_a_new_key_are_named_and_no_failure_of_this_node() {
+        let check = Trouble { code: "missed_members".into(), text: "far, off".into() }.check();
+        assert_eq!((check.verdict, check.found.as_str()), (Verdict::Warn, "far, off"));
+        assert!(check.remedy.is_some_and(|remedy| remedy.contains("bombus invite")));
     }
 
     #[test]

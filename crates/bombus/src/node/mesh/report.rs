@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bombus_http::mesh::{Listening, ListeningState, Membership, MeshReport, Rung, Trouble, Unreached};
-use bombus_net::membership::MembershipHandle;
+use bombus_net::membership::{KnownPeer, MembershipHandle};
 use bombus_net::{DialFailure, DialReport, MdnsReport, NetHandle, NetPeer, NetReport, Path, Reachability, RelayReport};
 use bombus_swarm::{PeerView, SwarmHandle};
 
@@ -30,6 +30,7 @@ pub(super) fn of(
     let same = swarm_report.same_identity.clone().or_else(|| same_identity(&report));
     troubles.extend(same.map(|text| trouble("same_identity", text)));
     troubles.extend(missed_rekey(&report, &worked, &peers).map(|text| trouble("missed_rekey", text)));
+    troubles.extend(missed_members(&members.known_peers()).map(|text| trouble("missed_members", text)));
     troubles.extend(mdns_blocked(&report, &peers).map(|text| trouble("mdns_blocked", text)));
     troubles.extend(clocks(&swarm.peers()).map(|text| trouble("clock", text)));
     MeshReport {
@@ -170,6 +171,13 @@ fn missed_rekey(report: &NetReport, worked: &[String], peers: &[NetPeer]) -> Opt
     Some(format!(
         "members that answered before now have another key ({places}): this node was removed, or missed a change of the key"
     ))
+}
+
+/// Names the members that a change of the key, made on this machine, did not reach.
+pub(crate) fn missed_members(known: &[KnownPeer]) -> Option<String> {
+    let missed = known.iter().filter(|peer| peer.missed_key);
+    let names = missed.map(|peer| peer.name.clone().unwrap_or_else(|| peer.node_id.to_string()));
+    Some(format!("the last change of the key did not reach {}", joined(names)?))
 }
 
 /// Tells that multicast does not get through, from peers on the same network that were found in another way.

@@ -72,7 +72,7 @@ async fn complains(member: &Member, word: &str) {
 }
 
 /// Runs `bombus doctor` and returns its exit code and the check of a name, where there is one.
-async fn check(member: &Member, arguments: &[&str], name: &str) -> (i32, Option<Value>) {
+pub(super) async fn check(member: &Member, arguments: &[&str], name: &str) -> (i32, Option<Value>) {
     let finished = member.run(&[&["doctor", "--json"], arguments].concat()).await;
     let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{}", finished.stderr));
     let mut checks = report["checks"].as_array().unwrap().iter();

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Plan, State, Swarm};
+use serde_json::Value;
+
+use super::examination::check;
+use super::{Member, Plan, State, Swarm};
 use crate::harness::LIMIT;
 use crate::model::eventually;
 
@@ -86,17 +89,116 @@ async fn a_member_that_missed_a_kick_is_named_and_joins_again() {
     swarm.see_each_other(&[0, 1, 2]).await;
 }
 
+/// Reads a file of the swarm that a node belongs to.
+fn file_of_swarm(member: &Member, name: &str) -> String {
+    let swarms = member.home().data_dir().join("swarms");
+    let id = std::fs::read_to_string(swarms.join("current")).unwrap();
+    std::fs::read_to_string(swarms.join(id.trim()).join(name)).unwrap_or_default()
+}
+
 #[tokio::test]
 async fn a_new_key_reaches_all_members_and_they_stay_together() {
     let swarm = Swarm::of(3).await;
-    let key = || {
-        let swarms = swarm.member(1).home().data_dir().join("swarms");
-        let id = std::fs::read_to_string(swarms.join("current")).unwrap();
-        std::fs::read_to_string(swarms.join(id.trim()).join("swarm.key")).unwrap()
-    };
+    let key = || file_of_swarm(swarm.member(1), "swarm.key");
     let before = key();
     swarm.member(0).done(&["rekey"]).await;
     eventually("the new key on another node", async || key() != before).await;
+    swarm.all_see_each_other().await;
+}
+
+/// Waits until a node has on disk what these others are called.
+async fn knows_by_name(member: &Member, names: &[&str]) {
+    let known = async || {
+        // What is known is written before the examination tells of it.
+        member.get("/mesh/report").await;
+        let known = file_of_swarm(member, "peers.json");
+        names.iter().all(|name| known.contains(name))
+    };
+    eventually("the names of the others on disk", known).await;
+}
+
+/// What the examination says of members that lack the swarm's key.
+async fn lacking(member: &Member) -> Option<Value> {
+    let (exit, found) = check(member, &[], "members").await;
+    let found = found?;
+    assert_eq!((exit, &found["verdict"]), (0, &Value::from("warn")), "{found}");
+    Some(found["found"].clone())
+}
+
+#[tokio::test]
+async fn a_kick_made_while_the_node_is_off_is_told_at_its_start_also_after_a_crash_and_names_who_missed_it() {
+    let mut swarm = Swarm::of(4).await;
+    knows_by_name(swarm.member(0), &["node1", "node2", "node3"]).await;
+    let kicked = swarm.id(3).to_owned();
+    for index in [2, 0] {
+        swarm.stop(index).await;
+    }
+    let told = swarm.member(0).done(&["kick", "node3"]).await;
+    let waiting = told.lines().find(|line| line.starts_with("to be told")).unwrap_or_else(|| panic!("{told}"));
+    assert!(waiting.contains("node1") && waiting.contains("node2") && !waiting.contains("node3"), "{told}");
+    let examined = lacking(swarm.member(0)).await.expect("it is still to be told");
+    assert!(examined.to_string().contains("do not know it yet"), "{examined}");
+
+    swarm.restart(0).await;
+    let has_it = async || file_of_swarm(swarm.member(1), "membership.json").contains(&kicked);
+    eventually("the change on another node", has_it).await;
+    // It waits for node 2 still, and comes to no end.
+    swarm.kill(0).await;
+    swarm.restart(0).await;
+    let log = async || swarm.member(0).log();
+    let warned = |line: &str| line.contains("WARN") && line.contains("new key") && line.contains("node2");
+    eventually("who was missed is named", async || log().await.lines().any(warned)).await;
+    assert!(!log().await.lines().any(|line| line.contains("new key") && line.contains("node3")), "who is out is not");
+    swarm.see_each_other(&[0, 1]).await;
+    let only_node2 = async || {
+        let found = lacking(swarm.member(0)).await.expect("node 2 has not come back").to_string();
+        found.contains("node2") && !found.contains("node1") && !found.contains("node3")
+    };
+    eventually("only who has not come back is named", only_node2).await;
+    for index in [0, 1] {
+        swarm.stays_out(index, &kicked, COMES_IN_WITHIN / 3).await;
+    }
+
+    swarm.stop(0).await;
+    let examined = lacking(swarm.member(0)).await.expect("that outlasts the node").to_string();
+    assert!(examined.contains("node2"), "{examined}");
+    swarm.restart(0).await;
+    let ticket = swarm.member(0).invite().await;
+    swarm.member(2).join(&ticket).await;
+    swarm.restart(2).await;
+    swarm.see_each_other(&[0, 1, 2]).await;
+    eventually("nobody is missed any more", async || lacking(swarm.member(0)).await.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_new_key_made_while_the_node_is_off_reaches_the_members_at_its_start() {
+    let mut swarm = Swarm::of(3).await;
+    let before = file_of_swarm(swarm.member(1), "swarm.key");
+    swarm.stop(0).await;
+    let told = swarm.member(0).done(&["rekey"]).await;
+    assert!(told.contains("changed (number 1)") && told.contains("bombus up"), "{told}");
+    swarm.restart(0).await;
+    for index in [1, 2] {
+        let key = async || file_of_swarm(swarm.member(index), "swarm.key") != before;
+        eventually("the new key on another node", key).await;
+    }
+    swarm.all_see_each_other().await;
+    eventually("nobody was missed", async || lacking(swarm.member(0)).await.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_while_it_is_off_is_alone_at_its_start() {
+    let mut swarm = Swarm::of(3).await;
+    let left = swarm.id(2).to_owned();
+    swarm.stop(2).await;
+    let told = swarm.member(2).done(&["leave"]).await;
+    assert!(told.contains("left the swarm"), "{told}");
+    swarm.restart(2).await;
+    assert_eq!(swarm.id(2), left, "it is the same node");
+    swarm.stays_out(0, &left, COMES_IN_WITHIN).await;
+    assert_eq!(swarm.peers(2).await, [] as [Value; 0], "it knows nobody in its own swarm");
+    let ticket = swarm.member(0).invite().await;
+    swarm.member(2).join(&ticket).await;
     swarm.all_see_each_other().await;
 }
 
@@ -164,7 +266,7 @@ async fn a_node_with_another_swarm_wants_to_be_told_to_switch_and_keeps_the_old_
     let before = std::fs::read_to_string(swarms.join("current")).unwrap().trim().to_owned();
     one.member(1).done(&["join", "--switch", &ticket]).await;
     let moved = one.id(1).to_owned();
-    let sees_it = |peers: &[serde_json::Value]| super::state_of(peers, &moved) == State::Alive;
+    let sees_it = |peers: &[Value]| super::state_of(peers, &moved) == State::Alive;
     other.wait_until(0, "the one that switched", LIMIT, sees_it).await;
     one.wait_for_state(0, 1, &[State::Gone], LIMIT).await;
     assert!(swarms.join(before).join("swarm.key").is_file(), "the old swarm's folder stays");
