@@ -7,6 +7,7 @@ use bombus_http::mesh::{Listening, ListeningState, Membership, MeshReport, Rung,
 use bombus_net::membership::{KnownPeer, MembershipHandle};
 use bombus_net::{DialFailure, DialReport, MdnsReport, NetHandle, NetPeer, NetReport, Path, Reachability, RelayReport};
 use bombus_swarm::{PeerView, SwarmHandle};
+use if_addrs::IfAddr;
 
 /// Most failures that are told.
 const FAILURES_MAX: usize = 16;
@@ -31,7 +32,7 @@ pub(super) fn of(
     troubles.extend(same.map(|text| trouble("same_identity", text)));
     troubles.extend(missed_rekey(&report, &worked, &peers).map(|text| trouble("missed_rekey", text)));
     troubles.extend(missed_members(&members.known_peers()).map(|text| trouble("missed_members", text)));
-    troubles.extend(mdns_blocked(&report, &peers).map(|text| trouble("mdns_blocked", text)));
+    troubles.extend(mdns_blocked(&report, &peers, &own_links()).map(|text| trouble("mdns_blocked", text)));
     troubles.extend(clocks(&swarm.peers()).map(|text| trouble("clock", text)));
     MeshReport {
         node_id: net.node_id().to_string(),
@@ -180,14 +181,45 @@ pub(crate) fn missed_members(known: &[KnownPeer]) -> Option<String> {
     Some(format!("the last change of the key did not reach {}", joined(names)?))
 }
 
+/// A network of this machine on which multicast is to be expected.
+struct Link {
+    own: IpAddr,
+    prefix: u8,
+}
+
+/// Lists them. A tunnel, such as WireGuard's, carries no multicast and is none.
+fn own_links() -> Vec<Link> {
+    let link = |addr: IfAddr| match addr {
+        IfAddr::V4(v4) => Link { own: v4.ip.into(), prefix: v4.prefixlen },
+        IfAddr::V6(v6) => Link { own: v6.ip.into(), prefix: v6.prefixlen },
+    };
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let wide = interfaces.into_iter().filter(|interface| !interface.is_loopback() && !interface.is_p2p());
+    wide.map(|interface| link(interface.addr)).collect()
+}
+
+impl Link {
+    fn leads_to(&self, other: IpAddr) -> bool {
+        match (self.own, other) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                let mask = !u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
+                own != other && own.to_bits() & mask == other.to_bits() & mask
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let mask = !u128::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
+                own != other && own.to_bits() & mask == other.to_bits() & mask
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Tells that multicast does not get through, from peers on the same network that were found in another way.
-fn mdns_blocked(report: &NetReport, peers: &[NetPeer]) -> Option<String> {
+fn mdns_blocked(report: &NetReport, peers: &[NetPeer], links: &[Link]) -> Option<String> {
     let mdns = &report.mdns;
     let silent = mdns.enabled && mdns.answers == 0 && (mdns.ipv4_failure.is_none() || mdns.ipv6_failure.is_none());
     let near = peers.iter().filter(|peer| match &peer.connected {
-        Some(Path::Direct { addr }) => {
-            ip_of(addr).is_some_and(|ip| mdns.interfaces.iter().any(|own| same_network(own, ip)))
-        }
+        Some(Path::Direct { addr }) => ip_of(addr).is_some_and(|ip| links.iter().any(|link| link.leads_to(ip))),
         _ => false,
     });
     let count = near.count();
@@ -198,20 +230,6 @@ fn mdns_blocked(report: &NetReport, peers: &[NetPeer]) -> Option<String> {
 
 fn ip_of(address: &str) -> Option<IpAddr> {
     address.split('/').nth(2)?.parse().ok()
-}
-
-/// Guesses by the usual sizes of networks; loopback is none.
-fn same_network(own: &str, other: IpAddr) -> bool {
-    let own = own.parse().ok().or_else(|| ip_of(own));
-    match (own, other) {
-        (Some(IpAddr::V4(own)), IpAddr::V4(other)) => {
-            !other.is_loopback() && own != other && own.octets()[..3] == other.octets()[..3]
-        }
-        (Some(IpAddr::V6(own)), IpAddr::V6(other)) => {
-            !other.is_loopback() && own != other && own.segments()[..4] == other.segments()[..4]
-        }
-        _ => false,
-    }
 }
 
 fn clocks(peers: &[PeerView]) -> Option<String> {
@@ -230,6 +248,8 @@ fn joined(texts: impl Iterator<Item = String>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use bombus_core::identity::NodeKey;
+
     use super::*;
 
     fn dial(addr: &str, failure: Option<DialFailure>) -> DialReport {
@@ -291,14 +311,42 @@ mod tests {
         assert_eq!(missed_rekey(&report, &["/ip4/192.0.2.8/tcp/1".into()], &[]), None);
     }
 
+    fn link(own: &str, prefix: u8) -> Link {
+        Link { own: own.parse().unwrap(), prefix }
+    }
+
     #[test]
-    fn networks_are_told_apart() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(same_network("192.0.2.1", ip("192.0.2.7")));
-        assert!(same_network("/ip4/192.0.2.1", ip("192.0.2.7")));
-        assert!(!same_network("192.0.2.1", ip("198.51.100.7")));
-        assert!(!same_network("127.0.0.1", ip("127.0.0.2")));
-        assert!(same_network("2001:db8::1", ip("2001:db8::7")));
+    fn networks_are_told_apart_by_their_real_sizes() {
+        let leads = |own: &str, prefix: u8, other: &str| link(own, prefix).leads_to(other.parse().unwrap());
+        assert!(leads("192.0.2.1", 24, "192.0.2.7"));
+        assert!(!leads("192.0.2.1", 29, "192.0.2.9"), "a smaller network than is usual");
+        assert!(leads("10.1.2.3", 8, "10.200.0.1"), "and a larger one");
+        assert!(!leads("192.0.2.1", 32, "192.0.2.7") && leads("192.0.2.1", 0, "198.51.100.7"));
+        assert!(!leads("192.0.2.1", 24, "192.0.2.1"), "another process of this machine");
+        assert!(leads("2001:db8::1", 64, "2001:db8::7") && !leads("2001:db8::1", 64, "2001:db8:1::7"));
+        assert!(!leads("192.0.2.1", 24, "2001:db8::7"));
+    }
+
+    #[test]
+    fn only_where_multicast_is_to_be_expected_its_absence_is_remarkable() {
+        let peer = NetPeer {
+            node_id: NodeKey::from_secret(&[1; 32]).node_id(),
+            connected: Some(Path::Direct { addr: "/ip4/10.0.0.2/tcp/1".into() }),
+            addresses: Vec::new(),
+            round_trip: None,
+            agent: None,
+            protocols: Vec::new(),
+            last_seen_ms: 0,
+            score: 0.0,
+        };
+        let report = NetReport { mdns: MdnsReport { enabled: true, ..MdnsReport::default() }, ..NetReport::default() };
+        let network = link("10.0.0.1", 24);
+        assert!(mdns_blocked(&report, std::slice::from_ref(&peer), &[network]).is_some());
+        // Over a VPN, or a router, it is as it should be.
+        assert_eq!(mdns_blocked(&report, std::slice::from_ref(&peer), &[]), None);
+        assert_eq!(mdns_blocked(&report, std::slice::from_ref(&peer), &[link("192.0.2.1", 24)]), None);
+        let heard = NetReport { mdns: MdnsReport { answers: 1, ..report.mdns.clone() }, ..report };
+        assert_eq!(mdns_blocked(&heard, &[peer], &[link("10.0.0.1", 24)]), None);
     }
 
     #[test]
