@@ -40,6 +40,19 @@ async fn a_newcomer_on_a_network_is_seen_within_a_second() {
 }
 
 #[tokio::test]
+async fn where_another_process_has_the_usual_port_a_node_that_was_given_none_takes_a_free_one() {
+    let Some(lan) = Lan::of(2).await else { return };
+    let machines = [lan.machine(0).clone(), lan.machine(0).clone(), lan.machine(1).clone()];
+    let mut swarm = Plan::of(3).at(&machines).prepared().await;
+    swarm.member_mut(1).listen_by_default();
+    swarm.start_all().await;
+    assert!(swarm.member(0).address().contains("/tcp/7891/"), "node 0 has it: {}", swarm.member(0).address());
+    let recorded = swarm.member(1).home().node_json().expect("the node runs")["p2p"].to_string();
+    assert!(recorded.contains("/tcp/") && !recorded.contains("/tcp/7891/"), "{recorded}");
+    swarm.all_connected().await;
+}
+
+#[tokio::test]
 async fn where_multicast_is_blocked_a_seed_and_what_peers_tell_are_enough() {
     let Some(lan) = Lan::of(4).await else { return };
     lan.block_multicast().await;

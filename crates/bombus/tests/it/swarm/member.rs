@@ -21,6 +21,7 @@ pub(crate) struct Member {
     record: Value,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    listens_by_default: bool,
     client: reqwest::Client,
 }
 
@@ -38,7 +39,17 @@ impl Member {
         }
         let environment = if mdns { vec![("BOMBUS_P2P__MDNS".to_owned(), "true".to_owned())] } else { Vec::new() };
         let client = client();
-        Self { home, machine, disk: None, process: None, record: Value::Null, arguments, environment, client }
+        Self {
+            home,
+            machine,
+            disk: None,
+            process: None,
+            record: Value::Null,
+            arguments,
+            environment,
+            listens_by_default: false,
+            client,
+        }
     }
 
     /// Returns the node's home.
@@ -76,6 +87,12 @@ impl Member {
     pub(crate) fn listen_at(&mut self, port: u16) {
         self.arguments.retain(|argument| !argument.starts_with("--p2p="));
         self.arguments.push(format!("--p2p=0.0.0.0:{port}"));
+    }
+
+    /// Has nobody choose where the node listens for others, from the next start on.
+    pub(crate) fn listen_by_default(&mut self) {
+        self.arguments.retain(|argument| !argument.starts_with("--p2p="));
+        self.listens_by_default = true;
     }
 
     /// Sets a variable in the environment of `bombus up`, from the next start on.
@@ -184,6 +201,9 @@ impl Member {
         command.args(["--pdeathsig", "KILL", "--"]).arg(plain.as_std().get_program()).args(plain.as_std().get_args());
         command.current_dir(plain.as_std().get_current_dir().unwrap()).kill_on_drop(true).stdin(Stdio::null());
         take_environment(&mut command, &plain);
+        if self.listens_by_default {
+            command.env_remove("BOMBUS_P2P__LISTEN");
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.placed(command)
     }
