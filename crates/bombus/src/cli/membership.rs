@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bombus_core::identity::NodeId;
 use bombus_http::mesh::choose;
-use bombus_net::membership::{InviteError, JoinError, KnownPeer, Membership, OwnerError, OwnerKey};
+use bombus_net::membership::{InviteError, JoinError, KnownPeer, Membership, OwnerError, OwnerKey, SwarmId};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -80,12 +80,19 @@ pub(crate) struct RekeyArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum OwnerCommand {
     /// Print the owner key, for a safe place or for another machine; it is a secret
-    Export,
+    Export {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Take over the owner key of this swarm, so that members can be removed from this machine too
     Import {
         /// What `bombus owner export` printed; - reads it from a pipe
         #[arg(value_name = "KEY")]
         key: String,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -200,7 +207,7 @@ pub(super) fn rekey(global: &Global, args: &RekeyArgs) -> Result<ExitCode> {
 
 pub(super) fn owner(global: &Global, command: &OwnerCommand) -> Result<ExitCode> {
     match command {
-        OwnerCommand::Export => {
+        OwnerCommand::Export { json } => {
             let key = with_place(global, async |_, data_dir, place| match place {
                 // It never travels over HTTP: API keys open everything there, and this key is more than they are.
                 Place::Node(_) => {
@@ -214,19 +221,28 @@ pub(super) fn owner(global: &Global, command: &OwnerCommand) -> Result<ExitCode>
                 }
                 Place::Disk(mut disk) => disk.membership.export_owner().map_err(|error| of_owner(&error)),
             })?;
-            output::print(&format!("{key}\n"))?;
+            if *json {
+                let swarm_id = SwarmId::of(&key.id()).to_string();
+                output::print_json(&json!({ "swarm_id": swarm_id, "key": key.to_string() }))?;
+            } else {
+                output::print(&format!("{key}\n"))?;
+            }
             global.notice("with this line anybody can remove members of the swarm; keep it in a safe place");
         }
-        OwnerCommand::Import { key } => {
+        OwnerCommand::Import { key, json } => {
             let key = secret(key)?;
             let parsed: OwnerKey = key.trim().parse().map_err(|error: bombus_net::membership::ParseLineError| {
                 Failure::new(Exit::Usage, error.to_string())
                     .hint("bombus owner export prints one, on a machine that has it")
             })?;
+            let swarm_id = SwarmId::of(&parsed.id()).to_string();
             with_place(global, async |_, _, place| match place {
                 Place::Node(node) => node.post::<Value>("/mesh/owner", &json!({ "key": key.trim() })).await.map(drop),
                 Place::Disk(mut disk) => disk.membership.import_owner(parsed).map_err(|error| of_owner(&error)),
             })?;
+            if *json {
+                output::print_json(&json!({ "swarm_id": swarm_id }))?;
+            }
             global.notice("this machine has the owner key now: bombus kick and bombus rekey work here");
         }
     }

@@ -26,6 +26,9 @@ pub(crate) enum ServiceCommand {
         /// Only print the unit
         #[arg(long)]
         print: bool,
+        /// How the service is then, as one JSON object
+        #[arg(long, conflicts_with = "print")]
+        json: bool,
         /// More arguments of `bombus up`, after `--`
         #[arg(last = true, value_name = "ARGUMENT")]
         arguments: Vec<String>,
@@ -34,6 +37,9 @@ pub(crate) enum ServiceCommand {
     Uninstall {
         #[command(flatten)]
         scope: ScopeArgs,
+        /// How the service is then, as one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Say whether the service is there and runs
     Status {
@@ -66,20 +72,33 @@ struct State {
 
 pub(super) fn run(global: &Global, command: &ServiceCommand) -> Result<ExitCode> {
     match command {
-        ServiceCommand::Install { scope, print, arguments } => {
+        ServiceCommand::Install { scope, print, json, arguments } => {
             let unit = Unit::of(global, Scope::of(scope.system), arguments)?;
             if *print {
                 output::print(&unit.text())?;
                 return Ok(ExitCode::SUCCESS);
             }
-            install(global, &unit)
+            install(global, &unit)?;
+            told(unit.scope, *json)
         }
-        ServiceCommand::Uninstall { scope } => uninstall(global, Scope::of(scope.system)),
+        ServiceCommand::Uninstall { scope, json } => {
+            let scope = Scope::of(scope.system);
+            uninstall(global, scope)?;
+            told(scope, *json)
+        }
         ServiceCommand::Status { scope, json } => status(Scope::of(scope.system), *json),
     }
 }
 
-fn install(global: &Global, unit: &Unit) -> Result<ExitCode> {
+/// Says how the service is after a change, where a program wants to know.
+fn told(scope: Scope, json: bool) -> Result<ExitCode> {
+    if json {
+        output::print_json(&State::of(scope)?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn install(global: &Global, unit: &Unit) -> Result<()> {
     let scope = unit.scope;
     need_systemd(scope)?;
     let path = scope.unit_file()?;
@@ -98,10 +117,10 @@ fn install(global: &Global, unit: &Unit) -> Result<ExitCode> {
         systemctl(global, scope, arguments)?;
     }
     global.notice(scope.afterwards());
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-fn uninstall(global: &Global, scope: Scope) -> Result<ExitCode> {
+fn uninstall(global: &Global, scope: Scope) -> Result<()> {
     let path = scope.unit_file()?;
     if !path.exists() {
         let message = format!("there is no service at {}", path.display());
@@ -113,14 +132,11 @@ fn uninstall(global: &Global, scope: Scope) -> Result<ExitCode> {
     global.notice(&format!("removed {}", path.display()));
     systemctl(global, scope, &["daemon-reload"])?;
     global.notice("keys, models and state stay where they are");
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn status(scope: Scope, json: bool) -> Result<ExitCode> {
-    let unit = scope.unit_file()?;
-    let ask = |what: &str| asked(scope, &[what, unit::NAME]).unwrap_or_else(|| "unknown".to_owned());
-    let state =
-        State { installed: unit.exists(), enabled: ask("is-enabled") == "enabled", active: ask("is-active"), unit };
+    let state = State::of(scope)?;
     if json {
         output::print_json(&state)?;
     } else {
@@ -134,6 +150,13 @@ fn status(scope: Scope, json: bool) -> Result<ExitCode> {
 }
 
 impl State {
+    fn of(scope: Scope) -> Result<Self> {
+        let unit = scope.unit_file()?;
+        let ask = |what: &str| asked(scope, &[what, unit::NAME]).unwrap_or_else(|| "unknown".to_owned());
+        let (enabled, active) = (ask("is-enabled") == "enabled", ask("is-active"));
+        Ok(Self { installed: unit.exists(), enabled, active, unit })
+    }
+
     fn text(&self, scope: Scope) -> String {
         if !self.installed {
             return format!("not installed: there is no {}; bombus service install\n", self.unit.display());

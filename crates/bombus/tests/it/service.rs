@@ -114,6 +114,17 @@ async fn a_service_is_installed_seen_and_taken_away() {
 }
 
 #[tokio::test]
+async fn programs_are_told_how_a_service_is_after_each_change() {
+    let Some(place) = Place::new().await else { return };
+    for (command, installed, active) in [("install", true, "active"), ("uninstall", false, "inactive")] {
+        let finished = place.service(&[command, "--json"]).await;
+        let state: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{}", finished.stderr));
+        let wanted = json!({ "unit": place.unit(), "installed": installed, "enabled": installed, "active": active });
+        assert_eq!((finished.code, state), (Some(0), wanted), "{command}");
+    }
+}
+
+#[tokio::test]
 async fn a_service_that_does_not_start_is_no_success() {
     let Some(place) = Place::new().await else { return };
     std::fs::write(place.programs().join("broken"), "").unwrap();

@@ -85,6 +85,20 @@ async fn a_kick_and_a_new_key_print_who_has_them_and_who_missed_them_for_program
 }
 
 #[tokio::test]
+async fn the_owner_key_is_copied_by_programs_with_and_without_a_running_node() {
+    let mut swarm = Swarm::of(2).await;
+    let shared = swarm_id(swarm.member(0));
+    for _ in 0..2 {
+        let exported = object(swarm.member(0), &["owner", "export"], &["swarm_id", "key"]).await;
+        assert_eq!(exported["swarm_id"], shared, "{exported}");
+        let key = exported["key"].as_str().unwrap();
+        let imported = object(swarm.member(1), &["owner", "import", key], &["swarm_id"]).await;
+        assert_eq!(imported["swarm_id"], shared, "{imported}");
+        swarm.stop_all().await;
+    }
+}
+
+#[tokio::test]
 async fn watched_peers_are_printed_as_they_change_until_the_command_is_stopped() {
     let mut swarm = Swarm::of(2).await;
     let id = swarm.id(1).to_owned();
