@@ -99,6 +99,40 @@ async fn the_owner_key_is_copied_by_programs_with_and_without_a_running_node() {
 }
 
 #[tokio::test]
+async fn events_are_followed_beyond_the_end_of_their_node() {
+    let mut swarm = Swarm::of(2).await;
+    let id = swarm.id(1).to_owned();
+    let command = swarm.member(0).command(&["events", "--follow", "--kind", "peer", "--json"]);
+    let mut following = Process::start(command);
+    let mut last = 0;
+    next_event(&mut following, "peer:joined", &id, &mut last).await;
+    swarm.stop(1).await;
+    next_event(&mut following, "peer:left", &id, &mut last).await;
+    swarm.stop(0).await;
+    following.stderr_shows("waiting for it to come back").await;
+    swarm.restart(0).await;
+    swarm.restart(1).await;
+    next_event(&mut following, "peer:joined", &id, &mut last).await;
+    following.signal(Signal::Terminate);
+    assert_eq!(following.ended().await.code(), None, "a signal ends it: {}", following.stderr());
+}
+
+/// Waits until a command that follows events prints one of this kind about a node; each event is of the family and comes once.
+async fn next_event(following: &mut Process, kind: &str, id: &str, last: &mut u64) {
+    loop {
+        let line = following.stdout_line().await;
+        let event: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        let number = event["id"].as_u64().expect("events are numbered");
+        assert!(number > *last, "{event} comes after {last}");
+        *last = number;
+        assert!(event["kind"].as_str().is_some_and(|kind| kind.starts_with("peer:")), "{event}");
+        if event["kind"] == kind && event["data"].to_string().contains(id) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
 async fn watched_peers_are_printed_as_they_change_until_the_command_is_stopped() {
     let mut swarm = Swarm::of(2).await;
     let id = swarm.id(1).to_owned();
