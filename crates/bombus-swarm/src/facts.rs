@@ -89,7 +89,8 @@ impl OwnFacts {
         }
     }
 
-    /// Says whether peers should be told of a change at once: all but the load of the processors, which changes all the time.
+    /// Says whether peers should be told of a change at once: all but the load of the processors, and requests that come and go but leave the
+    /// node about as full as it was.
     #[must_use]
     pub fn differs_from(&self, told: &Self) -> bool {
         let kept = |facts: &Self| {
@@ -111,6 +112,7 @@ impl OwnFacts {
             || self.installed != told.installed
             || self.slots != told.slots
             || self.seal_key != told.seal_key
+            || self.running.abs_diff(told.running) >= (self.slots / 4).max(1)
             || kept(self) != kept(told)
     }
 }
@@ -162,7 +164,13 @@ mod tests {
         assert!(!busy_processor.differs_from(&told));
         let begins = OwnFacts { running: 1, ..told.clone() };
         assert!(begins.differs_from(&told), "idle became busy");
-        assert!(!OwnFacts { running: 3, ..told.clone() }.differs_from(&OwnFacts { running: 2, ..told.clone() }));
+        let of_sixteen = |running| OwnFacts { running, slots: 16, ..told.clone() };
+        assert!(!of_sixteen(8).differs_from(&of_sixteen(5)), "about as much as before");
+        assert!(of_sixteen(9).differs_from(&of_sixteen(5)), "a quarter of the slots more");
+        assert!(of_sixteen(5).differs_from(&of_sixteen(9)), "and less");
+        assert!(of_sixteen(16).differs_from(&of_sixteen(15)), "it is full now");
+        let of_three = |running| OwnFacts { running, slots: 3, ..told.clone() };
+        assert!(of_three(2).differs_from(&of_three(1)), "one of few");
         assert!(OwnFacts { running: 2, ..told.clone() }.differs_from(&begins), "no slot is left");
         assert!(OwnFacts { models: vec!["m".into()], ..told.clone() }.differs_from(&told));
         assert!(OwnFacts { draining: true, ..told.clone() }.differs_from(&told));
