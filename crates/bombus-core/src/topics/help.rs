@@ -4,6 +4,10 @@ use std::cmp::Reverse;
 
 use super::{Capabilities, NodeStatus, TaskHelpRequest, TaskHelpResponse, Timestamp};
 
+/// In how many seconds a node without a free slot says that it could begin. How long what it runs takes nobody knows; most answers are done
+/// by then.
+const FULL_ETA_S: u32 = 30;
+
 /// A node that could help.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Helper<'a> {
@@ -64,7 +68,7 @@ pub fn eligible_helpers<'a>(
     helpers
 }
 
-/// Makes a node's answer to a request. With a free slot it could begin at once; how long a full one takes it does not know.
+/// Makes a node's answer to a request. With a free slot it could begin at once; without one it guesses.
 #[must_use]
 pub fn answer_help(request: &TaskHelpRequest, own: &Capabilities, timestamp: Timestamp) -> TaskHelpResponse {
     let capabilities: Vec<String> = eligible_helpers(request, [own])
@@ -77,7 +81,7 @@ pub fn answer_help(request: &TaskHelpRequest, own: &Capabilities, timestamp: Tim
         from_node: own.node_id.clone(),
         can_help,
         capabilities,
-        eta_seconds: (can_help && free_slots(own) > 0).then_some(0),
+        eta_seconds: can_help.then(|| if free_slots(own) > 0 { 0 } else { FULL_ETA_S }),
         timestamp,
     }
 }

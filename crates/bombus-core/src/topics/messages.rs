@@ -238,7 +238,7 @@ pub struct TaskHelpResponse {
     /// What it has of what was asked for.
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// In how many seconds it could begin, where it knows.
+    /// In how many seconds it could begin; nodes say so whenever they can help.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
     pub eta_seconds: Option<u32>,
     /// When, by the sender's clock.

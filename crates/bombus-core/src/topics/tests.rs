@@ -372,10 +372,12 @@ fn models_and_slots_count_for_help_too() {
         timestamp: at(NOON_MS),
     };
     let answer = answer_help(&request, &own, at(NOON_MS));
-    assert_eq!((answer.can_help, answer.eta_seconds), (true, None));
+    assert_eq!((answer.can_help, answer.eta_seconds), (true, Some(30)));
     assert_eq!(answer.capabilities, ["llama3:latest"]);
     own.running = Some(1);
     assert_eq!(answer_help(&request, &own, at(NOON_MS)).eta_seconds, Some(0));
+    (own.slots, own.running) = (None, None);
+    assert_eq!(answer_help(&request, &own, at(NOON_MS)).eta_seconds, Some(30), "busy, and without numbers");
     own.models.clear();
     let answer = answer_help(&request, &own, at(NOON_MS));
     assert_eq!((answer.can_help, answer.eta_seconds, answer.capabilities.len()), (false, None, 0));
