@@ -26,7 +26,7 @@ pub(crate) mod relay_server;
 pub(crate) mod streams;
 
 /// The name of this mesh's Kademlia, so that it never mixes with others.
-const KADEMLIA: StreamProtocol = StreamProtocol::new("/bombus/kad/1");
+pub(crate) const KADEMLIA: StreamProtocol = StreamProtocol::new("/bombus/kad/1");
 /// What identify calls the protocol family.
 const FAMILY: &str = "bombus/1";
 /// How a node says that it relays.

@@ -3,7 +3,7 @@ use libp2p::Multiaddr;
 use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity};
 use libp2p::swarm::SwarmEvent;
 
-use super::raw::{OursEvent, RawEvent, beside, join, keypair, peer, peer_id, with_gossip};
+use super::raw::{OursEvent, RawEvent, beside, join, keypair, liar, listening, peer, peer_id, with_gossip};
 use super::*;
 use crate::stream::{INCOMING_MAX, INCOMING_PER_PEER_MAX};
 
@@ -67,16 +67,9 @@ async fn of_a_peers_subscriptions_a_bounded_number_is_remembered() {
     let topic = IdentTopic::new("t");
     let mut ours = with_gossip(1, crate::behaviour::gossip(&keypair(1), &config().timing).unwrap());
     ours.behaviour_mut().gossip.subscribe(&topic).unwrap();
-    ours.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
-    let addr = timeout(LIMIT, async {
-        loop {
-            if let SwarmEvent::NewListenAddr { address, .. } = ours.select_next_some().await {
-                return address;
-            }
-        }
-    });
+    let addr = listening(&mut ours).await;
     let mut greedy = peer(66, MessageAuthenticity::Signed(keypair(66)));
-    greedy.dial(addr.await.unwrap()).unwrap();
+    greedy.dial(addr).unwrap();
     let mut is_told = false;
     let heard = async {
         loop {
@@ -162,4 +155,37 @@ async fn an_address_that_is_not_the_peers_own_is_dropped_and_harms_nobody() {
         is_clean && of(2).is_some_and(|peer| peer.connected.is_some())
     })
     .await;
+}
+
+#[tokio::test]
+async fn false_addresses_of_another_peer_are_few_and_do_not_keep_it_away() {
+    let (node, victim) = (Running::start(1, open()).await, Running::start(2, open()).await);
+    let other = Running::start(3, open()).await;
+    let mut events = node.net.events();
+    node.net.dial(&victim.addr()).await.unwrap();
+    connected(&mut events, &id(2)).await;
+    // At one of them is somebody else, at the others nobody.
+    let somebody = other.addr().rsplit_once("/p2p/").unwrap().0.to_owned();
+    let nobody = (1..=40).map(|port| format!("/ip4/127.0.0.1/tcp/{port}"));
+    let lies: Vec<Multiaddr> = nobody.chain([somebody]).map(|lie| lie.parse().unwrap()).collect();
+    let mut liar = liar(66, peer_id(2), &lies);
+    let addr = listening(&mut liar).await;
+    beside(&mut liar, node.net.dial(&format!("{addr}/p2p/{}", id(66)))).await.unwrap();
+    let believed = |peers: &Vec<NetPeer>| {
+        let known = peers.iter().find(|peer| peer.node_id == id(2)).expect("it was met");
+        known.addresses.iter().filter(|known| lies.iter().any(|lie| lie.to_string() == known.addr)).count()
+    };
+    let told = beside(&mut liar, node.peers_with(|peers| believed(peers) > 0)).await;
+    assert!(believed(&told) <= 8, "{told:?}");
+
+    let port = victim.port();
+    beside(&mut liar, victim.stop()).await;
+    beside(&mut liar, disconnected(&mut events, &id(2))).await;
+    let same_place = NetConfig { listen: vec![ListenOn::fixed(HERE, port)], ..config() };
+    let victim = Running::with(2, open(), same_place).await;
+    victim.echo("/test/echo/1");
+    beside(&mut liar, connected(&mut events, &id(2))).await;
+    beside(&mut liar, node.hear_echo(&id(2), "/test/echo/1")).await;
+    let known = node.net.peers();
+    assert!(believed(&known) <= 8, "{known:?}");
 }
