@@ -1,9 +1,9 @@
 use futures::StreamExt;
 use libp2p::Multiaddr;
 use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity};
-use libp2p::swarm::SwarmEvent;
+use libp2p::swarm::{Swarm, SwarmEvent};
 
-use super::raw::{OursEvent, RawEvent, beside, join, keypair, liar, listening, peer, peer_id, with_gossip};
+use super::raw::{OursEvent, Raw, RawEvent, beside, join, keypair, liar, listening, peer, peer_id, with_gossip};
 use super::*;
 use crate::stream::{INCOMING_MAX, INCOMING_PER_PEER_MAX};
 
@@ -24,6 +24,41 @@ async fn messages_without_a_true_signature_are_not_delivered() {
     let both = beside(&mut honest, timeout(LIMIT, heard_there.next()));
     let message = beside(&mut forger, both).await.unwrap().unwrap();
     assert_eq!((message.signer, message.data.as_slice()), (id(2), b"true".as_slice()));
+}
+
+#[tokio::test]
+async fn who_sends_much_that_is_rejected_is_not_heard_any_more() {
+    /// Below that, gossipsub takes nothing of a peer.
+    const GREY_LIST: f64 = -80.0;
+    let node = Running::start(1, open()).await;
+    let no_nonsense = |_: &NodeId, data: &[u8]| match data {
+        [b'?', ..] => Verdict::Reject,
+        _ => Verdict::Accept,
+    };
+    let mut heard_there = node.net.subscribe("t", Arc::new(no_nonsense)).await.unwrap();
+    let mut attacker = peer(66, MessageAuthenticity::Signed(keypair(66)));
+    join(&mut attacker, &node, "t").await;
+    let say = |peer: &mut Swarm<Raw>, text: &str| {
+        peer.behaviour_mut().gossip.publish(IdentTopic::new("t"), text.as_bytes().to_vec()).unwrap();
+    };
+    say(&mut attacker, "heard");
+    let first = beside(&mut attacker, timeout(LIMIT, heard_there.next())).await.unwrap().unwrap();
+    assert_eq!(first.data, b"heard");
+
+    for number in 0..10 {
+        say(&mut attacker, &format!("?{number}"));
+    }
+    let is_low = |peers: &Vec<NetPeer>| peers.iter().any(|peer| peer.node_id == id(66) && peer.score < GREY_LIST);
+    beside(&mut attacker, node.peers_with(is_low)).await;
+    say(&mut attacker, "valid, and too late");
+    let mut honest = peer(2, MessageAuthenticity::Signed(keypair(2)));
+    beside(&mut attacker, join(&mut honest, &node, "t")).await;
+    say(&mut honest, "true");
+    let both = beside(&mut honest, timeout(LIMIT, heard_there.next()));
+    let next = beside(&mut attacker, both).await.unwrap().unwrap();
+    assert_eq!((next.signer, next.data.as_slice()), (id(2), b"true".as_slice()));
+    let others = node.net.peers();
+    assert!(others.iter().any(|peer| peer.node_id == id(2) && peer.score >= 0.0), "{others:?}");
 }
 
 #[tokio::test]
