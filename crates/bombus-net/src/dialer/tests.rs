@@ -455,6 +455,17 @@ fn a_seed_is_dialled_until_it_answers_and_then_known_by_its_peer() {
 }
 
 #[test]
+fn the_number_of_configured_addresses_is_bounded() {
+    let (small, _) = pair();
+    let seed = |port: usize| -> Multiaddr { format!("/ip4/192.0.2.1/tcp/{port}").parse().unwrap() };
+    let mut bench = Bench::with(small, settings(), (1..=SEEDS_MAX + 5).map(|port| (seed(port), None)).collect());
+    bench.dialer.add_seed(bench.now, seed(60_000));
+    let outputs = bench.on(Input::Tick);
+    let dialled = outputs.iter().filter(|output| matches!(output, Output::DialSeed { .. })).count();
+    assert_eq!(dialled, SEEDS_MAX);
+}
+
+#[test]
 fn the_number_of_peers_is_bounded() {
     let (small, _) = pair();
     let mut bench = Bench::of(small);

@@ -1,14 +1,19 @@
 //! What happens when something is full.
 
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 
 use super::*;
-use crate::PublishError;
 use crate::events::EVENTS_MAX;
+use crate::membership::AddressOrigin;
 use crate::shared::COMMANDS_MAX;
+use crate::{DialFailure, OpenError, PublishError};
 
 /// As many topics, and as many protocols, as there may be.
 const WISHES_MAX: usize = 128;
+/// As many requests as may wait for connections.
+const WAITING_MAX: usize = 1024;
 
 /// A mesh whose service does not run, so that whatever it is asked for waits.
 fn at_rest() -> (NetHandle, crate::NetService) {
@@ -23,6 +28,26 @@ async fn when_too_much_is_asked_for_at_once_who_comes_last_hears_that_the_mesh_i
     assert!(join_all(asked).await.iter().all(|told| *told == Err(PublishError::Busy)));
     assert_eq!(net.shared.commands.capacity(), 0, "what was asked for still waits for the service");
     assert_eq!(net.publish("t", b"one too many".to_vec()).await, Err(PublishError::Busy));
+}
+
+#[tokio::test]
+async fn when_too_much_waits_for_connections_who_comes_last_hears_that_the_mesh_is_busy() {
+    // Somebody listens there, and never says a word.
+    let silent = std::net::TcpListener::bind((HERE, 0)).unwrap();
+    let addr = format!("/ip4/127.0.0.1/tcp/{}", silent.local_addr().unwrap().port());
+    let (_membership, following) = watch::channel(closed(7));
+    let members = MembershipHandle::following(following);
+    members.learned(&id(2), &addr, AddressOrigin::Peer);
+    let patient = NetTiming { handshake_limit: LIMIT, ..config().timing };
+    let (net, service) = net(NetConfig { timing: patient, ..config() }, identity(1), members);
+    // It ends with the test; were it to panic, nobody would be told.
+    tokio::spawn(service.run(CancellationToken::new()));
+    let peer = id(2);
+    let mut asked: FuturesUnordered<_> = (0..=WAITING_MAX).map(|_| net.open_stream(&peer, "/test/echo/1")).collect();
+    let first = timeout(LIMIT, asked.next()).await.expect("one is told in time").unwrap();
+    assert!(matches!(first, Err(OpenError::NotReached { why: DialFailure::Busy, .. })), "{first:?}");
+    assert_eq!(asked.len(), WAITING_MAX, "the others still wait");
+    assert!(asked.next().now_or_never().is_none());
 }
 
 #[tokio::test]

@@ -1,3 +1,8 @@
+use futures::StreamExt;
+use libp2p::swarm::{NetworkBehaviour, Swarm, SwarmEvent};
+use libp2p::{SwarmBuilder, noise, relay, tcp, yamux};
+
+use super::raw::keypair;
 use super::*;
 use crate::Path;
 
@@ -63,4 +68,57 @@ async fn a_circuit_takes_no_more_of_its_relay_than_is_configured() {
     let (path, took) = time_for(1).await;
     assert!(matches!(path, Path::Direct { .. }), "{path:?}");
     assert!(took < Duration::from_secs(3), "what is for the relay itself is not held up: {took:?}");
+}
+
+/// A peer made of plain libp2p that wants to be reached through a relay.
+#[derive(NetworkBehaviour)]
+struct Hidden {
+    relay: relay::client::Behaviour,
+}
+
+impl Hidden {
+    fn with_key(number: u8) -> Swarm<Self> {
+        SwarmBuilder::with_existing_identity(keypair(number))
+            .with_tokio()
+            .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+            .unwrap()
+            .with_relay_client(noise::Config::new, yamux::Config::default)
+            .unwrap()
+            .with_behaviour(|_, relay| Self { relay })
+            .unwrap()
+            .build()
+    }
+}
+
+/// Asks a node for a place, and says whether there is one.
+async fn has_place(hidden: &mut Swarm<Hidden>, node: &Running) -> bool {
+    hidden.listen_on(format!("{}/p2p-circuit", node.addr()).parse().unwrap()).unwrap();
+    let decided = async {
+        loop {
+            match hidden.select_next_some().await {
+                SwarmEvent::Behaviour(HiddenEvent::Relay(relay::client::Event::ReservationReqAccepted { .. })) => {
+                    return true;
+                }
+                SwarmEvent::ListenerClosed { .. } => return false,
+                _ => {}
+            }
+        }
+    };
+    timeout(LIMIT, decided).await.expect("the relay decides in time")
+}
+
+#[tokio::test]
+async fn a_relay_that_is_full_refuses_the_next_one() {
+    /// As many as there may be.
+    const RESERVATIONS_MAX: u8 = 128;
+    let (node, other) = (Running::start(1, open()).await, Running::start(2, open()).await);
+    // Only who is reached by others relays.
+    other.net.dial(&node.addr()).await.unwrap();
+    node.report_with(|report| report.relay.serving).await;
+    let mut hidden = Vec::new();
+    for number in 0..RESERVATIONS_MAX {
+        hidden.push(Hidden::with_key(100 + number));
+        assert!(has_place(hidden.last_mut().unwrap(), &node).await, "{number}");
+    }
+    assert!(!has_place(&mut Hidden::with_key(99), &node).await, "one too many");
 }
