@@ -62,6 +62,10 @@ fn check(addr: &Multiaddr) -> Result<(), &'static str> {
         // Without the interface, which others cannot know, such an address leads nowhere.
         Some(Protocol::Ip6(ip)) if ip.is_unicast_link_local() => return Err("it is valid on one link only"),
         Some(Protocol::Ip4(_) | Protocol::Ip6(_)) => {}
+        // With a slash in its name it would be another address as text.
+        Some(Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name)) if !is_host_name(&name) => {
+            return Err("it names no machine");
+        }
         Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_)) => {}
         _ => return Err("it begins with /ip4, /ip6, or /dns"),
     }
@@ -74,6 +78,10 @@ fn check(addr: &Multiaddr) -> Result<(), &'static str> {
         (Some(Protocol::P2p(_)), Some(Protocol::P2pCircuit), None) => Ok(()),
         _ => Err("after the port nothing may follow but /p2p/ID, or a relay's /p2p/ID/p2p-circuit/p2p/ID"),
     }
+}
+
+fn is_host_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "-._".contains(c))
 }
 
 /// Says whether an address leads through a relay.
@@ -160,6 +168,15 @@ mod tests {
         let relayed = format!("/ip4/192.0.2.7/tcp/7891/p2p/{ID}/p2p-circuit");
         assert!(parse_target(&relayed).is_err(), "a relayed address names its peer");
         assert!(parse_target(&format!("{relayed}/p2p/{ID}")).is_ok());
+    }
+
+    #[test]
+    fn a_name_that_would_be_another_address_as_text_leads_nowhere() {
+        for name in ["a/tcp/22", "", "a b", "a\u{1b}[2J"] {
+            let addr = Multiaddr::empty().with(Protocol::Dns(name.into())).with(Protocol::Tcp(7891));
+            assert!(!is_dialable(&addr), "{name:?}");
+        }
+        assert!(is_dialable(&addr("/dns4/hive-2.example_net/tcp/7891")));
     }
 
     #[test]
