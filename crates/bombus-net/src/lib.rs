@@ -15,6 +15,8 @@ mod conflict;
 mod dialer;
 mod events;
 mod failure;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod id;
 pub mod membership;

@@ -24,6 +24,7 @@ use crate::failure::{DialFailure, NetError};
 use crate::membership::Privacy;
 
 mod broken;
+pub(crate) mod fuzzing;
 mod guard;
 mod met_self;
 mod paced;

@@ -19,7 +19,7 @@ use tokio::time::Sleep;
 use crate::shared::lock;
 
 /// What every libp2p connection begins with, in both directions: multistream-select's header with its length.
-const GREETING: &[u8; 20] = b"\x13/multistream/1.0.0\n";
+pub(super) const GREETING: &[u8; 20] = b"\x13/multistream/1.0.0\n";
 /// The private network's nonce, in bytes.
 const NONCE_BYTES: usize = 24;
 
