@@ -269,3 +269,31 @@ const REQUESTS_PER_PEER: NonZeroU32 = NonZeroU32::new(60).expect("it is not zero
 
 /// How many events wait between a connection and the swarm.
 pub(crate) const CONNECTION_EVENTS: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads a constant of the simulated swarms.
+    fn simulated(source: &str, name: &str) -> f64 {
+        let value = source.lines().find_map(|line| line.split_once(&format!("const {name}: "))?.1.split_once(" = "));
+        let (_, value) = value.unwrap_or_else(|| panic!("{name} is a constant of the simulation"));
+        value.trim_end_matches(';').replace('_', "").parse().unwrap()
+    }
+
+    #[test]
+    fn simulated_swarms_have_the_settings_of_real_ones() {
+        let gossip = include_str!("../../bombus-core/tests/simulated/gossip.rs");
+        let peer = include_str!("../../bombus-core/tests/simulated/peer.rs");
+        let heartbeat_ms = NetTiming::default().gossip_heartbeat.as_millis() as f64;
+        let real = [
+            (gossip, "HEARTBEAT_MS", heartbeat_ms),
+            (gossip, "PEERS_TOLD_MIN", GOSSIP_PEERS as f64),
+            (gossip, "SHARE_TOLD", GOSSIP_SHARE),
+            (peer, "MESH_MAX", NetConfig::default().mesh_max as f64),
+        ];
+        for (source, name, value) in real {
+            assert!((simulated(source, name) - value).abs() < f64::EPSILON, "{name} is {value} in real swarms");
+        }
+    }
+}
