@@ -16,6 +16,11 @@ async function using(make, use) {
   }
 }
 
+/** Asserts that a message has every field that the system has which the topics come from. */
+function assertWhole(topic, message) {
+  for (const field of Object.keys(sample(topic, "x", "x"))) assert.ok(field in message, `${field} in ${JSON.stringify(message)}`);
+}
+
 /** A node with two js peers that know only the node: what the second hears of the first went through it. */
 const trio = (...more) => async (keep) => {
   const node = await Node.start("rust", ...more);
@@ -70,6 +75,17 @@ for (const [kind, more] of [["with the swarm's key", []], ["in an open swarm", [
       assert.equal(answer.message.from_node, node.id);
       assert.equal(answer.message.can_help, true);
       assert.ok(answer.message.capabilities.includes(wanted), JSON.stringify(answer.message));
+      assertWhole("task_help_response", answer.message);
+    }));
+
+  test(`a js peer ${kind} hears what becomes of a node's task`, { timeout: 3 * LIMIT_MS }, () =>
+    using(trio(...more), async ({ node, one }) => {
+      const { task_id: task } = JSON.parse(await node.command("submit", "--json", "Say hello"));
+      for (const topic of ["task_broadcast", "task_claim", "task_result"]) {
+        const { from, message } = await one.hears(topic, (said) => said.task_id === task);
+        assert.equal(from, node.id);
+        assertWhole(topic, message);
+      }
     }));
 }
 
