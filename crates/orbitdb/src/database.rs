@@ -7,7 +7,7 @@ mod read;
 mod shared;
 mod writer;
 
-pub use bulk::Told;
+pub use bulk::{Gain, Told};
 pub use event::{Event, Output, Update};
 pub use read::{Bounds, Info, Take};
 

@@ -146,7 +146,7 @@ pub struct OplogConfig {
     pub streams_per_peer_max: usize,
     /// About how much is sent and checked in one piece, in KiB.
     pub piece_kb: usize,
-    /// Most entries that are sent to one request; who lacks more asks again.
+    /// Most entries that are sent to one request, and taken of one answer; who lacks more asks again.
     pub entries_max: usize,
     /// How long a peer may take for the first word of its answer, in milliseconds.
     pub answer_limit_ms: u64,

@@ -8,10 +8,19 @@ use crate::{
     cid::Hash,
     entry::Entry,
     log::Stamp,
-    replica::{Examined, Examiner},
+    replica::{Examined, Examiner, Replica},
     storage::{Space, StorageError, Table},
     sync::Peer,
 };
+
+/// What a piece of a log brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gain {
+    /// Entries of it that are in the log now, and were not before.
+    pub new: usize,
+    /// Entries of it that were in the log already.
+    pub known: usize,
+}
 
 /// Which identities a peer was given along with entries, so that each goes once.
 #[derive(Debug, Default)]
@@ -82,19 +91,26 @@ impl Database {
         examiner.examine(blocks, |blocks, identities| self.inner.shared.state().replica.known(blocks, identities))
     }
 
-    /// Lets blocks join that were examined: pieces in the order in which they came. Returns whether any of it is in the log then.
+    /// Lets blocks join that were examined: pieces in the order in which they came. Returns what that brought: a peer may send some that are
+    /// known, since it is told little of what is here, but one that sends nothing else is of no use.
     ///
     /// Waits for room when too many changes are waiting to be written.
     ///
     /// # Errors
     ///
     /// [`DatabaseError::Closed`] when the database is closed.
-    pub async fn join(&self, now: Duration, examined: Examined) -> Result<bool, DatabaseError> {
-        let names = examined.names().to_vec();
-        self.step(false, |replica| replica.take(now, examined)).await?;
-        let state = self.inner.shared.state();
-        // Most often the last one is there.
-        Ok(names.iter().rev().any(|name| state.replica.log().contains(name)))
+    pub async fn join(&self, now: Duration, examined: Examined) -> Result<Gain, DatabaseError> {
+        let mut gain = Gain::default();
+        self.step(false, |replica| {
+            let names = examined.names().to_vec();
+            let joined = |replica: &Replica| names.iter().filter(|name| replica.log().contains(name)).count();
+            gain.known = joined(replica);
+            let effects = replica.take(now, examined);
+            gain.new = joined(replica) - gain.known;
+            effects
+        })
+        .await?;
+        Ok(gain)
     }
 
     /// Returns the first of some entries, until their blocks take so many bytes, as [`crate::replica::Input::Bulk`] takes them: each behind the

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use bombus_core::identity::NodeId;
 use bombus_net::{NetStream, OpenError};
-use orbitdb::DatabaseError;
 use orbitdb::cid::Hash;
 use orbitdb::manifest::Address;
 use orbitdb::replica::Examined;
 use orbitdb::sync::Peer;
+use orbitdb::{DatabaseError, Gain};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::error::DbError;
 use super::super::shared::{Shared, aside};
@@ -45,8 +45,8 @@ pub(in super::super) enum CatchUpError {
     /// The peer serves others.
     #[error("the peer is busy with others")]
     Busy,
-    /// Of what the peer sent nothing is a part of the log.
-    #[error("nothing of what the peer sent is a part of the log")]
+    /// Of what the peer sent nothing is a part of the log, or all of it was here already.
+    #[error("nothing of what the peer sent is a part of the log, or all of it was here already")]
     Useless,
     /// The database takes nothing any more.
     #[error(transparent)]
@@ -104,34 +104,50 @@ async fn ask(shared: &Arc<Shared>, address: Address, turns: &Arc<Turns>, peer: &
         Answer::Unknown {} | Answer::Sending { entries: 0, .. } => Ok(Asked::All),
         Answer::Busy { retry_ms } => Ok(Asked::Busy(Duration::from_millis(retry_ms))),
         Answer::Sending { entries, more } => {
+            let most = config.entries_max.max(1) as u64;
             tracing::debug!(db.address = %address, peer.id = %peer, entries, "catching up with a peer");
-            let progress = turns.begin(peer, entries);
-            receive(shared, address, peer, stream, entries, &progress).await?;
-            Ok(if more { Asked::More } else { Asked::All })
+            let progress = turns.begin(peer, entries.min(most));
+            let is_new = receive(shared, address, peer, stream, Announced { entries, most }, &progress).await?;
+            let more = more || entries > most;
+            match (more, is_new) {
+                (true, true) => Ok(Asked::More),
+                // To the same question it would give the same answer.
+                (true, false) => Err(CatchUpError::Useless),
+                (false, _) => Ok(Asked::All),
+            }
         }
     }
 }
 
-/// Takes the pieces of a stream: while one joins the next one is checked, and the one after that comes.
+/// How many entries a peer said it would send.
+struct Announced {
+    entries: u64,
+    /// So many are taken at once, whatever it said.
+    most: u64,
+}
+
+/// Takes the pieces of a stream: while one joins the next one is checked, and the one after that comes. Returns whether anything was not here.
 async fn receive(
     shared: &Arc<Shared>,
     address: Address,
     peer: &NodeId,
     mut stream: NetStream,
-    entries: u64,
+    announced: Announced,
     progress: &Progress,
-) -> Result<(), CatchUpError> {
+) -> Result<bool, CatchUpError> {
     let limit = shared.config.oplog.stall_limit();
     // Each entry may name an identity of its own.
-    let blocks_max = entries.saturating_mul(2);
+    let blocks_max = announced.entries.min(announced.most).saturating_mul(2);
     let (piece_sender, mut pieces) = mpsc::channel(PIECES_MAX);
     let (checked_sender, mut checked) = mpsc::channel(CHECKED_MAX);
     let read = async move {
         let mut blocks = 0_u64;
         loop {
             let piece = timeout(limit, wire::read_piece(&mut stream)).await.map_err(|_| CatchUpError::Silent)??;
-            progress.heard();
             blocks += piece.len() as u64;
+            if blocks > blocks_max && announced.entries > announced.most {
+                return Ok(());
+            }
             if blocks > blocks_max {
                 let more = io::Error::new(io::ErrorKind::InvalidData, "more blocks than were announced");
                 return Err(more.into());
@@ -162,22 +178,30 @@ async fn receive(
         Ok(())
     };
     let join = async {
-        let mut unsafe_bytes = 0;
+        let (mut unsafe_bytes, mut brought, mut any_new) = (0, Instant::now(), false);
         while let Some(Taken { examined, blocks, bytes }) = checked.recv().await {
             unsafe_bytes += bytes;
             let flush = unsafe_bytes >= FLUSH_BYTES;
             if flush {
                 unsafe_bytes = 0;
             }
-            join(shared, address, examined, flush).await?;
-            progress.done(blocks, bytes);
+            let gain = join(shared, address, examined, flush).await?;
+            let is_new = gain.new > 0;
+            progress.done(blocks, bytes, is_new);
+            if is_new {
+                (brought, any_new) = (Instant::now(), true);
+            } else if gain.known == 0 || brought.elapsed() >= limit {
+                // Where both have written since they parted, a peer can only guess where that was: what is known comes first, but not for long.
+                return Err(CatchUpError::Useless);
+            }
         }
-        match shared.database(&address) {
-            Some(database) => Ok(database.flush().await?),
-            None => Ok(()),
+        if let Some(database) = shared.database(&address) {
+            database.flush().await?;
         }
+        Ok(any_new)
     };
-    tokio::try_join!(read, check, join).map(drop)
+    let ((), (), is_new) = tokio::try_join!(read, check, join)?;
+    Ok(is_new)
 }
 
 /// A piece that was checked.
@@ -188,16 +212,15 @@ struct Taken {
 }
 
 /// Lets a piece join.
-async fn join(shared: &Arc<Shared>, address: Address, examined: Examined, flush: bool) -> Result<(), CatchUpError> {
+async fn join(shared: &Arc<Shared>, address: Address, examined: Examined, flush: bool) -> Result<Gain, CatchUpError> {
     let database = shared.database(&address).ok_or(DatabaseError::Closed)?;
     let now = shared.now();
-    let joined = aside(async move {
-        let joined = database.join(now, examined).await?;
+    let gain = aside(async move {
+        let gain = database.join(now, examined).await?;
         if flush {
             database.flush().await?;
         }
-        Ok(joined)
-    })
-    .await?;
-    if joined { Ok(()) } else { Err(CatchUpError::Useless) }
+        Ok(gain)
+    });
+    Ok(gain.await?)
 }

@@ -1,6 +1,6 @@
 //! Catching up with one peer after the other, so that nothing comes twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ use tokio::time::{Instant, timeout};
 
 /// Whoever brings nothing for so long holds up nobody else any more.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How many peers are remembered that brought nothing the last time. Beyond, all are given a chance again.
+const IDLE_MAX: usize = 1_024;
 
 /// How far catching up with a peer is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -29,18 +31,26 @@ pub struct CatchUp {
 #[derive(Debug, Default)]
 pub(in super::super) struct Turns {
     turn: Arc<Turn<()>>,
-    running: Mutex<BTreeMap<NodeId, Running>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: BTreeMap<NodeId, Running>,
+    /// Who brought nothing new the last time: one that only begins, again and again, would hold up all others.
+    idle: BTreeSet<NodeId>,
 }
 
 #[derive(Debug)]
 struct Running {
     state: CatchUp,
-    heard: Instant,
+    /// When it brought something that was not here, or began; none for one of whom only the former counts, and that has not yet done so.
+    brought: Option<Instant>,
 }
 
 impl Turns {
-    fn running(&self) -> MutexGuard<'_, BTreeMap<NodeId, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the turn: until nobody has it, or until whoever has it brings nothing.
@@ -57,19 +67,26 @@ impl Turns {
 
     /// Returns whether entries are coming in bulk: what is published meanwhile can wait for them.
     pub(in super::super) fn is_flowing(&self) -> bool {
-        self.running().values().any(|running| running.heard.elapsed() < PATIENCE)
+        let brings = |running: &Running| running.brought.is_some_and(|brought| brought.elapsed() < PATIENCE);
+        self.state().running.values().any(brings)
     }
 
     /// Takes note that a peer has begun to send.
     pub(super) fn begin(self: &Arc<Self>, peer: &NodeId, entries: u64) -> Progress {
-        let state = CatchUp { peer: peer.clone(), entries, blocks_done: 0, bytes_done: 0 };
-        self.running().insert(peer.clone(), Running { state, heard: Instant::now() });
+        let catch_up = CatchUp { peer: peer.clone(), entries, blocks_done: 0, bytes_done: 0 };
+        let mut state = self.state();
+        if state.idle.len() >= IDLE_MAX {
+            state.idle.clear();
+        }
+        // Until it brings something it is one that brought nothing.
+        let brought = state.idle.insert(peer.clone()).then(Instant::now);
+        state.running.insert(peer.clone(), Running { state: catch_up, brought });
         Progress { turns: Arc::clone(self), peer: peer.clone() }
     }
 
     /// Returns how far each is.
     pub(in super::super) fn report(&self) -> Vec<CatchUp> {
-        self.running().values().map(|running| running.state.clone()).collect()
+        self.state().running.values().map(|running| running.state.clone()).collect()
     }
 }
 
@@ -80,17 +97,16 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Takes note of a piece that has come.
-    pub(super) fn heard(&self) {
-        if let Some(running) = self.turns.running().get_mut(&self.peer) {
-            running.heard = Instant::now();
+    /// Takes note of a piece that was checked, and of whether something in it was not here.
+    pub(super) fn done(&self, blocks: usize, bytes: usize, is_new: bool) {
+        let mut state = self.turns.state();
+        if is_new {
+            state.idle.remove(&self.peer);
         }
-    }
-
-    /// Takes note of a piece that was checked.
-    pub(super) fn done(&self, blocks: usize, bytes: usize) {
-        if let Some(running) = self.turns.running().get_mut(&self.peer) {
-            running.heard = Instant::now();
+        if let Some(running) = state.running.get_mut(&self.peer) {
+            if is_new {
+                running.brought = Some(Instant::now());
+            }
             running.state.blocks_done += blocks as u64;
             running.state.bytes_done += bytes as u64;
         }
@@ -99,7 +115,7 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.turns.running().remove(&self.peer);
+        self.turns.state().running.remove(&self.peer);
     }
 }
 
@@ -122,7 +138,7 @@ mod tests {
         let progress = turns.begin(&peer(1), 10);
         let mut second = Box::pin(turns.take());
         for _ in 0..20 {
-            progress.done(1, 100);
+            progress.done(1, 100, true);
             assert!(second.as_mut().now_or_never().is_none());
             advance(PATIENCE / 2).await;
         }
@@ -140,5 +156,23 @@ mod tests {
         let begun = Instant::now();
         assert!(turns.take().await.is_none());
         assert!(begun.elapsed() < PATIENCE * 3 && !turns.is_flowing());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_sends_what_is_known_or_begins_again_and_again_holds_up_nobody() {
+        let turns = Arc::new(Turns::default());
+        let progress = turns.begin(&peer(1), 10);
+        assert!(turns.is_flowing(), "it may have something");
+        advance(PATIENCE).await;
+        progress.done(1, 100, false);
+        assert!(!turns.is_flowing());
+        drop(progress);
+        let progress = turns.begin(&peer(1), 10);
+        assert!(!turns.is_flowing(), "it brought nothing before");
+        progress.done(1, 100, true);
+        assert!(turns.is_flowing());
+        drop(progress);
+        let _progress = turns.begin(&peer(1), 10);
+        assert!(turns.is_flowing(), "it brought something before");
     }
 }

@@ -37,8 +37,20 @@ fn name_a_head(mut incoming: Incoming) -> JoinHandle<()> {
     })
 }
 
+/// What a stranger says to who wants to catch up.
+async fn say_sending(stream: &mut NetStream, entries: u64) {
+    let mut answer = Vec::new();
+    ciborium::into_writer(&json!({ "sending": { "entries": entries, "more": true } }), &mut answer).unwrap();
+    send(stream, &answer).await;
+}
+
 /// Answers who wants to catch up with something. Returns how many did so far.
 fn answer_with(net: &NetHandle, pieces: Vec<Vec<u8>>, end: bool) -> Arc<AtomicUsize> {
+    answer_saying(net, 1_000, pieces, end)
+}
+
+/// Does so after it has said that so many entries come.
+fn answer_saying(net: &NetHandle, entries: u64, pieces: Vec<Vec<u8>>, end: bool) -> Arc<AtomicUsize> {
     let mut incoming = net.accept(OPLOG_PROTOCOL).unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
@@ -47,19 +59,42 @@ fn answer_with(net: &NetHandle, pieces: Vec<Vec<u8>>, end: bool) -> Arc<AtomicUs
         let mut open = Vec::new();
         while let Some((_, mut stream)) = incoming.next().await {
             count.fetch_add(1, Ordering::Relaxed);
-            let mut answer = Vec::new();
-            ciborium::into_writer(&json!({ "sending": { "entries": 1_000, "more": true } }), &mut answer).unwrap();
-            send(&mut stream, &answer).await;
+            say_sending(&mut stream, entries).await;
             for piece in &pieces {
                 send(&mut stream, piece).await;
             }
             if end {
                 send(&mut stream, &[]).await;
+                drop(stream.shutdown().await);
+            } else {
+                open.push(stream);
             }
-            open.push(stream);
         }
     });
     asked
+}
+
+/// Answers who wants to catch up with the same piece again and again, without an end. Returns how many pieces it has sent so far.
+fn answer_without_end(net: &NetHandle, piece: Vec<u8>) -> Arc<AtomicUsize> {
+    let mut incoming = net.accept(OPLOG_PROTOCOL).unwrap();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    tokio::spawn(async move {
+        while let Some((_, mut stream)) = incoming.next().await {
+            say_sending(&mut stream, u64::MAX).await;
+            let (piece, count) = (piece.clone(), Arc::clone(&count));
+            tokio::spawn(async move {
+                let mut pause = tokio::time::interval(Duration::from_millis(200));
+                let length = u32::try_from(piece.len()).unwrap().to_be_bytes();
+                // Until the node has enough of it.
+                while stream.write_all(&[&length, &piece[..]].concat()).await.is_ok() && stream.flush().await.is_ok() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    pause.tick().await;
+                }
+            });
+        }
+    });
+    sent
 }
 
 fn piece(blocks: &[Vec<u8>]) -> Vec<u8> {
@@ -101,6 +136,62 @@ async fn peers_that_lie_or_say_nothing_keep_nobody_from_the_log() {
     has(&at_b, 301).await;
     b.stop().await;
     a.stop().await;
+}
+
+/// Starts a node that keeps a database, and ends another one that has got the first entry of it. Returns where that one keeps what it has.
+async fn one_left_behind() -> (Keeper, Database, TempDir) {
+    let a = Keeper::start(1, &[]).await;
+    let at_a = a.create("shared").await;
+    put(&at_a, "first", "known").await;
+    let b = Keeper::start(2, &[&a]).await;
+    let at_b = b.open(&at_a).await;
+    has(&at_b, 1).await;
+    drop(at_b);
+    let directory = b.stop().await;
+    (a, at_a, directory)
+}
+
+/// Starts the one that was left behind again, with nobody else there than a stranger who names a head.
+async fn alone_with(stranger: &Mesh, database: &Database, config: DbConfig, directory: TempDir) -> (Keeper, Database) {
+    let topic = pose(&stranger.net, database).await;
+    name_a_head(stranger.net.accept(&database.address().heads_protocol()).unwrap());
+    // It takes part as long as the test runs.
+    tokio::spawn(async move {
+        let mut topic = topic;
+        while topic.next().await.is_some() {}
+    });
+    let b = Keeper::start_with(2, &[], config, directory).await;
+    timeout(LIMIT, b.mesh.net.dial(&stranger.address().await)).await.unwrap().unwrap();
+    let at_b = b.db.database("shared").expect("it is open again");
+    (b, at_b)
+}
+
+/// What a liar says does not keep a node from what another one has written meanwhile. Returns how often it has lied by then.
+async fn gets_the_log_in_spite_of(answer: impl FnOnce(&NetHandle, Vec<u8>) -> Arc<AtomicUsize>) -> usize {
+    let (a, at_a, directory) = one_left_behind().await;
+    let liar = Mesh::start(11, &[]).await;
+    let lies = answer(&liar.net, piece(&at_a.head_blocks().unwrap()));
+    put_many(&at_a, "a", 300).await;
+    let (b, at_b) = alone_with(&liar, &at_a, config(), directory).await;
+    until_it_shows(|| async {}, || lies.load(Ordering::Relaxed) > 2).await;
+    timeout(LIMIT, b.mesh.net.dial(&a.mesh.address().await)).await.unwrap().unwrap();
+    has(&at_b, 301).await;
+    assert!(said(&at_a) == said(&at_b), "they say the same");
+    drop(at_b);
+    b.stop().await;
+    a.stop().await;
+    lies.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn a_peer_that_sends_one_known_block_for_ever_keeps_nobody_from_the_log() {
+    gets_the_log_in_spite_of(answer_without_end).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_says_for_ever_that_there_is_more_keeps_nobody_from_the_log() {
+    let asked = gets_the_log_in_spite_of(|net, known| answer_saying(net, 1, vec![known], true)).await;
+    assert!(asked < 40, "it was asked {asked} times: once with each exchange of heads is enough");
 }
 
 #[tokio::test]
