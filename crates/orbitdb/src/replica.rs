@@ -12,7 +12,7 @@ pub use bulk::{Examined, Examiner, Known};
 pub use load::{Kept, Loader, Restored};
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -28,6 +28,9 @@ use crate::{
 
 /// Greatest size of what a stream of heads carries, in bytes.
 pub const HEADS_BYTES_MAX: usize = 8 << 20;
+
+/// How many identities are remembered, at most, of which no entry has joined; the oldest are forgotten, and asked for anew when named again.
+const UNJOINED_MAX: usize = 1024;
 
 /// What the network tells a replica.
 #[derive(Clone, Debug)]
@@ -135,6 +138,10 @@ pub struct Replica {
     sync: Sync,
     /// Those that are known; none for a block that is no valid identity.
     identities: HashMap<Hash, Option<Identity>>,
+    /// Blocks of those of which no entry has joined yet: strangers could make a node keep as many as they like. None for what is far too large.
+    unjoined: HashMap<Hash, Option<Arc<[u8]>>>,
+    /// Those that were put there, oldest first, whether or not an entry has joined since.
+    unjoined_order: VecDeque<Hash>,
     joined: BTreeSet<Peer>,
     refused: HashMap<Refusal, u64>,
     broken: u64,
@@ -150,6 +157,8 @@ impl Replica {
             log,
             sync,
             identities: HashMap::new(),
+            unjoined: HashMap::new(),
+            unjoined_order: VecDeque::new(),
             joined: BTreeSet::new(),
             refused: HashMap::new(),
             broken: 0,
@@ -211,7 +220,8 @@ impl Replica {
         }
         let written = self.codec.write(signer, self.log.draft(step)?, operation.into_payload())?;
         let mut stored = Vec::with_capacity(2);
-        if self.identities.insert(identity.hash(), Some(identity.clone())).is_none() {
+        let is_new = self.identities.insert(identity.hash(), Some(identity.clone())).is_none();
+        if is_new || self.unjoined.remove(&identity.hash()).is_some() {
             stored.push(Stored { hash: identity.hash(), block: signer.block().into(), what: What::Identity });
         }
         let writer: Arc<str> = identity.id().into();
@@ -279,8 +289,15 @@ impl Replica {
         Some(effects)
     }
 
-    /// Asks for what the sync wants now.
+    /// Ends an input: forgets what there is too much of, and asks for what the sync wants now.
     fn ask(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        while self.unjoined_order.len() > UNJOINED_MAX
+            && let Some(oldest) = self.unjoined_order.pop_front()
+        {
+            if self.unjoined.remove(&oldest).is_some() {
+                self.identities.remove(&oldest);
+            }
+        }
         effects.extend(self.sync.poll(now).into_iter().map(Effect::Request));
     }
 
@@ -319,10 +336,11 @@ impl Replica {
         identity: Option<Identity>,
         effects: &mut Vec<Effect>,
     ) {
-        self.identities.insert(hash, identity);
-        // What is far too large is remembered as no identity as long as this replica lives, and looked at anew by the next.
-        if bytes.len() <= IDENTITY_BYTES_MAX {
-            effects.push(Effect::Store(Stored { hash, block: bytes, what: What::Identity }));
+        if self.identities.insert(hash, identity).is_none() {
+            // It is kept with the first entry that names it and joins. What is far too large is no identity, and looked at anew once it is
+            // loaded.
+            self.unjoined.insert(hash, (bytes.len() <= IDENTITY_BYTES_MAX).then_some(bytes));
+            self.unjoined_order.push_back(hash);
         }
         let ready = self.sync.arrived(&hash);
         self.settle(now, ready, effects);
@@ -420,7 +438,8 @@ impl Replica {
         let mut again = Vec::new();
         for (block, checked) in ready.into_iter().zip(checked) {
             let Ok((received, stamp)) = checked else { continue };
-            if block.joins {
+            // The identity that it waited for may have been forgotten meanwhile, and what it follows may have to wait for one.
+            if block.joins && self.is_whole(&received) {
                 self.join(block.bytes, block.peer, received, stamp, effects);
             } else {
                 again.push((block, received));
@@ -429,6 +448,13 @@ impl Replica {
         for (block, received) in again {
             self.consider(now, Block { joins: true, ..block }, received, effects);
         }
+    }
+
+    /// Returns whether all is there that a block names.
+    fn is_whole(&self, received: &Received) -> bool {
+        let known_writer =
+            received.entry.as_ref().map_or(true, |entry| self.identities.contains_key(&entry.identity()));
+        known_writer && links_of(&received.links).all(|(hash, _)| self.log.contains(&hash))
     }
 
     /// Lets a block join that has what it follows.
@@ -450,6 +476,12 @@ impl Replica {
                 None
             }
         };
+        let identity = received.entry.as_ref().ok().map(Entry::identity);
+        if let Some(hash) = identity
+            && let Some(Some(block)) = self.unjoined.remove(&hash)
+        {
+            effects.push(Effect::Store(Stored { hash, block, what: What::Identity }));
+        }
         let own = self.log.own_refusal(&hash);
         let what = What::Entry { own, position, entry: received.entry.ok().map(Arc::new), writer, peer };
         effects.push(Effect::Store(Stored { hash, block, what }));

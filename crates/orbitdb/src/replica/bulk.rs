@@ -121,7 +121,7 @@ impl Replica {
     pub fn take(&mut self, now: Duration, examined: Examined) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.bulk(now, examined, &mut effects);
-        effects.extend(self.sync.poll(now).into_iter().map(Effect::Request));
+        self.ask(now, &mut effects);
         effects
     }
 
@@ -166,10 +166,7 @@ impl Replica {
         needed: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let known_writer =
-            received.entry.as_ref().map_or(true, |entry| self.identities.contains_key(&entry.identity()));
-        let missing = links_of(&received.links).any(|(hash, _)| !self.log.contains(&hash));
-        if missing || !known_writer || !(needed || self.admits(&stamp)) {
+        if !self.is_whole(&received) || !(needed || self.admits(&stamp)) {
             // As if it had come by itself.
             self.consider(now, block, received, effects);
             return;

@@ -10,6 +10,7 @@ use crate::{
         Draft, Limits, Written,
         tests::{LOG, codec, signer},
     },
+    key::SecretKey,
 };
 
 const NOW: Duration = Duration::from_secs(1);
@@ -105,8 +106,51 @@ fn an_unknown_writer_gets_nothing_in_and_nothing_fetched() {
     let bait = |effect: &Effect| matches!(effect, Effect::Request(Request::Want { hashes, .. }) if hashes.contains(&Hash::of(b"bait")));
     assert!(!effects.iter().any(bait), "the bait is not asked for");
     assert!(replica.log().is_empty() && !replica.log().contains(&forged.links.hash));
+    assert_eq!(stored(&effects), 0, "not even who the stranger is");
     assert_eq!(replica.dropped().get(&Refusal::Access), Some(&1));
     assert_eq!(replica.append(&mallory, Operation::add("x"), 1).unwrap_err(), AppendError::NotAdmitted);
+}
+
+#[test]
+fn of_many_strangers_few_are_remembered_and_what_waits_for_a_forgotten_writer_joins_in_the_end() {
+    let (alice, bob) = (signer(1), signer(2));
+    let mut replica = replica(Admission::of_list([&alice, &bob].map(|writer| writer.identity().id())));
+    let first = write(&bob, 1, &[], "first");
+    let second = write(&alice, 2, &[first.links.hash], "second");
+    // Who Alice is comes before what her entry follows.
+    replica.on(NOW, Input::Subscribed(peer()));
+    replica.on(NOW, Input::Published(peer(), second.block.clone()));
+    let effects = replica.on(NOW, Input::Block(peer(), alice.block().to_vec()));
+    assert_eq!((stored(&effects), replica.sync().waiting()), (0, (1, 1)));
+    for number in 0..=UNJOINED_MAX as u64 {
+        let key = |number: u64| {
+            let mut bytes = [7; 32];
+            bytes[..8].copy_from_slice(&number.to_be_bytes());
+            SecretKey::from_bytes(&bytes).unwrap()
+        };
+        let stranger = Signer::new(&key(number), &key(number + (1 << 32)));
+        let effects = feed(&mut replica, &write(&stranger, 1, &[], "stranger"), &[stranger.block()]);
+        assert_eq!(stored(&effects), 0);
+    }
+    assert!(replica.identities.len() <= UNJOINED_MAX && replica.unjoined.len() <= UNJOINED_MAX);
+    assert!(!replica.identities.contains_key(&alice.identity().hash()));
+    let effects = feed(&mut replica, &first, &[alice.block(), bob.block()]);
+    assert_eq!((stored(&effects), replica.log().len(), replica.sync().waiting()), (4, 2, (0, 0)));
+    assert!(replica.log().position(&second.links.hash).is_some());
+}
+
+#[test]
+fn an_own_identity_that_a_peer_gave_before_is_kept_with_the_first_own_entry() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let mut replica = replica(Admission::of_list([alice.identity().id()]));
+    // Signed by another, but naming Alice.
+    let forged = write(&mallory, 1, &[], "forged");
+    let Value::Map(mut map) = Value::decode(&forged.block).unwrap() else { unreachable!() };
+    map.insert("identity", alice.identity().hash().to_string());
+    let block = Value::Map(map).encode().unwrap();
+    let forged = Written { links: Links { hash: Hash::of(&block), ..forged.links }, block, ..forged };
+    assert_eq!(stored(&feed(&mut replica, &forged, &[alice.block()])), 0);
+    assert_eq!(replica.append(&alice, Operation::add("x"), 1).unwrap().stored.len(), 2);
 }
 
 #[test]
