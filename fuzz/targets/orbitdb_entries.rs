@@ -52,8 +52,8 @@ fuzz_target!(|data: &[u8]| {
     let Ok(received) = codec.read(block) else { return };
     assert!(block.len() <= LIMITS.block_bytes);
     assert_eq!(received.links.hash, Hash::of(block));
-    assert!(received.links.next.len() <= LIMITS.links && received.links.refs.len() <= LIMITS.links);
     let Ok(entry) = received.entry else { return };
+    assert!(received.links.next.len() <= LIMITS.links && received.links.refs.len() <= LIMITS.links);
     assert_eq!((entry.hash(), entry.time()), (received.links.hash, received.links.time));
     // A peer in JavaScript reads the same entry and writes it alike; else the two would not agree on its name.
     let value = Value::decode(block).expect("an entry is a value");
