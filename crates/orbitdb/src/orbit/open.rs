@@ -160,6 +160,11 @@ impl OpenOptions {
         self.view.is_none() && self.encryption.data.is_none() && self.encryption.replication.is_none()
     }
 
+    /// Takes the bounds of other options, for what is opened along with them.
+    const fn bounded_as(self, other: &Self) -> Self {
+        self.limits(other.limits).sync(other.sync)
+    }
+
     fn rule(&self, r#type: DatabaseType) -> Rule {
         match (&self.view, r#type) {
             (_, DatabaseType::Events) => Rule::All,
@@ -245,7 +250,7 @@ impl OrbitDb {
             Access::Capabilities(admins) => {
                 let admins = if admins.is_empty() { own() } else { admins.clone() };
                 let guard_options = OpenOptions::of(DatabaseType::KeyValue).access(Access::Writers(admins));
-                let guard = self.open_guard(name, guard_options.sync(options.sync)).await?;
+                let guard = self.open_guard(name, guard_options.bounded_as(options)).await?;
                 let controller = ControllerAddress::OrbitDb(guard.address());
                 return described(name, options, controller, Vec::new(), Vec::new(), Some(guard));
             }
@@ -272,7 +277,7 @@ impl OrbitDb {
             }
             ControllerAddress::OrbitDb(guard) if guard == address => return Err(OpenError::Guard),
             ControllerAddress::OrbitDb(guard) => {
-                let options = OpenOptions::of(DatabaseType::KeyValue).sync(options.sync);
+                let options = OpenOptions::of(DatabaseType::KeyValue).bounded_as(options);
                 described.guard = Some(self.open_guard(&guard.to_string(), options).await?);
             }
         }

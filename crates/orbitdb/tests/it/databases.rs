@@ -11,7 +11,7 @@ use orbitdb::{
     cbor::Value,
     cid::Hash,
     crypt::{Algorithm, Encryption},
-    entry::{Op, Operation},
+    entry::{Limits, Op, Operation, WriteError},
     generation_name,
     index::{Record, Row, View},
     manifest::{Address, DatabaseType},
@@ -259,6 +259,25 @@ async fn a_grant_and_a_revocation_count_when_they_return() {
         let id = number.to_string();
         guarded.grant("write", &id).await.unwrap();
         assert!(guarded.admission().admits(&id), "grant {number}");
+#[tokio::test]
+async fn what_guards_a_database_has_the_same_limits() {
+    let (orbit, _outputs) = node();
+    let limits = Limits { entry_bytes: 2_000, ..Limits::default() };
+    let options = OpenOptions::of(DatabaseType::Events).limits(limits);
+    let guarded = orbit.open("guarded", options.clone().access(Access::Capabilities(vec![]))).await.unwrap();
+    let too_long = "x".repeat(2_000);
+    let is_too_large = |granted: Result<(), DatabaseError>| {
+        matches!(granted, Err(DatabaseError::Append(AppendError::Write(WriteError::Oversize { limit: 2_000, .. }))))
+    };
+    assert!(is_too_large(guarded.grant("write", &too_long).await));
+    let address = guarded.address().to_string();
+    guarded.close().await.unwrap();
+    guarded.guard().unwrap().close().await.unwrap();
+    drop(guarded);
+    let again = orbit.open(&address, options).await.unwrap();
+    assert!(is_too_large(again.grant("write", &too_long).await), "by its address, too");
+}
+
         guarded.revoke("write", &id).await.unwrap();
         assert!(!guarded.admission().admits(&id), "revocation {number}");
     }
