@@ -27,8 +27,8 @@ const PROTOCOL_BYTES_MAX: usize = 140;
 const EXPECTED_MAX: usize = 1024;
 /// How long a request waits for its place in the service's queue and for its answer.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
-/// The longest message, so that with its envelope it stays under the 1 MiB that peers take.
-pub(crate) const MESSAGE_MAX: usize = 1024 * 1024 - 1024;
+/// The longest message of a topic in bytes, so that with its envelope it stays under the 1 MiB that peers take.
+pub const MESSAGE_MAX: usize = 1024 * 1024 - 1024;
 
 /// A cheap handle to the mesh.
 ///

@@ -36,7 +36,7 @@ mod transport;
 pub use config::{DEFAULT_PORT, ListenOn, NetConfig, NetIdentity, NetLimits, NetTiming};
 pub use events::{NetEvent, NetEvents};
 pub use failure::{DialFailure, NetError, OpenError, PingError, PublishError};
-pub use handle::NetHandle;
+pub use handle::{MESSAGE_MAX, NetHandle};
 pub use peer::{AddressSource, NetPeer, Path, PeerAddress};
 pub use probe::{ProbeVerdict, probe};
 pub use report::{DialReport, DropCounts, MdnsReport, NetReport, Reachability, RelayReport};

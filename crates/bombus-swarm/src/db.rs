@@ -40,7 +40,7 @@ use bombus_net::bitswap::bitswap;
 use orbitdb::OrbitDb;
 use orbitdb::storage::RedbConfig;
 
-pub use config::{DbConfig, DbSyncConfig, EntriesConfig, OplogConfig};
+pub use config::{DbConfig, DbConfigError, DbSyncConfig, EntriesConfig, OplogConfig};
 pub use direct::ENTRIES_PROTOCOL;
 pub use error::DbError;
 pub use handle::DbHandle;
@@ -64,9 +64,10 @@ use self::shared::Shared;
 ///
 /// # Errors
 ///
-/// [`DbError`] when the directory cannot be used, when what is in it cannot be read, or when the mesh has stopped or exchanges blocks
+/// [`DbError`] when the settings do not fit together, when the directory cannot be used, when what is in it cannot be read, or when the mesh has stopped or exchanges blocks
 /// already.
 pub fn db(config: DbConfig, net: NetHandle, directory: &Path) -> Result<(DbHandle, DbService), DbError> {
+    config.check()?;
     let storage = RedbConfig { cache_bytes: config.cache_mb.saturating_mul(1 << 20) };
     let (orbit, outputs) = OrbitDb::builder().directory_with(directory, storage).build()?;
     let records = Records::read(directory)?;

@@ -2,12 +2,24 @@
 
 use std::time::Duration;
 
+use bombus_net::MESSAGE_MAX;
 use bombus_net::bitswap::BitswapConfig;
 use orbitdb::OpenOptions;
 use orbitdb::entry::Limits;
 use orbitdb::replica::HEADS_BYTES_MAX;
 use orbitdb::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
+
+use super::oplog::PIECE_MAX;
+
+/// Most KiB of an entry that topics carry: a cipher may add some bytes to it.
+const ENTRY_KB_MAX: usize = (MESSAGE_MAX - (1 << 10)) >> 10;
+/// Most KiB of a block that goes in one piece of a log in bulk, beside the identity that it names.
+const BLOCK_KB_MAX: usize = (PIECE_MAX >> 10) - 16;
+/// Most KiB of entries in a piece; what they name and what stands between them comes on top.
+const PIECE_KB_MAX: usize = PIECE_MAX >> 11;
+/// Most KiB of what a stream of heads carries.
+const HEADS_KB_MAX: usize = HEADS_BYTES_MAX >> 10;
 
 /// Replicated databases: the section `[db]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,9 +33,11 @@ pub struct DbConfig {
     pub cache_mb: usize,
     /// Whether the last puts to databases that are created may be lost in a crash, for speed. Otherwise a put is safe when it returns.
     pub relaxed: bool,
-    /// Greatest size of an entry that counts, in KiB. Peers in JavaScript cannot exchange entries of 256 KiB.
+    /// Greatest size of an entry that counts, in KiB, up to 1,022: what is larger fits no message of a topic. The same on all nodes. Peers in
+    /// JavaScript cannot exchange entries of 256 KiB.
     pub entry_kb_max: usize,
-    /// Greatest size of a block that is looked at, in KiB; nothing that builds on a larger one joins.
+    /// Greatest size of a block that is looked at, in KiB; nothing that builds on a larger one joins. More than `entry_kb_max`, and no more
+    /// than `bitswap.block_bytes_max` lets be fetched.
     pub block_kb_max: usize,
     /// Most `next`, and most `refs`, that an entry may name.
     pub links_max: usize,
@@ -31,7 +45,7 @@ pub struct DbConfig {
     pub open_limit_ms: u64,
     /// How long an exchange of heads may take, in milliseconds.
     pub heads_limit_ms: u64,
-    /// Greatest size of what a peer may send as heads in one stream, in KiB.
+    /// Greatest size of what a peer may send as heads in one stream, in KiB: more than `entry_kb_max`, up to 8,192. So much is sent, too.
     pub heads_kb_max: usize,
     /// Most exchanges of heads that run at once for one database: of those that this node begins, and of those that peers begin.
     pub heads_streams_max: usize,
@@ -144,7 +158,7 @@ pub struct OplogConfig {
     pub streams_max: usize,
     /// How many of them may be one peer's.
     pub streams_per_peer_max: usize,
-    /// About how much is sent and checked in one piece, in KiB.
+    /// About how much is sent and checked in one piece, in KiB: 1 to 4,096.
     pub piece_kb: usize,
     /// Most entries that are sent to one request, and taken of one answer; who lacks more asks again.
     pub entries_max: usize,
@@ -169,7 +183,96 @@ impl Default for OplogConfig {
     }
 }
 
+/// Why settings of the databases do not fit together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DbConfigError {
+    /// Larger entries could not be published.
+    #[error(
+        "entry_kb_max = {0} is more than {ENTRY_KB_MAX}, which is what fits into a message of a topic (1 MiB) with its envelope"
+    )]
+    EntryOfTopic(usize),
+    /// Entries could be larger than the blocks that are looked at.
+    #[error(
+        "entry_kb_max = {entry} has to be less than block_kb_max = {block}: an entry, and what a cipher adds to it, would not be looked at"
+    )]
+    EntryOfBlock {
+        /// What an entry may take, in KiB.
+        entry: usize,
+        /// What a block may take, in KiB.
+        block: usize,
+    },
+    /// Larger blocks could not be fetched.
+    #[error(
+        "block_kb_max = {block} is more than bitswap.block_bytes_max = {bytes} bytes: larger blocks could not be fetched"
+    )]
+    BlockOfBitswap {
+        /// What a block may take, in KiB.
+        block: usize,
+        /// What bitswap carries, in bytes.
+        bytes: usize,
+    },
+    /// The largest block has to fit into a message.
+    #[error(
+        "bitswap.block_bytes_max = {block} is more than half of bitswap.message_bytes_max = {message}, which has to hold more than one block"
+    )]
+    BitswapOfMessage {
+        /// What bitswap carries, in bytes.
+        block: usize,
+        /// What its messages may take, in bytes.
+        message: usize,
+    },
+    /// Larger blocks could not be sent in bulk.
+    #[error("block_kb_max = {0} is more than {BLOCK_KB_MAX}, which is what fits into a piece of /bombus/oplog/1")]
+    BlockOfPiece(usize),
+    /// The largest entry could not be told as a head, or more is said than is read.
+    #[error(
+        "heads_kb_max = {heads} has to be more than entry_kb_max = {entry}, since any entry may be a head, and at most {HEADS_KB_MAX}"
+    )]
+    Heads {
+        /// What a stream of heads may carry, in KiB.
+        heads: usize,
+        /// What an entry may take, in KiB.
+        entry: usize,
+    },
+    /// A piece would be nothing, or larger than peers take.
+    #[error("oplog.piece_kb = {0} has to be from 1 to {PIECE_KB_MAX}")]
+    Piece(usize),
+}
+
 impl DbConfig {
+    /// Checks that the settings fit together: that an entry that counts reaches other nodes in every way.
+    ///
+    /// # Errors
+    ///
+    /// Says which do not.
+    pub fn check(&self) -> Result<(), DbConfigError> {
+        let (entry, block, heads, piece) =
+            (self.entry_kb_max, self.block_kb_max, self.heads_kb_max, self.oplog.piece_kb);
+        let BitswapConfig { block_bytes_max, message_bytes_max, .. } = self.bitswap;
+        if entry > ENTRY_KB_MAX {
+            return Err(DbConfigError::EntryOfTopic(entry));
+        }
+        if entry >= block {
+            return Err(DbConfigError::EntryOfBlock { entry, block });
+        }
+        if block > BLOCK_KB_MAX {
+            return Err(DbConfigError::BlockOfPiece(block));
+        }
+        if block << 10 > block_bytes_max {
+            return Err(DbConfigError::BlockOfBitswap { block, bytes: block_bytes_max });
+        }
+        if block_bytes_max > message_bytes_max / 2 {
+            return Err(DbConfigError::BitswapOfMessage { block: block_bytes_max, message: message_bytes_max });
+        }
+        if heads <= entry || heads > HEADS_KB_MAX {
+            return Err(DbConfigError::Heads { heads, entry });
+        }
+        if !(1..=PIECE_KB_MAX).contains(&piece) {
+            return Err(DbConfigError::Piece(piece));
+        }
+        Ok(())
+    }
+
     /// Returns options with the bounds of this configuration.
     pub(super) fn bound(&self, options: OpenOptions) -> OpenOptions {
         let relaxed = self.relaxed || options.is_relaxed();
@@ -177,12 +280,7 @@ impl DbConfig {
     }
 
     pub(super) fn limits(&self) -> Limits {
-        let kib = |size: usize| size.saturating_mul(1 << 10);
-        Limits {
-            block_bytes: kib(self.block_kb_max),
-            entry_bytes: kib(self.entry_kb_max.min(self.block_kb_max)),
-            links: self.links_max,
-        }
+        Limits { block_bytes: self.block_kb_max << 10, entry_bytes: self.entry_kb_max << 10, links: self.links_max }
     }
 
     fn sync(&self) -> SyncConfig {
@@ -206,7 +304,7 @@ impl DbConfig {
     }
 
     pub(super) fn heads_bytes(&self) -> usize {
-        self.heads_kb_max.saturating_mul(1 << 10).min(HEADS_BYTES_MAX)
+        self.heads_kb_max << 10
     }
 
     pub(super) fn heads_limit(&self) -> Duration {
@@ -230,7 +328,7 @@ impl OplogConfig {
     }
 
     pub(super) fn piece_bytes(&self) -> usize {
-        self.piece_kb.clamp(1, 4 << 10) << 10
+        self.piece_kb << 10
     }
 }
 
@@ -247,6 +345,39 @@ mod tests {
         let config = DbConfig::default();
         assert_eq!(config.limits(), Limits::default());
         assert_eq!(config.sync(), SyncConfig::default());
+    }
+
+    /// A change of the settings, and what the error says then.
+    type Case = (fn(&mut DbConfig), &'static [&'static str]);
+
+    #[test]
+    fn limits_that_would_keep_entries_from_other_nodes_are_told() {
+        assert_eq!(DbConfig::default().check(), Ok(()));
+        let check = |change: fn(&mut DbConfig)| {
+            let mut config = DbConfig::default();
+            change(&mut config);
+            config.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(check(|config| config.entry_kb_max = ENTRY_KB_MAX), Ok(()));
+        assert_eq!(check(|config| config.heads_kb_max = HEADS_KB_MAX), Ok(()));
+        let cases: [Case; 9] = [
+            (|config| config.entry_kb_max = 1_024, &["entry_kb_max = 1024", "topic"]),
+            (|config| config.block_kb_max = 500, &["entry_kb_max = 1000", "block_kb_max = 500"]),
+            (|config| config.block_kb_max = 2_049, &["block_kb_max = 2049", "bitswap.block_bytes_max = 2097152"]),
+            (|config| config.block_kb_max = usize::MAX, &["block_kb_max", "/bombus/oplog/1"]),
+            (
+                |config| config.bitswap.block_bytes_max = 3 << 20,
+                &["bitswap.block_bytes_max = 3145728", "bitswap.message_bytes_max = 4194304"],
+            ),
+            (|config| config.heads_kb_max = 1_000, &["heads_kb_max = 1000", "entry_kb_max = 1000"]),
+            (|config| config.heads_kb_max = 8_193, &["heads_kb_max = 8193", "8192"]),
+            (|config| config.oplog.piece_kb = 0, &["oplog.piece_kb = 0"]),
+            (|config| config.oplog.piece_kb = 4_097, &["oplog.piece_kb = 4097", "4096"]),
+        ];
+        for (change, parts) in cases {
+            let reason = check(change).unwrap_err();
+            assert!(parts.iter().all(|part| reason.contains(part)), "{reason}");
+        }
     }
 
     #[test]

@@ -10,11 +10,15 @@ use orbitdb::manifest::Address;
 use orbitdb::storage::StorageError;
 use orbitdb::{BuildError, DatabaseError, OpenError};
 
+use super::config::DbConfigError;
 use super::kept::KEPT_BLOCK_BYTES_MAX;
 
 /// Why something could not be done with the databases of a node.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
+    /// The settings do not fit together.
+    #[error(transparent)]
+    Config(#[from] DbConfigError),
     /// The storage or the keys in it cannot be used.
     #[error(transparent)]
     Build(#[from] BuildError),

@@ -173,14 +173,17 @@ async fn take(shared: &Arc<Shared>, address: Address, peer: &NodeId, received: V
     shared.inputs_aside(address, inputs).await;
 }
 
-/// Reads the blocks of the heads, newest first.
+/// Reads the blocks of the heads, newest first: as many as a peer takes in one stream.
 async fn heads(shared: &Arc<Shared>, address: Address) -> Result<Vec<Vec<u8>>, DbError> {
     let database = shared.database(&address).ok_or(DatabaseError::Closed)?;
-    let heads_max = shared.config.heads_max.max(1);
+    let (heads_max, bytes_max) = (shared.config.heads_max.max(1), shared.config.heads_bytes());
     aside(async move {
-        let mut heads = database.head_blocks()?;
-        heads.truncate(heads_max);
-        Ok(heads)
+        let mut bytes = 0;
+        let fits = |head: &Vec<u8>| {
+            bytes += head.len();
+            bytes <= bytes_max
+        };
+        Ok(database.head_blocks()?.into_iter().take(heads_max).take_while(fits).collect())
     })
     .await
 }

@@ -20,6 +20,7 @@ pub(super) use fetch::{CatchUpError, catch_up};
 pub(super) use serve::serve_all;
 pub use turns::CatchUp;
 pub(super) use turns::Turns;
+pub(super) use wire::PIECE_MAX;
 
 /// The protocol.
 pub const OPLOG_PROTOCOL: &str = "/bombus/oplog/1";

@@ -67,11 +67,13 @@ impl Settings {
         }
         let merged = Merged::new(figment)?;
         let mut config: Config = merged.figment.extract().map_err(|error| merged.explain(error))?;
-        config.tasks.check().map_err(|error| ConfigError::WrongValue {
-            key: "tasks".to_owned(),
-            origin: merged.origin(&["tasks".to_owned()]),
-            reason: error.to_string(),
-        })?;
+        let unfit = |part: &str, reason: String| ConfigError::WrongValue {
+            key: part.to_owned(),
+            origin: merged.origin(&[part.to_owned()]),
+            reason,
+        };
+        config.tasks.check().map_err(|error| unfit("tasks", error.to_string()))?;
+        config.db.check().map_err(|error| unfit("db", error.to_string()))?;
         config.backends = merged.backends(config.discover)?;
         let entries = merged.entries(&config);
         Ok(Self { config, entries, notices })

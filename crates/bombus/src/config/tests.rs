@@ -237,6 +237,12 @@ fn settings_of_the_engine_are_checked_at_once() {
 }
 
 #[test]
+fn limits_of_databases_that_do_not_fit_together_are_told_with_their_names() {
+    let error = setup().file("c.toml", "[db]\nblock_kb_max = 4096\n").error();
+    assert!(error.contains("block_kb_max = 4096") && error.contains("bitswap.block_bytes_max"), "{error}");
+}
+
+#[test]
 fn an_error_in_the_environment_names_the_variable() {
     let error = setup().env("BOMBUS_API__LIMITS__GRACE_MS", "soon").error();
     assert!(error.contains("`api.limits.grace_ms` in environment BOMBUS_API__LIMITS__GRACE_MS"), "{error}");

@@ -23,7 +23,8 @@ pub struct Limits {
     /// Greatest size of a block in bytes; a larger one is not looked at, and nothing that builds on it joins. Default 2 MiB, the most that
     /// bitswap carries.
     pub block_bytes: usize,
-    /// Greatest size of an entry that counts, in bytes. Default 1 MiB. Peers in JavaScript cannot exchange heads of 256 KiB.
+    /// Greatest size of an entry that counts, in bytes. Default 1,000 KiB: with its envelope it fits the message of 1 MiB that topics take.
+    /// Peers in JavaScript cannot exchange heads of 256 KiB.
     pub entry_bytes: usize,
     /// Greatest number of `next`, and of `refs`, of an entry that counts. Default 1,024.
     pub links: usize,
@@ -31,7 +32,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { block_bytes: 2 << 20, entry_bytes: 1 << 20, links: 1024 }
+        Self { block_bytes: 2 << 20, entry_bytes: 1000 << 10, links: 1024 }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::wire::{read_frame, read_message, too_large, write_message};
 /// Most bytes of a request or an answer: a request names up to some 1,100 entries.
 pub(super) const MESSAGE_MAX: usize = 128 << 10;
 /// Most bytes of a piece.
-pub(super) const PIECE_MAX: usize = 8 << 20;
+pub(in super::super) const PIECE_MAX: usize = 8 << 20;
 /// Most names in a request.
 pub(super) const HAVE_MAX: usize = 2_048;
 
