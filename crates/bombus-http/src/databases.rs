@@ -94,6 +94,10 @@ pub struct DatabaseInfo {
     pub refused: BTreeMap<String, u64>,
     /// Entries that were not kept since it was opened, by reason.
     pub dropped: BTreeMap<String, u64>,
+    /// Grants and revocations that are kept and do not count, by reason; empty where the writers were fixed.
+    pub grants_refused: BTreeMap<String, u64>,
+    /// Grants and revocations that were not kept since it was opened, by reason.
+    pub grants_dropped: BTreeMap<String, u64>,
     /// Blocks that came since it was opened and are no part of the log.
     pub broken: u64,
     /// Blocks that wait for others.

@@ -236,10 +236,15 @@ impl SwarmDatabases {
     /// Describes a database.
     async fn described(&self, database: Database) -> Result<DatabaseInfo, DatabasesError> {
         let identity = self.identity()?;
-        let info = {
+        let (info, of_guard) = {
             let database = database.clone();
-            aside(move || database.info().map_err(of_database)).await?
+            let seen = move || {
+                let of_guard = database.guard().map(Database::info).transpose().map_err(of_database)?;
+                Ok((database.info().map_err(of_database)?, of_guard))
+            };
+            aside(seen).await?
         };
+        let (grants_refused, grants_dropped) = of_guard.map(|guard| (guard.refused, guard.dropped)).unwrap_or_default();
         let manifest = database.manifest();
         let grantable = matches!(manifest.controller, ControllerAddress::OrbitDb(_));
         let admission = database.admission();
@@ -276,6 +281,8 @@ impl SwarmDatabases {
             bytes_grown: info.bytes_grown,
             refused: named(info.refused),
             dropped: named(info.dropped),
+            grants_refused: named(grants_refused),
+            grants_dropped: named(grants_dropped),
             broken: info.broken,
             parked: info.parked as u64,
             missing: info.missing as u64,

@@ -62,6 +62,8 @@ impl Scripted {
             bytes_grown: 400,
             refused: [("access".to_owned(), 1)].into(),
             dropped: [("signature".to_owned(), 2)].into(),
+            grants_refused: [("access".to_owned(), 3)].into(),
+            grants_dropped: [("access".to_owned(), 4)].into(),
             broken: 0,
             parked: 0,
             missing: 0,

@@ -40,8 +40,14 @@ pub(super) struct Info {
     rows: u64,
     log_bytes: u64,
     stored_bytes: u64,
+    entries_grown: i64,
+    bytes_grown: u64,
     refused: BTreeMap<String, u64>,
     dropped: BTreeMap<String, u64>,
+    #[serde(default)]
+    grants_refused: BTreeMap<String, u64>,
+    #[serde(default)]
+    grants_dropped: BTreeMap<String, u64>,
     broken: u64,
     parked: u64,
     missing: u64,
@@ -113,6 +119,8 @@ impl Info {
         line("entries", &format!("{}, which show {} rows", self.entries, self.rows));
         let sizes = (output::size(self.log_bytes), output::size(self.stored_bytes));
         line("size", &format!("{} of entries, {} on the disk", sizes.0, sizes.1));
+        let grown = output::size(self.bytes_grown);
+        line("grown", &format!("by {:+} entries and {grown} since it was opened", self.entries_grown));
         line("heads", &if self.heads.is_empty() { "none".to_owned() } else { self.heads.join(", ") });
         let peer = |peer: &Peer| {
             if peer.hostname == peer.node_id {
@@ -136,6 +144,10 @@ impl Info {
         }
         if !self.dropped.is_empty() {
             line("dropped", &counts(&self.dropped));
+        }
+        let of_grants = [(&self.grants_refused, "kept"), (&self.grants_dropped, "not kept")];
+        for (refused, what) in of_grants.into_iter().filter(|(refused, _)| !refused.is_empty()) {
+            line("grants", &format!("refused and {what}: {}", counts(refused)));
         }
         if self.broken > 0 {
             line("broken", &format!("{} blocks that are no entries", self.broken));
@@ -209,8 +221,9 @@ mod tests {
         json!({
             "name": "no\u{1b}tes", "address": "/orbitdb/zdpuA", "type": "documents", "index_by": "_id", "identity": "02ab",
             "access": { "grantable": true, "write": ["02ab", "03cd"], "admin": ["02ab"], "writable": true },
-            "heads": ["zdpuB"], "entries": 3, "rows": 2, "log_bytes": 1200, "stored_bytes": 4096, "entries_grown": 0,
-            "bytes_grown": 0, "refused": { "access": 1 }, "dropped": {}, "broken": 0, "parked": 2, "missing": 1,
+            "heads": ["zdpuB"], "entries": 3, "rows": 2, "log_bytes": 1200, "stored_bytes": 4096, "entries_grown": -1,
+            "bytes_grown": 2_048, "refused": { "access": 1 }, "dropped": {}, "grants_refused": {},
+            "grants_dropped": { "access": 4 }, "broken": 0, "parked": 2, "missing": 1,
             "peers": [{ "node_id": "12D3KooW", "hostname": "hive" }],
             "catching_up": [{ "node_id": "12D3KooW", "entries": 500, "blocks_done": 120, "bytes_done": 204_800 }],
         })
@@ -223,9 +236,11 @@ mod tests {
             "name     notes",
             "type     documents, with their keys in _id",
             "entries  3, which show 2 rows",
+            "grown    by -1 entries and 2.00 KiB since it was opened",
             "peers    hive (12D3KooW)",
             "coming   500 entries from hive: 120 blocks are here, 200.00 KiB",
             "refused  1 for access",
+            "grants   refused and not kept: 4 for access",
             "waiting  2 blocks for 1 that are missing",
             "writers  02ab, 03cd; this node may",
             "admins   02ab",
