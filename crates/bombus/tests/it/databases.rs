@@ -249,6 +249,7 @@ async fn rows_are_exported_imported_and_dropped_with_all_their_space() {
     assert!(taken.stderr.contains("is there already"), "{}", taken.stderr);
     let piped = run(&home, &["export", "from"], 0).await.stdout;
     assert_eq!(piped, std::fs::read_to_string(file).unwrap(), "stdout has the same as the file");
+    assert_eq!(run(&home, &["export", "from", "--json"], 0).await.stdout, piped, "which is JSON already");
 
     run(&home, &["create", "to", "--type", "keyvalue"], 0).await;
     assert_eq!(object(&home, &["import", "to", file]).await, json!({ "imported": 100 }));

@@ -35,8 +35,8 @@ pub(crate) struct ExportArgs {
     /// Where to; a file that is there is not overwritten [default: stdout]
     #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     file: Option<PathBuf>,
-    /// Say as one JSON object how much was written; needs a FILE
-    #[arg(long, requires = "file")]
+    /// Say as one JSON object how much was written to FILE; the rows themselves are lines of JSON in any case
+    #[arg(long)]
     json: bool,
 }
 
