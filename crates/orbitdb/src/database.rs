@@ -419,15 +419,22 @@ impl Database {
         self.inner.shared.state().closed
     }
 
-    /// Returns what a key shows.
+    /// Returns what a key shows. Events have their hashes for keys, and are read from the storage: one that cannot be read is none.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Row> {
-        self.inner.shared.index().get(key)
+        match self.manifest().r#type {
+            DatabaseType::Events => self.event(&key.parse().ok()?),
+            DatabaseType::Documents | DatabaseType::KeyValue => self.inner.shared.index().get(key),
+        }
     }
 
-    /// Returns the rows whose values fulfil a condition, ordered by key.
+    /// Returns the rows whose values fulfil a condition, ordered by key. Events have no order of keys, and come oldest first; they are read
+    /// from the storage, and those that cannot be read are left out.
     pub fn query(&self, condition: impl Fn(&Value) -> bool) -> Vec<Row> {
-        self.inner.shared.index().query(condition)
+        match self.manifest().r#type {
+            DatabaseType::Events => self.events_that(condition),
+            DatabaseType::Documents | DatabaseType::KeyValue => self.inner.shared.index().query(condition),
+        }
     }
 }
 

@@ -406,16 +406,13 @@ impl Databases for SwarmDatabases {
         if type_of(database.manifest().r#type) != DatabaseType::Events {
             return database.get(key).map(|row| row_of(&row, true)).ok_or_else(unknown);
         }
-        let hash: Hash = key.parse().map_err(|_| DatabasesError::Invalid {
-            param: "key",
-            message: "events are got by their hashes, zdpu...".into(),
-        })?;
-        let bounds = Bounds { gte: Some(hash), lte: Some(hash), ..Bounds::default() };
-        let rows = aside(move || match database.iterate(bounds) {
-            Err(orbitdb::DatabaseError::NotFound(_)) => Ok(Vec::new()),
-            rows => rows.map_err(of_database),
-        });
-        rows.await?.first().map(|row| row_of(row, false)).ok_or_else(unknown)
+        if key.parse::<Hash>().is_err() {
+            let message = "events are got by their hashes, zdpu...".to_owned();
+            return Err(DatabasesError::Invalid { param: "key", message });
+        }
+        let key = key.to_owned();
+        let row = aside(move || Ok(database.get(&key))).await?;
+        row.map(|row| row_of(&row, false)).ok_or_else(unknown)
     }
 
     async fn rows(&self, database: &str, bounds: RowBounds) -> Result<Rows, DatabasesError> {

@@ -8,11 +8,13 @@ use std::{
 
 use super::{Database, DatabaseError};
 use crate::{
+    cbor::Value,
     cid::Hash,
     entry::Refusal,
     index::{Record, Row},
     log::Position,
     manifest::DatabaseType,
+    storage::Space,
     sync::Peer,
 };
 
@@ -157,11 +159,26 @@ impl Database {
             return Ok(places.into_iter().filter_map(|(_, key)| index.get(&key)).collect());
         }
         let space = self.inner.shared.space()?;
-        let row = |(position, key): (Position, Arc<str>)| {
-            let record = self.inner.shared.record(&*space, &position.hash)?;
-            Some(Row { hash: position.hash, key, value: Arc::new(record.operation.value) })
-        };
-        Ok(places.into_iter().filter_map(row).collect())
+        Ok(places.iter().filter_map(|(position, _)| self.row_of_event(&*space, position.hash)).collect())
+    }
+
+    /// Returns an event that counts and is stored.
+    fn row_of_event(&self, space: &dyn Space, hash: Hash) -> Option<Row> {
+        let record = self.inner.shared.record(space, &hash)?;
+        Some(Row { hash, key: "".into(), value: Arc::new(record.operation.value) })
+    }
+
+    pub(super) fn event(&self, hash: &Hash) -> Option<Row> {
+        let space = self.inner.shared.space().ok()?;
+        self.row_of_event(&*space, *hash)
+    }
+
+    /// Returns the events whose values fulfil a condition, oldest first; no more of them are in memory than these.
+    pub(super) fn events_that(&self, condition: impl Fn(&Value) -> bool) -> Vec<Row> {
+        let Ok(space) = self.inner.shared.space() else { return Vec::new() };
+        let hashes: Vec<Hash> = self.inner.shared.index().range(..).map(|(position, _)| position.hash).collect();
+        let rows = hashes.into_iter().filter_map(|hash| self.row_of_event(&*space, hash));
+        rows.filter(|row| condition(&row.value)).collect()
     }
 
     /// Returns what there is to see of the database.

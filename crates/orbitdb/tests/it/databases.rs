@@ -35,6 +35,11 @@ fn n(row: &Row) -> u64 {
     row.value.get("n").and_then(Value::as_u64).unwrap()
 }
 
+/// Returns the number that an event is.
+fn n_of(row: &Row) -> u64 {
+    row.value.as_u64().unwrap()
+}
+
 fn everyone(r#type: DatabaseType) -> OpenOptions {
     OpenOptions::of(r#type).access(Access::Everyone)
 }
@@ -70,6 +75,10 @@ async fn events_are_read_within_bounds() {
     for number in 0..10_u64 {
         hashes.push(log.add(number).await.unwrap());
     }
+    assert_eq!(n_of(&log.get(&hashes[3].to_string()).unwrap()), 3, "each is got by its hash");
+    assert!(log.get("3").is_none() && log.get(&Hash::of(b"nothing").to_string()).is_none());
+    let even = log.query(|value| value.as_u64().is_some_and(|number| number % 2 == 0));
+    assert_eq!(even.iter().map(n_of).collect::<Vec<_>>(), [0, 2, 4, 6, 8], "oldest first");
     let read = |bounds: Bounds| -> Vec<u64> {
         log.iterate(bounds).unwrap().iter().map(|row| row.value.as_u64().unwrap()).collect()
     };
@@ -251,15 +260,6 @@ async fn a_grant_lets_write_and_its_revocation_takes_away_what_was_written() {
 }
 
 #[tokio::test]
-async fn a_grant_and_a_revocation_count_when_they_return() {
-    let (orbit, _outputs) = node();
-    let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec![]));
-    let guarded = orbit.open("guarded", options).await.unwrap();
-    for number in 0..200 {
-        let id = number.to_string();
-        guarded.grant("write", &id).await.unwrap();
-        assert!(guarded.admission().admits(&id), "grant {number}");
-#[tokio::test]
 async fn what_guards_a_database_has_the_same_limits() {
     let (orbit, _outputs) = node();
     let limits = Limits { entry_bytes: 2_000, ..Limits::default() };
@@ -278,6 +278,15 @@ async fn what_guards_a_database_has_the_same_limits() {
     assert!(is_too_large(again.grant("write", &too_long).await), "by its address, too");
 }
 
+#[tokio::test]
+async fn a_grant_and_a_revocation_count_when_they_return() {
+    let (orbit, _outputs) = node();
+    let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec![]));
+    let guarded = orbit.open("guarded", options).await.unwrap();
+    for number in 0..200 {
+        let id = number.to_string();
+        guarded.grant("write", &id).await.unwrap();
+        assert!(guarded.admission().admits(&id), "grant {number}");
         guarded.revoke("write", &id).await.unwrap();
         assert!(!guarded.admission().admits(&id), "revocation {number}");
     }
