@@ -38,11 +38,7 @@ proptest! {
 
     #[test]
     fn json_gives_the_value_back(value in values()) {
-        // An integer below the range of i64 has no JSON form but text.
-        let json = value.to_json();
-        if let Ok(back) = Value::from_json(&json) {
-            prop_assert_eq!(back.to_json(), json);
-        }
+        prop_assert_eq!(Value::from_json(&value.to_json()), Ok(value));
     }
 
     #[test]
@@ -122,4 +118,27 @@ fn bytes_and_links_stand_in_json_as_dag_json_writes_them() {
     assert_eq!(json, serde_json::json!({ "a": { "/": { "bytes": "AQI" } }, "l": { "/": "bafyq" } }));
     assert_eq!(Value::from_json(&json), Ok(value));
     assert_eq!(Value::from_json(&serde_json::json!({ "/": 1 })), Err(JsonError::Reserved));
+}
+
+#[test]
+fn what_has_no_form_in_json_gets_one_of_its_own() {
+    let large = Value::Negative(u64::MAX);
+    assert_eq!(large.to_json(), serde_json::json!({ "/": { "integer": "-18446744073709551616" } }));
+    assert_eq!(Value::Negative(1 << 63).to_json(), serde_json::json!({ "/": { "integer": "-9223372036854775809" } }));
+    assert_eq!(Value::Negative((1 << 63) - 1).to_json(), serde_json::json!(i64::MIN));
+    let map = Value::map([("/", Value::from("bafyq"))]);
+    assert_eq!(map.to_json(), serde_json::json!({ "/": { "map": { "/": "bafyq" } } }));
+    let nested = Value::map([("/", Value::map([("map", map.clone())]))]);
+    for value in [large, Value::Negative(1 << 63), map, nested] {
+        assert_eq!(Value::from_json(&value.to_json()), Ok(value));
+    }
+    for wrong in [
+        serde_json::json!({ "/": { "integer": "-1" } }),
+        serde_json::json!({ "/": { "integer": "-18446744073709551617" } }),
+        serde_json::json!({ "/": { "integer": 1 } }),
+        serde_json::json!({ "/": { "map": { "a": 1 } } }),
+        serde_json::json!({ "/": {} }),
+    ] {
+        assert_eq!(Value::from_json(&wrong), Err(JsonError::Reserved), "{wrong}");
+    }
 }
