@@ -36,6 +36,18 @@ const OPENING_MAX: usize = 8;
 const IN_USE_PAUSE: Duration = Duration::from_millis(50);
 const IN_USE_TRIES: u32 = 100;
 
+/// Room for databases that are being opened.
+struct Claim<'a> {
+    claimed: &'a Mutex<usize>,
+    count: usize,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        *lock(self.claimed) -= self.count;
+    }
+}
+
 /// No lock is held across a wait, except that of `changing`.
 pub(super) struct Shared {
     pub(super) config: DbConfig,
@@ -50,6 +62,8 @@ pub(super) struct Shared {
     /// The list of databases is changed by one at a time.
     changing: tokio::sync::Mutex<()>,
     opening: Semaphore,
+    /// How many of the databases that may be open are about to be.
+    claimed: Mutex<usize>,
     /// Whether what was open before is open again.
     ready: watch::Sender<bool>,
     replications: Mutex<BTreeMap<Address, Replication>>,
@@ -94,6 +108,7 @@ impl Shared {
             kept: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             opening: Semaphore::new(OPENING_MAX),
+            claimed: Mutex::default(),
             ready: watch::Sender::new(false),
             replications: Mutex::default(),
             asked: Mutex::default(),
@@ -228,10 +243,9 @@ impl Shared {
             lock(&self.kept).insert(database.address(), database.clone());
             return Ok(database);
         }
-        let open = self.orbit.addresses().borrow().len();
-        if open >= self.config.databases_max {
-            return Err(DbError::TooMany(open));
-        }
+        // By an address it shows only later whether another one guards it.
+        let count = if address.is_none() && options.is_guarded() { 2 } else { 1 };
+        let claim = self.claim(count)?;
         let _place = self.opening.acquire().await.map_err(|_| DbError::Stopped)?;
         let (shared, limit) = (Arc::clone(self), self.config.open_limit());
         let options = self.config.bound(options);
@@ -247,8 +261,25 @@ impl Shared {
             }
         })
         .await?;
+        drop(claim);
+        let open = self.orbit.addresses().borrow().len();
+        if open > self.config.databases_max {
+            database.close().await?;
+            return Err(DbError::TooMany(open));
+        }
         lock(&self.kept).insert(database.address(), database.clone());
         Ok(database)
+    }
+
+    /// Claims room for so many more databases, until the claim is dropped. One that is being opened may be counted twice for a moment.
+    fn claim(&self, count: usize) -> Result<Claim<'_>, DbError> {
+        let mut claimed = lock(&self.claimed);
+        let open = self.orbit.addresses().borrow().len();
+        if open + *claimed + count > self.config.databases_max {
+            return Err(DbError::TooMany(open));
+        }
+        *claimed += count;
+        Ok(Claim { claimed: &self.claimed, count })
     }
 
     /// Makes sure that only one changes which databases there are.

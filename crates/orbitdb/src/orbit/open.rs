@@ -165,6 +165,12 @@ impl OpenOptions {
         self.limits(other.limits).sync(other.sync)
     }
 
+    /// Returns whether a new database is guarded by another one, which is opened with it.
+    #[must_use]
+    pub const fn is_guarded(&self) -> bool {
+        matches!(self.access, Access::Capabilities(_))
+    }
+
     fn rule(&self, r#type: DatabaseType) -> Rule {
         match (&self.view, r#type) {
             (_, DatabaseType::Events) => Rule::All,

@@ -93,6 +93,39 @@ async fn there_is_an_end_to_how_many_are_open() {
 }
 
 #[tokio::test]
+async fn what_guards_a_database_is_counted_too() {
+    let with_room_for = |databases_max| DbConfig { databases_max, ..config() };
+    let a = Keeper::start_with(1, &[], with_room_for(3), TempDir::new().unwrap()).await;
+    let guarded = || OpenOptions::of(DatabaseType::Documents).access(Access::Capabilities(Vec::new()));
+    let first = a.db.create("first", guarded()).await.unwrap();
+    let second = a.db.create("second", guarded()).await;
+    assert!(matches!(second, Err(DbError::TooMany(2))), "{second:?}");
+    assert_eq!(a.db.orbit().databases().unwrap().len(), 2, "nothing of it is stored");
+    let b = Keeper::start_with(2, &[&a], with_room_for(1), TempDir::new().unwrap()).await;
+    let opened = b.db.open(&first.address().to_string()).await;
+    assert!(matches!(opened, Err(DbError::TooMany(_))), "{opened:?}");
+    until_it_shows(|| async {}, || b.db.orbit().addresses().borrow().is_empty()).await;
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn those_that_are_opened_at_once_are_no_more_than_may_be() {
+    let a = Keeper::start_with(1, &[], DbConfig { databases_max: 2, ..config() }, TempDir::new().unwrap()).await;
+    let names = ["1", "2", "3", "4"];
+    for name in names {
+        a.create(name).await;
+        a.db.close(name).await.unwrap();
+        until_it_shows(|| async {}, || a.db.orbit().addresses().borrow().is_empty()).await;
+    }
+    let opened = futures::future::join_all(names.map(|name| a.db.open(name))).await;
+    assert_eq!(opened.iter().filter(|opened| opened.is_ok()).count(), 2, "{opened:?}");
+    assert!(opened.iter().all(|opened| matches!(opened, Ok(_) | Err(DbError::TooMany(_)))), "{opened:?}");
+    drop(opened);
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn a_database_that_nobody_has_is_not_waited_for_forever_and_a_stop_ends_the_wait() {
     let config = DbConfig { open_limit_ms: 300, ..config() };
     let a = Keeper::start_with(1, &[], config, TempDir::new().unwrap()).await;
