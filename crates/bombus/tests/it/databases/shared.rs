@@ -95,6 +95,15 @@ async fn two_nodes_write_one_database_and_show_the_same() {
     assert_eq!(info["peers"], json!([{ "node_id": two.id(), "hostname": "node1" }]), "{info}");
     assert_eq!(info["refused"], json!({}), "{info}");
 
+    one.done(&["db", "close", "notes"]).await;
+    while change["event"] != "leave" {
+        let line = within("the next change", changes.next_line()).await.unwrap().expect("the watch goes on");
+        change = serde_json::from_str(&line).unwrap();
+    }
+    assert_eq!(change["node_id"], one.id(), "{change}");
+    one.done(&["db", "open", "notes"]).await;
+    eventually("they are peers again", async || object(one, &["info", "notes"]).await["peers"] != json!([])).await;
+
     two.done(&["db", "drop", "notes"]).await;
     let left = async || object(one, &["info", "notes"]).await["peers"] == json!([]);
     eventually("the other node is no peer of the database any more", left).await;
