@@ -61,10 +61,18 @@ function cipher(key) {
   return { encrypt, decrypt };
 }
 
-/** What encrypts payloads and entries by a key that is shared, 64 hex digits. */
-function encryptionBy(secret) {
-  const of = (purpose) => cipher(Buffer.from(hkdfSync("sha256", Buffer.from(secret, "hex"), "orbitdb swarm key", purpose, 32)));
+/** What encrypts payloads and entries, each by a key of its own that comes from a secret and a salt. */
+function encryptionBy(secret, salt) {
+  const of = (purpose) => cipher(Buffer.from(hkdfSync("sha256", secret, salt, purpose, 32)));
   return { data: of("data"), replication: of("replication") };
+}
+
+/** By a key that all share, 64 hex digits. */
+const encryptionByKey = (secret) => encryptionBy(Buffer.from(secret, "hex"), "orbitdb swarm key");
+
+/** By a pair of keys in base64. */
+function createEncryptionModule({ publicKey, privateKey }) {
+  return encryptionBy(Buffer.from(privateKey, "base64"), Buffer.from(publicKey, "base64"));
 }
 
 const commands = {
@@ -73,10 +81,11 @@ const commands = {
   },
 
   /** Opens by name, with the rest of the options, or by address. */
-  open: async ({ name, type, write: writers, access = "ipfs", indexBy, meta, secret }) => {
+  open: async ({ name, type, write: writers, access = "ipfs", indexBy, meta, secret, keyPair }) => {
     const options = {};
     if (meta) options.meta = meta;
-    if (secret) options.encryption = encryptionBy(secret);
+    if (secret) options.encryption = encryptionByKey(secret);
+    if (keyPair) options.encryption = createEncryptionModule(keyPair);
     if (type) options.type = type;
     if (indexBy) options.Database = Documents({ indexBy });
     if (!name.startsWith("/orbitdb/")) {

@@ -1,20 +1,26 @@
-//! What programs can ask for that no command offers: values and entries encrypted by a key that all share, and notes in a manifest.
+//! What programs can ask for that no command offers: values and entries encrypted by a key that all share or by a pair of keys, and notes in
+//! a manifest.
 
 use bombus_swarm::db::Node;
 use orbitdb::cbor::Value;
-use orbitdb::crypt::{Algorithm, Encryption};
+use orbitdb::crypt::{Algorithm, Encryption, KeyPair};
 use orbitdb::manifest::DatabaseType;
 use orbitdb::{Access, OpenOptions};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::database::Kind;
 use super::of_each_release;
 use super::peer::{Installed, JsHome, JsPeer};
 use crate::model::eventually;
 
-of_each_release! { what_is_encrypted_is_read_on_both_sides, notes_in_a_manifest_come_through }
+of_each_release! {
+    what_is_encrypted_is_read_on_both_sides, what_a_pair_of_keys_encrypts_is_read_on_both_sides, notes_in_a_manifest_come_through
+}
 
 const KEY: [u8; 32] = [7; 32];
+/// 32 bytes each, in base64.
+const PUBLIC_KEY: &str = "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=";
+const PRIVATE_KEY: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 const KIND: Kind = Kind::KeyValue;
 
 async fn pair(installed: Installed) -> (tempfile::TempDir, Node, JsHome, JsPeer) {
@@ -35,15 +41,26 @@ fn contains(block: &[u8], text: &str) -> bool {
 }
 
 async fn what_is_encrypted_is_read_on_both_sides(installed: Installed) {
+    let encryption = Encryption::of_swarm_key(Algorithm::Aes256Gcm, &KEY);
+    is_read_on_both_sides(installed, encryption, "secret", json!(hex::encode(KEY))).await;
+}
+
+async fn what_a_pair_of_keys_encrypts_is_read_on_both_sides(installed: Installed) {
+    let pair = KeyPair { public_key: PUBLIC_KEY.to_owned(), private_key: PRIVATE_KEY.to_owned().into() };
+    let told = json!({ "publicKey": PUBLIC_KEY, "privateKey": PRIVATE_KEY });
+    is_read_on_both_sides(installed, Encryption::of_key_pair(&pair).unwrap(), "keyPair", told).await;
+}
+
+/// The peer is told the same secret as an option of this name.
+async fn is_read_on_both_sides(installed: Installed, encryption: Encryption, option: &str, secret: Json) {
     let (_folder, node, _home, peer) = pair(installed).await;
-    let encrypted = || options().encryption(Encryption::of_swarm_key(Algorithm::Aes256Gcm, &KEY));
-    let secret = hex::encode(KEY);
+    let encrypted = || options().encryption(encryption.clone());
 
     // Ours first, and theirs into it.
     let database = node.databases().create("ours", encrypted()).await.unwrap();
     let address = database.address().to_string();
     database.put("from ours", "written by us").await.unwrap();
-    peer.open(json!({ "name": address, "secret": secret })).await;
+    peer.open(json!({ "name": address, option: secret })).await;
     let theirs = async || peer.get(&address, KIND, "from ours").await == Some(json!("written by us"));
     eventually("the peer reads ours", theirs).await;
     peer.write(&address, &KIND.put("from theirs", json!({ "text": "written by them", "half": 0.5 }))).await;
@@ -55,7 +72,7 @@ async fn what_is_encrypted_is_read_on_both_sides(installed: Installed) {
     assert!(heads.iter().all(|block| !contains(block, "next")), "not even what it follows is plain");
 
     // Theirs first.
-    let name = json!({ "name": "theirs", "type": KIND.name(), "write": ["*"], "secret": secret });
+    let name = json!({ "name": "theirs", "type": KIND.name(), "write": ["*"], option: secret });
     let address = peer.open(name).await;
     peer.write(&address, &KIND.put("from theirs", json!("written by them"))).await;
     let database = node.open(&address, encrypted()).await.unwrap();
