@@ -154,6 +154,18 @@ fn an_own_identity_that_a_peer_gave_before_is_kept_with_the_first_own_entry() {
 }
 
 #[test]
+fn of_heads_that_are_too_large_the_rest_is_not_looked_at() {
+    let alice = signer(1);
+    let mut replica = replica(Admission::Everyone);
+    // One value of bytes that ends where the limit is.
+    let length = u32::try_from(HEADS_BYTES_MAX - 5).unwrap().to_be_bytes();
+    let mut bytes = [&[0x5a][..], &length, &vec![0; HEADS_BYTES_MAX - 5]].concat();
+    bytes.extend(write(&alice, 1, &[], "behind it").block);
+    replica.on(NOW, Input::Heads(peer(), bytes));
+    assert_eq!((replica.broken(), replica.sync().waiting()), (1, (0, 0)));
+}
+
+#[test]
 fn an_entry_replayed_from_another_log_is_no_part_of_this_one() {
     let alice = signer(1);
     let mut replica = replica(Admission::Everyone);

@@ -195,6 +195,145 @@ async fn a_peer_that_says_for_ever_that_there_is_more_keeps_nobody_from_the_log(
 }
 
 #[tokio::test]
+async fn more_blocks_than_were_announced_are_not_taken() {
+    let (a, at_a, directory) = one_left_behind().await;
+    put_many(&at_a, "a", 5).await;
+    let (_, blocks) = at_a.bulk(&at_a.lacking(&[]), 1 << 20, &mut orbitdb::Told::default()).unwrap();
+    let liar = Mesh::start(11, &[]).await;
+    let asked = answer_saying(&liar.net, 1, vec![piece(&blocks)], true);
+    let (b, at_b) = alone_with(&liar, &at_a, config(), directory).await;
+    until_it_shows(|| async {}, || asked.load(Ordering::Relaxed) > 1).await;
+    at_b.flush().await.unwrap();
+    assert_eq!(at_b.info().unwrap().entries, 1);
+    drop(at_b);
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn heads_that_are_too_large_are_not_looked_at() {
+    let (a, at_a, directory) = one_left_behind().await;
+    let stranger = Mesh::start(11, &[]).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let mut incoming = stranger.net.accept(&at_a.address().heads_protocol()).unwrap();
+    let count = Arc::clone(&asked);
+    tokio::spawn(async move {
+        let mut head = Vec::new();
+        ciborium::into_writer(&json!({ "is": "nothing" }), &mut head).unwrap();
+        while let Some((_, mut stream)) = incoming.next().await {
+            count.fetch_add(1, Ordering::Relaxed);
+            drop(stream.write_all(&head.repeat(1_000)).await);
+            drop(stream.shutdown().await);
+        }
+    });
+    let _topic = pose(&stranger.net, &at_a).await;
+    let small = DbConfig { entry_kb_max: 1, heads_kb_max: 2, ..config() };
+    let b = Keeper::start_with(2, &[], small, directory).await;
+    timeout(LIMIT, b.mesh.net.dial(&stranger.address().await)).await.unwrap().unwrap();
+    let at_b = b.db.database("shared").expect("it is open again");
+    until_it_shows(|| async {}, || asked.load(Ordering::Relaxed) > 1).await;
+    assert_eq!(at_b.info().unwrap().broken, 0);
+    drop(at_b);
+    b.stop().await;
+    a.stop().await;
+}
+
+/// Asks a node for a log as one does that has nothing of it. Returns the first word of the answer, and the stream.
+async fn ask(stranger: &Mesh, node: &Keeper, database: &Database) -> (String, NetStream) {
+    let mut stream = stranger.net.open_stream(node.id(), OPLOG_PROTOCOL).await.unwrap();
+    let mut request = Vec::new();
+    let nothing: [&str; 0] = [];
+    ciborium::into_writer(&json!({ "address": database.address().to_string(), "have": nothing }), &mut request)
+        .unwrap();
+    send(&mut stream, &request).await;
+    let length = timeout(LIMIT, stream.read_u32()).await.expect("it answers").unwrap();
+    let mut answer = vec![0; length as usize];
+    stream.read_exact(&mut answer).await.unwrap();
+    let answer: BTreeMap<String, Value> = ciborium::from_reader(&answer[..]).unwrap();
+    (answer.into_keys().next().unwrap(), stream)
+}
+
+#[tokio::test]
+async fn who_is_one_too_many_to_be_served_is_told_to_come_back() {
+    let oplog = OplogConfig { serve_max: 2, serve_per_peer_max: 1, ..OplogConfig::default() };
+    let a = Keeper::start_with(1, &[], DbConfig { oplog, ..config() }, TempDir::new().unwrap()).await;
+    let at_a = a.create("shared").await;
+    // More than fits on the way to somebody who does not read.
+    for number in 0..40 {
+        put(&at_a, &number.to_string(), &"x".repeat(200_000)).await;
+    }
+    let (first, second, third) =
+        (Mesh::start(11, &[&a.mesh]).await, Mesh::start(12, &[&a.mesh]).await, Mesh::start(13, &[&a.mesh]).await);
+    for stranger in [&first, &second, &third] {
+        timeout(LIMIT, stranger.net.dial(&a.mesh.address().await)).await.unwrap().unwrap();
+    }
+    let (answer, held) = ask(&first, &a, &at_a).await;
+    assert_eq!(answer, "sending");
+    assert_eq!(ask(&first, &a, &at_a).await.0, "busy", "one peer gets one at a time");
+    let (answer, _also_held) = ask(&second, &a, &at_a).await;
+    assert_eq!(answer, "sending");
+    assert_eq!(ask(&third, &a, &at_a).await.0, "busy", "two are served at a time");
+    drop(held);
+    let served = async {
+        let mut pause = tokio::time::interval(Duration::from_millis(100));
+        while ask(&third, &a, &at_a).await.0 != "sending" {
+            pause.tick().await;
+        }
+    };
+    timeout(LIMIT, served).await.expect("there is a place again");
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_never_has_time_is_done_without() {
+    let oplog = OplogConfig { serve_max: 0, ..OplogConfig::default() };
+    let a = Keeper::start_with(1, &[], DbConfig { oplog, ..config() }, TempDir::new().unwrap()).await;
+    let at_a = a.create("shared").await;
+    put_many(&at_a, "a", 50).await;
+    let b = Keeper::start(2, &[&a]).await;
+    let at_b = b.open(&at_a).await;
+    has(&at_b, 50).await;
+    assert!(b.db.bitswap().blocks_received >= 50, "they came one by one");
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn of_one_peer_so_many_exchanges_of_heads_run_at_once_and_no_more() {
+    let few = DbConfig { heads_streams_max: 2, heads_streams_per_peer_max: 1, ..config() };
+    let a = Keeper::start_with(1, &[], few, TempDir::new().unwrap()).await;
+    let at_a = a.create("shared").await;
+    put(&at_a, "first", "known").await;
+    let mut strangers = Vec::new();
+    for number in 11..14 {
+        let stranger = Mesh::start(number, &[&a.mesh]).await;
+        timeout(LIMIT, stranger.net.dial(&a.mesh.address().await)).await.unwrap().unwrap();
+        strangers.push(stranger);
+    }
+    let protocol = at_a.address().heads_protocol();
+    // A stranger sends no end, so that the exchange goes on. Returns whether it was told the head.
+    let is_told = |stranger: &Mesh| {
+        let (net, id, protocol) = (stranger.net.clone(), a.id().clone(), protocol.clone());
+        async move {
+            let mut stream = net.open_stream(&id, &protocol).await.unwrap();
+            // The protocol is agreed on with the first bytes; they are no head.
+            drop(stream.write_all(&[0x00]).await);
+            drop(stream.flush().await);
+            let mut heads = Vec::new();
+            let read = timeout(LIMIT, stream.read_to_end(&mut heads)).await.expect("it is answered or reset");
+            (read.is_ok() && !heads.is_empty(), stream)
+        }
+    };
+    let (told, _held) = is_told(&strangers[0]).await;
+    assert!(told);
+    assert!(!is_told(&strangers[0]).await.0, "one peer gets one at a time");
+    let (told, _also_held) = is_told(&strangers[1]).await;
+    assert!(told);
+    assert!(!is_told(&strangers[2]).await.0, "two run at a time");
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn towards_peers_in_javascript_each_head_goes_on_a_stream_of_its_own() {
     let a = Keeper::start(1, &[]).await;
     let b = Keeper::start(2, &[&a]).await;
