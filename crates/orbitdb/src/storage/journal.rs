@@ -75,15 +75,8 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
-        let bytes = fs::read(path)?;
-        let salt = bytes.strip_prefix(MAGIC).and_then(|behind| behind.first_chunk::<SALT_BYTES>());
         let damaged = || io::Error::new(io::ErrorKind::InvalidData, "it is no journal of this version");
-        let salt = *salt.filter(|_| bytes.len() == FILE_BYTES).ok_or_else(damaged)?;
-        let (mut batches, mut end) = (Vec::new(), BEGIN);
-        while let Some(payload) = record(&bytes[end..], &salt, last + 1 + batches.len() as u64) {
-            batches.push(changes_of(payload).ok_or_else(damaged)?);
-            end += HEAD_BYTES + payload.len();
-        }
+        let (salt, end, batches) = read(&fs::read(path)?, last).ok_or_else(damaged)?;
         Ok(Some((Self { file, salt, end, is_behind: false }, batches)))
     }
 
@@ -166,6 +159,17 @@ fn sum(salt: &[u8; SALT_BYTES], number: u64, payload: &[u8]) -> [u8; SUM_BYTES] 
     *digest.first_chunk().expect("a digest has 32 bytes")
 }
 
+/// Reads the bytes of a journal: its salt, where its records end, and their changes behind the record of a number. None where it is none.
+fn read(bytes: &[u8], last: u64) -> Option<([u8; SALT_BYTES], usize, Vec<Batch>)> {
+    let salt = bytes.strip_prefix(MAGIC)?.first_chunk::<SALT_BYTES>().filter(|_| bytes.len() == FILE_BYTES)?;
+    let (mut batches, mut end) = (Vec::new(), BEGIN);
+    while let Some(payload) = record(&bytes[end..], salt, last.checked_add(1 + batches.len() as u64)?) {
+        batches.push(changes_of(payload)?);
+        end += HEAD_BYTES + payload.len();
+    }
+    Some((*salt, end, batches))
+}
+
 /// Returns the changes of the record that stands first in bytes, if that is whole and has this number.
 fn record<'a>(bytes: &'a [u8], salt: &[u8; SALT_BYTES], number: u64) -> Option<&'a [u8]> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
@@ -212,6 +216,8 @@ fn part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn batch(number: u8) -> Batch {
@@ -233,23 +239,68 @@ mod tests {
         (directory, path)
     }
 
-    fn read(path: &Path, last: u64) -> Vec<Batch> {
+    fn changes_in(path: &Path, last: u64) -> Vec<Batch> {
         Journal::open(path, last).unwrap().unwrap().1
+    }
+
+    /// Returns a journal in memory in which this stands where records begin.
+    fn with_records(records: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; FILE_BYTES];
+        bytes[..MAGIC.len()].copy_from_slice(MAGIC);
+        bytes[BEGIN..BEGIN + records.len()].copy_from_slice(records);
+        bytes
+    }
+
+    /// Returns a whole record of the first number, whatever is in it.
+    fn first_record(payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[..], &1_u64.to_be_bytes(), &sum(&[0; SALT_BYTES], 1, payload), payload].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_in_a_file_it_is_read_or_is_no_journal(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            last in any::<u64>(),
+        ) {
+            drop(read(&bytes, last));
+            drop(read(&with_records(&bytes), last));
+            drop(read(&with_records(&first_record(&bytes)), 0));
+        }
+
+        #[test]
+        fn changes_are_read_as_they_were_written(
+            changes in prop::collection::vec((any::<Vec<u8>>(), prop::option::of(any::<Vec<u8>>())), 0..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut batch = Batch::default();
+            for (key, value) in &changes {
+                match value {
+                    Some(value) => batch.put(Table::Blocks, key, value.clone()),
+                    None => batch.delete(Table::Blocks, key),
+                }
+            }
+            let payload = payload_of(&batch);
+            let (_, end, batches) = read(&with_records(&first_record(&payload)), 0).unwrap();
+            prop_assert_eq!((end, batches), (BEGIN + HEAD_BYTES + payload.len(), vec![batch]));
+            // What is cut may be fewer changes, or none, and is never an error of the program.
+            drop(changes_of(&payload[..cut.index(payload.len() + 1)]));
+        }
     }
 
     #[test]
     fn what_was_written_is_read_up_to_the_first_that_is_not_whole() {
         let (_directory, path) = journal(1..4);
-        assert_eq!(read(&path, 0), [batch(1), batch(2), batch(3)]);
-        assert!(read(&path, 3).is_empty(), "what the tree has is not read again");
-        assert!(read(&path, 1).is_empty(), "records have no gap");
+        assert_eq!(changes_in(&path, 0), [batch(1), batch(2), batch(3)]);
+        assert!(changes_in(&path, 3).is_empty(), "what the tree has is not read again");
+        assert!(changes_in(&path, 1).is_empty(), "records have no gap");
         let mut bytes = fs::read(&path).unwrap();
         let length = HEAD_BYTES + payload_of(&batch(1)).len();
         for at in 0..length {
             let at = BEGIN + length + at;
             bytes[at] ^= 1;
             fs::write(&path, &bytes).unwrap();
-            assert_eq!(read(&path, 0), [batch(1)], "byte {at}");
+            assert_eq!(changes_in(&path, 0), [batch(1)], "byte {at}");
             bytes[at] ^= 1;
         }
     }
@@ -262,7 +313,7 @@ mod tests {
         journal.append(8, &payload_of(&batch(8))).unwrap();
         journal.sync().unwrap();
         // The next one there would be the second, whole as it is.
-        assert_eq!(read(&path, 7), [batch(8)]);
+        assert_eq!(changes_in(&path, 7), [batch(8)]);
     }
 
     #[test]
@@ -272,7 +323,7 @@ mod tests {
         let mut bytes = fs::read(&path).unwrap();
         bytes[BEGIN..].copy_from_slice(&fs::read(&other).unwrap()[BEGIN..]);
         fs::write(&path, bytes).unwrap();
-        assert!(read(&path, 0).is_empty(), "a peer cannot write a record into its entries");
+        assert!(changes_in(&path, 0).is_empty(), "a peer cannot write a record into its entries");
     }
 
     #[test]
