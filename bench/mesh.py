@@ -236,7 +236,7 @@ def main():
     print()
     print(
         f"Per node, over {options.window:.0f} s, {options.settle:.0f} s after all see each other; kB of 1000 bytes, with Ethernet, IP and TCP headers; CPU of one core. "
-        "Targets at 10 nodes: < 2 kB/s sent, <= 60 MiB, < 1 %."
+        "Targets at 10 nodes: < 2 kB/s sent, <= 57 MiB (60 MB), < 1 %."
     )
     print(f"{options.rounds} rounds of each time.")
     print(machine.describe(load_before))
