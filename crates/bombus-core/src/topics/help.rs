@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 
 use super::{Capabilities, NodeStatus, TaskHelpRequest, TaskHelpResponse, Timestamp};
 
-/// In how many seconds a node without a free slot says that it could begin. How long what it runs takes nobody knows; most answers are done
-/// by then.
+/// In how many seconds a node without a free slot says that it could begin. It is a guess: how long what it runs
+/// takes nobody knows.
 const FULL_ETA_S: u32 = 30;
 
 /// A node that could help.
