@@ -161,7 +161,7 @@ impl Default for NetTiming {
             redundant_grace: Duration::from_secs(2),
             idle_limit: Duration::from_secs(60),
             mdns_interval: Duration::from_secs(60),
-            gossip_heartbeat: Duration::from_secs(3),
+            gossip_heartbeat: Duration::from_secs(4),
             relisten_pause: Duration::from_secs(2),
             port_patience: Duration::from_secs(6),
         }

@@ -53,7 +53,7 @@ impl fmt::Debug for Peer {
 /// Times and bounds of sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyncConfig {
-    /// How often heads are exchanged with one of the peers, by turns; more often after one was met. Default 30 s.
+    /// How often heads are exchanged with one of the peers, by turns; more often after one was met. Default 60 s.
     pub resend: Duration,
     /// How long a peer has for a block before another one is asked. Default 5 s.
     pub want_timeout: Duration,
@@ -75,7 +75,7 @@ pub struct SyncConfig {
 impl Default for SyncConfig {
     fn default() -> Self {
         Self {
-            resend: Duration::from_secs(30),
+            resend: Duration::from_secs(60),
             want_timeout: Duration::from_secs(5),
             backoff: Duration::from_millis(500),
             backoff_max: Duration::from_secs(60),

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use bombus_testkit::simulator::SimulatorRandom;
 
 /// Between two heartbeats, in milliseconds: `NetTiming::gossip_heartbeat`.
-const HEARTBEAT_MS: u64 = 3_000;
+const HEARTBEAT_MS: u64 = 4_000;
 /// How many peers are told in each heartbeat, and topic, what came since the last one: `gossip_lazy`.
 const PEERS_TOLD_MIN: usize = 2;
 /// Which share of the peers are told, where that is more: `gossip_factor`.

@@ -53,7 +53,7 @@ fn heads_are_exchanged_at_once_then_again_and_soon_after_a_failure() {
         now = due;
         assert_eq!(sync.poll(now), [Request::OpenHeads(peer("a"))]);
     }
-    assert_eq!(pauses, [500, 2_000, 8_000, 30_000, 30_000, 30_000], "less and less often");
+    assert_eq!(pauses, [500, 2_000, 8_000, 32_000, 60_000, 60_000], "less and less often");
     assert!(sync.unsubscribed(now, &peer("a")));
     assert_eq!((sync.deadline(), sync.poll(999 * SECOND)), (None, vec![]));
 }
@@ -75,8 +75,8 @@ fn in_a_crowd_peers_take_turns() {
             now = sync.deadline().unwrap();
         }
         // The first minutes are for those who were just met.
-        let settled = &begun[begun.iter().position(|(at, _)| *at > 120 * SECOND).unwrap()..];
-        assert!(settled.windows(2).all(|two| two[1].0 - two[0].0 == 30 * SECOND), "with {peers}: {settled:?}");
+        let settled = &begun[begun.iter().position(|(at, _)| *at > 240 * SECOND).unwrap()..];
+        assert!(settled.windows(2).all(|two| two[1].0 - two[0].0 == 60 * SECOND), "with {peers}: {settled:?}");
         for round in settled.chunks_exact(peers) {
             let met: std::collections::BTreeSet<_> = round.iter().map(|(_, peer)| peer).collect();
             assert_eq!(met.len(), peers, "each in its turn");
@@ -94,7 +94,7 @@ fn who_is_asked_by_many_asks_all_of_them_in_the_end() {
         sync.answered(second * SECOND, &peer(&(second % 5).to_string()));
     }
     let due = sync.deadline().unwrap();
-    assert!(due <= 600 * SECOND + 5 * 45 * SECOND, "{due:?}");
+    assert!(due <= 600 * SECOND + 5 * 90 * SECOND, "{due:?}");
 }
 
 #[test]
@@ -105,15 +105,15 @@ fn an_exchange_that_the_peer_began_stands_for_one_of_ones_own() {
     for _ in 0..10 {
         sync.exchanged(SECOND, &peer("a"), true);
     }
-    // The peer begins one every 30 seconds; this side has none to begin.
-    for half_minute in 1..=10 {
-        let now = SECOND + half_minute * 30 * SECOND;
+    // The peer begins one every minute; this side has none to begin.
+    for minute in 1..=10 {
+        let now = SECOND + minute * 60 * SECOND;
         sync.answered(now - SECOND, &peer("a"));
         assert_eq!(sync.poll(now), []);
     }
     // It falls silent.
     let silent = sync.deadline().unwrap();
-    assert_eq!(silent, 300 * SECOND + 45 * SECOND);
+    assert_eq!(silent, 600 * SECOND + 90 * SECOND);
     assert_eq!(sync.poll(silent), [Request::OpenHeads(peer("a"))]);
 }
 
