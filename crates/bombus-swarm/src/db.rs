@@ -40,7 +40,7 @@ use bombus_net::bitswap::bitswap;
 use orbitdb::OrbitDb;
 use orbitdb::storage::RedbConfig;
 
-pub use config::{DbConfig, DbConfigError, DbSyncConfig, EntriesConfig, OplogConfig};
+pub use config::{DbConfig, DbConfigError, DbSyncConfig, EntriesConfig, OplogConfig, QueuesConfig};
 pub use direct::ENTRIES_PROTOCOL;
 pub use error::DbError;
 pub use handle::DbHandle;

@@ -24,8 +24,6 @@ use crate::supervised::PartEnded;
 
 /// The protocol by which blocks are fetched, as peers announce it.
 const BITSWAP_PROTOCOL: &str = "/ipfs/bitswap/1.2.0";
-/// How many peers are asked at once for what a database is.
-const ASKED_MAX: usize = 64;
 /// How often peers are asked again for what a database is.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -215,7 +213,7 @@ async fn find(shared: &Arc<Shared>, missing: &[Hash]) {
     }
     let still: BTreeSet<Hash> = shared.orbit.missing().borrow().clone();
     let wanted: Vec<Hash> = missing.iter().filter(|hash| still.contains(*hash)).copied().collect();
-    for peer in serving(shared).take(ASKED_MAX) {
+    for peer in serving(shared).take(shared.config.open_peers_max.max(1)) {
         shared.want_for(For::Opening, &peer, &wanted);
     }
 }

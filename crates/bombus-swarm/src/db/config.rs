@@ -43,6 +43,10 @@ pub struct DbConfig {
     pub links_max: usize,
     /// How long to wait for what a database is, where it is opened by the address of a peer's, in milliseconds.
     pub open_limit_ms: u64,
+    /// Most peers that are asked at once what it is. Zero counts as one.
+    pub open_peers_max: usize,
+    /// Most databases that are being opened at once; others wait. Zero counts as one.
+    pub opening_max: usize,
     /// How long an exchange of heads may take, in milliseconds.
     pub heads_limit_ms: u64,
     /// Greatest size of what a peer may send as heads in one stream, in KiB: more than `entry_kb_max`, up to 8,192. So much is sent, too.
@@ -57,6 +61,8 @@ pub struct DbConfig {
     pub sync: DbSyncConfig,
     /// The entries that nodes send each other as they are written: the section `[db.entries]`.
     pub entries: EntriesConfig,
+    /// What waits in a database: the section `[db.queues]`.
+    pub queues: QueuesConfig,
     /// The bulk catch-up between nodes.
     pub oplog: OplogConfig,
     /// The exchange of single blocks, with peers in JavaScript too: the section `[db.bitswap]`.
@@ -75,6 +81,8 @@ impl Default for DbConfig {
             block_kb_max: limits.block_bytes >> 10,
             links_max: limits.links,
             open_limit_ms: 30_000,
+            open_peers_max: 64,
+            opening_max: 8,
             heads_limit_ms: 10_000,
             heads_kb_max: 4 << 10,
             heads_streams_max: 32,
@@ -82,6 +90,7 @@ impl Default for DbConfig {
             heads_max: 64,
             sync: DbSyncConfig::default(),
             entries: EntriesConfig::default(),
+            queues: QueuesConfig::default(),
             oplog: OplogConfig::default(),
             bitswap: BitswapConfig::default(),
         }
@@ -143,6 +152,29 @@ pub struct EntriesConfig {
 impl Default for EntriesConfig {
     fn default() -> Self {
         Self { streams_max: 1_024, streams_per_peer_max: 128, waiting_max: 256, stall_limit_ms: 10_000 }
+    }
+}
+
+/// What waits in each open database until there is time for it: the section `[db.queues]`. What has no place comes later, with an exchange of
+/// heads. Zero counts as one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueuesConfig {
+    /// Most blocks from peers, and exchanges of heads to begin, that wait. When so many do, no more blocks are read.
+    pub orders_max: usize,
+    /// Most own entries that wait to be published.
+    pub publications_max: usize,
+    /// Most entries that nodes sent straight to here, and wait to be looked at. When so many do, their streams are not read.
+    pub heard_max: usize,
+    /// Most entries that wait here until what they follow has come.
+    pub held_max: usize,
+    /// How much these may take together, in KiB.
+    pub held_kb_max: usize,
+}
+
+impl Default for QueuesConfig {
+    fn default() -> Self {
+        Self { orders_max: 64, publications_max: 1_024, heard_max: 64, held_max: 1_024, held_kb_max: 8 << 10 }
     }
 }
 
@@ -309,6 +341,12 @@ impl DbConfig {
 
     pub(super) fn heads_limit(&self) -> Duration {
         Duration::from_millis(self.heads_limit_ms)
+    }
+}
+
+impl QueuesConfig {
+    pub(super) fn held_bytes_max(&self) -> usize {
+        self.held_kb_max.max(1) << 10
     }
 }
 

@@ -78,7 +78,7 @@ impl Open<'_> {
 
     fn begin(&mut self, address: Address) {
         let stop = self.stop.child_token();
-        let (replication, ends) = replication(address);
+        let (replication, ends) = replication(address, &self.shared.config.queues);
         self.shared.replications().insert(address, replication);
         self.stops.insert(address, stop.clone());
         let (shared, ends) = (Arc::clone(self.shared), Arc::new(Mutex::new(ends)));

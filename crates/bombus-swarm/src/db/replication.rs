@@ -15,6 +15,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::config::QueuesConfig;
 use super::direct::Links;
 use super::exchange;
 use super::oplog::Turns;
@@ -22,24 +23,15 @@ use super::shared::Shared;
 use crate::places::{Place, Places};
 use crate::supervised::PartEnded;
 
-/// How many orders wait. When so many do, reading blocks from peers stops; of exchanges of heads, those beyond come later.
-const ORDERS_MAX: usize = 64;
-/// How many own entries wait to be published. Those beyond reach the peers with the next exchange of heads.
-const PUBLICATIONS_MAX: usize = 1_024;
-/// How many entries that nodes sent wait. When so many do, their streams are not read.
-const HEARD_MAX: usize = 64;
 /// How long an entry waits that all peers get straight, until it is published for the nodes behind them. A newer one takes its place.
 const PUBLISH_AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked which peers have no stream for entries and could have one.
 const LINK_AGAIN: Duration = Duration::from_secs(10);
 /// How many blocks are handed to the database in one go.
 const INPUTS_MAX: usize = 256;
-/// How many published entries wait for what they follow to come in bulk, and how many bytes. Those beyond come with the heads.
-const HELD_MAX: usize = 1_024;
-const HELD_BYTES_MAX: usize = 8 << 20;
-/// For so long, what they follow may only be a little later on its way, from another peer. Then a peer is asked for it.
+/// For so long, what an entry follows may only be a little later on its way, from another peer. Then a peer is asked for it.
 const LATE_FOR: Duration = Duration::from_millis(50);
-/// While so few wait, they are tried again whenever something has come.
+/// While so few entries wait for what they follow, they are tried again whenever something has come.
 const TRIED_MAX: usize = 32;
 /// How long they wait for a peer that was asked to begin. Then what they follow is fetched one by one.
 const HELD_FOR: Duration = Duration::from_secs(1);
@@ -82,10 +74,10 @@ pub(super) struct Ends {
     behind: Arc<AtomicBool>,
 }
 
-pub(super) fn replication(address: Address) -> (Replication, Ends) {
-    let (order_sender, orders) = mpsc::channel(ORDERS_MAX);
-    let (publication_sender, publications) = mpsc::channel(PUBLICATIONS_MAX);
-    let (heard_sender, heard) = mpsc::channel(HEARD_MAX);
+pub(super) fn replication(address: Address, queues: &QueuesConfig) -> (Replication, Ends) {
+    let (order_sender, orders) = mpsc::channel(queues.orders_max.max(1));
+    let (publication_sender, publications) = mpsc::channel(queues.publications_max.max(1));
+    let (heard_sender, heard) = mpsc::channel(queues.heard_max.max(1));
     let (turns, behind) = (Arc::new(Turns::default()), Arc::new(AtomicBool::new(false)));
     let replication = Replication {
         orders: order_sender,
@@ -361,7 +353,8 @@ impl Here<'_> {
             self.take_held().await;
             return;
         }
-        if self.held.len() >= HELD_MAX || self.held_bytes + entry.block.len() > HELD_BYTES_MAX {
+        let queues = &self.shared.config.queues;
+        if self.held.len() >= queues.held_max.max(1) || self.held_bytes + entry.block.len() > queues.held_bytes_max() {
             self.behind.store(true, Ordering::Relaxed);
             return;
         }

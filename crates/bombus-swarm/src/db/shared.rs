@@ -30,8 +30,6 @@ use super::replication::Replication;
 
 /// How the agents of nodes like this one begin.
 const NODE_AGENT: &str = "bombus/";
-/// How many databases are opened at once.
-const OPENING_MAX: usize = 8;
 /// How often, and how many times, a space that somebody still reads is tried to be removed.
 const IN_USE_PAUSE: Duration = Duration::from_millis(50);
 const IN_USE_TRIES: u32 = 100;
@@ -98,6 +96,7 @@ impl Shared {
         records: Records,
         own_blocks: Arc<KeptBlocks>,
     ) -> Self {
+        let opening = Semaphore::new(config.opening_max.max(1));
         Self {
             config,
             net,
@@ -107,7 +106,7 @@ impl Shared {
             records: Mutex::new(records),
             kept: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
-            opening: Semaphore::new(OPENING_MAX),
+            opening,
             claimed: Mutex::default(),
             ready: watch::Sender::new(false),
             replications: Mutex::default(),

@@ -8,7 +8,7 @@ use orbitdb::cid::Hash;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::db::{ENTRIES_PROTOCOL, EntriesConfig};
+use crate::db::{ENTRIES_PROTOCOL, EntriesConfig, QueuesConfig};
 
 /// Takes part in the topic of a database without having it.
 async fn pose(mesh: &Mesh, database: &Database) -> Subscription {
@@ -212,5 +212,22 @@ async fn a_stream_on_which_nothing_is_said_is_ended() {
     stream.flush().await.unwrap();
     ends(&mut stream).await;
     drop(at_a);
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn what_finds_no_place_in_a_queue_comes_with_the_heads() {
+    let queues = QueuesConfig { orders_max: 1, publications_max: 1, heard_max: 1, held_max: 1, held_kb_max: 1 };
+    let entries = EntriesConfig { waiting_max: 1, ..EntriesConfig::default() };
+    let config = DbConfig { queues, entries, ..config() };
+    let a = Keeper::start_with(1, &[], config.clone(), TempDir::new().unwrap()).await;
+    let b = Keeper::start_with(2, &[&a], config, TempDir::new().unwrap()).await;
+    let at_a = a.create("shared").await;
+    let at_b = b.open(&at_a).await;
+    a.shares(&at_a, &b).await;
+    tokio::join!(put_many(&at_a, "a", 150), put_many(&at_b, "b", 150));
+    has(&at_a, 300).await;
+    has(&at_b, 300).await;
+    b.stop().await;
     a.stop().await;
 }
