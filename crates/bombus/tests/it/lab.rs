@@ -1,4 +1,5 @@
-//! Machines and the cables between them, made of network namespaces.
+//! Machines and the cables between them, made of network namespaces; and proxies, which part the nodes of one machine where no namespaces
+//! can be made.
 //!
 //! Each namespace belongs to a process that waits on a pipe from this one. Whatever ends the test, also a panic or SIGKILL, closes the
 //! pipes, and the kernel takes the namespaces, their interfaces and their rules away. Nothing of it is ever seen from outside. Root makes
@@ -18,10 +19,14 @@ use crate::harness::{take_environment, within};
 mod disk;
 mod lan;
 mod nat;
+mod network;
+mod proxies;
 
 pub(crate) use disk::Disk;
 pub(crate) use lan::Lan;
 pub(crate) use nat::{Mapping, Nat};
+pub(crate) use network::Network;
+pub(crate) use proxies::{Door, Proxies};
 
 /// Says that a test cannot run on this machine, and why. Where everything has to run, that is a failure.
 pub(crate) fn skip(reason: &str) {

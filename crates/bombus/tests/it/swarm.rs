@@ -1,4 +1,4 @@
-//! Swarms of real nodes: each a `bombus up` with a data directory of its own, on loopback or on the machines of a [`Lan`].
+//! Swarms of real nodes: each a `bombus up` with a data directory of its own, on loopback or on a [`Network`].
 //!
 //! A [`Plan`] says what kind of swarm it is to be, a [`Swarm`] is one that runs. All of its processes end with it, also when a test panics,
 //! and when the test run itself is killed.
@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::harness::{LIMIT, Signal, within};
-use crate::lab::{Lan, Machine};
+use crate::lab::{Machine, Network};
 
 mod member;
 mod raw_peer;
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
     open: bool,
     mdns: bool,
     turns: u32,
-    lan: Option<Lan>,
+    network: Option<Network>,
     machines: Vec<Machine>,
 }
 
@@ -64,7 +64,15 @@ impl Plan {
     /// Starts no nodes by multicast; they find each other only by what else the plan gives them.
     pub(crate) fn of(count: usize) -> Self {
         assert!(count <= NODES_MAX, "a swarm in a test has at most {NODES_MAX} nodes");
-        Self { count, meeting: Meeting::Ticket, open: false, mdns: false, turns: 1, lan: None, machines: Vec::new() }
+        Self {
+            count,
+            meeting: Meeting::Ticket,
+            open: false,
+            mdns: false,
+            turns: 1,
+            network: None,
+            machines: Vec::new(),
+        }
     }
 
     /// Lets the nodes find each other by multicast, and by nothing else.
@@ -109,10 +117,13 @@ impl Plan {
         self
     }
 
-    /// Puts node after node on the machines of a network.
-    pub(crate) fn on(mut self, lan: Lan) -> Self {
-        self.machines = (0..self.count).map(|index| lan.machine(index).clone()).collect();
-        self.lan = Some(lan);
+    /// Puts node after node on a network.
+    pub(crate) fn on(mut self, network: impl Into<Network>) -> Self {
+        let network = network.into();
+        if let Network::Lan(lan) = &network {
+            self.machines = (0..self.count).map(|index| lan.machine(index).clone()).collect();
+        }
+        self.network = Some(network);
         self
     }
 
@@ -129,12 +140,17 @@ impl Plan {
             turns => Some(TURNS.acquire_many(turns).await.expect("nobody closes the turns")),
         };
         let member = |index| Member::new(index, self.machines.get(index).cloned(), self.mdns, self.open);
-        let members: Vec<_> = (0..self.count).map(member).collect();
+        let mut members: Vec<_> = (0..self.count).map(member).collect();
+        if let Some(Network::Proxies(proxies)) = &self.network {
+            for (index, member) in members.iter_mut().enumerate() {
+                member.put_behind(proxies.door(index));
+            }
+        }
         if self.meeting != Meeting::Ticket && !self.open && self.count > 1 {
             let ticket = members[0].invite_nowhere().await;
             join_all(members[1..].iter().map(|member| member.join(&ticket))).await;
         }
-        Swarm { members, meeting: self.meeting, lan: self.lan, _turn: turn }
+        Swarm { members, meeting: self.meeting, network: self.network, _turn: turn }
     }
 
     /// Starts the swarm and waits until every node serves; who sees whom is the test's affair.
@@ -149,7 +165,7 @@ impl Plan {
 pub(crate) struct Swarm {
     members: Vec<Member>,
     meeting: Meeting,
-    lan: Option<Lan>,
+    network: Option<Network>,
     _turn: Option<SemaphorePermit<'static>>,
 }
 
@@ -198,8 +214,8 @@ impl Swarm {
     }
 
     /// Returns the network that the nodes are on.
-    pub(crate) fn lan(&self) -> &Lan {
-        self.lan.as_ref().expect("the plan put this swarm on a network")
+    pub(crate) fn network(&self) -> &Network {
+        self.network.as_ref().expect("the plan put this swarm on a network")
     }
 
     /// Returns the id of a node.
@@ -239,12 +255,22 @@ impl Swarm {
 
     /// Lets nothing pass between a node and some others, silently.
     pub(crate) async fn cut(&self, index: usize, others: &[usize]) {
-        self.lan().cut(index, others).await;
+        self.network().cut(index, others).await;
     }
 
     /// Takes all cuts back.
     pub(crate) async fn heal(&self) {
-        self.lan().heal().await;
+        self.network().heal().await;
+    }
+
+    /// Pulls a node's cable.
+    pub(crate) async fn unplug(&self, index: usize) {
+        self.network().unplug(index).await;
+    }
+
+    /// Puts a node's cable in again.
+    pub(crate) async fn plug_in(&self, index: usize) {
+        self.network().plug_in(index).await;
     }
 
     /// Waits until what a node says about its peers satisfies, and returns how long that took.

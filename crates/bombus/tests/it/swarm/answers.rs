@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Member, Plan, Swarm};
 use crate::harness::{fake, no_backends, within};
-use crate::lab::Lan;
+use crate::lab::Network;
 use crate::model::eventually;
 
 mod client;
@@ -35,11 +35,11 @@ async fn team_of(first: &str, workers: &[String]) -> Swarm {
     started(Plan::of(workers.len() + 1), first, workers).await
 }
 
-/// As [`team`], with each node on a machine of its own; `None` where the system has no namespaces.
-async fn team_on_machines(workers: &[String]) -> Option<Swarm> {
+/// As [`team`], on a network that can be cut; `None` where this system has none.
+async fn team_on_a_network(workers: &[String]) -> Option<Swarm> {
     let count = workers.len() + 1;
-    let lan = Lan::of(count).await?;
-    Some(started(Plan::of(count).on(lan), &no_backends(), workers).await)
+    let network = Network::of(count).await?;
+    Some(started(Plan::of(count).on(network), &no_backends(), workers).await)
 }
 
 async fn started(plan: Plan, first: &str, workers: &[String]) -> Swarm {

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use super::{Plan, State, Swarm};
 use crate::faults::rounds;
 use crate::harness::LIMIT;
-use crate::lab::Lan;
+use crate::lab::{Network, Proxies};
 
 /// The promises.
 const SUSPECT_WITHIN: Duration = Duration::from_secs(2);
@@ -21,14 +21,22 @@ enum Way {
     CableCut,
 }
 
-/// Four nodes on a network, all of which are connected; `None` where the system has no namespaces.
+/// Four nodes, all of which are connected, on a network that can be cut; `None` where this system has none.
 async fn four() -> Option<Swarm> {
-    let lan = Lan::of(4).await?;
-    let swarm = Plan::of(4).on(lan).undisturbed().start().await;
+    Some(four_on(Network::of(4).await?).await)
+}
+
+/// As [`four`], with proxies between them also where there could be something better.
+async fn four_behind_proxies() -> Option<Swarm> {
+    Some(four_on(Network::Proxies(Proxies::of(4).await?)).await)
+}
+
+async fn four_on(network: Network) -> Swarm {
+    let swarm = Plan::of(4).on(network).undisturbed().start().await;
     swarm.all_see_each_other().await;
     // A node that others vouch for is seen before there is a way to it, and whom a cut keeps from ever having met does not find the other.
     swarm.all_connected().await;
-    Some(swarm)
+    swarm
 }
 
 /// Takes node 3 away and returns the longest times until another node suspected it, and took it for gone.
@@ -37,7 +45,7 @@ async fn take_away(swarm: &mut Swarm, way: Way) -> (Duration, Duration) {
     match way {
         Way::Killed => swarm.kill(3).await,
         Way::Frozen => swarm.pause(3),
-        Way::CableCut => swarm.lan().unplug(3).await,
+        Way::CableCut => swarm.unplug(3).await,
     }
     let swarm = &*swarm;
     let watch = async |index| {
@@ -55,13 +63,12 @@ async fn bring_back(swarm: &mut Swarm, way: Way) {
     match way {
         Way::Killed => swarm.restart(3).await,
         Way::Frozen => swarm.resume(3),
-        Way::CableCut => swarm.lan().plug_in(3).await,
+        Way::CableCut => swarm.plug_in(3).await,
     }
     swarm.all_see_each_other().await;
 }
 
-async fn is_noticed(way: Way) {
-    let Some(mut swarm) = four().await else { return };
+async fn is_noticed(mut swarm: Swarm, way: Way) {
     let allowed = rounds() / 10;
     let (mut late, mut left) = (Vec::new(), rounds());
     while left > 0 {
@@ -84,17 +91,26 @@ async fn is_noticed(way: Way) {
 
 #[tokio::test]
 async fn a_killed_node_is_suspect_within_2_s_and_gone_within_10_s() {
-    is_noticed(Way::Killed).await;
+    let Some(swarm) = four().await else { return };
+    is_noticed(swarm, Way::Killed).await;
 }
 
 #[tokio::test]
 async fn a_frozen_node_is_suspect_within_2_s_and_gone_within_10_s() {
-    is_noticed(Way::Frozen).await;
+    let Some(swarm) = four().await else { return };
+    is_noticed(swarm, Way::Frozen).await;
 }
 
 #[tokio::test]
 async fn a_node_with_a_cut_cable_is_suspect_within_2_s_and_gone_within_10_s() {
-    is_noticed(Way::CableCut).await;
+    let Some(swarm) = four().await else { return };
+    is_noticed(swarm, Way::CableCut).await;
+}
+
+#[tokio::test]
+async fn a_node_that_proxies_hold_back_is_suspect_within_2_s_and_gone_within_10_s() {
+    let Some(swarm) = four_behind_proxies().await else { return };
+    is_noticed(swarm, Way::CableCut).await;
 }
 
 #[tokio::test]
@@ -119,6 +135,16 @@ async fn a_node_that_freezes_for_a_moment_is_suspect_and_then_alive_again() {
 #[tokio::test]
 async fn two_halves_of_a_cut_network_know_it_and_come_together_again() {
     let Some(swarm) = four().await else { return };
+    part_and_come_together(&swarm).await;
+}
+
+#[tokio::test]
+async fn two_halves_that_proxies_part_know_it_and_come_together_again() {
+    let Some(swarm) = four_behind_proxies().await else { return };
+    part_and_come_together(&swarm).await;
+}
+
+async fn part_and_come_together(swarm: &Swarm) {
     for _ in 0..rounds() {
         for index in [0, 1] {
             swarm.cut(index, &[2, 3]).await;
@@ -132,6 +158,30 @@ async fn two_halves_of_a_cut_network_know_it_and_come_together_again() {
         swarm.all_see_each_other().await;
         swarm.all_connected().await;
     }
+}
+
+#[tokio::test]
+async fn no_node_gets_past_a_proxy() {
+    let Some(mut swarm) = four_behind_proxies().await else { return };
+    let connections = |swarm: &Swarm| match swarm.network() {
+        Network::Proxies(proxies) => proxies.connections(),
+        Network::Lan(_) => unreachable!("the nodes are behind proxies"),
+    };
+    assert!(connections(&swarm) >= 6, "each pair has one");
+    swarm.unplug(3).await;
+    // It comes back as another process, which knows where the others were.
+    swarm.kill(3).await;
+    swarm.restart(3).await;
+    for index in [0, 1, 2] {
+        swarm.wait_for_state(index, 3, &[State::Gone], LIMIT).await;
+        let id = swarm.id(index).to_owned();
+        swarm.stays_out(3, &id, GONE_WITHIN / 2).await;
+    }
+    assert!(connections(&swarm) >= 3, "each pair of the others has one");
+    swarm.plug_in(3).await;
+    swarm.all_see_each_other().await;
+    swarm.all_connected().await;
+    assert!(connections(&swarm) >= 6, "each pair has one again");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::harness::{Finished, Home, Process, Signal, client, fake, finish, free_address, take_environment, within};
-use crate::lab::{Disk, Machine};
+use crate::lab::{Disk, Door, Machine};
 use crate::model::eventually;
 
 /// Where nodes listen for each other on a machine of their own.
@@ -17,6 +17,7 @@ pub(crate) struct Member {
     home: Home,
     machine: Option<Machine>,
     disk: Option<Disk>,
+    door: Option<Door>,
     process: Option<Process>,
     record: Value,
     arguments: Vec<String>,
@@ -43,6 +44,7 @@ impl Member {
             home,
             machine,
             disk: None,
+            door: None,
             process: None,
             record: Value::Null,
             arguments,
@@ -67,6 +69,13 @@ impl Member {
         self.machine = Some(machine);
     }
 
+    /// Puts the node behind a proxy, from its next start on.
+    pub(super) fn put_behind(&mut self, door: &Door) {
+        self.listen_on(&door.inside());
+        self.set_variable("BOMBUS_P2P__EXTERNAL", &door.outside());
+        self.door = Some(door.clone());
+    }
+
     /// Puts the node's data directory on a disk of its own of so many MiB, as long as nothing is in it; says whether that can be done here.
     pub(crate) async fn put_on_disk(&mut self, mib: u32) -> bool {
         self.disk = Disk::under(&self.home.data_dir(), mib).await;
@@ -85,8 +94,12 @@ impl Member {
 
     /// Has the node listen for others at a port of all its machine's addresses, from the next start on.
     pub(crate) fn listen_at(&mut self, port: u16) {
+        self.listen_on(&format!("0.0.0.0:{port}"));
+    }
+
+    fn listen_on(&mut self, address: &str) {
         self.arguments.retain(|argument| !argument.starts_with("--p2p="));
-        self.arguments.push(format!("--p2p=0.0.0.0:{port}"));
+        self.arguments.push(format!("--p2p={address}"));
     }
 
     /// Has nobody choose where the node listens for others, from the next start on.
@@ -212,6 +225,9 @@ impl Member {
     pub(crate) async fn start(&mut self) {
         assert!(self.process.is_none(), "the node runs already");
         let mut process = Process::start(self.up());
+        if let Some(door) = &self.door {
+            door.belongs_to(process.pid());
+        }
         process.stderr_shows(" serves on ").await;
         self.record = self.node_json();
         assert_eq!(self.record["pid"], process.pid());

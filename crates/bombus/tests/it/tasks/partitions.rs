@@ -13,7 +13,7 @@ use super::rounds::seed;
 use super::{words, worker};
 use crate::faults::rounds;
 use crate::harness::within;
-use crate::lab::Lan;
+use crate::lab::Network;
 use crate::swarm::{Plan, Swarm};
 
 /// Tasks of a batch, of which a round has two: one from before, one from while the network is parted.
@@ -43,9 +43,9 @@ async fn submit(swarm: &Swarm, index: usize, batch: &str, first: usize) -> Ackno
 
 #[tokio::test]
 async fn however_the_network_parts_while_tasks_run_each_has_one_result_when_it_is_whole_again() {
-    let Some(lan) = Lan::of(4).await else { return };
+    let Some(network) = Network::of(4).await else { return };
     let seed = seed();
-    let mut swarm = Plan::of(4).on(lan).prepared().await;
+    let mut swarm = Plan::of(4).on(network).prepared().await;
     for index in 0..4 {
         swarm.member_mut(index).configure(&worker(40, "max_attempts = 10"));
     }

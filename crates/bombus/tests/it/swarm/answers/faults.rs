@@ -6,7 +6,7 @@ use futures::future::{join, join_all};
 use serde_json::json;
 
 use super::client::{Answer, Question, Stream, words};
-use super::{Swarm, team, team_of, team_on_machines, worker};
+use super::{Swarm, team, team_of, team_on_a_network, worker};
 use crate::faults::rounds;
 use crate::harness::{LIMIT, Signal, no_backends, within};
 use crate::swarm::State;
@@ -249,7 +249,7 @@ async fn a_shorter_time_to_a_stall_holds_for_other_nodes_too() {
 #[tokio::test]
 async fn a_cut_cable_moves_an_answer_and_a_healed_one_brings_the_worker_back() {
     let pace = worker(20, 20, "");
-    let Some(mut swarm) = team_on_machines(&[pace.clone(), pace]).await else { return };
+    let Some(mut swarm) = team_on_a_network(&[pace.clone(), pace]).await else { return };
     for round in 0..rounds() {
         let text = words(round, WORDS);
         let mut stream = Question::new(&text).ask(swarm.member(0)).await;
