@@ -37,11 +37,12 @@ pub(crate) fn parse_level(text: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(text).map_err(|_| unknown())
 }
 
-/// Adds to a lone level what libraries say at it though it is no news: that a node is alone, for example.
+/// Adds to a lone level what libraries say at it though it is no news: that a node is alone, for example, or each message for which a peer has no
+/// room just now, with the beginning of what is in it.
 fn without_chatter(level: &str) -> String {
     let quieter = match level.parse::<LevelFilter>() {
-        Ok(LevelFilter::INFO) => ",libp2p_swarm=warn,libp2p_kad=error",
-        Ok(LevelFilter::WARN) => ",libp2p_kad=error",
+        Ok(LevelFilter::INFO) => ",libp2p_swarm=warn,libp2p_kad=error,libp2p_gossipsub=error",
+        Ok(LevelFilter::WARN) => ",libp2p_kad=error,libp2p_gossipsub=error",
         _ => "",
     };
     format!("{level}{quieter}")
@@ -62,7 +63,8 @@ pub(crate) fn begin(config: &LogConfig, level: &str) -> Result<Telemetry> {
     };
     match &config.file {
         None => layers.push(on_stderr.with_filter(filter()?).boxed()),
-        Some(_) => layers.push(on_stderr.with_filter(LevelFilter::WARN).boxed()),
+        Some(_) => layers
+            .push(on_stderr.with_filter(parse_level(&without_chatter("warn")).map_err(anyhow::Error::msg)?).boxed()),
     }
     if let Some(path) = &config.file {
         let (file, guard) = batched(log_file(config, path)?).context("the thread that writes logs cannot start")?;
@@ -97,7 +99,8 @@ mod tests {
     #[test]
     fn directives_are_left_as_they_are_written() {
         for (level, wanted) in [
-            ("info", "info,libp2p_swarm=warn,libp2p_kad=error"),
+            ("info", "info,libp2p_swarm=warn,libp2p_kad=error,libp2p_gossipsub=error"),
+            ("warn", "warn,libp2p_kad=error,libp2p_gossipsub=error"),
             ("debug", "debug"),
             ("error", "error"),
             ("info,libp2p_kad=debug", "info,libp2p_kad=debug"),
