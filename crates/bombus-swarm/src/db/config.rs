@@ -18,6 +18,8 @@ const ENTRY_KB_MAX: usize = (MESSAGE_MAX - (1 << 10)) >> 10;
 const BLOCK_KB_MAX: usize = (PIECE_MAX >> 10) - 16;
 /// Most KiB of entries in a piece; what they name and what stands between them comes on top.
 const PIECE_KB_MAX: usize = PIECE_MAX >> 11;
+/// Most of what waits in a queue, or for its turn.
+const WAITING_MAX: usize = 1 << 20;
 /// Most KiB of what a stream of heads carries.
 const HEADS_KB_MAX: usize = HEADS_BYTES_MAX >> 10;
 
@@ -218,6 +220,17 @@ impl Default for OplogConfig {
 /// Why settings of the databases do not fit together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DbConfigError {
+    /// Nothing could be written.
+    #[error("entry_kb_max = 0 has to be at least 1: nothing could be written")]
+    NoEntry,
+    /// More than anybody needs, and than there may be room for.
+    #[error("{setting} = {value} is more than {WAITING_MAX}")]
+    Waiting {
+        /// Its name.
+        setting: &'static str,
+        /// What it is set to.
+        value: usize,
+    },
     /// Larger entries could not be published.
     #[error(
         "entry_kb_max = {0} is more than {ENTRY_KB_MAX}, which is what fits into a message of a topic (1 MiB) with its envelope"
@@ -281,6 +294,22 @@ impl DbConfig {
         let (entry, block, heads, piece) =
             (self.entry_kb_max, self.block_kb_max, self.heads_kb_max, self.oplog.piece_kb);
         let BitswapConfig { block_bytes_max, message_bytes_max, .. } = self.bitswap;
+        let DbConfig { queues, entries, opening_max, .. } = self;
+        let waiting = [
+            ("opening_max", *opening_max),
+            ("queues.orders_max", queues.orders_max),
+            ("queues.publications_max", queues.publications_max),
+            ("queues.heard_max", queues.heard_max),
+            ("queues.held_max", queues.held_max),
+            ("queues.held_kb_max", queues.held_kb_max),
+            ("entries.waiting_max", entries.waiting_max),
+        ];
+        if let Some((setting, value)) = waiting.into_iter().find(|(_, value)| *value > WAITING_MAX) {
+            return Err(DbConfigError::Waiting { setting, value });
+        }
+        if entry == 0 {
+            return Err(DbConfigError::NoEntry);
+        }
         if entry > ENTRY_KB_MAX {
             return Err(DbConfigError::EntryOfTopic(entry));
         }
@@ -398,7 +427,10 @@ mod tests {
         };
         assert_eq!(check(|config| config.entry_kb_max = ENTRY_KB_MAX), Ok(()));
         assert_eq!(check(|config| config.heads_kb_max = HEADS_KB_MAX), Ok(()));
-        let cases: [Case; 9] = [
+        let cases: [Case; 12] = [
+            (|config| config.entry_kb_max = 0, &["entry_kb_max = 0"]),
+            (|config| config.opening_max = usize::MAX, &["opening_max", "1048576"]),
+            (|config| config.queues.heard_max = 1 << 21, &["queues.heard_max = 2097152"]),
             (|config| config.entry_kb_max = 1_024, &["entry_kb_max = 1024", "topic"]),
             (|config| config.block_kb_max = 500, &["entry_kb_max = 1000", "block_kb_max = 500"]),
             (|config| config.block_kb_max = 2_049, &["block_kb_max = 2049", "bitswap.block_bytes_max = 2097152"]),

@@ -245,7 +245,11 @@ impl Shared {
         // By an address it shows only later whether another one guards it.
         let count = if address.is_none() && options.is_guarded() { 2 } else { 1 };
         let claim = self.claim(count)?;
-        let _place = self.opening.acquire().await.map_err(|_| DbError::Stopped)?;
+        // What peers have to describe may take long, and others wait for their turn.
+        let _place = match address {
+            Some(_) => Some(self.opening.acquire().await.map_err(|_| DbError::Stopped)?),
+            None => None,
+        };
         let (shared, limit) = (Arc::clone(self), self.config.open_limit());
         let options = self.config.bound(options);
         let database = aside(async move {
@@ -275,7 +279,7 @@ impl Shared {
         let mut claimed = lock(&self.claimed);
         let open = self.orbit.addresses().borrow().len();
         if open + *claimed + count > self.config.databases_max {
-            return Err(DbError::TooMany(open));
+            return Err(DbError::TooMany(open + *claimed));
         }
         *claimed += count;
         Ok(Claim { claimed: &self.claimed, count })
@@ -296,9 +300,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Lets go of a database: it is open as long as somebody else needs it.
+    pub(super) fn release(&self, address: &Address) {
+        lock(&self.kept).remove(address);
+    }
+
     /// Closes a database.
     pub(super) async fn close(&self, address: &Address) -> Result<(), DbError> {
-        lock(&self.kept).remove(address);
+        self.release(address);
         match self.orbit.database(address) {
             Some(database) => Ok(database.close().await?),
             None => Ok(()),
@@ -307,7 +316,7 @@ impl Shared {
 
     /// Removes what is stored of a database.
     pub(super) async fn remove(self: &Arc<Self>, address: Address) -> Result<(), DbError> {
-        lock(&self.kept).remove(&address);
+        self.release(&address);
         let shared = Arc::clone(self);
         aside(async move {
             let mut tries = 0;
