@@ -72,11 +72,24 @@ pub enum DbError {
     },
     /// The name cannot be one.
     #[error(
-        "{0:?} is no name of a database: it has 1 to 128 bytes, no control characters, and does not begin with a slash"
+        "{0:?} is no name of a database: it has 1 to 128 bytes, no control characters, does not begin with a slash, and is neither \".\" nor \"..\""
     )]
     Name(String),
+    /// Nodes have a database of their own with this name, which is another one.
+    #[error(
+        "nodes keep a database {0:?} of their own, and this is another one: have it created anew with another name"
+    )]
+    Reserved(String),
+    /// It says who may write to another one that is kept here.
+    #[error("it says who may write to {name:?}, {address}: drop that one, and it goes, too")]
+    Guards {
+        /// The name of that one.
+        name: String,
+        /// Its address.
+        address: Address,
+    },
     /// As many databases are open as may be.
-    #[error("{0} databases are open, and no more may be (db.databases_max): close or drop one")]
+    #[error("{0} databases are open or being opened, and no more may be (db.databases_max): close or drop one")]
     TooMany(usize),
     /// No peer gave what the database is.
     #[error(

@@ -19,6 +19,7 @@ use super::kept::{KEPT_BLOCK_BYTES_MAX, Removed};
 use super::oplog::CatchUp;
 use super::records::Record;
 use super::shared::Shared;
+use crate::reserved::is_foreign;
 
 /// Longest name of a database, in bytes.
 const NAME_BYTES_MAX: usize = 128;
@@ -72,24 +73,35 @@ impl DbHandle {
         let shared = &self.shared;
         shared.ready().await?;
         let _changing = shared.changing().await;
-        let stored = shared.stored()?;
+        let (stored, open) = (shared.stored()?, shared.orbit.addresses().borrow().clone());
         let is_plain = options.is_plain();
         let relaxed = shared.config.relaxed || options.is_relaxed();
         let database = shared.keep(name.to_owned(), options).await?;
         let record = Record::of(&database, relaxed, is_plain);
-        let namesake = shared.records().into_iter().find(|other| other.name == name && other.address != record.address);
-        if let Some(other) = namesake {
+        // One that is kept here already may have got a namesake from a peer.
+        let records = shared.records();
+        let is_kept = records.iter().any(|other| other.address == record.address);
+        if let Some(other) = records.into_iter().find(|other| !is_kept && other.name == name) {
             drop(database);
-            self.undo(&record, &stored).await?;
+            self.undo(&record, &stored, &open).await?;
             return Err(DbError::NameTaken { name: name.to_owned(), address: other.address });
         }
         shared.note(|records| records.put(record)).await?;
         Ok(database)
     }
 
-    /// Takes back what a creation stored.
-    async fn undo(&self, record: &Record, stored_before: &BTreeSet<Address>) -> Result<(), DbError> {
+    /// Takes back what was opened, and what that stored.
+    async fn undo(
+        &self,
+        record: &Record,
+        stored_before: &BTreeSet<Address>,
+        open_before: &BTreeSet<Address>,
+    ) -> Result<(), DbError> {
         let shared = &self.shared;
+        if open_before.contains(&record.address) {
+            shared.release(&record.address);
+            return Ok(());
+        }
         if stored_before.contains(&record.address) {
             return shared.close(&record.address).await;
         }
@@ -106,7 +118,8 @@ impl DbHandle {
     ///
     /// # Errors
     ///
-    /// [`DbError`] when no database has the name, when no peer gives what it is in time, or when it cannot be opened.
+    /// [`DbError`] when no database has the name, when no peer gives what it is in time, when it is not the one that nodes keep by its name, or
+    /// when it cannot be opened.
     pub async fn open(&self, name_or_address: &str) -> Result<Database, DbError> {
         self.open_with(name_or_address, OpenOptions::default()).await
     }
@@ -132,10 +145,17 @@ impl DbHandle {
             options = options.index_by(index_by);
         }
         let is_plain = options.is_plain();
+        let is_known = known.is_some();
         let relaxed = shared.config.relaxed || options.is_relaxed() || known.is_some_and(|known| known.relaxed);
+        let (stored, open) = (shared.stored()?, shared.orbit.addresses().borrow().clone());
         let database = shared.keep(address.to_string(), options.relaxed(relaxed)).await?;
         let record = Record::of(&database, relaxed, is_plain);
         let _changing = shared.changing().await;
+        if !is_known && is_foreign(&record.name, &record.address) {
+            drop(database);
+            self.undo(&record, &stored, &open).await?;
+            return Err(DbError::Reserved(record.name));
+        }
         if !shared.records().contains(&record) {
             shared.note(|records| records.put(record)).await?;
         }
@@ -172,19 +192,34 @@ impl DbHandle {
         let _changing = shared.changing().await;
         let record = shared.find(name_or_address)?;
         shared.note(|records| records.put(Record { open: false, ..record.clone() })).await?;
+        // What guards another one stays open with that.
+        if self.guarded_by(&record.address).iter().any(|other| shared.database(&other.address).is_some()) {
+            shared.release(&record.address);
+            return Ok(());
+        }
         shared.close(&record.address).await
+    }
+
+    /// Returns the databases here that one guards.
+    fn guarded_by(&self, guard: &Address) -> Vec<Record> {
+        let mut records = self.shared.records();
+        records.retain(|other| other.guard == Some(*guard));
+        records
     }
 
     /// Removes a database from this node with everything in it, and what guards it where that guards nothing else. Others may still have it.
     ///
     /// # Errors
     ///
-    /// [`DbError`] when there is none, or something could not be removed.
+    /// [`DbError`] when there is none, when it guards another one that is kept here, or when something could not be removed.
     pub async fn drop(&self, name_or_address: &str) -> Result<(), DbError> {
         let shared = &self.shared;
         shared.ready().await?;
         let _changing = shared.changing().await;
         let record = shared.find(name_or_address)?;
+        if let Some(guarded) = self.guarded_by(&record.address).into_iter().next() {
+            return Err(DbError::Guards { name: guarded.name, address: guarded.address });
+        }
         // Should what follows be interrupted, the list says no more of it, and the library finishes what it began.
         shared.note(|records| records.remove(&record.address)).await?;
         shared.remove(record.address).await?;
@@ -295,5 +330,6 @@ impl DbHandle {
 fn check_name(name: &str) -> Result<(), DbError> {
     let is_name =
         (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('/') && !name.chars().any(char::is_control);
-    if is_name { Ok(()) } else { Err(DbError::Name(name.to_owned())) }
+    // These two mean other folders in the paths of URLs.
+    if is_name && !matches!(name, "." | "..") { Ok(()) } else { Err(DbError::Name(name.to_owned())) }
 }

@@ -14,10 +14,8 @@ use bombus_http::databases::{
 use bombus_http::{Sample, SampleKind};
 use bombus_net::NetHandle;
 use bombus_net::membership::{MembershipHandle, SwarmId};
-use bombus_swarm::SwarmHandle;
 use bombus_swarm::db::{DbConfig, DbHandle, DbService};
-use bombus_swarm::files::FILES;
-use bombus_swarm::store::generation_of;
+use bombus_swarm::{SwarmHandle, is_reserved};
 use futures::stream::{self, BoxStream, StreamExt};
 use orbitdb::cbor::Value;
 use orbitdb::cid::Hash;
@@ -186,7 +184,7 @@ impl SwarmDatabases {
     fn check_is_free(&self, handle: &DbHandle, database: &str) -> Result<(), DatabasesError> {
         let wanted = whole_address(database);
         let is_meant = |known: &orbitdb::Known| known.name == wanted || known.address.to_string() == wanted;
-        let is_of_tasks = |known: &orbitdb::Known| generation_of(&known.name).is_some() || known.name == FILES;
+        let is_of_tasks = |known: &orbitdb::Known| is_reserved(&known.name);
         if self.for_tasks && handle.list().map_err(refused)?.iter().any(|known| is_meant(known) && is_of_tasks(known)) {
             let message = "the tasks of the swarm are kept in it; [tasks] enabled = false ends them first".to_owned();
             return Err(DatabasesError::Invalid { param: "database", message });
@@ -320,6 +318,11 @@ impl Databases for SwarmDatabases {
         if new.index_by.is_some() && new.r#type != DatabaseType::Documents {
             let message = "documents alone have their keys in a field".to_owned();
             return Err(DatabasesError::Invalid { param: "index_by", message });
+        }
+        if is_reserved(&new.name) {
+            let message =
+                format!("{:?} is the name of a database that nodes keep for themselves: take another one", new.name);
+            return Err(DatabasesError::Invalid { param: "name", message });
         }
         let access = match new.write {
             None => Access::Capabilities(Vec::new()),

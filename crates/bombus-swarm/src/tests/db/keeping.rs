@@ -1,5 +1,8 @@
 //! Which databases a node keeps: over restarts, by their names, until they are dropped.
 
+use orbitdb::cid::Hash;
+use orbitdb::manifest::Address;
+
 use super::*;
 use crate::db::DbError;
 
@@ -70,11 +73,72 @@ async fn names_mean_one_database() {
     assert!(matches!(other, Err(DbError::NameTaken { address, .. }) if address == first.address()));
     assert_eq!(a.db.orbit().databases().unwrap().len(), 1, "nothing of the other one is left");
     assert!(matches!(a.db.open("nobody").await, Err(DbError::NotFound(_))));
-    for name in ["", "/orbitdb/zdpu", "a\nb"] {
+    for name in ["", "/orbitdb/zdpu", "a\nb", ".", ".."] {
         let created = a.db.create(name, documents()).await;
         assert!(matches!(created, Err(DbError::Name(_))), "{name:?}");
     }
     drop((first, again));
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_is_created_again_stays_open_beside_a_namesake() {
+    let a = Keeper::start(1, &[]).await;
+    let b = Keeper::start(2, &[&a]).await;
+    let at_a = a.db.create("name", OpenOptions::of(DatabaseType::Events).access(Access::Everyone)).await.unwrap();
+    let own = b.create("name").await;
+    b.open(&at_a).await;
+    let again = b.create("name").await;
+    assert_eq!(again.address(), own.address());
+    put(&own, "a", "still open").await;
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn what_nodes_keep_for_themselves_gets_no_namesake_from_a_peer() {
+    let a = Keeper::start(1, &[]).await;
+    let b = Keeper::start(2, &[&a]).await;
+    let everyone = |r#type| OpenOptions::of(r#type).access(Access::Everyone);
+    let other = a.db.create("swarm-tasks", everyone(DatabaseType::KeyValue)).await.unwrap();
+    let opened = b.db.open(&other.address().to_string()).await;
+    assert!(matches!(&opened, Err(DbError::Reserved(name)) if name == "swarm-tasks"), "{opened:?}");
+    assert!(b.db.orbit().databases().unwrap().is_empty(), "nothing of it is left");
+    let own = b.db.create("swarm-tasks", everyone(DatabaseType::Documents)).await.unwrap();
+    assert_eq!(a.open(&own).await.address(), own.address(), "the one that all nodes have");
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn what_guards_a_database_stays_as_long_as_that() {
+    let a = Keeper::start(1, &[]).await;
+    let options = documents().access(Access::Capabilities(Vec::new()));
+    let guarded = a.db.create("guarded", options).await.unwrap();
+    let guard = guarded.guard().unwrap().address().to_string();
+    drop(a.db.open(&guard).await.unwrap());
+    let dropped = a.db.drop(&guard).await;
+    assert!(matches!(&dropped, Err(DbError::Guards { name, .. }) if name == "guarded"), "{dropped:?}");
+    a.db.close(&guard).await.unwrap();
+    put(&guarded, "a", "still open").await;
+    guarded.grant("write", "*").await.unwrap();
+    drop(guarded);
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_peers_holds_up_nobody_who_needs_none() {
+    let a = Keeper::start_with(1, &[], DbConfig { opening_max: 1, ..config() }, TempDir::new().unwrap()).await;
+    let nobodys = Address::new(Hash::of(b"nobody has it")).to_string();
+    let waits = tokio::spawn({
+        let db = a.db.clone();
+        async move { db.open(&nobodys).await }
+    });
+    until_it_shows(|| async {}, || !a.db.orbit().missing().borrow().is_empty()).await;
+    let created = timeout(LIMIT / 2, a.create("here"));
+    let first = futures::future::select(Box::pin(created), waits).await;
+    assert!(matches!(first, futures::future::Either::Left((Ok(_), _))), "it waited for the other one");
+    drop(first);
     a.stop().await;
 }
 

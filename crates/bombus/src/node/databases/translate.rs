@@ -113,6 +113,8 @@ pub(super) fn refused(error: DbError) -> DatabasesError {
         DbError::Ambiguous { .. } => DatabasesError::AmbiguousDatabase(message),
         DbError::NameTaken { .. } => DatabasesError::NameTaken(message),
         DbError::Name(_) => DatabasesError::Invalid { param: "name", message },
+        DbError::Reserved(_) => DatabasesError::Invalid { param: "address", message },
+        DbError::Guards { .. } => DatabasesError::Invalid { param: "database", message },
         DbError::TooMany(_) => DatabasesError::TooMany(message),
         DbError::NotReached { .. } => DatabasesError::Unreachable(message),
         DbError::Stopped => DatabasesError::Unavailable(message),
