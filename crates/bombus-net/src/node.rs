@@ -28,6 +28,7 @@ use crate::reservations::Reservations;
 use crate::shared::{Command, Shared, lock};
 use crate::transport::{self, MetSelf};
 
+mod announced;
 mod connections;
 mod discovery;
 mod doing;
@@ -38,6 +39,8 @@ mod relaying;
 mod requests;
 mod rewired;
 mod topics;
+
+use announced::Announced;
 
 /// How often the dialer looks at what is due.
 const TICK: Duration = Duration::from_millis(100);
@@ -74,9 +77,7 @@ pub(crate) struct Counts {
     pub(crate) failures: VecDeque<DialReport>,
     pub(crate) listen_failures: BTreeMap<String, String>,
     pub(crate) identity_conflicts: BTreeSet<String>,
-    pub(crate) mdns_answers: u64,
-    pub(crate) mdns_peers: BTreeSet<NodeId>,
-    pub(crate) mdns_last: Option<Instant>,
+    pub(crate) announced: Announced,
     pub(crate) refused_strangers: u64,
     pub(crate) refused_removed: u64,
     pub(crate) messages_lost: u64,

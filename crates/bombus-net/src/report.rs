@@ -86,8 +86,16 @@ pub struct MdnsReport {
     pub interfaces: Vec<String>,
     /// How many addresses were announced by others.
     pub answers: u64,
+    /// How many of those were IPv4 ones.
+    pub ipv4_answers: u64,
+    /// How many of those were IPv6 ones.
+    pub ipv6_answers: u64,
     /// How many different peers announced themselves.
     pub peers: usize,
+    /// How many of them by an IPv4 address.
+    pub ipv4_peers: usize,
+    /// How many of them by an IPv6 address.
+    pub ipv6_peers: usize,
     /// When the last announcement came, in milliseconds of Unix time.
     pub last_answer_ms: Option<u64>,
 }

@@ -54,12 +54,7 @@ impl Node {
             let Some(peer) = id::node_id(&peer_id) else {
                 continue;
             };
-            let counts = &mut self.memory.counts;
-            counts.mdns_answers += 1;
-            counts.mdns_last = Some(Instant::now());
-            if counts.mdns_peers.len() < 1024 {
-                counts.mdns_peers.insert(peer.clone());
-            }
+            self.memory.counts.announced.add(Instant::now(), &peer, &addr);
             self.learn(peer.clone(), addr, AddressSource::Mdns, Some(peer));
         }
     }

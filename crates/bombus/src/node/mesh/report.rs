@@ -32,13 +32,14 @@ pub(super) fn of(
     troubles.extend(same.map(|text| trouble("same_identity", text)));
     troubles.extend(missed_rekey(&report, &worked, &peers).map(|text| trouble("missed_rekey", text)));
     troubles.extend(missed_members(&members.known_peers()).map(|text| trouble("missed_members", text)));
-    troubles.extend(mdns_blocked(&report, &peers, &own_links()).map(|text| trouble("mdns_blocked", text)));
+    let near = Near::count(&peers, &own_links());
+    troubles.extend(mdns_blocked(&report.mdns, near).map(|text| trouble("mdns_blocked", text)));
     troubles.extend(clocks(&swarm.peers()).map(|text| trouble("clock", text)));
     MeshReport {
         node_id: net.node_id().to_string(),
         membership,
         connected: report.connected,
-        rungs: rungs(&report),
+        rungs: rungs(&report, near),
         failures: failures(&report.failures, now_ms),
         strangers_refused: report.refused_strangers + report.refused_removed,
         lowest_score: peers.iter().map(|peer| peer.score).min_by(f64::total_cmp),
@@ -60,7 +61,7 @@ fn trouble(code: &str, text: String) -> Trouble {
 }
 
 /// Lists the ways to find nodes, most direct first.
-fn rungs(report: &NetReport) -> Vec<Rung> {
+fn rungs(report: &NetReport, near: Near) -> Vec<Rung> {
     let plain = |name: &str, tried: u64, seen: usize| Rung {
         name: name.to_owned(),
         enabled: true,
@@ -69,7 +70,7 @@ fn rungs(report: &NetReport) -> Vec<Rung> {
         problem: None,
         detail: None,
     };
-    let (v4, v6) = mdns(&report.mdns);
+    let [v4, v6] = Family::of(&report.mdns, near).map(|family| family.rung(&report.mdns));
     vec![
         Rung { problem: listening(report).problem, ..plain("listen", report.listen_on as u64, report.listen.len()) },
         v4,
@@ -81,23 +82,69 @@ fn rungs(report: &NetReport) -> Vec<Rung> {
     ]
 }
 
-fn mdns(report: &MdnsReport) -> (Rung, Rung) {
-    let rung = |name: &str, tried: u64, failure: &Option<String>, others_work: bool| Rung {
-        name: name.to_owned(),
-        enabled: report.enabled,
-        tried,
-        seen: report.peers as u64,
+/// What multicast DNS did in one family of addresses.
+struct Family<'a> {
+    rung: &'static str,
+    name: &'static str,
+    is_own: fn(&IpAddr) -> bool,
+    failure: Option<&'a str>,
+    tried: u64,
+    answers: u64,
+    peers: usize,
+    near: usize,
+}
+
+impl<'a> Family<'a> {
+    /// Returns IPv4 and IPv6.
+    fn of(report: &'a MdnsReport, near: Near) -> [Self; 2] {
+        let v4 = Self {
+            rung: "mdns-v4",
+            name: "IPv4",
+            is_own: IpAddr::is_ipv4,
+            failure: report.ipv4_failure.as_deref(),
+            tried: report.ipv4_tried,
+            answers: report.ipv4_answers,
+            peers: report.ipv4_peers,
+            near: near.v4,
+        };
+        let v6 = Self {
+            rung: "mdns-v6",
+            name: "IPv6",
+            is_own: IpAddr::is_ipv6,
+            failure: report.ipv6_failure.as_deref(),
+            tried: report.ipv6_tried,
+            answers: report.ipv6_answers,
+            peers: report.ipv6_peers,
+            near: near.v6,
+        };
+        [v4, v6]
+    }
+
+    fn rung(self, report: &MdnsReport) -> Rung {
         // A machine without the one family does with the other.
-        problem: failure.as_ref().filter(|_| !others_work).map(|why| format!("it does not run: {why}")),
-        detail: match failure {
-            Some(why) if others_work => Some(format!("it does not run: {why}")),
-            Some(_) => None,
-            None => joined(report.interfaces.iter().cloned()).map(|list| format!("on {list}")),
-        },
-    };
-    let (v4, v6) = (&report.ipv4_failure, &report.ipv6_failure);
-    let (v4_tried, v6_tried) = (report.ipv4_tried, report.ipv6_tried);
-    (rung("mdns-v4", v4_tried, v4, v6.is_none()), rung("mdns-v6", v6_tried, v6, v4.is_none()))
+        let others_work = report.ipv4_failure.is_none() || report.ipv6_failure.is_none();
+        let failure = self.failure.map(|why| format!("it does not run: {why}"));
+        let is_own = |text: &&String| text.parse().is_ok_and(|ip| (self.is_own)(&ip));
+        let on = joined(report.interfaces.iter().filter(is_own).cloned()).map(|list| format!("on {list}"));
+        let silence = (self.is_silent() && report.answers > 0)
+            .then(|| format!("no answer, though {} connected nodes are on the same network", self.near));
+        Rung {
+            name: self.rung.to_owned(),
+            enabled: report.enabled,
+            tried: self.tried,
+            seen: self.peers as u64,
+            problem: failure.clone().filter(|_| !others_work),
+            detail: match failure {
+                Some(failure) => others_work.then_some(failure),
+                None => joined(on.into_iter().chain(silence)),
+            },
+        }
+    }
+
+    /// Says whether nobody answered, though somebody could.
+    fn is_silent(&self) -> bool {
+        self.failure.is_none() && self.answers == 0 && self.near > 0
+    }
 }
 
 fn seeds(seeds: &[DialReport]) -> Rung {
@@ -214,18 +261,43 @@ impl Link {
     }
 }
 
-/// Tells that multicast does not get through, from peers on the same network that were found in another way.
-fn mdns_blocked(report: &NetReport, peers: &[NetPeer], links: &[Link]) -> Option<String> {
-    let mdns = &report.mdns;
-    let silent = mdns.enabled && mdns.answers == 0 && (mdns.ipv4_failure.is_none() || mdns.ipv6_failure.is_none());
-    let near = peers.iter().filter(|peer| match &peer.connected {
-        Some(Path::Direct { addr }) => ip_of(addr).is_some_and(|ip| links.iter().any(|link| link.leads_to(ip))),
-        _ => false,
-    });
-    let count = near.count();
-    (silent && count > 0).then(|| {
-        format!("no answer by mDNS, though {count} connected nodes are on the same network: multicast is blocked there")
-    })
+/// How many peers are connected directly over a network of this machine, by the family of their addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Near {
+    v4: usize,
+    v6: usize,
+}
+
+impl Near {
+    fn count(peers: &[NetPeer], links: &[Link]) -> Self {
+        let direct = peers.iter().filter_map(|peer| match &peer.connected {
+            Some(Path::Direct { addr }) => ip_of(addr),
+            _ => None,
+        });
+        let mut near = Self::default();
+        for ip in direct.filter(|ip| links.iter().any(|link| link.leads_to(*ip))) {
+            *(if ip.is_ipv4() { &mut near.v4 } else { &mut near.v6 }) += 1;
+        }
+        near
+    }
+}
+
+/// Tells that multicast does not get through, from peers on the same network that were found in another way. Where one family of addresses
+/// works, it is enough.
+fn mdns_blocked(report: &MdnsReport, near: Near) -> Option<String> {
+    let runs = report.ipv4_failure.is_none() || report.ipv6_failure.is_none();
+    let all = near.v4 + near.v6;
+    if !report.enabled || !runs || report.answers > 0 || all == 0 {
+        return None;
+    }
+    let silent: Vec<_> = Family::of(report, near).into_iter().filter(Family::is_silent).collect();
+    let (over, count) = match &silent[..] {
+        [one] => (format!(" over {}", one.name), one.near),
+        _ => (String::new(), all),
+    };
+    Some(format!(
+        "no answer by mDNS{over}, though {count} connected nodes are on the same network: multicast is blocked there"
+    ))
 }
 
 fn ip_of(address: &str) -> Option<IpAddr> {
@@ -264,6 +336,7 @@ mod tests {
             mdns: MdnsReport {
                 enabled: true,
                 peers: 2,
+                ipv4_peers: 2,
                 ipv6_failure: Some("no IPv6".into()),
                 interfaces: vec!["192.0.2.1".into()],
                 ipv4_tried: 4,
@@ -274,7 +347,7 @@ mod tests {
             tickets_tried: 1,
             ..NetReport::default()
         };
-        let rungs = rungs(&report);
+        let rungs = rungs(&report, Near::default());
         let names: Vec<&str> = rungs.iter().map(|rung| rung.name.as_str()).collect();
         assert_eq!(names, ["listen", "mdns-v4", "mdns-v6", "seeds", "learned", "tickets", "relay"]);
         assert_eq!((rungs[1].seen, rungs[1].detail.as_deref()), (2, Some("on 192.0.2.1")));
@@ -291,7 +364,7 @@ mod tests {
         let failure = ("/ip4/0.0.0.0/tcp/7891".to_owned(), "another process listens there".to_owned());
         let report = NetReport { listen_failures: vec![failure], ..NetReport::default() };
         let problem = "/ip4/0.0.0.0/tcp/7891: another process listens there";
-        assert_eq!(rungs(&report)[0].problem.as_deref(), Some(problem));
+        assert_eq!(rungs(&report, Near::default())[0].problem.as_deref(), Some(problem));
         let told = listening(&report);
         assert_eq!((told.state, told.problem.as_deref()), (ListeningState::Error, Some(problem)));
         assert_eq!(listening(&NetReport::default()).state, ListeningState::Ok);
@@ -327,26 +400,64 @@ mod tests {
         assert!(!leads("192.0.2.1", 24, "2001:db8::7"));
     }
 
-    #[test]
-    fn only_where_multicast_is_to_be_expected_its_absence_is_remarkable() {
-        let peer = NetPeer {
+    fn connected_at(addr: &str) -> NetPeer {
+        NetPeer {
             node_id: NodeKey::from_secret(&[1; 32]).node_id(),
-            connected: Some(Path::Direct { addr: "/ip4/10.0.0.2/tcp/1".into() }),
+            connected: Some(Path::Direct { addr: addr.into() }),
             addresses: Vec::new(),
             round_trip: None,
             agent: None,
             protocols: Vec::new(),
             last_seen_ms: 0,
             score: 0.0,
-        };
-        let report = NetReport { mdns: MdnsReport { enabled: true, ..MdnsReport::default() }, ..NetReport::default() };
-        let network = link("10.0.0.1", 24);
-        assert!(mdns_blocked(&report, std::slice::from_ref(&peer), &[network]).is_some());
+        }
+    }
+
+    #[test]
+    fn only_where_multicast_is_to_be_expected_its_absence_is_remarkable() {
+        let peer = [connected_at("/ip4/10.0.0.2/tcp/1")];
+        let report = MdnsReport { enabled: true, ..MdnsReport::default() };
+        let network = [link("10.0.0.1", 24)];
+        assert!(mdns_blocked(&report, Near::count(&peer, &network)).is_some());
         // Over a VPN, or a router, it is as it should be.
-        assert_eq!(mdns_blocked(&report, std::slice::from_ref(&peer), &[]), None);
-        assert_eq!(mdns_blocked(&report, std::slice::from_ref(&peer), &[link("192.0.2.1", 24)]), None);
-        let heard = NetReport { mdns: MdnsReport { answers: 1, ..report.mdns.clone() }, ..report };
-        assert_eq!(mdns_blocked(&heard, &[peer], &[link("10.0.0.1", 24)]), None);
+        assert_eq!(mdns_blocked(&report, Near::count(&peer, &[])), None);
+        assert_eq!(mdns_blocked(&report, Near::count(&peer, &[link("192.0.2.1", 24)])), None);
+        let heard = MdnsReport { answers: 1, ipv4_answers: 1, ..report };
+        assert_eq!(mdns_blocked(&heard, Near::count(&peer, &network)), None);
+    }
+
+    #[test]
+    fn what_multicast_brought_is_told_for_each_family_of_addresses() {
+        let near = Near::count(
+            &[connected_at("/ip4/10.0.0.2/tcp/1"), connected_at("/ip6/2001:db8::2/tcp/1")],
+            &[link("10.0.0.1", 24), link("2001:db8::1", 64)],
+        );
+        assert_eq!(near, Near { v4: 1, v6: 1 });
+        let nobody = MdnsReport {
+            enabled: true,
+            interfaces: vec!["10.0.0.1".into(), "2001:db8::1".into()],
+            ..MdnsReport::default()
+        };
+        let ladder = |mdns: &MdnsReport, near| {
+            let rungs = rungs(&NetReport { mdns: mdns.clone(), ..NetReport::default() }, near);
+            let of = |rung: &Rung| (rung.seen, rung.problem.clone(), rung.detail.clone().unwrap_or_default());
+            (of(&rungs[1]), of(&rungs[2]))
+        };
+        let (v4, v6) = ladder(&nobody, near);
+        assert_eq!((v4.2.as_str(), v6.2.as_str()), ("on 10.0.0.1", "on 2001:db8::1"));
+        assert!(mdns_blocked(&nobody, near).unwrap().starts_with("no answer by mDNS, though 2 "));
+        let only = mdns_blocked(&nobody, Near { v4: 0, v6: 3 }).unwrap();
+        assert!(only.starts_with("no answer by mDNS over IPv6, though 3 "), "{only}");
+
+        // One family is enough: what the other lacks is a note.
+        let heard = MdnsReport { answers: 4, ipv6_answers: 4, peers: 1, ipv6_peers: 1, ..nobody };
+        assert_eq!(mdns_blocked(&heard, near), None);
+        let (v4, v6) = ladder(&heard, near);
+        let note = "on 10.0.0.1, no answer, though 1 connected nodes are on the same network";
+        assert_eq!(v4, (0, None, note.to_owned()), "nobody was seen over IPv4");
+        assert_eq!(v6, (1, None, "on 2001:db8::1".to_owned()));
+        let (v4, _) = ladder(&heard, Near { v4: 0, v6: 1 });
+        assert_eq!(v4.2, "on 10.0.0.1", "where nobody could answer, silence is no news");
     }
 
     #[test]
