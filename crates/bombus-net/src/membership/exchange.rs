@@ -5,6 +5,9 @@
 //! So each node first hands it over to its own peers, and waits until they have handed it over to theirs (each waits for those that
 //! have it from itself, which is a tree). Then it tells whom it has it from which members were reached, and goes over. Each step has
 //! half the time of the one before, so that answers come back in time also where some member does not answer.
+//!
+//! The old key still opens the door meanwhile, also to a machine that was removed and comes back under another name. So the new key goes
+//! only to those that the node knew before it heard of the change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,8 +34,8 @@ pub(super) enum Input {
     Connected(NodeId),
     /// There is none any more.
     Disconnected(NodeId),
-    /// The membership changed.
-    Changed { cause: Cause, new_key: bool, removed: Arc<BTreeSet<NodeId>> },
+    /// The membership changed. `members` are those that this node knows.
+    Changed { cause: Cause, new_key: bool, removed: Arc<BTreeSet<NodeId>>, members: BTreeSet<NodeId> },
     /// A push ended: the peer has everything, and reached others in turn; or it failed.
     Pushed { peer: NodeId, heard: Option<Vec<NodeId>> },
     /// Whoever a key came from has heard whom it reached.
@@ -46,8 +49,8 @@ pub(super) enum Input {
 pub(super) enum Cause {
     /// By the owner, on this node.
     Owner { limit: Duration },
-    /// By the owner, while this node did not run: peers have yet to connect.
-    OwnerBefore { limit: Duration, expected: BTreeSet<NodeId> },
+    /// By the owner, while this node did not run: the members have yet to connect.
+    OwnerBefore { limit: Duration },
     /// By a peer, which wants to hear soon whom it reached.
     Peer { from: NodeId, token: Token, within: Duration },
 }
@@ -79,6 +82,8 @@ pub(super) struct Exchange {
 #[derive(Debug)]
 struct HandOver {
     ends: Duration,
+    /// Who may be told.
+    members: BTreeSet<NodeId>,
     waiting: BTreeSet<NodeId>,
     /// Members without a connection for which it is worth waiting.
     expected: BTreeSet<NodeId>,
@@ -95,9 +100,9 @@ impl Exchange {
         match input {
             Input::Connected(peer) => self.on_connected(now, peer, &mut outputs),
             Input::Disconnected(peer) => drop(self.connected.remove(&peer)),
-            Input::Changed { cause, new_key, removed } => {
+            Input::Changed { cause, new_key, removed, members } => {
                 self.removed = removed;
-                self.on_changed(now, cause, new_key, &mut outputs);
+                self.on_changed(now, cause, new_key.then_some(members), &mut outputs);
             }
             Input::Pushed { peer, heard } => self.on_pushed(now, peer, heard, &mut outputs),
             Input::Told { token } => {
@@ -116,9 +121,18 @@ impl Exchange {
     }
 
     /// Says whether a key is being handed over.
-    #[cfg(test)]
-    fn is_handing_over(&self) -> bool {
+    pub(super) fn is_handing_over(&self) -> bool {
         self.hand_over.is_some()
+    }
+
+    /// Returns who may be told of the key that is being handed over.
+    pub(super) fn members(&self) -> Option<&BTreeSet<NodeId>> {
+        self.hand_over.as_ref().map(|hand_over| &hand_over.members)
+    }
+
+    /// Says whether a peer may be told what this node knows. Whoever comes during a hand-over may be a removed machine under another name.
+    pub(super) fn may_be_told(&self, peer: &NodeId) -> bool {
+        !self.removed.contains(peer) && self.members().is_none_or(|members| members.contains(peer))
     }
 
     /// Forgets a hand-over, since the node goes to another swarm, and returns whom it reached.
@@ -129,7 +143,7 @@ impl Exchange {
 
     fn on_connected(&mut self, now: Duration, peer: NodeId, outputs: &mut Vec<Output>) {
         self.connected.insert(peer.clone());
-        if self.removed.contains(&peer) {
+        if !self.may_be_told(&peer) {
             return;
         }
         if let Some(hand_over) = &mut self.hand_over {
@@ -138,34 +152,47 @@ impl Exchange {
         self.push(now, peer, outputs);
     }
 
-    fn on_changed(&mut self, now: Duration, cause: Cause, new_key: bool, outputs: &mut Vec<Output>) {
-        let (from, token, limit, expected) = match cause {
-            Cause::Owner { limit } => (None, None, limit, BTreeSet::new()),
-            Cause::OwnerBefore { limit, expected } => (None, None, limit, expected),
-            Cause::Peer { from, token, within } => (Some(from), Some(token), within, BTreeSet::new()),
+    /// Takes a change; with a new key, `members` are those that this node knows.
+    fn on_changed(
+        &mut self,
+        now: Duration,
+        cause: Cause,
+        members: Option<BTreeSet<NodeId>>,
+        outputs: &mut Vec<Output>,
+    ) {
+        let is_late = matches!(cause, Cause::OwnerBefore { .. });
+        let (from, token, limit) = match cause {
+            Cause::Owner { limit } | Cause::OwnerBefore { limit } => (None, None, limit),
+            Cause::Peer { from, token, within } => {
+                (Some(from), Some(token), within.clamp(HAND_OVER_MIN, HAND_OVER_MAX))
+            }
         };
-        let peers: BTreeSet<_> = self.connected.difference(&self.removed).cloned().collect();
-        let others = peers.iter().filter(|peer| Some(*peer) != from.as_ref());
-        if new_key {
-            // Whoever gave an older key that is still on its way hears of this one instead.
-            let mut tokens = self.hand_over.take().map(|older| older.tokens).unwrap_or_default();
+        if let Some(mut members) = members {
+            let expected = if is_late { members.difference(&self.removed).cloned().collect() } else { BTreeSet::new() };
+            members.extend(self.connected.iter().cloned());
+            let mut tokens = BTreeSet::new();
+            if let Some(older) = self.hand_over.take() {
+                // Whoever gave an older key that is still on its way hears of this one instead. Who came since that one is still no member.
+                (tokens, members) = (older.tokens, older.members);
+            }
             tokens.extend(token);
-            let limit = if from.is_some() { limit.clamp(HAND_OVER_MIN, HAND_OVER_MAX) } else { limit };
-            let expected = expected.difference(&self.removed).cloned().collect();
-            let waiting = others.clone().cloned().collect();
-            let (ends, reached, telling_ends) = (now + limit, BTreeSet::new(), None);
-            self.hand_over = Some(HandOver { ends, waiting, expected, reached, tokens, telling_ends });
-        } else if let Some(hand_over) = &mut self.hand_over {
-            hand_over.waiting.extend(others.clone().cloned());
+            let (waiting, reached) = (BTreeSet::new(), BTreeSet::new());
+            let ends = now + limit;
+            self.hand_over = Some(HandOver { ends, members, waiting, expected, reached, tokens, telling_ends: None });
         }
-        for peer in others.cloned().collect::<Vec<_>>() {
+        let told = self.connected.iter().filter(|peer| Some(*peer) != from.as_ref() && self.may_be_told(peer));
+        let told: BTreeSet<_> = told.cloned().collect();
+        if let Some(hand_over) = &mut self.hand_over {
+            hand_over.waiting.extend(told.iter().cloned());
+        }
+        for peer in told {
             self.push(now, peer, outputs);
         }
     }
 
     fn on_pushed(&mut self, now: Duration, peer: NodeId, heard: Option<Vec<NodeId>>, outputs: &mut Vec<Output>) {
         let again = self.pushing.remove(&peer).unwrap_or(false);
-        if again && self.connected.contains(&peer) && !self.removed.contains(&peer) {
+        if again && self.connected.contains(&peer) && self.may_be_told(&peer) {
             self.push(now, peer, outputs);
             return;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bombus_core::identity::NodeId;
@@ -47,6 +48,7 @@ pub struct MembershipHandle {
     state: watch::Receiver<MembershipState>,
     commands: mpsc::Sender<Command>,
     known: Arc<Mutex<KnownPeers>>,
+    handing_over: Arc<AtomicBool>,
 }
 
 impl MembershipHandle {
@@ -54,8 +56,9 @@ impl MembershipHandle {
         state: watch::Receiver<MembershipState>,
         commands: mpsc::Sender<Command>,
         known: Arc<Mutex<KnownPeers>>,
+        handing_over: Arc<AtomicBool>,
     ) -> Self {
-        Self { state, commands, known }
+        Self { state, commands, known, handing_over }
     }
 
     /// Makes a handle without a service behind it: its state is what the sender says, and everything that would change it is refused
@@ -63,7 +66,7 @@ impl MembershipHandle {
     #[must_use]
     pub fn following(state: watch::Receiver<MembershipState>) -> Self {
         let (commands, _) = mpsc::channel(1);
-        Self { state, commands, known: Arc::default() }
+        Self { state, commands, known: Arc::default(), handing_over: Arc::default() }
     }
 
     /// Returns the state, and tells when it changes. A change of the key is told once the members had time to hear of it.
@@ -82,6 +85,11 @@ impl MembershipHandle {
     #[must_use]
     pub fn removed(&self) -> Arc<BTreeSet<NodeId>> {
         Arc::clone(&self.state.borrow().removed)
+    }
+
+    /// Says whether a new key is on its way to the members: some of them may use it already.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.handing_over.load(Ordering::Relaxed)
     }
 
     /// Says whether the owner took a peer out.

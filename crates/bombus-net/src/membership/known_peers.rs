@@ -245,6 +245,11 @@ impl KnownPeers {
         self.changed |= self.peers.remove(peer).is_some();
     }
 
+    /// Forgets all peers but these.
+    pub(super) fn keep_only(&mut self, peers: &BTreeSet<NodeId>) {
+        self.peers.retain(|id, _| peers.contains(id));
+    }
+
     /// Forgets what is too old.
     pub(super) fn decay(&mut self, now_s: u64) {
         let before = (self.peers.len(), self.nameless.len());

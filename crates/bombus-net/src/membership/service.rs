@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ pub struct MembershipService {
     state: watch::Sender<MembershipState>,
     commands: mpsc::Receiver<Command>,
     known: Arc<Mutex<KnownPeers>>,
+    handing_over: Arc<AtomicBool>,
 }
 
 impl Membership {
@@ -80,8 +82,9 @@ impl Membership {
         let (state, current) = watch::channel(begin);
         let (requests, commands) = mpsc::channel(COMMANDS_WAITING_MAX);
         let known = Arc::new(Mutex::new(self.read_known()));
-        let handle = MembershipHandle::new(current, requests, Arc::clone(&known));
-        Ok((handle, MembershipService { membership: self, timing, state, commands, known }))
+        let handing_over = Arc::<AtomicBool>::default();
+        let handle = MembershipHandle::new(current, requests, Arc::clone(&known), Arc::clone(&handing_over));
+        Ok((handle, MembershipService { membership: self, timing, state, commands, known, handing_over }))
     }
 }
 
@@ -104,6 +107,7 @@ impl MembershipService {
             timing: self.timing,
             state: self.state,
             known: self.known,
+            handing_over: self.handing_over,
             exchange: Exchange::default(),
             begun: Instant::now(),
             wake_at: None,
@@ -145,6 +149,8 @@ struct Actor<L: Links> {
     timing: MembershipTiming,
     state: watch::Sender<MembershipState>,
     known: Arc<Mutex<KnownPeers>>,
+    /// For the handles: whether a new key is on its way to the members.
+    handing_over: Arc<AtomicBool>,
     exchange: Exchange,
     begun: Instant,
     wake_at: Option<Instant>,
@@ -200,9 +206,10 @@ impl<L: Links> Actor<L> {
             return Ok(());
         }
         tracing::info!(generation = %state.generation, "the swarm's key was changed while this node was off; the members are told first");
-        let expected = self.known().peers().into_iter().map(|peer| peer.node_id).collect();
-        let cause = Cause::OwnerBefore { limit: self.timing.hand_over_at_start, expected };
-        self.input(Input::Changed { cause, new_key: true, removed: state.removed }).await
+        // What is in memory has who came since the start, too.
+        let members = ids(&self.membership()?.read_known());
+        let cause = Cause::OwnerBefore { limit: self.timing.hand_over_at_start };
+        self.input(Input::Changed { cause, new_key: true, removed: state.removed, members }).await
     }
 
     async fn on_command(&mut self, command: Command) -> Result<(), MembershipError> {
@@ -222,13 +229,14 @@ impl<L: Links> Actor<L> {
                 drop(reply.send(left));
             }
             Command::Kick(peer, reply) => {
-                let own = self.own.clone();
+                let (own, members) = (self.own.clone(), ids(&self.known()));
                 let changed = self.with(move |membership| membership.kick(&own, &peer)).await?;
-                self.on_owner_changed(changed, reply).await?;
+                self.on_owner_changed(changed, members, reply).await?;
             }
             Command::Rekey(reply) => {
+                let members = ids(&self.known());
                 let changed = self.with(Membership::rekey).await?;
-                self.on_owner_changed(changed, reply).await?;
+                self.on_owner_changed(changed, members, reply).await?;
             }
             Command::ExportOwner(reply) => drop(reply.send(self.with(Membership::export_owner).await?)),
             Command::ImportOwner(key, reply) => {
@@ -258,6 +266,7 @@ impl<L: Links> Actor<L> {
     async fn enter_swarm(&mut self) -> Result<(), MembershipError> {
         let state = self.membership()?.state();
         let reached = self.exchange.abandon(Arc::clone(&state.removed));
+        self.show_hand_over();
         let missed = self.missed(&reached);
         self.answer_asked(&reached, &missed);
         *self.known() = self.membership()?.read_known();
@@ -267,9 +276,11 @@ impl<L: Links> Actor<L> {
         Ok(())
     }
 
+    /// Tells the members, as they were known before, what the owner changed.
     async fn on_owner_changed(
         &mut self,
         changed: Result<SignedChange, OwnerError>,
+        members: BTreeSet<NodeId>,
         reply: oneshot::Sender<Result<Handed, OwnerError>>,
     ) -> Result<(), MembershipError> {
         let change = match changed {
@@ -283,7 +294,7 @@ impl<L: Links> Actor<L> {
         self.put_out_removed()?;
         let cause = Cause::Owner { limit: self.timing.hand_over };
         let removed = self.membership()?.removed();
-        self.input(Input::Changed { cause, new_key: true, removed }).await
+        self.input(Input::Changed { cause, new_key: true, removed, members }).await
     }
 
     async fn on_request(&mut self, request: Request) -> Result<(), MembershipError> {
@@ -323,6 +334,7 @@ impl<L: Links> Actor<L> {
         if self.is_removed(&from)? {
             return Ok(Taken { stored: false, passed: None });
         }
+        let members = ids(&self.known());
         let before = self.membership()?.ignored();
         let generation = change.generation();
         let applied = self.with(move |membership| membership.apply(&change, key.as_ref())).await??;
@@ -345,7 +357,7 @@ impl<L: Links> Actor<L> {
             (token, told)
         });
         let removed = self.membership()?.removed();
-        self.input(Input::Changed { cause: Cause::Peer { from, token, within }, new_key, removed }).await?;
+        self.input(Input::Changed { cause: Cause::Peer { from, token, within }, new_key, removed, members }).await?;
         Ok(Taken { stored: true, passed })
     }
 
@@ -403,6 +415,9 @@ impl<L: Links> Actor<L> {
         if !self.membership()?.is_used() {
             self.with(Membership::mark_used).await??;
         }
+        if !self.exchange.may_be_told(&peer) {
+            tracing::info!(peer.id = %peer, "a peer that was not known before the key was changed is not told the new one");
+        }
         self.input(Input::Connected(peer)).await
     }
 
@@ -446,7 +461,12 @@ impl<L: Links> Actor<L> {
                 Output::WakeAt(at) => self.wake_at = Some(self.begun + at),
             }
         }
+        self.show_hand_over();
         Ok(())
+    }
+
+    fn show_hand_over(&self) {
+        self.handing_over.store(self.exchange.is_handing_over(), Ordering::Relaxed);
     }
 
     fn push(&mut self, peer: NodeId, within: Duration) -> Result<(), MembershipError> {
@@ -502,7 +522,7 @@ impl<L: Links> Actor<L> {
     /// Returns the members that a new key did not reach.
     fn missed(&self, reached: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let removed = Arc::clone(&self.state.borrow().removed);
-        let mut members: BTreeSet<_> = self.known().peers().into_iter().map(|peer| peer.node_id).collect();
+        let mut members = ids(&self.known());
         members.extend(self.exchange.connected().iter().cloned());
         members.retain(|peer| !removed.contains(peer) && !reached.contains(peer) && *peer != self.own);
         members
@@ -533,7 +553,8 @@ impl<L: Links> Actor<L> {
         }
     }
 
-    /// Writes the peers met to disk where something changed. What cannot be written is tried again later.
+    /// Writes the peers met to disk where something changed. What cannot be written is tried again later. Who came since a key was changed is
+    /// not written before that is with the members: a hand-over that breaks off is begun anew, for those that are on disk.
     async fn save(&mut self) -> Result<(), MembershipError> {
         let seen = self.links.seen();
         let removed = self.membership()?.removed();
@@ -546,7 +567,13 @@ impl<L: Links> Actor<L> {
                 known.seen(&peer, &addr, last_ok_s, unix_seconds());
             }
             known.decay(unix_seconds());
-            known.take_changed().then(|| known.clone())
+            known.take_changed().then(|| {
+                let mut written = known.clone();
+                if let Some(members) = self.exchange.members() {
+                    written.keep_only(members);
+                }
+                written
+            })
         };
         if let Some(known) = changed
             && let Err(error) = self.with(move |membership| membership.write_known(&known)).await?
@@ -583,6 +610,10 @@ impl<L: Links> Actor<L> {
         self.membership = Some(membership);
         Ok(result)
     }
+}
+
+fn ids(known: &KnownPeers) -> BTreeSet<NodeId> {
+    known.peers().into_iter().map(|peer| peer.node_id).collect()
 }
 
 #[cfg(test)]

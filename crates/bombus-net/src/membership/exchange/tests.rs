@@ -20,8 +20,13 @@ fn nodes(seeds: &[usize]) -> BTreeSet<NodeId> {
     seeds.iter().copied().map(node).collect()
 }
 
+/// A change that comes while nobody is known but those with a connection.
 fn changed(cause: Cause, new_key: bool, removed: &[usize]) -> Input {
-    Input::Changed { cause, new_key, removed: Arc::new(nodes(removed)) }
+    changed_among(&[], cause, new_key, removed)
+}
+
+fn changed_among(members: &[usize], cause: Cause, new_key: bool, removed: &[usize]) -> Input {
+    Input::Changed { cause, new_key, removed: Arc::new(nodes(removed)), members: nodes(members) }
 }
 
 fn pushed(outputs: &[Output]) -> BTreeSet<NodeId> {
@@ -84,11 +89,57 @@ fn alone_there_is_nobody_to_wait_for() {
 #[test]
 fn after_a_change_while_the_node_was_off_it_waits_for_those_who_may_come() {
     let mut exchange = Exchange::default();
-    let cause = Cause::OwnerBefore { limit: ms(30_000), expected: nodes(&[1, 2]) };
-    assert_eq!(went_over(&exchange.on(ms(0), changed(cause, true, &[2]))), None);
+    let cause = Cause::OwnerBefore { limit: ms(30_000) };
+    assert_eq!(went_over(&exchange.on(ms(0), changed_among(&[1, 2], cause, true, &[2]))), None);
     assert_eq!(pushed(&exchange.on(ms(9), Input::Connected(node(1)))), nodes(&[1]));
     let outputs = exchange.on(ms(10), Input::Pushed { peer: node(1), heard: Some(Vec::new()) });
     assert_eq!(went_over(&outputs), Some(nodes(&[1])));
+}
+
+#[test]
+fn a_newcomer_during_a_hand_over_is_neither_told_nor_waited_for() {
+    let by_owner = Cause::OwnerBefore { limit: ms(30_000) };
+    let passed_on = Cause::Peer { from: node(9), token: 7, within: ms(4_000) };
+    for cause in [owner(), by_owner, passed_on] {
+        let case = format!("{cause:?}");
+        let mut exchange = Exchange::default();
+        exchange.on(ms(0), Input::Connected(node(1)));
+        exchange.on(ms(0), Input::Pushed { peer: node(1), heard: Some(Vec::new()) });
+        // Node 2 was met before, and node 3 goes out; node 4 may be the same machine.
+        let outputs = exchange.on(ms(1), changed_among(&[1, 2, 3], cause, true, &[3]));
+        assert_eq!(pushed(&outputs), nodes(&[1]), "{case}");
+        assert_eq!(pushed(&exchange.on(ms(2), Input::Connected(node(4)))), nodes(&[]), "{case}");
+        let more = Cause::Peer { from: node(1), token: 8, within: ms(0) };
+        let outputs = exchange.on(ms(3), changed_among(&[1, 2, 4], more, false, &[3, 5]));
+        assert_eq!(pushed(&outputs), nodes(&[]), "nor with what comes after: {case}");
+        assert_eq!(pushed(&exchange.on(ms(4), Input::Connected(node(2)))), nodes(&[2]), "a member is told: {case}");
+        let mut outputs = Vec::new();
+        for seed in [1, 2] {
+            outputs.extend(exchange.on(ms(5), Input::Pushed { peer: node(seed), heard: Some(Vec::new()) }));
+        }
+        outputs.extend(exchange.on(ms(6), Input::Told { token: 7 }));
+        assert_eq!(went_over(&outputs), Some(nodes(&[1, 2])), "{case}");
+    }
+}
+
+#[test]
+fn a_newcomer_during_a_hand_over_is_not_told_the_next_key_either() {
+    let mut exchange = Exchange::default();
+    exchange.on(ms(0), Input::Connected(node(1)));
+    exchange.on(ms(1), changed(owner(), true, &[]));
+    exchange.on(ms(2), Input::Connected(node(4)));
+    // By now it is known, and connected.
+    let outputs = exchange.on(ms(3), changed_among(&[1, 4], owner(), true, &[]));
+    assert!(!pushed(&outputs).contains(&node(4)), "{outputs:?}");
+    exchange.on(ms(4), Input::Disconnected(node(4)));
+    assert_eq!(pushed(&exchange.on(ms(5), Input::Connected(node(4)))), nodes(&[]));
+}
+
+#[test]
+fn when_the_hand_over_is_over_newcomers_are_told_everything() {
+    let mut exchange = Exchange::default();
+    assert!(went_over(&exchange.on(ms(0), changed(owner(), true, &[]))).is_some());
+    assert_eq!(pushed(&exchange.on(ms(1), Input::Connected(node(4)))), nodes(&[4]));
 }
 
 #[test]
@@ -328,7 +379,8 @@ impl Sim {
                 self.unlink(of, other);
             }
         }
-        self.give(of, Input::Changed { cause, new_key, removed });
+        let members = (0..self.nodes.len()).map(node).collect();
+        self.give(of, Input::Changed { cause, new_key, removed, members });
     }
 
     fn unlink(&mut self, a: usize, b: usize) {

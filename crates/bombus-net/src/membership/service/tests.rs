@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::super::wire::{Frame, Frames};
-use super::super::{AddressOrigin, OwnerKey, Standing, SwarmId};
+use super::super::{AddressOrigin, OwnerKey, Standing, SwarmId, Ticket};
 use super::hub::Hub;
 use super::*;
 
@@ -253,6 +253,72 @@ async fn a_hand_over_that_breaks_off_is_begun_anew_and_remembers_who_missed_it()
     quiet().await;
     assert_eq!(missing(&a), [node(3)], "who was reached by the first try is back by itself");
     assert!(!a.standing().await.hand_over_due);
+}
+
+/// Starts a node with the key of a ticket from before, that nobody knows.
+fn newcomer(hub: &Arc<Hub>, seed: u8, ticket: &Ticket) -> Node {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).join(ticket, false).unwrap();
+    Node::start_on(hub, seed, dir)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_machine_does_not_get_the_new_key_under_another_name() {
+    let hub = Hub::new();
+    let [a, b, c] = three(&hub).await;
+    hub.wire_all(&[node(1), node(2), node(4)]);
+    let (old, ticket) = (a.handle.state(), a.handle.invite(Vec::new()).await.unwrap());
+    // One that is off holds the end of the hand-over up.
+    let (c_id, _dir) = (c.id.clone(), c.stop(&hub).await);
+    let dir = a.stop(&hub).await;
+    open(dir.path()).kick(&node(1), &node(9)).unwrap();
+    let a = Node::start_on(&hub, 1, dir);
+    b.until(|state| state.generation == Generation(1)).await;
+    let d = newcomer(&hub, 4, &ticket);
+    linked(&hub, &a, &d).await;
+    quiet().await;
+    assert!(a.handle.is_handing_over() && a.standing().await.hand_over_due);
+    assert_eq!(open(d.dir.path()).state(), old, "it comes to nothing by that");
+
+    // The hand-over that breaks off takes it for no member either when it is begun anew.
+    let dir = a.stop(&hub).await;
+    let a = Node::start_on(&hub, 1, dir);
+    linked(&hub, &a, &d).await;
+    let over = open(a.dir.path()).privacy();
+    a.until(|state| state.privacy == over).await;
+    linked(&hub, &a, &b).await;
+    quiet().await;
+    assert!(!hub.are_linked(&a.id, &d.id) && !a.handle.is_handing_over());
+    assert_eq!(open(d.dir.path()).state(), old);
+    assert_eq!(d.handle.state(), old);
+    let missed: BTreeSet<_> = missing(&a).into_iter().collect();
+    assert_eq!(missed, [c_id, d.id.clone()].into(), "it counts as one that was not told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_passes_a_new_key_on_does_not_tell_newcomers_either() {
+    let hub = Hub::new();
+    let [a, b, c] = three(&hub).await;
+    hub.wire(&node(2), &node(4));
+    let (old, ticket) = (a.handle.state(), a.handle.invite(Vec::new()).await.unwrap());
+    // It takes streams and says nothing, so that the hand-over goes on.
+    hub.wire(&node(2), &node(5));
+    let (_state, silent) = watch::channel(a.handle.state());
+    let _silent = Hub::enter(&hub, &node(5), silent);
+    timeout(LIMIT, hub.until_linked(&b.id, &node(5), true)).await.unwrap();
+    quiet().await;
+    let owner = a.handle.clone();
+    let rekeyed = tokio::spawn(async move { owner.rekey().await.unwrap() });
+    quiet().await;
+    assert!(a.handle.is_handing_over() && b.handle.is_handing_over());
+    let d = newcomer(&hub, 4, &ticket);
+    linked(&hub, &b, &d).await;
+    let handed = rekeyed.await.unwrap();
+    let reached: BTreeSet<_> = handed.reached.into_iter().collect();
+    assert_eq!(reached, [b.id.clone(), c.id.clone()].into());
+    b.until(|state| state.generation == Generation(1)).await;
+    linked(&hub, &a, &b).await;
+    assert_eq!((d.handle.state(), open(d.dir.path()).state()), (old.clone(), old));
 }
 
 #[tokio::test(start_paused = true)]

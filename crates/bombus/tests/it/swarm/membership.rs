@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::examination::check;
 use super::{Member, Plan, State, Swarm};
-use crate::harness::LIMIT;
+use crate::harness::{LIMIT, finish};
 use crate::model::eventually;
 
 /// Long enough for a node that may come in to do so.
@@ -123,6 +123,37 @@ async fn lacking(member: &Member) -> Option<Value> {
     let found = found?;
     assert_eq!((exit, &found["verdict"]), (0, &Value::from("warn")), "{found}");
     Some(found["found"].clone())
+}
+
+#[tokio::test]
+async fn a_kicked_machine_does_not_get_the_new_key_under_another_name() {
+    let mut swarm = Swarm::of(4).await;
+    swarm.all_connected().await;
+    let (kicked, seed) = (swarm.id(2).to_owned(), swarm.member(0).address());
+    let before = file_of_swarm(swarm.member(2), "swarm.key");
+    // Its silence keeps the hand-over open, and with it the door for the old key.
+    swarm.pause(3);
+    let kick = tokio::spawn(finish(swarm.member(0).command(&["kick", "node2"])));
+    for index in [0, 1] {
+        let has_it = async || file_of_swarm(swarm.member(index), "membership.json").contains(&kicked);
+        eventually("the change on another node", has_it).await;
+    }
+    swarm.kill(2).await;
+    std::fs::remove_file(swarm.member(2).home().data_dir().join("identity.key")).unwrap();
+    swarm.member_mut(2).add_argument("--seed");
+    swarm.member_mut(2).add_argument(&seed);
+    swarm.restart(2).await;
+    let other = swarm.id(2).to_owned();
+    assert_ne!(other, kicked, "it is another node by now");
+    let kicked = kick.await.unwrap();
+    assert!(kicked.stdout.contains("node1"), "{}{}", kicked.stdout, kicked.stderr);
+    swarm.see_each_other(&[0, 1]).await;
+    for index in [0, 1] {
+        swarm.wait_for_state(index, 2, &[State::Gone], LIMIT).await;
+        swarm.stays_out(index, &other, COMES_IN_WITHIN / 2).await;
+    }
+    assert_eq!(file_of_swarm(swarm.member(2), "swarm.key"), before, "nobody gave it the new key");
+    assert_ne!(file_of_swarm(swarm.member(0), "swarm.key"), before);
 }
 
 #[tokio::test]
