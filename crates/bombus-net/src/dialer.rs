@@ -40,6 +40,9 @@ const ADDRESSES_AT_ONCE: usize = 8;
 const COURTESY: Duration = Duration::from_millis(150);
 /// Before the first try to reach a peer directly that is only reached through a relay; it doubles.
 const DIRECT_FIRST: Duration = Duration::from_secs(3);
+/// How long after a change of the own key another key at a member says nothing: the last of them goes over 30 s after the first at most,
+/// and has to be reached then.
+const KEY_CHANGE_GRACE: Duration = Duration::from_secs(40);
 /// How long a peer is left alone whose connection ended while more peers are known than fit.
 const REST: Duration = Duration::from_secs(600);
 
@@ -82,6 +85,8 @@ pub(crate) enum Input {
     Forget { peer: NodeId },
     /// This node has an address that it did not have: a network came, or came back.
     NetworkCame,
+    /// A new key of the swarm is on its way to the members, or was a moment ago.
+    KeyChanges,
     /// Time has passed.
     Tick,
 }
@@ -116,6 +121,8 @@ pub(crate) struct Seed {
     pub(crate) last_ok: Option<Instant>,
     pub(crate) last_failure: Option<(Instant, DialFailure)>,
     pauses: Pauses,
+    /// How often in a row another swarm's key was spoken there.
+    foreign_keys: u32,
     is_dialled: bool,
 }
 
@@ -179,6 +186,7 @@ pub(crate) struct Dialer {
     seeds: Vec<Seed>,
     random: StdRng,
     last_sweep: Option<Instant>,
+    key_changes_until: Option<Instant>,
     /// Addresses that were told beyond what one teller may tell.
     pub(crate) addresses_dropped: u64,
     pub(crate) tries: Tries,
@@ -201,6 +209,7 @@ impl Dialer {
             seeds,
             random: StdRng::seed_from_u64(random),
             last_sweep: None,
+            key_changes_until: None,
             addresses_dropped: 0,
             tries: Tries::default(),
         }
@@ -214,6 +223,16 @@ impl Dialer {
     /// Returns the configured addresses.
     pub(crate) fn seeds(&self) -> &[Seed] {
         &self.seeds
+    }
+
+    /// Returns from when on another key at a member says something: some time after the last change of the own one.
+    pub(crate) fn foreign_keys_from(&self) -> Option<Instant> {
+        self.key_changes_until
+    }
+
+    /// Says whether a failure only says that the members do not all have the new key yet.
+    fn is_between_keys(&self, now: Instant, why: &DialFailure) -> bool {
+        *why == DialFailure::AnotherSwarmKey && self.key_changes_until.is_some_and(|until| now < until)
     }
 
     /// Says whether a peer is connected.
@@ -230,6 +249,7 @@ impl Dialer {
 
     /// Forgets all connections and dials: the swarm that had them is gone. All is tried again at once.
     pub(crate) fn restart(&mut self, now: Instant) -> Vec<Output> {
+        self.key_changes_until = Some(now + KEY_CHANGE_GRACE);
         let mut outputs = Vec::new();
         for (id, peer) in &mut self.peers {
             if !peer.links.is_empty() {
@@ -240,10 +260,11 @@ impl Dialer {
             peer.dials = 0;
             peer.dial_began = None;
             peer.pauses = Pauses { next: now, failures: 0 };
-            peer.addresses.forgive(now);
+            peer.addresses.begin_anew(now);
         }
         for seed in &mut self.seeds {
             seed.is_dialled = false;
+            seed.foreign_keys = 0;
             seed.pauses = Pauses { next: now, failures: 0 };
         }
         outputs
@@ -259,6 +280,7 @@ impl Dialer {
             }
         }
         for seed in self.seeds.iter_mut().filter(|seed| !seed.is_dialled && seed.pauses.failures > 0) {
+            seed.foreign_keys = 0;
             seed.pauses = Pauses { next: now, failures: 0 };
         }
     }
@@ -289,6 +311,10 @@ impl Dialer {
             }
             Input::NetworkCame => {
                 self.network_came(now);
+                Vec::new()
+            }
+            Input::KeyChanges => {
+                self.key_changes_until = Some(now + KEY_CHANGE_GRACE);
                 Vec::new()
             }
             Input::Tick => self.tick(now),
@@ -374,6 +400,7 @@ impl Dialer {
         let mut outputs = Vec::new();
         for seed in self.seeds.iter_mut().filter(|seed| seed.peer.as_ref() == Some(id)) {
             seed.last_ok = Some(now);
+            seed.foreign_keys = 0;
             seed.pauses.failures = 0;
         }
         if is_first {
@@ -451,6 +478,7 @@ impl Seed {
             last_ok: None,
             last_failure: None,
             pauses: Pauses { next: now, failures: 0 },
+            foreign_keys: 0,
             is_dialled: false,
         }
     }

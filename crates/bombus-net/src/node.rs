@@ -374,6 +374,9 @@ impl Node {
     fn on_tick(&mut self) {
         self.wake_rewired();
         let now = Instant::now();
+        if self.shared.membership.is_handing_over() {
+            self.feed(Input::KeyChanges);
+        }
         self.feed(Input::Tick);
         for _ in 0..self.met_self.take() {
             self.memory.conflicts.seen(now, End::Accepted, "an incoming connection".to_owned());

@@ -20,6 +20,9 @@ pub struct NetReport {
     pub generation: u64,
     /// Whether a swarm key is needed.
     pub closed: bool,
+    /// From when on another key at a member says something, in milliseconds of Unix time. Until then, which may be still to come, this node's
+    /// own key was changing, and not all members had the new one. `None`: it did not change while the node ran.
+    pub foreign_keys_from_ms: Option<u64>,
     /// First rung: the local network.
     pub mdns: MdnsReport,
     /// Second rung: the configured seeds.

@@ -156,11 +156,23 @@ impl Addresses {
         }
     }
 
-    pub(super) fn failed(&mut self, now: Instant, addr: &Multiaddr, why: &DialFailure, foreign_key_pause: Duration) {
+    /// Takes a failure. Without a pause for foreign keys, the own key changes just now, and that another one is spoken says nothing against
+    /// an address.
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        addr: &Multiaddr,
+        why: &DialFailure,
+        foreign_key_pause: Option<Duration>,
+    ) {
         let Some(at) = self.0.iter().position(|address| address.addr == *addr) else {
             return;
         };
         let address = &mut self.0[at];
+        if *why == DialFailure::AnotherSwarmKey && foreign_key_pause.is_none() {
+            address.failure = Some(why.clone());
+            return;
+        }
         address.failures = address.failures.saturating_add(1);
         match why {
             // Somebody else is there for certain.
@@ -172,7 +184,7 @@ impl Addresses {
             }
             DialFailure::WrongPeer { .. } => address.not_before = now + STRANGER_PAUSE,
             DialFailure::AnotherSwarmKey if address.failures >= FOREIGN_KEY_TRIES => {
-                address.not_before = now + foreign_key_pause;
+                address.not_before = now + foreign_key_pause.unwrap_or_default();
             }
             _ => {}
         }
@@ -186,6 +198,12 @@ impl Addresses {
             address.learned = now;
             address.failures = address.failures.min(FOREIGN_KEY_TRIES - 1);
         }
+    }
+
+    /// Lets all addresses be tried again, as if none had failed.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
+        self.forgive(now);
+        self.0.iter_mut().for_each(|address| address.failures = 0);
     }
 
     pub(super) fn expire(&mut self, now: Instant, expiry: Duration) {

@@ -34,8 +34,9 @@ impl Dialer {
         }
         let source = self.peers.get(id).and_then(|peer| peer.addresses.source(&addr));
         self.tries.count(&addr, source);
+        let foreign_key_pause = (!self.is_between_keys(now, why)).then_some(self.settings.foreign_key_pause);
         if let Some(peer) = self.peers.get_mut(id) {
-            peer.addresses.failed(now, &addr, why, self.settings.foreign_key_pause);
+            peer.addresses.failed(now, &addr, why, foreign_key_pause);
         }
         // Who is there has proved who it is.
         if let (DialFailure::WrongPeer { found }, Some(source)) = (why, source) {
@@ -103,10 +104,13 @@ impl Dialer {
         };
         let failures = self.seeds[at].pauses.failures + 1;
         let mut pause = self.pause(failures);
-        if why == DialFailure::AnotherSwarmKey && failures >= book::FOREIGN_KEY_TRIES {
+        let is_foreign = why == DialFailure::AnotherSwarmKey && !self.is_between_keys(now, &why);
+        let foreign_keys = if is_foreign { self.seeds[at].foreign_keys + 1 } else { 0 };
+        if foreign_keys >= book::FOREIGN_KEY_TRIES {
             pause = self.settings.foreign_key_pause;
         }
         let seed = &mut self.seeds[at];
+        seed.foreign_keys = foreign_keys;
         seed.is_dialled = false;
         seed.tried += 1;
         seed.last_failure = Some((now, why.clone()));
@@ -121,6 +125,7 @@ impl Dialer {
             seed.peer = Some(peer.clone());
             seed.last_ok = Some(now);
             seed.tried += 1;
+            seed.foreign_keys = 0;
             seed.pauses.failures = 0;
         }
         let mut outputs = self.learned(now, peer.clone(), &addr, AddressSource::Seed, Some(peer.clone()));

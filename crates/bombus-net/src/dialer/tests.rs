@@ -285,6 +285,77 @@ fn another_swarms_key_is_left_alone_for_long() {
 }
 
 #[test]
+fn while_the_own_key_changes_another_one_at_a_member_is_nothing_to_rest_for() {
+    let (small, great) = pair();
+    let seed = addr(7);
+    for (has_gone_over, case) in [(false, "the node hands it over"), (true, "it has gone over")] {
+        let mut bench = Bench::with(small.clone(), settings(), vec![(seed.clone(), None)]);
+        bench.learn(&great, addr(1));
+        bench.on(Input::Tick);
+        for _ in 0..2 {
+            bench.fail(&great, addr(1), DialFailure::AnotherSwarmKey);
+            bench.on(Input::SeedFailed { addr: seed.clone(), why: DialFailure::AnotherSwarmKey });
+        }
+        if has_gone_over {
+            bench.dialer.restart(bench.now);
+        } else {
+            bench.on(Input::KeyChanges);
+        }
+        let from = bench.dialer.foreign_keys_from().unwrap();
+        assert!(from >= bench.now + 30 * SECOND, "{case}");
+        let (mut dials, mut seed_dials) = (0, 0);
+        while bench.now + SECOND < from {
+            let outputs = bench.after(SECOND / 20);
+            if !dialled(&outputs).is_empty() {
+                dials += 1;
+                bench.fail(&great, addr(1), DialFailure::AnotherSwarmKey);
+            }
+            if outputs.iter().any(|output| matches!(output, Output::DialSeed { .. })) {
+                seed_dials += 1;
+                bench.on(Input::SeedFailed { addr: seed.clone(), why: DialFailure::AnotherSwarmKey });
+            }
+        }
+        assert!(dials >= 4 && seed_dials >= 4, "{case}: {dials} {seed_dials}");
+        assert!(bench.dialer.peers()[&great].addresses.contains(&addr(1)), "{case}: it is not dropped either");
+        // Then it counts again, from none on.
+        bench.now = from;
+        let mut later = (0, 0);
+        for _ in 0..600 * 20 {
+            let outputs = bench.after(SECOND / 20);
+            if !dialled(&outputs).is_empty() {
+                later.0 += 1;
+                bench.fail(&great, addr(1), DialFailure::AnotherSwarmKey);
+            }
+            if outputs.iter().any(|output| matches!(output, Output::DialSeed { .. })) {
+                later.1 += 1;
+                bench.on(Input::SeedFailed { addr: seed.clone(), why: DialFailure::AnotherSwarmKey });
+            }
+        }
+        let tries = if has_gone_over { 3 } else { 1 };
+        assert_eq!(later, (tries, 3), "{case}");
+    }
+}
+
+#[test]
+fn a_key_that_changed_forgives_all_failures_of_before() {
+    let (small, great) = pair();
+    let mut bench = Bench::of(small);
+    bench.learn_from(&great, addr(1), AddressSource::Ticket, None);
+    for _ in 0..3 {
+        bench.until_dial(10 * SECOND).expect("it is tried");
+        bench.fail(&great, addr(1), DialFailure::AnotherSwarmKey);
+    }
+    bench.dialer.restart(bench.now);
+    // Long after it only failures from then on count.
+    bench.now += KEY_CHANGE_GRACE;
+    for _ in 0..2 {
+        bench.until_dial(SECOND).expect("it is tried");
+        bench.fail(&great, addr(1), DialFailure::AnotherSwarmKey);
+    }
+    assert!(bench.until_dial(10 * SECOND).is_some());
+}
+
+#[test]
 fn addresses_that_never_worked_go_and_with_them_the_peer() {
     let (small, great) = pair();
     let mut bench = Bench::of(small);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bombus_core::identity::NodeId;
 
@@ -33,8 +33,9 @@ impl Clock {
     }
 
     fn unix_ms(self, at: Instant) -> u64 {
-        let ago = u64::try_from(self.now.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX);
-        self.unix_ms.saturating_sub(ago)
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (ago, ahead) = (self.now.saturating_duration_since(at), at.saturating_duration_since(self.now));
+        self.unix_ms.saturating_sub(ms(ago)).saturating_add(ms(ahead))
     }
 }
 
@@ -101,6 +102,7 @@ impl Node {
             external: self.swarm.external_addresses().map(ToString::to_string).collect(),
             generation: self.state.generation.0,
             closed: matches!(self.state.privacy, Privacy::Closed(_)),
+            foreign_keys_from_ms: self.memory.dialer.foreign_keys_from().map(|at| clock.unix_ms(at)),
             mdns: MdnsReport {
                 enabled: self.config.mdns,
                 ipv4_failure: self.mdns_failures.ipv4.clone(),

@@ -205,7 +205,7 @@ fn same_identity(report: &NetReport) -> Option<String> {
 }
 
 /// Tells a node whose swarm went on without it from one that meets strangers: members that are not connected now have another key. Others
-/// may be connected still, who missed the change too, or were removed.
+/// may be connected still, who missed the change too, or were removed. While the own key changes, the members have different ones for a while.
 fn missed_rekey(report: &NetReport, worked: &[String], peers: &[NetPeer]) -> Option<String> {
     let place = |address: &str| address.split("/p2p/").next().unwrap_or_default().to_owned();
     let is_connected = |dial: &DialReport| {
@@ -213,7 +213,7 @@ fn missed_rekey(report: &NetReport, worked: &[String], peers: &[NetPeer]) -> Opt
         known.is_some_and(|peer| peer.connected.is_some())
     };
     let changed = report.failures.iter().filter(|dial| dial.failure == Some(DialFailure::AnotherSwarmKey));
-    let changed = changed.filter(|dial| !is_connected(dial));
+    let changed = changed.filter(|dial| dial.last_failure_ms >= report.foreign_keys_from_ms && !is_connected(dial));
     let changed = changed.filter(|dial| worked.iter().any(|address| place(address) == place(&dial.addr)));
     let places = joined(changed.map(|dial| dial.addr.clone()))?;
     Some(format!(
@@ -382,6 +382,17 @@ mod tests {
         let report = NetReport { failures: vec![dial("/ip4/192.0.2.7/tcp/1/p2p/x", failure)], ..NetReport::default() };
         assert!(missed_rekey(&report, &["/ip4/192.0.2.7/tcp/1".into()], &[]).is_some());
         assert_eq!(missed_rekey(&report, &["/ip4/192.0.2.8/tcp/1".into()], &[]), None);
+    }
+
+    #[test]
+    fn while_the_own_key_changes_nobody_is_said_to_be_removed() {
+        let worked = ["/ip4/192.0.2.7/tcp/1".to_owned()];
+        let told = |foreign_keys_from_ms| {
+            let failures = vec![dial("/ip4/192.0.2.7/tcp/1/p2p/x", Some(DialFailure::AnotherSwarmKey))];
+            missed_rekey(&NetReport { failures, foreign_keys_from_ms, ..NetReport::default() }, &worked, &[]).is_some()
+        };
+        assert!(!told(Some(1_001)), "it failed at 1 000 ms");
+        assert!(told(Some(1_000)) && told(None));
     }
 
     fn link(own: &str, prefix: u8) -> Link {

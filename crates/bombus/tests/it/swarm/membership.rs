@@ -5,12 +5,14 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::examination::check;
-use super::{Member, Plan, State, Swarm};
+use super::{Member, Plan, State, Swarm, find};
 use crate::harness::{LIMIT, finish};
 use crate::model::eventually;
 
 /// Long enough for a node that may come in to do so.
 const COMES_IN_WITHIN: Duration = Duration::from_secs(4);
+/// How long members may take to find each other again when all of them have a new key.
+const TOGETHER_WITHIN: Duration = Duration::from_secs(30);
 
 async fn restart_all(swarm: &mut Swarm) {
     swarm.stop_all().await;
@@ -154,6 +156,30 @@ async fn a_kicked_machine_does_not_get_the_new_key_under_another_name() {
     }
     assert_eq!(file_of_swarm(swarm.member(2), "swarm.key"), before, "nobody gave it the new key");
     assert_ne!(file_of_swarm(swarm.member(0), "swarm.key"), before);
+}
+
+#[tokio::test]
+async fn members_find_each_other_soon_after_a_new_key_that_one_of_them_does_not_take() {
+    let swarm = Swarm::of(4).await;
+    swarm.all_connected().await;
+    swarm.pause(3);
+    let finished = swarm.member(0).run(&["rekey"]).await;
+    let told = format!("{}{}", finished.stdout, finished.stderr);
+    assert!(told.contains("node3") && told.contains("join"), "who was missed, and what to do: {told}");
+    let report = async |index: usize| swarm.member(index).get("/mesh/report").await;
+    for index in 0..3 {
+        eventually("the new key in use", async || report(index).await["net"]["generation"] == 1).await;
+    }
+    for index in 0..3 {
+        let others: Vec<_> = (0..3).filter(|other| *other != index).map(|other| swarm.id(other)).collect();
+        let is_back = |peers: &[Value], id: &str| {
+            find(peers, id).is_some_and(|peer| peer["path"].is_string() && peer["state"] == "alive")
+        };
+        let all_back = |peers: &[Value]| others.iter().all(|id| is_back(peers, id));
+        swarm.wait_until(index, "it has all others back that have the key", TOGETHER_WITHIN, all_back).await;
+        let troubles = report(index).await["troubles"].clone();
+        assert!(!troubles.to_string().contains("missed_rekey"), "it has missed nothing: {troubles}");
+    }
 }
 
 #[tokio::test]
