@@ -6,6 +6,7 @@
 //! them directly, everybody else inside a user namespace of their own where the system allows that.
 
 use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -189,6 +190,13 @@ async fn run(command: &mut Command, what: &str) -> String {
     String::from_utf8(output.stdout).expect("tools answer in UTF-8")
 }
 
+/// The addresses that machines have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
 /// A room with switches, in which machines are put.
 pub(crate) struct Lab {
     space: Namespace,
@@ -217,8 +225,8 @@ impl Lab {
         self.space.shell(&format!("ip link add {name} type bridge mcast_snooping 0 && ip link set {name} up")).await;
     }
 
-    /// Adds a machine without cables.
-    async fn machine(&self) -> Machine {
+    /// Adds a machine without cables, which will have addresses of one family.
+    async fn machine(&self, family: Family) -> Machine {
         let mut command = system("unshare");
         if self.space.rights == Rights::UserNamespace {
             command = self.space.command("unshare");
@@ -227,7 +235,7 @@ impl Lab {
         // Without the wait for duplicates an address of IPv6 is there at once.
         let quick = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad 2> /dev/null || true";
         space.shell(&format!("ip link set lo up; {quick}")).await;
-        Machine { space: Arc::new(space) }
+        Machine { space: Arc::new(space), family }
     }
 
     /// Lays a cable from a machine to a switch. `cable` names its end at the switch, at most 15 characters.
@@ -248,9 +256,18 @@ impl Lab {
 #[derive(Clone)]
 pub(crate) struct Machine {
     space: Arc<Namespace>,
+    family: Family,
 }
 
 impl Machine {
+    /// Returns what a program listens on that is to be reached at all addresses of this machine.
+    pub(crate) fn everywhere(&self) -> IpAddr {
+        match self.family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
     /// Prepares a program that runs on this machine.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.space.command(program)

@@ -1,4 +1,4 @@
-use super::{Lab, Machine};
+use super::{Family, Lab, Machine};
 
 /// How a router chooses the ports under which it shows the machines behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +30,12 @@ impl Nat {
     pub(crate) async fn new(mapping: Mapping) -> Option<Self> {
         let lab = Lab::new().await?;
         lab.switch("internet").await;
-        let public = lab.machine().await;
+        let public = lab.machine(Family::V4).await;
         lab.plug(&public, "eth0", &format!("{}/24", Self::PUBLIC), "public", "internet").await;
         let mut homes = Vec::new();
         let mut routers = Vec::new();
         for index in [0, 1] {
-            let (router, home) = (lab.machine().await, lab.machine().await);
+            let (router, home) = (lab.machine(Family::V4).await, lab.machine(Family::V4).await);
             let wide = format!("{NETWORK}.{}/24", 21 + index);
             lab.plug(&router, "wan", &wide, &format!("wan{index}"), "internet").await;
             let house = format!("house{index}");

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use super::meeting::is_within_a_second;
-use super::{Plan, State};
+use super::{Plan, State, find};
 use crate::harness::LIMIT;
 use crate::lab::Lan;
 
@@ -36,6 +38,24 @@ async fn a_newcomer_on_a_network_is_seen_within_a_second() {
         swarm.member_mut(2).start().await;
         swarm.all_see_each_other().await;
         took.push(began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn two_nodes_on_a_network_without_ipv4_find_each_other_and_talk_directly() {
+    let Some(lan) = Lan::of_ipv6(2).await else { return };
+    let swarm = Plan::of(2).by_multicast().on(lan).start().await;
+    swarm.all_see_each_other().await;
+    swarm.all_connected().await;
+    for (index, other) in [(0, 1), (1, 0)] {
+        let member = swarm.member(index);
+        let peers = member.peers().await;
+        assert_eq!(find(&peers, swarm.id(other)).unwrap()["path"], "direct", "{peers:?}");
+        let told = member.done(&["ping", swarm.id(other), "--count", "1", "--json"]).await;
+        let pong: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((&pong["path"], &pong["lost"]), (&json!("direct"), &json!(0)), "{pong}");
+        let over = format!("/ip6/fd77::{}/tcp/", other + 1);
+        assert!(pong["via"].as_str().is_some_and(|via| via.starts_with(&over)), "{over}: {pong}");
     }
 }
 

@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -30,7 +31,10 @@ impl Member {
     pub(super) fn new(index: usize, machine: Option<Machine>, mdns: bool, open: bool) -> Self {
         let home = Home::new(&fake(""));
         // A node keeps its port over restarts, as real ones do.
-        let listen = if machine.is_some() { format!("0.0.0.0:{PORT}") } else { free_address() };
+        let listen = match &machine {
+            Some(machine) => SocketAddr::new(machine.everywhere(), PORT).to_string(),
+            None => free_address(),
+        };
         let mut arguments = vec!["up".to_owned(), format!("--name=node{index}"), format!("--p2p={listen}")];
         if !mdns {
             arguments.push("--no-mdns".to_owned());
@@ -94,7 +98,8 @@ impl Member {
 
     /// Has the node listen for others at a port of all its machine's addresses, from the next start on.
     pub(crate) fn listen_at(&mut self, port: u16) {
-        self.listen_on(&format!("0.0.0.0:{port}"));
+        let everywhere = self.machine.as_ref().map_or(Ipv4Addr::UNSPECIFIED.into(), Machine::everywhere);
+        self.listen_on(&SocketAddr::new(everywhere, port).to_string());
     }
 
     fn listen_on(&mut self, address: &str) {
@@ -132,8 +137,7 @@ impl Member {
     /// Returns the address that others on other machines can use.
     pub(crate) fn address(&self) -> String {
         let addresses = self.addresses();
-        let is_wide = |address: &&String| address.starts_with("/ip4/") && !address.starts_with("/ip4/127.");
-        let best = addresses.iter().find(is_wide).or_else(|| addresses.first());
+        let best = addresses.iter().find(|address| is_wide(address)).or_else(|| addresses.first());
         best.expect("a node that listens tells where").clone()
     }
 
@@ -235,7 +239,7 @@ impl Member {
         if self.machine.is_some() {
             // An interface's address may become known a moment after the node serves.
             let listen = async || self.get("/swarm").await["listen"].clone();
-            let wide = |address: &Value| address.as_str().is_some_and(|address| !address.contains("/127.0.0.1/"));
+            let wide = |address: &Value| address.as_str().is_some_and(is_wide);
             let told = async || listen().await.as_array().is_some_and(|addresses| addresses.iter().any(wide));
             eventually("an address that other machines reach", told).await;
             self.record["p2p"] = listen().await;
@@ -353,6 +357,15 @@ impl Member {
         assert!(head.contains(" 200"), "{head}");
         while within("the head of the events", lines.next_line()).await.unwrap().is_some_and(|line| !line.is_empty()) {}
         SwarmEvents { _curl: child, lines, past: VecDeque::new() }
+    }
+}
+
+/// Says whether other machines reach a multiaddr: it is of more than this machine or this link.
+fn is_wide(address: &str) -> bool {
+    match address.split('/').nth(2).and_then(|ip| ip.parse().ok()) {
+        Some(IpAddr::V4(ip)) => !ip.is_loopback(),
+        Some(IpAddr::V6(ip)) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+        None => false,
     }
 }
 
