@@ -132,7 +132,7 @@ pub enum InviteError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The membership on disk cannot be read.
+    /// The membership on disk cannot be read, or changed.
     #[error(transparent)]
     Membership(#[from] MembershipError),
 }

@@ -38,6 +38,7 @@ pub(super) enum Command {
     Rekey(oneshot::Sender<Result<Handed, OwnerError>>),
     ExportOwner(oneshot::Sender<Result<OwnerKey, OwnerError>>),
     ImportOwner(OwnerKey, oneshot::Sender<Result<(), OwnerError>>),
+    MarkUsed(oneshot::Sender<Result<(), MembershipError>>),
     Standing(oneshot::Sender<Result<Standing, MembershipError>>),
     Ignored(oneshot::Sender<Result<IgnoredChanges, MembershipError>>),
 }
@@ -98,7 +99,7 @@ impl MembershipHandle {
         self.state.borrow().removed.contains(peer)
     }
 
-    /// Makes a ticket with some of this node's addresses (multiaddrs; the first 16 that fit).
+    /// Makes a ticket with some of this node's addresses (multiaddrs; the first 16 that fit). From then on the swarm counts as used.
     ///
     /// # Errors
     ///
@@ -159,6 +160,15 @@ impl MembershipHandle {
     /// See [`OwnerError`].
     pub async fn import_owner(&self, key: OwnerKey) -> Result<(), OwnerError> {
         self.ask(|reply| Command::ImportOwner(key, reply)).await?
+    }
+
+    /// Remembers that something is kept in this swarm: from then on a join needs `switch`. When this returns, that is on disk.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written, or the service does not run.
+    pub async fn mark_used(&self) -> Result<(), MembershipError> {
+        self.ask(Command::MarkUsed).await?
     }
 
     /// Returns what is known about this node's place in its swarm.

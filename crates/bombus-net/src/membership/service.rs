@@ -215,7 +215,9 @@ impl<L: Links> Actor<L> {
     async fn on_command(&mut self, command: Command) -> Result<(), MembershipError> {
         // Whoever asked may have gone away: then nobody needs the answer.
         match command {
-            Command::Invite(addresses, reply) => drop(reply.send(self.membership()?.invite(&addresses))),
+            Command::Invite(addresses, reply) => {
+                drop(reply.send(self.with(move |membership| membership.invite(&addresses)).await?));
+            }
             Command::Join(ticket, switch, reply) => {
                 self.save().await?;
                 let joined = self.with(move |membership| membership.join(&ticket, switch)).await?;
@@ -242,6 +244,7 @@ impl<L: Links> Actor<L> {
             Command::ImportOwner(key, reply) => {
                 drop(reply.send(self.with(move |membership| membership.import_owner(key)).await?));
             }
+            Command::MarkUsed(reply) => drop(reply.send(self.with(Membership::mark_used).await?)),
             Command::Standing(reply) => {
                 self.save().await?;
                 drop(reply.send(Ok(self.membership()?.standing())));

@@ -19,7 +19,7 @@ use super::{
 /// Which swarm a node belongs to, as it stands on disk. Nothing is ever deleted: whoever joins or leaves keeps the old swarm's folder.
 ///
 /// Whoever changes it has to hold the data directory alone: the running node does, and commands where none runs. Everybody may open it
-/// to read, and to make a ticket.
+/// to read.
 #[derive(Debug)]
 pub struct Membership {
     swarms: PathBuf,
@@ -57,7 +57,7 @@ pub struct Joined {
 pub struct Left {
     /// The swarm before. Its folder stays.
     pub from: SwarmId,
-    /// The node's own swarm; the same as `from` where nobody else was ever in that one.
+    /// The node's own swarm; the same as `from` where that one was never used.
     pub to: SwarmId,
 }
 
@@ -79,7 +79,7 @@ pub struct Standing {
     /// When it was last connected to a member, in seconds since 1970; `None` for never. If it was once, and known members now answer as
     /// those of another swarm do, the key was changed while this machine was away: it needs a new ticket.
     pub last_contact_s: Option<u64>,
-    /// Others know of this swarm, or may: a join needs `switch`.
+    /// Others know of this swarm, or may, or something is kept in it: a join needs `switch`.
     pub used: bool,
     /// The key was changed on this machine and the members were not told yet: that is done when the node runs.
     pub hand_over_due: bool,
@@ -245,12 +245,18 @@ impl Membership {
         }
     }
 
-    /// Makes a ticket with some of this node's addresses (multiaddrs; the first 16 that fit).
+    /// Makes a ticket with some of this node's addresses (multiaddrs; the first 16 that fit). From then on the swarm counts as used.
     ///
     /// # Errors
     ///
     /// See [`InviteError`].
-    pub fn invite<S: AsRef<str>>(&self, addresses: &[S]) -> Result<Ticket, InviteError> {
+    pub fn invite<S: AsRef<str>>(&mut self, addresses: &[S]) -> Result<Ticket, InviteError> {
+        let ticket = self.ticket(addresses)?;
+        self.mark_used()?;
+        Ok(ticket)
+    }
+
+    fn ticket<S: AsRef<str>>(&self, addresses: &[S]) -> Result<Ticket, InviteError> {
         let Home::Closed(closed) = &self.home else { return Err(InviteError::Open) };
         let Content { rules, key, .. } = &closed.content;
         Ticket::new(key.clone(), *rules.owner(), rules.generation(), addresses)
@@ -279,7 +285,7 @@ impl Membership {
         Ok(Joined { from, to, new_key: true })
     }
 
-    /// Leaves for a fresh swarm of this node's own. Where nobody else was ever in its swarm, there is nothing to leave.
+    /// Leaves for a fresh swarm of this node's own. Where its swarm was never used, there is nothing to leave.
     ///
     /// # Errors
     ///
@@ -385,7 +391,7 @@ impl Membership {
         }
     }
 
-    /// Remembers that others know of this swarm: from then on a join needs `switch`.
+    /// Remembers that others know of this swarm, or that something is kept in it: from then on a join needs `switch`.
     ///
     /// # Errors
     ///
@@ -395,7 +401,7 @@ impl Membership {
         if closed.content.marks.used { Ok(()) } else { closed.mark(Marks { used: true, ..closed.content.marks }) }
     }
 
-    /// Says whether others know of this swarm, or may.
+    /// Says whether others know of this swarm, or may, or something is kept in it.
     pub(super) fn is_used(&self) -> bool {
         match &self.home {
             Home::Closed(closed) => closed.content.marks.used,

@@ -131,7 +131,7 @@ struct Named {
 pub(super) fn invite(global: &Global, args: &InviteArgs) -> Result<ExitCode> {
     let invitation: Invitation = with_place(global, async |settings, data_dir, place| match place {
         Place::Node(node) => node.post("/mesh/invite", &json!({})).await,
-        Place::Disk(disk) => {
+        Place::Disk(mut disk) => {
             let addresses = own_addresses(&settings.config.p2p, data_dir)?;
             let ticket = disk.membership.invite(&addresses).map_err(|error| of_invite(&error))?;
             Ok(Invitation {

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 mod translate;
 
 use super::tasks::SwarmTasksService;
-use translate::{change_of, of_database, refused, row_of, type_of};
+use translate::{change_of, of_database, refused, row_of, type_of, unmarked};
 
 /// Rows that are read at a time; each may be as large as an entry.
 const PAGE_ROWS: usize = 64;
@@ -56,6 +56,7 @@ enum Current {
 #[derive(Clone)]
 pub(super) struct SwarmDatabases {
     current: watch::Receiver<Current>,
+    membership: MembershipHandle,
     swarm: SwarmHandle,
     /// Whether durable tasks are kept in some of them.
     for_tasks: bool,
@@ -85,8 +86,8 @@ pub(super) fn databases(
 ) -> (SwarmDatabases, DatabasesService) {
     let (sender, current) = watch::channel(Current::Opening);
     let for_tasks = tasks.is_some();
-    let service = DatabasesService { config, net, membership, swarms, current: sender, tasks };
-    (SwarmDatabases { current, swarm, for_tasks }, service)
+    let service = DatabasesService { config, net, membership: membership.clone(), swarms, current: sender, tasks };
+    (SwarmDatabases { current, membership, swarm, for_tasks }, service)
 }
 
 impl DatabasesService {
@@ -334,6 +335,7 @@ impl Databases for SwarmDatabases {
             options = options.index_by(field);
         }
         let database = self.handle().await?.create(&new.name, options).await.map_err(refused)?;
+        self.membership.mark_used().await.map_err(|error| unmarked(&error))?;
         self.described(database).await
     }
 
@@ -349,6 +351,7 @@ impl Databases for SwarmDatabases {
             options = options.index_by(field);
         }
         let database = handle.open_with(&wanted, options).await.map_err(refused)?;
+        self.membership.mark_used().await.map_err(|error| unmarked(&error))?;
         self.described(database).await
     }
 

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bombus_core::batches::{BatchInfo, Endpoint, FileInfo, NewBatch, Page};
 use bombus_core::tasks::WholeRequest;
 use bombus_http::files::{FileContent, FileFilter, FileUpload, Files, FilesError, read_batch_body};
+use bombus_net::membership::{MembershipError, MembershipHandle};
 use bombus_swarm::SwarmHandle;
 use bombus_swarm::db::DbHandle;
 use bombus_swarm::files::{BodyReader, BodyRefusal, Content, FileQuery, FilesHandle, Upload, files as files_of_swarm};
@@ -25,6 +26,7 @@ const OPENING_WAIT_MAX: Duration = Duration::from_secs(10);
 pub(super) struct SwarmFiles {
     /// None while they are being opened, or cannot be used.
     current: watch::Receiver<Option<FilesHandle>>,
+    membership: MembershipHandle,
 }
 
 /// What keeps the files and batches of one swarm after the other going, each beside its tasks.
@@ -34,9 +36,12 @@ pub(super) struct SwarmFilesService {
 }
 
 /// Makes the two halves of the files. `default_model` is for the lines of batches that name none.
-pub(super) fn files(default_model: String) -> (SwarmFiles, SwarmFilesService) {
+pub(super) fn files(default_model: String, membership: MembershipHandle) -> (SwarmFiles, SwarmFilesService) {
     let (sender, current) = watch::channel(None);
-    (SwarmFiles { current }, SwarmFilesService { current: sender, reader: Arc::new(Reader { default_model }) })
+    (
+        SwarmFiles { current, membership },
+        SwarmFilesService { current: sender, reader: Arc::new(Reader { default_model }) },
+    )
 }
 
 /// Reads the lines of batches as the API reads requests.
@@ -84,7 +89,7 @@ impl SwarmFiles {
 impl Files for SwarmFiles {
     async fn upload(&self) -> Result<Box<dyn FileUpload>, FilesError> {
         let upload = self.handle().await?.upload().await.map_err(refused)?;
-        Ok(Box::new(OneUpload(upload)))
+        Ok(Box::new(OneUpload { upload, membership: self.membership.clone() }))
     }
 
     async fn file(&self, id: &str) -> Result<FileInfo, FilesError> {
@@ -111,7 +116,9 @@ impl Files for SwarmFiles {
     }
 
     async fn create_batch(&self, batch: NewBatch) -> Result<BatchInfo, FilesError> {
-        self.handle().await?.create_batch(batch).await.map_err(refused)
+        let made = self.handle().await?.create_batch(batch).await.map_err(refused)?;
+        self.membership.mark_used().await.map_err(|error| unmarked(&error))?;
+        Ok(made)
     }
 
     async fn batch(&self, id: &str) -> Result<BatchInfo, FilesError> {
@@ -127,17 +134,26 @@ impl Files for SwarmFiles {
     }
 }
 
-struct OneUpload(Upload);
+struct OneUpload {
+    upload: Upload,
+    membership: MembershipHandle,
+}
 
 #[async_trait]
 impl FileUpload for OneUpload {
     async fn write(&mut self, bytes: Bytes) -> Result<(), FilesError> {
-        self.0.write(&bytes).await.map_err(refused)
+        self.upload.write(&bytes).await.map_err(refused)
     }
 
     async fn finish(self: Box<Self>, filename: &str) -> Result<FileInfo, FilesError> {
-        self.0.finish(filename).await.map_err(refused)
+        let file = self.upload.finish(filename).await.map_err(refused)?;
+        self.membership.mark_used().await.map_err(|error| unmarked(&error))?;
+        Ok(file)
     }
+}
+
+fn unmarked(error: &MembershipError) -> FilesError {
+    FilesError::Unavailable(error.to_string())
 }
 
 fn refused(error: bombus_swarm::files::FilesError) -> FilesError {

@@ -126,10 +126,11 @@ impl Mesh {
         weights.feed(backends);
         let (tasks, files, tasks_service) = match config.db.enabled && config.tasks.enabled {
             true => {
-                let (files, files_service) = files(config.default_model.to_string());
+                let (files, files_service) = files(config.default_model.to_string(), membership.clone());
                 let (tasks, service) = tasks(TasksParts {
                     config: config.tasks.clone(),
                     net: net.clone(),
+                    membership: membership.clone(),
                     swarm: swarm.clone(),
                     backends: backends.clone(),
                     route: route.clone(),

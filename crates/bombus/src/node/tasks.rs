@@ -15,6 +15,7 @@ use bombus_http::tasks::{
 };
 use bombus_infer::Backends;
 use bombus_net::NetHandle;
+use bombus_net::membership::MembershipHandle;
 use bombus_swarm::SwarmHandle;
 use bombus_swarm::db::DbHandle;
 use bombus_swarm::route::RouteHandle;
@@ -55,6 +56,7 @@ pub(super) struct SwarmTasks {
     current: watch::Receiver<Current>,
     counts: watch::Receiver<TaskCounts>,
     runs: TaskRuns,
+    membership: MembershipHandle,
     swarm: SwarmHandle,
     me: NodeId,
     name: String,
@@ -64,6 +66,7 @@ pub(super) struct SwarmTasks {
 pub(super) struct TasksParts {
     pub(super) config: TasksConfig,
     pub(super) net: NetHandle,
+    pub(super) membership: MembershipHandle,
     pub(super) swarm: SwarmHandle,
     pub(super) backends: Backends,
     pub(super) route: RouteHandle,
@@ -88,10 +91,11 @@ pub(super) struct SwarmTasksService {
 pub(super) fn tasks(parts: TasksParts) -> (SwarmTasks, SwarmTasksService) {
     let (current_sender, current) = watch::channel(Current::Opening);
     let (counts_sender, counts) = watch::channel(TaskCounts::default());
-    let (swarm, me, name) = (parts.swarm.clone(), parts.key.node_id(), parts.name.clone());
+    let (membership, swarm) = (parts.membership.clone(), parts.swarm.clone());
+    let (me, name) = (parts.key.node_id(), parts.name.clone());
     let runs = TaskRuns::default();
     let service = SwarmTasksService { parts, current: current_sender, counts: counts_sender, runs: runs.clone() };
-    (SwarmTasks { current, counts, runs, swarm, me, name }, service)
+    (SwarmTasks { current, counts, runs, membership, swarm, me, name }, service)
 }
 
 impl SwarmTasksService {
@@ -314,6 +318,7 @@ impl Tasks for SwarmTasks {
     async fn submit(&self, task: NewTask) -> Result<TaskInfo, TasksError> {
         let handle = self.handle().await?;
         let report = handle.submit(submission(task)?).await.map_err(refused)?;
+        self.membership.mark_used().await.map_err(|error| TasksError::Unavailable(error.to_string()))?;
         let waiting = handle.hindrance(&report).await;
         Ok(TaskInfo { waiting, ..self.info_of(report) })
     }

@@ -25,6 +25,7 @@ mod faults;
 mod meeting;
 mod membership;
 mod nat;
+mod switching;
 
 pub(crate) use member::Member;
 

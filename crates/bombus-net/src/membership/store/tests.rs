@@ -30,7 +30,7 @@ fn no_addresses() -> [String; 0] {
 }
 
 fn ticket(membership: &Membership) -> Ticket {
-    membership.invite(&no_addresses()).unwrap()
+    membership.ticket(&no_addresses()).unwrap()
 }
 
 fn damage(result: Result<Membership, MembershipError>) -> String {
@@ -75,7 +75,7 @@ fn secrets_are_for_their_owner_alone() {
 #[test]
 fn a_ticket_leads_another_machine_into_the_swarm() {
     let (dir_a, dir_b) = (dir(), dir());
-    let (a, mut b) = (open(&dir_a), open(&dir_b));
+    let (mut a, mut b) = (open(&dir_a), open(&dir_b));
     let own = b.swarm_id();
     let address = format!("/ip4/192.0.2.1/tcp/7891/p2p/{}", node(1));
     let line = a.invite(&[address.as_str()]).unwrap().to_string();
@@ -112,12 +112,13 @@ fn a_node_with_another_swarm_switches_only_when_told_to() {
 }
 
 #[test]
-fn an_exported_owner_key_and_an_invitation_taken_count_as_use() {
+fn an_exported_owner_key_and_an_invitation_given_or_taken_count_as_use() {
     let (dir_a, dir_b, dir_c) = (dir(), dir(), dir());
-    let (mut a, mut b, c) = (open(&dir_a), open(&dir_b), open(&dir_c));
-    b.join(&ticket(&c), false).unwrap();
+    let (mut a, mut b, mut c) = (open(&dir_a), open(&dir_b), open(&dir_c));
     a.export_owner().unwrap();
-    for (mut membership, dir) in [(a, &dir_a), (b, &dir_b)] {
+    assert!(c.invite(&["no address"]).is_err() && !c.standing().used, "nobody got anything");
+    b.join(&c.invite(&no_addresses()).unwrap(), false).unwrap();
+    for (mut membership, dir) in [(a, &dir_a), (b, &dir_b), (c, &dir_c)] {
         assert!(membership.standing().used);
         assert!(open(dir).standing().used);
         let other = open(&self::dir());

@@ -1,6 +1,7 @@
 //! The words of the library in those of the HTTP API (pure).
 
 use bombus_http::databases::{DatabaseChange, DatabaseRow, DatabaseType, DatabasesError};
+use bombus_net::membership::MembershipError;
 use bombus_swarm::db::DbError;
 use orbitdb::cbor::Value;
 use orbitdb::cid::Hash;
@@ -40,6 +41,11 @@ pub(super) fn word_of(refusal: Refusal) -> &'static str {
         Refusal::Clock => "clock",
         Refusal::Access => "access",
     }
+}
+
+/// Says that it could not be written down that the swarm has something in it now.
+pub(super) fn unmarked(error: &MembershipError) -> DatabasesError {
+    DatabasesError::Unavailable(error.to_string())
 }
 
 /// Writes a row as JSON. Those of events have no key.

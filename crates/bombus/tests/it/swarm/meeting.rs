@@ -76,9 +76,8 @@ async fn an_open_swarm_needs_no_key_and_says_so_loudly() {
 
 #[tokio::test]
 async fn a_node_that_joins_while_it_runs_needs_no_restart() {
-    let mut swarm = Plan::of(2).apart().prepared().await;
+    let swarm = Plan::of(1).start().await;
     let other = Plan::of(1).beside().start().await;
-    swarm.member_mut(0).start().await;
     let ticket = other.member(0).invite().await;
     swarm.member(0).join(&ticket).await;
     let id = other.id(0).to_owned();

@@ -22,7 +22,7 @@ pub(super) fn question(text: &str) -> Value {
 
 impl Member {
     /// Uploads a file of requests, and returns its id.
-    pub(super) async fn upload(&self, content: &str) -> String {
+    pub(crate) async fn upload(&self, content: &str) -> String {
         let (status, file) = self.try_upload(content).await;
         assert_eq!(status, 200, "{file}");
         file["id"].as_str().unwrap().to_owned()
