@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -444,4 +445,85 @@ pub trait Databases: Send + Sync + 'static {
     ///
     /// As [`Databases::grant`], and [`DatabasesError::NotGranted`] where the identity has not got it.
     async fn revoke(&self, database: &str, capability: Capability, identity: &str) -> Result<(), DatabasesError>;
+}
+
+/// Reads JSON for a database. An integer that no 64 bits hold is an error, where a parser alone would round it to a float.
+///
+/// # Errors
+///
+/// [`serde_json::Error`]: of the category [`Data`](serde_json::error::Category::Data) for such an integer.
+pub fn exact_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
+    let value = serde_json::from_slice(json)?;
+    if has_wide_integer(json) {
+        return Err(serde_json::Error::custom(
+            "an integer is not from -2^63 to 2^64-1: down to -2^64 it is written as {\"/\": {\"integer\": \"-...\"}}, and with a point or an \
+             exponent it is a float",
+        ));
+    }
+    Ok(value)
+}
+
+/// Returns whether an integer of valid JSON has more than 64 bits.
+fn has_wide_integer(json: &[u8]) -> bool {
+    let mut rest = json;
+    while let [first, after @ ..] = rest {
+        let of_number = |byte: &u8| byte.is_ascii_digit() || b"-+.eE".contains(byte);
+        rest = match first {
+            b'"' => after_text(after),
+            b'-' | b'0'..=b'9' => {
+                let (number, after) = rest.split_at(rest.iter().take_while(|byte| of_number(byte)).count());
+                let number = str::from_utf8(number).unwrap_or_default();
+                let is_integer = !number.contains(['.', 'e', 'E']);
+                if is_integer && number.parse::<u64>().is_err() && number.parse::<i64>().is_err() {
+                    return true;
+                }
+                after
+            }
+            _ => after,
+        };
+    }
+    false
+}
+
+/// Passes over a text, whose first quote is passed already.
+fn after_text(mut rest: &[u8]) -> &[u8] {
+    loop {
+        rest = match rest {
+            [b'\\', _, after @ ..] => after,
+            [b'"', after @ ..] => return after,
+            [_, after @ ..] => after,
+            [] => return rest,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_integer_that_no_64_bits_hold_is_refused_and_never_rounded() {
+        for json in [
+            "18446744073709551616",
+            "-9223372036854775809",
+            "[1, {\"a\\\\\": 100000000000000000000}]",
+            "{\"a\\\"b\":[0.5,-100000000000000000000 ]}",
+        ] {
+            let error = exact_json::<Value>(json.as_bytes()).unwrap_err();
+            assert!(error.is_data() && error.to_string().contains("{\"integer\": \"-...\"}"), "{json}: {error}");
+        }
+        for json in [
+            "18446744073709551615",
+            "-9223372036854775808",
+            "-0",
+            "100000000000000000000.0",
+            "[1e300, -1E+30]",
+            "{\"100000000000000000000\": \"\\\"100000000000000000000\"}",
+            "{\"/\": {\"integer\": \"-18446744073709551616\"}}",
+        ] {
+            let value = exact_json::<Value>(json.as_bytes()).unwrap_or_else(|error| panic!("{json}: {error}"));
+            assert_eq!(value, serde_json::from_str::<Value>(json).unwrap());
+        }
+        assert!(exact_json::<Value>(b"[1,").unwrap_err().is_eof());
+    }
 }

@@ -12,14 +12,16 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::StreamExt;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Named, databases_of};
 use crate::app::{App, SharedApp};
 use crate::body::JsonBody;
-use crate::databases::{DatabaseRow, DatabasesError, RowBounds, Rows};
+use crate::databases::{DatabaseRow, DatabasesError, RowBounds, Rows, exact_json};
 use crate::error::ApiError;
 
 /// What is put.
@@ -28,6 +30,7 @@ pub(crate) struct PutRequest {
     /// The key, in a database of the type `keyvalue`. Documents have theirs in a field.
     key: Option<String>,
     /// The value; of documents, a JSON object. Bytes are `{"/": {"bytes": "<base64 without padding>"}}`.
+    #[serde(deserialize_with = "exact")]
     value: Value,
 }
 
@@ -42,6 +45,7 @@ pub(crate) struct DelRequest {
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct AddRequest {
     /// The event. Bytes are `{"/": {"bytes": "<base64 without padding>"}}`.
+    #[serde(deserialize_with = "exact")]
     value: Value,
 }
 
@@ -84,11 +88,17 @@ pub(crate) struct AllQuery {
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct QueryRequest {
     /// Fields that the value has to have, with their values. A name with dots leads into nested objects where no field has that name.
-    #[serde(rename = "where")]
+    #[serde(rename = "where", deserialize_with = "exact")]
     #[schema(value_type = Object)]
     conditions: Map<String, Value>,
     /// At most so many rows.
     amount: Option<usize>,
+}
+
+/// Reads a part of a body as [`exact_json`] does, from its text: what is parsed already does not show how numbers were written.
+fn exact<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
+    let raw = <&RawValue>::deserialize(deserializer)?;
+    exact_json(raw.get().as_bytes()).map_err(D::Error::custom)
 }
 
 /// Puts a value under a key, or a document under the key in it. It is safe on the disk when the answer comes.

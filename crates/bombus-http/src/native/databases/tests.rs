@@ -278,3 +278,25 @@ async fn a_line_at_fault_is_named_without_what_it_holds() {
     let long = format!("{{\"value\":\"{}\"}}", "x".repeat(100));
     assert_eq!(post(&router, "/db/notes/import", long).await.status, 413);
 }
+
+#[tokio::test]
+async fn an_integer_that_no_64_bits_hold_is_refused_in_every_body() {
+    let databases = documents();
+    let router = loopback(over(&databases));
+    for (path, body) in [
+        ("put", "{\"value\":{\"_id\":\"a\",\"n\":18446744073709551616}}"),
+        ("add", "{\"value\":-9223372036854775809}"),
+        ("query", "{\"where\":{\"n\":18446744073709551616}}"),
+    ] {
+        let answer = post(&router, &format!("/db/notes/{path}"), body).await;
+        assert!(
+            answer.status == 400 && answer.body.contains("an integer is not from -2^63"),
+            "{path}: {}",
+            answer.body
+        );
+    }
+    assert!(databases.told().is_empty(), "nothing was done");
+    let largest = post(&router, "/db/notes/add", "{\"value\":[18446744073709551615,1e20,null]}").await;
+    assert_eq!(largest.status, 200, "{}", largest.body);
+    assert_eq!(databases.told(), ["add notes [18446744073709551615,1e+20,null]"]);
+}

@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use anyhow::{Context, Result};
+use bombus_http::databases::exact_json;
 use serde_json::Value;
 
 use crate::failure::{Exit, Failure};
@@ -22,8 +23,9 @@ pub(super) fn of_argument(text: &str) -> Result<Value> {
 
 /// Reads JSON; what is none is a text, unless it begins like an object, a list or a text in quotes.
 pub(super) fn of_text(text: &str) -> Result<Value> {
-    match serde_json::from_str(text) {
+    match exact_json(text.as_bytes()) {
         Ok(value) => Ok(value),
+        Err(error) if error.is_data() => Err(Failure::new(Exit::Usage, error.to_string()).into()),
         Err(error) if text.trim_start().starts_with(['{', '[', '"']) => {
             let hint = "put single quotes around JSON, so that the shell leaves it as it is: '{\"a\": 1}'";
             Err(Failure::new(Exit::Usage, format!("the value is not valid JSON: {error}")).hint(hint).into())
@@ -52,6 +54,14 @@ mod tests {
         ] {
             assert_eq!(of_text(text).unwrap(), wanted, "{text}");
         }
+    }
+
+    #[test]
+    fn an_integer_that_no_64_bits_hold_is_neither_rounded_nor_a_text() {
+        for text in ["18446744073709551616", "{\"n\": -9223372036854775809}"] {
+            assert!(of_text(text).unwrap_err().to_string().contains("an integer is not from"), "{text}");
+        }
+        assert_eq!(of_text("18446744073709551615").unwrap(), json!(u64::MAX));
     }
 
     #[test]
