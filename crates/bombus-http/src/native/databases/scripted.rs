@@ -1,6 +1,7 @@
 //! A database that does what a test wants.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -12,6 +13,8 @@ use crate::databases::{
     DatabaseRow, DatabaseType, Databases, DatabasesError, NewDatabase, RowBounds, Rows,
 };
 
+/// How long a slow write takes.
+const SLOW: Duration = Duration::from_millis(10);
 /// Its address.
 pub(crate) const ADDRESS: &str = "/orbitdb/zdpuAmH";
 
@@ -23,11 +26,13 @@ pub(crate) struct Scripted {
     pub(crate) changes: Vec<DatabaseChange>,
     pub(crate) refusal: Option<DatabasesError>,
     pub(crate) told: Arc<Mutex<Vec<String>>>,
+    /// Whether an event takes a moment to be safe.
+    pub(crate) slow: bool,
 }
 
 /// A database without anything in it.
 pub(crate) fn scripted(r#type: DatabaseType) -> Scripted {
-    Scripted { r#type, rows: Vec::new(), changes: Vec::new(), refusal: None, told: Arc::default() }
+    Scripted { r#type, rows: Vec::new(), changes: Vec::new(), refusal: None, told: Arc::default(), slow: false }
 }
 
 impl Scripted {
@@ -125,7 +130,12 @@ impl Databases for Scripted {
         if value == json!("bad") {
             return Err(DatabasesError::Invalid { param: "value", message: "it has no form".into() });
         }
-        self.answer(format!("add {database} {value}"), "zdpuAdd".into())
+        let added = self.answer(format!("add {database} {value}"), "zdpuAdd".into());
+        if self.slow {
+            // The disk takes a moment, while which others are begun.
+            tokio::time::sleep(SLOW).await;
+        }
+        added
     }
 
     async fn get(&self, database: &str, key: &str) -> Result<DatabaseRow, DatabasesError> {

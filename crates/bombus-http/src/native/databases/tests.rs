@@ -261,7 +261,9 @@ async fn a_line_at_fault_is_named_without_what_it_holds() {
     let router = loopback(over(&events));
     for (body, wanted) in [
         ("{\"value\":\"s3cret\"}\n{\"value\":\"bad\"}", "line 2: it has no form"),
-        ("{\"value\":1}\ns3cret", "line 2: it is not valid JSON"),
+        ("{\"value\":1}\ns3cret", "line 2: it is not valid JSON at column 1"),
+        ("{\"value\":1}\n{\"value\":\r\n{}", "line 2: it is not valid JSON at column 9"),
+        ("{\"value\":[\"s3cret\",18446744073709551616]}", "line 1: an integer is not from -2^63"),
         ("{\"s3cret\":1}", "line 1: a row has to be of the form"),
         ("{\"format\":\"bombus-db-9\",\"name\":\"n\",\"type\":\"events\"}", "line 1: the export is of the format"),
         ("{\"error\":\"the disk is gone\"}", "line 1: the export broke off there"),
@@ -277,6 +279,19 @@ async fn a_line_at_fault_is_named_without_what_it_holds() {
     assert_eq!(post(&router, "/db/notes/import", many).await.json(), json!({ "imported": 50 }), "each line is small");
     let long = format!("{{\"value\":\"{}\"}}", "x".repeat(100));
     assert_eq!(post(&router, "/db/notes/import", long).await.status, 413);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_a_line_at_fault_is_not_written() {
+    let good = |number: u32| format!("{{\"value\":{number}}}\n");
+    for fault in ["s3cret", "{\"value\":", "{\"key\":\"k\"}", "{\"value\":\"bad\"}", "{\"value\":18446744073709551616}"]
+    {
+        let events = Scripted { slow: true, ..scripted(DatabaseType::Events) };
+        let body = format!("{}{}{fault}\n{}{}", good(1), good(2), good(4), good(5));
+        let answer = post(&loopback(over(&events)), "/db/notes/import", body).await;
+        assert!(answer.status == 400 && answer.body.contains("line 3: "), "{fault}: {}", answer.body);
+        assert_eq!(events.told(), [format!("add {ADDRESS} 1"), format!("add {ADDRESS} 2")], "{fault}");
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! the node that takes it in writes it as its own.
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Json;
@@ -9,9 +10,10 @@ use axum::body::{Body, BodyDataStream};
 use axum::extract::State;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use futures::stream::{self, FuturesOrdered};
+use futures::{StreamExt, poll};
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 use serde_json::{Value, json};
 use tokio::task::coop::unconstrained;
 use tokio::time::timeout;
@@ -19,7 +21,7 @@ use utoipa::ToSchema;
 
 use super::{Named, databases_of, rows};
 use crate::app::SharedApp;
-use crate::databases::{DatabaseInfo, DatabaseType, Databases, RowBounds};
+use crate::databases::{DatabaseInfo, DatabaseType, Databases, RowBounds, exact_json};
 use crate::error::ApiError;
 
 /// What the first line of an export says that it is.
@@ -109,26 +111,36 @@ pub(crate) async fn import(
     taken.map(|imported| Json(ImportAnswer { imported }))
 }
 
-/// Writes the rows of all lines, and returns how many there were. They are begun in the order of the lines.
+/// Writes the rows of all lines, and returns how many there were. They are begun in the order of the lines, and none after one that is at
+/// fault.
 async fn take_all(databases: &Arc<dyn Databases>, info: &DatabaseInfo, lines: &mut Lines) -> Result<u64, ApiError> {
     let mut writing = FuturesOrdered::new();
-    let (mut imported, mut ended) = (0, false);
+    let (mut imported, mut ended, mut fault) = (0, false, None);
     loop {
         if ended || writing.len() >= AT_ONCE {
-            let Some(done) = writing.next().await else { return Ok(imported) };
+            let Some(done) = writing.next().await else { return fault.map_or(Ok(imported), Err) };
             imported += done?;
             continue;
         }
         tokio::select! {
             biased;
             Some(done) = writing.next() => imported += done?,
-            line = lines.next() => match line? {
-                // The runtime's budget would else hold some of them back, and so change their order.
-                Some((number, line)) => writing.push_back(unconstrained(async move {
-                    let done = take(databases, info, number, &line).await;
-                    done.map_err(|error| at_line(number, error))
-                })),
-                None => ended = true,
+            line = lines.next() => match line {
+                Ok(Some((number, line))) => {
+                    // The runtime's budget would else hold some of them back, and so change their order.
+                    let mut write = Box::pin(unconstrained(async move {
+                        let done = take(databases, info, number, &line).await;
+                        done.map_err(|error| at_line(number, error))
+                    }));
+                    // It begins here: what is wrong with the line itself shows before the next one begins.
+                    match poll!(&mut write) {
+                        Poll::Ready(Ok(done)) => imported += done,
+                        Poll::Ready(Err(error)) => (ended, fault) = (true, Some(error)),
+                        Poll::Pending => writing.push_back(write),
+                    }
+                }
+                Ok(None) => ended = true,
+                Err(error) => (ended, fault) = (true, Some(error)),
             },
         }
     }
@@ -136,12 +148,15 @@ async fn take_all(databases: &Arc<dyn Databases>, info: &DatabaseInfo, lines: &m
 
 /// Writes the row of a line, and returns how many rows it had: none for the first line of an export.
 async fn take(databases: &Arc<dyn Databases>, info: &DatabaseInfo, number: u64, line: &[u8]) -> Result<u64, ApiError> {
-    if line.trim_ascii().is_empty() {
+    let line = line.trim_ascii();
+    if line.is_empty() {
         return Ok(0);
     }
     let (address, r#type) = (info.address.as_str(), info.r#type);
-    let line: Value = serde_json::from_slice(line)
-        .map_err(|error| ApiError::invalid_json(format!("it is not valid JSON: {error}")))?;
+    let line: Value = exact_json(line).map_err(|error| match error.classify() {
+        Category::Data => ApiError::invalid_value("value", error.to_string()),
+        _ => ApiError::invalid_json(format!("it is not valid JSON at column {}", error.column())),
+    })?;
     if number == 1 && line.get("format").is_some() {
         return check_head(line, r#type).map(|()| 0);
     }
