@@ -20,6 +20,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use orbitdb::cbor::Value;
 use orbitdb::cid::Hash;
 use orbitdb::entry::Refusal;
+use orbitdb::index::Row;
 use orbitdb::log::Admission;
 use orbitdb::manifest::ControllerAddress;
 use orbitdb::{Access, Bounds, Database, OpenOptions, Take};
@@ -32,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 mod translate;
 
 use super::tasks::SwarmTasksService;
-use translate::{change_of, of_database, refused, row_of, type_of, unmarked};
+use translate::{change_of, fits, of_database, refused, row_of, type_of, unmarked};
 
 /// Rows that are read at a time; each may be as large as an entry.
 const PAGE_ROWS: usize = 64;
@@ -423,7 +424,8 @@ impl Databases for SwarmDatabases {
 
     async fn rows(&self, database: &str, bounds: RowBounds) -> Result<Rows, DatabasesError> {
         let database = self.database(database).await?;
-        pages(database, &bounds).await
+        let has_keys = type_of(database.manifest().r#type) != DatabaseType::Events;
+        Ok(pages(database, &bounds).await?.map(move |row| row.map(|row| row_of(&row, has_keys))).boxed())
     }
 
     async fn query(
@@ -438,19 +440,16 @@ impl Databases for SwarmDatabases {
         let amount = amount.unwrap_or(usize::MAX);
         if type_of(database.manifest().r#type) == DatabaseType::Events {
             // The index holds no values of events: they are read from the disk, and what fits is kept.
-            let fields = fields.into_iter().collect::<Vec<_>>();
-            let fits = move |row: &Result<DatabaseRow, DatabasesError>| {
-                std::future::ready(row.as_ref().map_or(true, |row| {
-                    fields.iter().all(|(name, wanted)| translate::json_field(&row.value, name) == Some(wanted))
-                }))
-            };
-            return Ok(pages(database, &RowBounds::default()).await?.filter(fits).take(amount).boxed());
+            let found = pages(database, &RowBounds::default()).await?.filter_map(move |row| {
+                let found = match row {
+                    Ok(row) => fits(&row.value, &wanted).then(|| Ok(row_of(&row, false))),
+                    Err(error) => Some(Err(error)),
+                };
+                std::future::ready(found)
+            });
+            return Ok(found.take(amount).boxed());
         }
-        let found = aside(move || {
-            let fits =
-                |value: &Value| wanted.iter().all(|(name, wanted)| translate::field(value, name) == Some(wanted));
-            Ok(database.query(fits))
-        });
+        let found = aside(move || Ok(database.query(|value| fits(value, &wanted))));
         Ok(stream::iter(found.await?.into_iter().take(amount)).map(|row| Ok(row_of(&row, true))).boxed())
     }
 
@@ -479,7 +478,10 @@ impl Databases for SwarmDatabases {
 }
 
 /// Reads rows page by page, so that a reader who takes them slowly keeps few of them in memory.
-async fn pages(database: Database, bounds: &RowBounds) -> Result<Rows, DatabasesError> {
+async fn pages(
+    database: Database,
+    bounds: &RowBounds,
+) -> Result<BoxStream<'static, Result<Row, DatabasesError>>, DatabasesError> {
     let hash = |param: &'static str, text: &Option<String>| {
         let parsed = text.as_ref().map(|text| text.parse::<Hash>()).transpose();
         parsed.map_err(|_| DatabasesError::Invalid { param, message: format!("'{param}' has to be a hash, zdpu...") })
@@ -493,7 +495,6 @@ async fn pages(database: Database, bounds: &RowBounds) -> Result<Rows, Databases
         lte: hash("lte", &bounds.lte)?,
     };
     let newest_first = bounds.newest_first;
-    let has_keys = type_of(database.manifest().r#type) != DatabaseType::Events;
     let mut left = bounds.amount.unwrap_or(usize::MAX);
     let read = move |page: Bounds| {
         let database = database.clone();
@@ -511,8 +512,8 @@ async fn pages(database: Database, bounds: &RowBounds) -> Result<Rows, Databases
     let rows = async_stream::stream! {
         while let Some(last) = rows.last().map(|row| row.hash) {
             left -= rows.len().min(left);
-            for row in &rows {
-                yield Ok(row_of(row, has_keys));
+            for row in rows {
+                yield Ok(row);
             }
             if left == 0 {
                 return;

@@ -146,6 +146,10 @@ async fn values_stand_under_keys_and_events_in_their_order() {
     let third = all[3]["hash"].as_str().unwrap();
     assert_eq!(object(&home, &["get", "log", third]).await["value"]["n"], 3);
     assert_eq!(lines(&home, &["query", "log", "even=true", "-n", "5"]).await.len(), 5);
+    run(&home, &["add", "log", "{\"n\": 100, \"b\": {\"/\": {\"bytes\": \"AQID\"}}}"], 0).await;
+    for (condition, count) in [("n=1e2", 1), ("n=100.0", 1), ("b./.bytes=AQID", 0), ("n=\"100\"", 0)] {
+        assert_eq!(lines(&home, &["query", "log", condition]).await.len(), count, "{condition}");
+    }
     let bounded = node.get(&format!("/db/log/all?gt={third}&amount=2")).await.text().await.unwrap();
     assert!(bounded.lines().count() == 2 && bounded.contains("\"n\":4"), "{bounded}");
     let unknown = node.get("/db/log/all?gt=zdpuAwKJDKp1C2UFkZ18GELaKzyCxaH4A8jQSpLiRKEcnBDxq").await;

@@ -94,19 +94,16 @@ fn update_of(update: Update) -> DatabaseChange {
 }
 
 /// Returns a field of a value; a name with dots leads into nested ones where no field has that name.
-pub(super) fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     value.get(name).or_else(|| {
         let (first, rest) = name.split_once('.')?;
         field(value.get(first)?, rest)
     })
 }
 
-/// Returns a field of a value that is JSON already, as [`field`] does.
-pub(super) fn json_field<'a>(value: &'a Json, name: &str) -> Option<&'a Json> {
-    value.get(name).or_else(|| {
-        let (first, rest) = name.split_once('.')?;
-        json_field(value.get(first)?, rest)
-    })
+/// Returns whether a value has all these fields.
+pub(super) fn fits(value: &Value, wanted: &[(String, Value)]) -> bool {
+    wanted.iter().all(|(name, wanted)| field(value, name) == Some(wanted))
 }
 
 /// Says why the databases of this node did not do what was asked.
@@ -172,8 +169,18 @@ mod tests {
             [("a.b.c", Some(1_u64)), ("a.b", Some(2)), ("a.b.d", None), ("x.0", None), ("", None), (".", None)]
         {
             assert_eq!(field(&value, name), wanted.map(Value::from).as_ref(), "{name}");
-            assert_eq!(json_field(&json, name), wanted.map(Json::from).as_ref(), "{name}");
         }
+    }
+
+    #[test]
+    fn conditions_are_compared_as_values() {
+        let value = Value::from_json(&json!({ "n": 100, "b": { "/": { "bytes": "AQID" } } })).unwrap();
+        let fits = |name: &str, json: &str| {
+            let json: Json = serde_json::from_str(json).unwrap();
+            fits(&value, &[(name.to_owned(), Value::from_json(&json).unwrap())])
+        };
+        assert!(fits("n", "100") && fits("n", "1e2") && fits("n", "100.0") && !fits("n", "\"100\""));
+        assert!(fits("b", "{\"/\": {\"bytes\": \"AQID\"}}") && !fits("b./.bytes", "\"AQID\""), "bytes have no fields");
     }
 
     #[test]
