@@ -341,7 +341,8 @@ pub trait Databases: Send + Sync + 'static {
     /// [`DatabasesError::Failed`], as of all that follow.
     async fn list(&self) -> Result<Vec<DatabaseEntry>, DatabasesError>;
 
-    /// Makes a database and opens it, now and at every start. The same description by the same node gives the same database again.
+    /// Makes a database and opens it, now and at every start. The same description by the same node gives the same database again,
+    /// with the keys of its documents in the field where they are; another one is refused.
     ///
     /// # Errors
     ///

@@ -14,7 +14,7 @@ use bombus_http::databases::{
 use bombus_http::{Sample, SampleKind};
 use bombus_net::NetHandle;
 use bombus_net::membership::{MembershipHandle, SwarmId};
-use bombus_swarm::db::{DbConfig, DbHandle, DbService};
+use bombus_swarm::db::{DbConfig, DbError, DbHandle, DbService};
 use bombus_swarm::{SwarmHandle, is_reserved};
 use futures::stream::{self, BoxStream, StreamExt};
 use orbitdb::cbor::Value;
@@ -23,7 +23,7 @@ use orbitdb::entry::Refusal;
 use orbitdb::index::Row;
 use orbitdb::log::Admission;
 use orbitdb::manifest::ControllerAddress;
-use orbitdb::{Access, Bounds, Database, OpenOptions, Take};
+use orbitdb::{Access, Bounds, Database, OpenError, OpenOptions, Take};
 use serde_json::{Map, Value as Json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -318,8 +318,7 @@ impl Databases for SwarmDatabases {
 
     async fn create(&self, new: NewDatabase) -> Result<DatabaseInfo, DatabasesError> {
         if new.index_by.is_some() && new.r#type != DatabaseType::Documents {
-            let message = "documents alone have their keys in a field".to_owned();
-            return Err(DatabasesError::Invalid { param: "index_by", message });
+            return Err(no_documents());
         }
         if is_reserved(&new.name) {
             let message =
@@ -332,12 +331,27 @@ impl Databases for SwarmDatabases {
             Some(list) => Access::Writers(list),
         };
         let mut options = OpenOptions::of(translate::library_type(new.r#type)).access(access);
-        if let Some(field) = new.index_by {
+        if let Some(field) = &new.index_by {
             options = options.index_by(field);
         }
-        let database = self.handle().await?.create(&new.name, options).await.map_err(refused)?;
-        self.membership.mark_used().await.map_err(|error| unmarked(&error))?;
-        self.described(database).await
+        let handle = self.handle().await?;
+        let reopened = match new.r#type {
+            DatabaseType::Documents => reopened(&handle, &new.name).await?,
+            DatabaseType::Events | DatabaseType::KeyValue => None,
+        };
+        let created = handle.create(&new.name, options).await.map_err(refused);
+        let created = created.and_then(|database| check_index(database, new.index_by.as_deref()));
+        match (created, reopened) {
+            (Ok(database), _) => {
+                self.membership.mark_used().await.map_err(|error| unmarked(&error))?;
+                self.described(database).await
+            }
+            (Err(error), None) => Err(error),
+            (Err(error), Some(address)) => {
+                handle.close(&address).await.map_err(refused)?;
+                Err(error)
+            }
+        }
     }
 
     async fn open(&self, database: &str, index_by: Option<String>) -> Result<DatabaseInfo, DatabasesError> {
@@ -345,13 +359,15 @@ impl Databases for SwarmDatabases {
         let wanted = whole_address(database);
         let mut options = OpenOptions::default();
         if let Some(field) = index_by {
-            if let Some(open) = handle.database(&wanted).filter(|open| open.index_by() != field) {
-                let message = format!("it is open with the keys in the field '{}': close it first", open.index_by());
-                return Err(DatabasesError::Invalid { param: "index_by", message });
+            if let Some(open) = handle.database(&wanted) {
+                check_index(open, Some(&field))?;
             }
-            options = options.index_by(field);
+            options = OpenOptions::of(orbitdb::manifest::DatabaseType::Documents).index_by(field);
         }
-        let database = handle.open_with(&wanted, options).await.map_err(refused)?;
+        let database = handle.open_with(&wanted, options).await.map_err(|error| match error {
+            DbError::Open(OpenError::Type { .. }) => no_documents(),
+            error => refused(error),
+        })?;
         self.membership.mark_used().await.map_err(|error| unmarked(&error))?;
         self.described(database).await
     }
@@ -542,6 +558,39 @@ async fn aside<T: Send + 'static>(
 ) -> Result<T, DatabasesError> {
     let done = spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(DatabasesError::Failed(format!("reading failed: {error}"))))
+}
+
+/// Opens the closed documents of a name again, and returns their address. A creation would open them with any other field for their keys;
+/// those that are open it takes as they are.
+async fn reopened(handle: &DbHandle, name: &str) -> Result<Option<String>, DatabasesError> {
+    handle.ready().await.map_err(refused)?;
+    let known = handle.list().map_err(refused)?;
+    let found = known.iter().find(|known| known.name == name && type_of(known.r#type) == DatabaseType::Documents);
+    let address = found.map(|known| known.address.to_string());
+    let Some(address) = address.filter(|address| handle.database(address).is_none()) else { return Ok(None) };
+    handle.open(&address).await.map_err(refused)?;
+    Ok(Some(address))
+}
+
+/// Refuses a database that is open with its keys in another field than the one asked for.
+fn check_index(database: Database, asked: Option<&str>) -> Result<Database, DatabasesError> {
+    let Some(asked) = asked else { return Ok(database) };
+    if type_of(database.manifest().r#type) != DatabaseType::Documents {
+        return Err(no_documents());
+    }
+    if database.index_by() == asked {
+        return Ok(database);
+    }
+    let message = format!(
+        "the database is there with its keys in the field '{}': close it, and open it with the other one",
+        database.index_by()
+    );
+    Err(DatabasesError::Invalid { param: "index_by", message })
+}
+
+fn no_documents() -> DatabasesError {
+    let message = "documents alone have their keys in a field".to_owned();
+    DatabasesError::Invalid { param: "index_by", message }
 }
 
 /// Completes the last part of an address, which is all that differs between addresses.
