@@ -292,11 +292,8 @@ fn opened(global: &Global, answer: &Value, as_json: bool) -> Result<()> {
     }
     let info = Info::read(answer)?;
     output::print(&format!("{}\n", printable(&info.address)))?;
-    if !info.access.writable {
-        global.notice(&format!(
-            "this node may read it only; an admin grants more: bombus db grant DATABASE {}",
-            info.identity
-        ));
+    if let Some(limit) = info.read_only() {
+        global.notice(&limit);
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 mod translate;
 
 use super::tasks::SwarmTasksService;
-use translate::{change_of, fits, of_database, refused, row_of, type_of, unmarked};
+use translate::{change_of, check_identity, fits, of_database, refused, row_of, type_of, unmarked, unwritten};
 
 /// Rows that are read at a time; each may be as large as an entry.
 const PAGE_ROWS: usize = 64;
@@ -325,6 +325,9 @@ impl Databases for SwarmDatabases {
                 format!("{:?} is the name of a database that nodes keep for themselves: take another one", new.name);
             return Err(DatabasesError::Invalid { param: "name", message });
         }
+        for id in new.write.iter().flatten() {
+            check_identity("write", id)?;
+        }
         let access = match new.write {
             None => Access::Capabilities(Vec::new()),
             Some(list) if list == ["*"] => Access::Everyone,
@@ -407,7 +410,7 @@ impl Databases for SwarmDatabases {
                 return Err(DatabasesError::WrongType(message));
             }
         };
-        put.map(|hash| hash.to_string()).map_err(of_database)
+        put.map(|hash| hash.to_string()).map_err(|error| unwritten(error, database.guard().is_none()))
     }
 
     async fn del(&self, database: &str, key: &str) -> Result<String, DatabasesError> {
@@ -415,12 +418,14 @@ impl Databases for SwarmDatabases {
         if type_of(database.manifest().r#type) != DatabaseType::Events && database.get(key).is_none() {
             return Err(DatabasesError::UnknownKey("nothing is under this key".into()));
         }
-        database.del(key).await.map(|hash| hash.to_string()).map_err(of_database)
+        let done = database.del(key).await;
+        done.map(|hash| hash.to_string()).map_err(|error| unwritten(error, database.guard().is_none()))
     }
 
     async fn add(&self, database: &str, value: Json) -> Result<String, DatabasesError> {
         let database = self.database(database).await?;
-        database.add(value_of(&value)?).await.map(|hash| hash.to_string()).map_err(of_database)
+        let added = database.add(value_of(&value)?).await;
+        added.map(|hash| hash.to_string()).map_err(|error| unwritten(error, database.guard().is_none()))
     }
 
     async fn get(&self, database: &str, key: &str) -> Result<DatabaseRow, DatabasesError> {
@@ -485,6 +490,7 @@ impl Databases for SwarmDatabases {
     }
 
     async fn grant(&self, database: &str, capability: Capability, identity: &str) -> Result<(), DatabasesError> {
+        check_identity("identity", identity)?;
         self.database(database).await?.grant(capability.name(), identity).await.map_err(of_database)
     }
 

@@ -8,6 +8,11 @@ use crate::harness::{Finished, Home, Node, fake};
 
 mod shared;
 
+/// The id of an identity, which nobody has: the generator of the curve.
+const SOMEBODY: &str = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
+/// The id of a node.
+const NODE: &str = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
+
 /// Runs `bombus db` and expects this exit code.
 async fn run(home: &Home, arguments: &[&str], code: i32) -> Finished {
     let finished = home.run(&[&["db"], arguments].concat()).await;
@@ -163,22 +168,35 @@ async fn what_cannot_be_done_says_why_and_what_to_do() {
     let _node = Node::start(&home).await;
     run(&home, &["create", "docs", "--type", "documents"], 0).await;
     run(&home, &["create", "log", "--type", "events", "--write", "*"], 0).await;
-    run(&home, &["create", "others", "--type", "events", "--write", "02ab"], 0).await;
+    let others = run(&home, &["create", "others", "--type", "events", "--write", SOMEBODY], 0).await;
+    assert!(others.stderr.contains("fixed") && !others.stderr.contains("grant"), "{}", others.stderr);
+    run(&home, &["create", "keys", "--type", "keyvalue"], 0).await;
+    run(&home, &["create", "shut", "--type", "documents", "--index-by", "id"], 0).await;
+    for closed in ["keys", "shut"] {
+        run(&home, &["close", closed], 0).await;
+    }
     for (arguments, code, wanted) in [
         (&["info", "none"][..], 3, "bombus db list"),
         (&["create", "docs", "--type", "tables"], 2, "documents"),
         (&["create", "docs", "--type", "events"], 2, "docs"),
-        (&["create", "keys", "--type", "keyvalue", "--index-by", "x"], 2, "documents alone"),
+        (&["create", "docs", "--type", "documents", "--index-by", "x"], 2, "the field '_id'"),
+        (&["create", "shut", "--type", "documents", "--index-by", "x"], 2, "the field 'id'"),
+        (&["create", "others", "--type", "events", "--write", "02ab"], 2, "no id of an identity"),
+        (&["create", "more", "--type", "keyvalue", "--index-by", "x"], 2, "documents alone"),
+        (&["open", "keys", "--index-by", "x"], 2, "documents alone"),
+        (&["open", "log", "--index-by", "_id"], 2, "documents alone"),
         (&["create", "/x", "--type", "events"], 2, "name of a database"),
         (&["put", "docs", "{a: 1}"], 2, "not valid JSON"),
         (&["put", "docs", "{\"name\": 1}"], 2, "_id"),
         (&["put", "docs", "k", "1"], 2, "_id"),
         (&["put", "log", "1"], 2, "events"),
         (&["add", "docs", "1"], 2, "documents"),
-        (&["add", "others", "1"], 1, "may not write"),
+        (&["add", "others", "1"], 1, "writers were fixed"),
+        (&["add", "log", "18446744073709551616"], 2, "an integer is not from"),
         (&["query", "docs", "city"], 2, "FIELD=VALUE"),
         (&["get", "log", "1"], 2, "hash"),
-        (&["grant", "log", "03cd"], 2, "fixed"),
+        (&["grant", "log", SOMEBODY], 2, "fixed"),
+        (&["grant", "docs", NODE], 2, "the id of a node"),
         (&["grant", "docs", "two words"], 2, "identity"),
         (&["open", "/orbitdb/zdpuNoAddress"], 2, "bombus db list"),
     ] {
@@ -191,11 +209,23 @@ async fn what_cannot_be_done_says_why_and_what_to_do() {
     let closed = run(&home, &["all", "docs"], 2).await;
     assert!(closed.stderr.contains("bombus db open"), "{}", closed.stderr);
     let listed = beside_tasks(&object(&home, &["list"]).await);
-    assert_eq!((&listed[0]["name"], &listed[0]["open"]), (&json!("docs"), &json!(false)));
+    let open = |name: &str| {
+        let found = listed.as_array().unwrap().iter().find(|one| one["name"] == name);
+        found.and_then(|one| one["open"].as_bool())
+    };
+    for name in ["docs", "keys", "shut"] {
+        assert_eq!(open(name), Some(false), "what was refused opened nothing: {listed}");
+    }
+    let again = object(&home, &["create", "shut", "--type", "documents"]).await;
+    assert_eq!(again["index_by"], "id", "it keeps its field");
     for (arguments, wanted) in [(["drop", "swarm-tasks"], "tasks"), (["close", "swarm-results"], "tasks")] {
         let refused = run(&home, &arguments, 2).await;
         assert!(refused.stderr.contains(wanted), "{arguments:?}: {}", refused.stderr);
     }
+    let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+    run(&home, &["add", "log", &nested(63)], 0).await;
+    let deep = run(&home, &["add", "log", &nested(64)], 2).await;
+    assert!(deep.stderr.contains("nested deeper"), "{}", deep.stderr);
     run(&home, &["open", "docs"], 0).await;
     run(&home, &["put", "docs", "{\"_id\": 7}"], 0).await;
     assert_eq!(object(&home, &["get", "docs", "7"]).await["value"], json!({ "_id": 7 }));

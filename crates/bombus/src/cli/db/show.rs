@@ -33,7 +33,7 @@ pub(super) struct Info {
     pub(super) address: String,
     r#type: String,
     index_by: Option<String>,
-    pub(super) identity: String,
+    identity: String,
     pub(super) access: Access,
     heads: Vec<String>,
     entries: u64,
@@ -62,7 +62,7 @@ pub(super) struct Access {
     grantable: bool,
     write: Vec<String>,
     admin: Vec<String>,
-    pub(super) writable: bool,
+    writable: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -107,6 +107,16 @@ impl List {
 impl Info {
     pub(super) fn read(answer: &Value) -> Result<Self> {
         read(answer.clone())
+    }
+
+    /// Says what is to be done where this node may not write.
+    pub(super) fn read_only(&self) -> Option<String> {
+        let how = match (self.access.writable, self.access.grantable) {
+            (true, _) => return None,
+            (false, true) => format!("an admin grants more: bombus db grant DATABASE {}", printable(&self.identity)),
+            (false, false) => "its writers were fixed when it was created".to_owned(),
+        };
+        Some(format!("this node may read it only; {how}"))
     }
 
     pub(super) fn text(&self, width: usize) -> String {
@@ -248,6 +258,20 @@ mod tests {
             assert!(text.contains(&format!("  {line}\n")), "{line}\n{text}");
         }
         assert!(!text.contains('\u{1b}') && !text.contains("dropped"), "{text}");
+    }
+
+    #[test]
+    fn a_grant_is_spoken_of_only_where_there_can_be_one() {
+        let said = |grantable: bool, writable: bool| {
+            let mut info = info();
+            info["access"]["grantable"] = json!(grantable);
+            info["access"]["writable"] = json!(writable);
+            Info::read(&info).unwrap().read_only()
+        };
+        assert_eq!((said(true, true), said(false, true)), (None, None));
+        assert!(said(true, false).unwrap().ends_with("bombus db grant DATABASE 02ab"));
+        let fixed = said(false, false).unwrap();
+        assert!(fixed.contains("fixed") && !fixed.contains("grant"), "{fixed}");
     }
 
     #[test]

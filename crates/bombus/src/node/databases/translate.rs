@@ -1,5 +1,6 @@
 //! The words of the library in those of the HTTP API (pure).
 
+use bombus_core::identity::NodeId;
 use bombus_http::databases::{DatabaseChange, DatabaseRow, DatabaseType, DatabasesError};
 use bombus_net::membership::MembershipError;
 use bombus_swarm::db::DbError;
@@ -7,6 +8,7 @@ use orbitdb::cbor::Value;
 use orbitdb::cid::Hash;
 use orbitdb::entry::{Op, Operation, Refusal};
 use orbitdb::index::Row;
+use orbitdb::key::PublicKey;
 use orbitdb::replica::AppendError;
 use orbitdb::{DatabaseError, Event, OpenError, Update, manifest};
 use serde_json::Value as Json;
@@ -106,6 +108,28 @@ pub(super) fn fits(value: &Value, wanted: &[(String, Value)]) -> bool {
     wanted.iter().all(|(name, wanted)| field(value, name) == Some(wanted))
 }
 
+/// Refuses what can be the id of no identity: no entry would ever be by it.
+pub(super) fn check_identity(param: &'static str, id: &str) -> Result<(), DatabasesError> {
+    if id == "*" || PublicKey::from_hex(id).is_ok() {
+        return Ok(());
+    }
+    let what = if NodeId::parse(id).is_ok() { "this is the id of a node, and" } else { "this is" };
+    let message = format!(
+        "{what} no id of an identity: 66 digits, 02... or 03..., which `bombus db list` shows on its node; `*` stands for everybody"
+    );
+    Err(DatabasesError::Invalid { param, message })
+}
+
+/// Says why a database did not take what was to be written.
+pub(super) fn unwritten(error: DatabaseError, is_fixed: bool) -> DatabasesError {
+    match error {
+        DatabaseError::Append(AppendError::NotAdmitted) if is_fixed => DatabasesError::NotAdmitted(
+            "this identity may not write to the database, whose writers were fixed when it was created".to_owned(),
+        ),
+        error => of_database(error),
+    }
+}
+
 /// Says why the databases of this node did not do what was asked.
 pub(super) fn refused(error: DbError) -> DatabasesError {
     let message = error.to_string();
@@ -181,6 +205,39 @@ mod tests {
         };
         assert!(fits("n", "100") && fits("n", "1e2") && fits("n", "100.0") && !fits("n", "\"100\""));
         assert!(fits("b", "{\"/\": {\"bytes\": \"AQID\"}}") && !fits("b./.bytes", "\"AQID\""), "bytes have no fields");
+    }
+
+    #[test]
+    fn an_identity_is_a_public_key_in_hex() {
+        let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
+        for id in [key, "*"] {
+            assert_eq!(check_identity("write", id), Ok(()));
+        }
+        let node = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
+        let (upper, none) = (key.to_uppercase(), key.replace("79be", "****"));
+        for id in [
+            "",
+            "02ab",
+            "x",
+            "**",
+            node,
+            &key[..64],
+            &upper,
+            &none,
+            "zdpuAkwTad8UFrrtsFv42ZWfN2dKCXDHUDcUxRtGs22qxdbi5",
+        ] {
+            let refused = check_identity("write", id).unwrap_err();
+            assert!(matches!(refused, DatabasesError::Invalid { param: "write", .. }), "{id}");
+            assert_eq!(refused.to_string().contains("the id of a node"), id == node, "{refused}");
+            assert!(refused.to_string().contains("bombus db list"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn who_may_not_write_is_sent_to_an_admin_only_where_there_is_one() {
+        let refused = |is_fixed| unwritten(DatabaseError::Append(AppendError::NotAdmitted), is_fixed).to_string();
+        assert!(refused(false).contains("admin"), "{}", refused(false));
+        assert!(!refused(true).contains("admin") && refused(true).contains("fixed"), "{}", refused(true));
     }
 
     #[test]
