@@ -345,20 +345,28 @@ async fn all(node: &NodeClient, args: &AllArgs) -> Result<()> {
 }
 
 async fn query(node: &NodeClient, args: &QueryArgs) -> Result<()> {
-    let mut conditions = Map::new();
-    for field in &args.fields {
-        let (name, text) = field.split_once('=').ok_or_else(|| {
-            Failure::new(Exit::Usage, format!("{field:?} is no condition"))
-                .hint("write FIELD=VALUE, for example city=Bern")
-        })?;
-        conditions.insert(name.to_owned(), value::of_text(text)?);
-    }
-    let mut request = json!({ "where": conditions });
+    let mut request = json!({ "where": conditions(&args.fields)? });
     if let Some(amount) = args.amount {
         request["amount"] = json!(amount);
     }
     let response = node.send(Method::POST, &path(&args.database, "/query"), Some(&request)).await?;
     print_rows(response, args.json).await
+}
+
+/// Reads the conditions of a query, of which there is one to a field.
+fn conditions(fields: &[String]) -> Result<Map<String, Value>> {
+    let mut conditions = Map::new();
+    for field in fields {
+        let (name, text) = field.split_once('=').ok_or_else(|| {
+            Failure::new(Exit::Usage, format!("{field:?} is no condition"))
+                .hint("write FIELD=VALUE, for example city=Bern")
+        })?;
+        if conditions.insert(name.to_owned(), value::of_text(text)?).is_some() {
+            let failure = Failure::new(Exit::Usage, format!("the field {name:?} is given twice"));
+            return Err(failure.hint("all conditions have to hold: ask for one value after the other").into());
+        }
+    }
+    Ok(conditions)
 }
 
 /// Prints rows as they come.
@@ -391,4 +399,21 @@ fn done(global: &Global, args: &OneArgs, what: &str) -> Result<()> {
     }
     global.notice(&format!("{} {what}", args.database));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_has_one_condition_to_a_field() {
+        let read = |fields: &[&str]| conditions(&fields.iter().map(|field| (*field).to_owned()).collect::<Vec<_>>());
+        assert_eq!(
+            read(&["city=Bern", "a=b=c", "n=1"]).unwrap(),
+            *json!({ "city": "Bern", "a": "b=c", "n": 1 }).as_object().unwrap()
+        );
+        let twice = read(&["city=Bern", "n=1", "city=Basel"]).unwrap_err();
+        assert!(twice.to_string().contains("\"city\" is given twice"), "{twice}");
+        assert!(read(&["city"]).is_err());
+    }
 }

@@ -194,6 +194,7 @@ async fn what_cannot_be_done_says_why_and_what_to_do() {
         (&["add", "others", "1"], 1, "writers were fixed"),
         (&["add", "log", "18446744073709551616"], 2, "an integer is not from"),
         (&["query", "docs", "city"], 2, "FIELD=VALUE"),
+        (&["query", "docs", "city=Bern", "city=Basel"], 2, "given twice"),
         (&["get", "log", "1"], 2, "hash"),
         (&["grant", "log", SOMEBODY], 2, "fixed"),
         (&["grant", "docs", NODE], 2, "the id of a node"),
