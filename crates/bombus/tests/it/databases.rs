@@ -297,6 +297,10 @@ async fn rows_are_exported_imported_and_dropped_with_all_their_space() {
     run(&home, &["get", "to", "a"], 0).await;
     let none = run(&home, &["import", "to", "nowhere.ndjson"], 3).await;
     assert!(none.stderr.contains("nowhere.ndjson"), "{}", none.stderr);
+    let folder = home.path("rows.ndjson").parent().unwrap().to_str().unwrap().to_owned();
+    let no_file = run(&home, &["import", "to", &folder], 2).await;
+    let wanted = format!("{folder} cannot be read");
+    assert!(no_file.stderr.contains(&wanted) && !no_file.stderr.contains("does not answer"), "{}", no_file.stderr);
 
     let before = stored(&home);
     run(&home, &["drop", "from"], 0).await;

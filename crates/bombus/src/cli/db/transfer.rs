@@ -1,8 +1,9 @@
 //! `bombus db export` and `import`, and lines of JSON as the node sends them.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -62,7 +63,7 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn of(response: Response) -> Self {
         let lines = FramedRead::new(
-            StreamReader::new(response.bytes_stream().map_err(std::io::Error::other)),
+            StreamReader::new(response.bytes_stream().map_err(io::Error::other)),
             LinesCodec::new_with_max_length(LINE_BYTES_MAX),
         );
         Self { lines: lines.map_err(|error| error.to_string()).boxed() }
@@ -128,18 +129,30 @@ async fn write(lines: &mut Lines, file: &Path) -> Result<u64> {
 }
 
 pub(super) async fn import(node: &NodeClient, args: &ImportArgs) -> Result<()> {
-    let body = match args.file.as_deref() {
-        Some(file) if file != Path::new("-") => {
-            let opened = File::open(file).await;
-            let opened = opened.map_err(|error| {
-                let exit = if error.kind() == std::io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Failure };
-                Failure::new(exit, format!("{} cannot be read: {error}", file.display()))
-            })?;
-            Body::wrap_stream(ReaderStream::with_capacity(opened, PIECE_BYTES))
-        }
-        _ => Body::wrap_stream(stdin_pieces()),
+    let file = args.file.as_deref().filter(|file| *file != Path::new("-"));
+    let unreadable = |error: &io::Error| {
+        let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Usage };
+        let name = file.map_or("stdin".to_owned(), |file| file.display().to_string());
+        Failure::new(exit, format!("{name} cannot be read: {error}"))
     };
-    let answer: Value = node.post_body(&path(&args.database, "/import"), body).await?;
+    let pieces = match file {
+        Some(file) => {
+            let opened = File::open(file).await.map_err(|error| unreadable(&error))?;
+            ReaderStream::with_capacity(opened, PIECE_BYTES).map_ok(Vec::from).boxed()
+        }
+        None => stdin_pieces().boxed(),
+    };
+    // A body that breaks off looks like a node that does not answer.
+    let trouble = Arc::new(OnceLock::new());
+    let noted = trouble.clone();
+    let pieces = pieces.map_err(move |error| {
+        let told = io::Error::from(error.kind());
+        // It is set once: the body ends there.
+        let _ = noted.set(error);
+        told
+    });
+    let answer = node.post_body(&path(&args.database, "/import"), Body::wrap_stream(pieces)).await;
+    let answer: Value = answer.map_err(|error| trouble.get().map_or(error, |error| unreadable(error).into()))?;
     if args.json {
         return output::print_json(&answer);
     }
@@ -147,11 +160,11 @@ pub(super) async fn import(node: &NodeClient, args: &ImportArgs) -> Result<()> {
 }
 
 /// Reads stdin on a thread of its own, which ends with the process: it may wait for ever for somebody who writes nothing more.
-fn stdin_pieces() -> impl Stream<Item = std::io::Result<Vec<u8>>> + Send + 'static {
+fn stdin_pieces() -> impl Stream<Item = io::Result<Vec<u8>>> + Send + 'static {
     // When nobody takes the pieces, reading waits.
     let (sender, mut receiver) = mpsc::channel(4);
     std::thread::spawn(move || {
-        let mut stdin = std::io::stdin().lock();
+        let mut stdin = io::stdin().lock();
         loop {
             let mut piece = vec![0; PIECE_BYTES];
             match stdin.read(&mut piece) {
