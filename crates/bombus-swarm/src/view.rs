@@ -1,7 +1,8 @@
 //! The view of the network: which peers there are, what each said of itself, and whether it lives.
 //!
 //! [`View`] is a pure reducer: it takes what was heard ([`ViewInput`]), and returns what that changed ([`Change`]). Who lives is decided by
-//! three sources, in this order: a connection that stands now, the failure detector's verdict, and silence. What a peer says of itself
+//! three sources, in this order: a connection that stands now, the failure detector's verdict, and silence. A message that others pass on brings
+//! one that is gone back only if it was written since. What a peer says of itself
 //! counts only when it is signed by that peer, or came over a connection to it.
 //!
 //! # Bounds
@@ -41,8 +42,6 @@ pub struct ViewLimits {
     pub peers_max: usize,
     /// How long a peer that is gone is still shown, in milliseconds.
     pub forget_after_ms: u64,
-    /// For how long after a peer is gone messages of its that others pass on are taken for late ones, in milliseconds.
-    pub return_after_ms: u64,
     /// How long a connected peer may take to tell its name before it is announced without one, in milliseconds.
     pub announce_after_ms: u64,
     /// How long a peer without connection may be suspect, where the failure detector does not know it, in milliseconds.
@@ -51,13 +50,7 @@ pub struct ViewLimits {
 
 impl Default for ViewLimits {
     fn default() -> Self {
-        Self {
-            peers_max: 1_024,
-            forget_after_ms: 600_000,
-            return_after_ms: 5_000,
-            announce_after_ms: 1_000,
-            suspect_for_ms: 10_000,
-        }
+        Self { peers_max: 1_024, forget_after_ms: 600_000, announce_after_ms: 1_000, suspect_for_ms: 10_000 }
     }
 }
 
@@ -222,9 +215,7 @@ impl View {
                 }
             }
             ViewInput::Message { peer, message, skew_ms } => {
-                let return_after_ms = self.limits.return_after_ms;
-                let take = |row: &mut Row| row.message(now, *message, skew_ms, return_after_ms);
-                self.with(now, &peer, Entry::Heard, &mut changes, take);
+                self.with(now, &peer, Entry::Heard, &mut changes, |row| row.message(now, *message, skew_ms));
             }
             ViewInput::Hello { peer, message, skew_ms } => {
                 self.with(now, &peer, Entry::Connected, &mut changes, |row| row.hello(now, *message, skew_ms));

@@ -28,6 +28,8 @@ pub(super) struct Row {
     path_changed_ms: Option<u64>,
     latency_ms: Option<f64>,
     heard: Moment,
+    /// The shortest time from when a message was written, by the peer's clock, until it came, by this node's: by it the age of others is known.
+    lag_ms: Option<i64>,
     name: Option<String>,
     version: Option<String>,
     boot: Option<BootId>,
@@ -67,6 +69,7 @@ impl Row {
             path_changed_ms: None,
             latency_ms: None,
             heard: now,
+            lag_ms: None,
             name: None,
             version: None,
             boot: None,
@@ -163,16 +166,11 @@ impl Row {
     }
 
     /// Takes a message that the peer signed, whoever passed it on.
-    pub(super) fn message(
-        &mut self,
-        now: Moment,
-        message: TopicMessage,
-        skew_ms: Option<i64>,
-        return_after_ms: u64,
-    ) -> Shown {
+    pub(super) fn message(&mut self, now: Moment, message: TopicMessage, skew_ms: Option<i64>) -> Shown {
+        let written_ms = self.written_ms(now, &message);
         if self.state == PeerState::Gone {
-            // What others pass on may have been on its way for some seconds.
-            if now.ms < self.since.ms.saturating_add(return_after_ms) {
+            // What others pass on may have been on its way for long: with a node that slept, for example.
+            if written_ms <= clock(self.since.ms) {
                 return Shown::Same;
             }
             self.judged = None;
@@ -190,8 +188,18 @@ impl Row {
         Shown::Changed
     }
 
+    /// Returns when a message was written, by this node's clock and at the latest.
+    fn written_ms(&mut self, now: Moment, message: &TopicMessage) -> i64 {
+        let written_ms = message.timestamp().unix_ms();
+        let lag_ms = clock(now.ms).saturating_sub(written_ms);
+        let lag_ms = self.lag_ms.map_or(lag_ms, |shortest_ms| shortest_ms.min(lag_ms));
+        self.lag_ms = Some(lag_ms);
+        written_ms.saturating_add(lag_ms)
+    }
+
     /// Takes what the peer said over a connection.
     pub(super) fn hello(&mut self, now: Moment, message: TopicMessage, skew_ms: Option<i64>) -> Shown {
+        self.written_ms(now, &message);
         // One that was still being read when the connection ended says nothing about what came after.
         if self.path.is_some() && self.judged.is_none() {
             self.enter(now, PeerState::Alive, "connected");
@@ -380,4 +388,8 @@ impl Row {
             ],
         }
     }
+}
+
+fn clock(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
 }
