@@ -107,10 +107,7 @@ impl Machine for Viewer {
         for effect in &effects {
             match effect {
                 Effect::Observe(Seen::State { peer, state, reason }) => {
-                    self.tell(
-                        now_ms,
-                        ViewInput::Judged { peer: self.ids[*peer].clone(), state: *state, reason: *reason },
-                    );
+                    self.tell(now_ms, ViewInput::Judged { peer: self.ids[*peer].clone(), state: *state, reason });
                 }
                 Effect::Observe(Seen::Told(told)) if told.author == self.index => {
                     self.written.borrow_mut().insert(*told, now_ms);
