@@ -7,7 +7,7 @@ use bombus_core::topics::cadence::CadenceConfig;
 use bombus_testkit::simulator::{Network, for_each_seed};
 
 use crate::gossip::Message;
-use crate::peer::{Swarm, detectors, settled, told_of, with_topics};
+use crate::peer::{Swarm, detectors, settled, told_of, trouble, with_topics};
 
 /// Asserts that each node that runs counts exactly the others that run as alive.
 fn assert_converged(swarm: &Swarm) {
@@ -53,30 +53,6 @@ fn connect_some(swarm: &mut Swarm, nodes: usize, degree: usize) {
             let other = swarm.random().index(nodes);
             swarm.connect(node, other);
         }
-    }
-}
-
-/// Lets random things happen for a while: crashes, pauses, restarts, partitions.
-fn trouble(swarm: &mut Swarm, nodes: usize, rounds: usize) {
-    for _ in 0..rounds {
-        let node = swarm.random().index(nodes);
-        match swarm.random().index(7) {
-            0 => swarm.kill(node),
-            1 => swarm.pause(node),
-            2 => swarm.resume(node),
-            3 | 4 => swarm.restart(node),
-            5 => {
-                let part: Vec<usize> = (0..nodes).filter(|_| swarm.random().chance(0.4)).collect();
-                swarm.partition(&[&[], &part]);
-            }
-            _ => swarm.heal(),
-        }
-        let wait_ms = swarm.random().within(&(0..=5_000));
-        swarm.run_for(wait_ms);
-    }
-    swarm.heal();
-    for node in 0..nodes {
-        swarm.resume(node);
     }
 }
 

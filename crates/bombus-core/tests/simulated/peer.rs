@@ -325,6 +325,31 @@ pub(crate) fn connect_mesh(swarm: &mut Swarm, nodes: usize) {
     }
 }
 
+/// Lets random things happen for a while: crashes, pauses, restarts, partitions. In the end who sleeps wakes, and the network
+/// is whole.
+pub(crate) fn trouble<M: Machine>(swarm: &mut Simulation<M>, nodes: usize, rounds: usize) {
+    for _ in 0..rounds {
+        let node = swarm.random().index(nodes);
+        match swarm.random().index(7) {
+            0 => swarm.kill(node),
+            1 => swarm.pause(node),
+            2 => swarm.resume(node),
+            3 | 4 => swarm.restart(node),
+            5 => {
+                let part: Vec<usize> = (0..nodes).filter(|_| swarm.random().chance(0.4)).collect();
+                swarm.partition(&[&[], &part]);
+            }
+            _ => swarm.heal(),
+        }
+        let wait_ms = swarm.random().within(&(0..=5_000));
+        swarm.run_for(wait_ms);
+    }
+    swarm.heal();
+    for node in 0..nodes {
+        swarm.resume(node);
+    }
+}
+
 /// Makes a swarm in which all are linked with all, and lets it settle for a while that depends on the seed.
 pub(crate) fn settled(seed: u64, network: Network, nodes: usize) -> Swarm {
     let mut swarm = detectors(seed, network, nodes);

@@ -17,7 +17,7 @@ mod gossip;
 mod peer;
 
 use gossip::{Message, Topic};
-use peer::{Order, Packet, Peer, Seen};
+use peer::{Order, Packet, Peer, Seen, trouble};
 
 const NODES: usize = 100;
 const TICK_MS: u64 = 1_000;
@@ -170,26 +170,7 @@ fn a_hundred_nodes_show_the_same_after_loss_delays_partitions_and_churn() {
         let mut swarm = Simulation::new(seed, network, NODES, viewer);
         swarm.connect_all();
         swarm.run_for(15_000);
-        for _ in 0..25 {
-            let node = swarm.random().index(NODES);
-            match swarm.random().index(7) {
-                0 => swarm.kill(node),
-                1 => swarm.pause(node),
-                2 => swarm.resume(node),
-                3 | 4 => swarm.restart(node),
-                5 => {
-                    let part: Vec<usize> = (0..NODES).filter(|_| swarm.random().chance(0.4)).collect();
-                    swarm.partition(&[&[], &part]);
-                }
-                _ => swarm.heal(),
-            }
-            let wait_ms = swarm.random().within(&(0..=5_000));
-            swarm.run_for(wait_ms);
-        }
-        swarm.heal();
-        for node in 0..NODES {
-            swarm.resume(node);
-        }
+        trouble(&mut swarm, NODES, 25);
         // Capabilities are told anew every 300 s among a hundred nodes, so what was lost with the network comes with them. Who was restarted and
         // then heard an old message of one that is gone gives it up when it has been silent for long.
         swarm.set_network(Network::lan());
