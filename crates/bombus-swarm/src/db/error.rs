@@ -81,7 +81,7 @@ pub enum DbError {
     )]
     Reserved(String),
     /// It says who may write to another one that is kept here.
-    #[error("it says who may write to {name:?}, {address}: drop that one, and it goes, too")]
+    #[error("it says who may write to {name:?}, {address}: drop that one first")]
     Guards {
         /// The name of that one.
         name: String,
