@@ -406,7 +406,7 @@ pub trait Databases: Send + Sync + 'static {
     /// [`DatabasesError::UnknownKey`].
     async fn get(&self, database: &str, key: &str) -> Result<DatabaseRow, DatabasesError>;
 
-    /// Reads rows within bounds. What changes meanwhile may come again.
+    /// Reads rows within bounds. What changes meanwhile may come again, or be missed where the newest come first.
     ///
     /// # Errors
     ///

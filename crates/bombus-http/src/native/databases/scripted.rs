@@ -132,7 +132,7 @@ impl Databases for Scripted {
         }
         let added = self.answer(format!("add {database} {value}"), "zdpuAdd".into());
         if self.slow {
-            // The disk takes a moment, while which others are begun.
+            // The disk takes a moment, and others are begun meanwhile.
             tokio::time::sleep(SLOW).await;
         }
         added
