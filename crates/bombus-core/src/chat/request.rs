@@ -255,6 +255,21 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
 }
 
+impl Sampling {
+    /// Reads a seed as requests write it: -1 stands for a random one, and of any other number the lower 32 bits count.
+    #[must_use]
+    pub fn seed_of(number: i64) -> Option<u32> {
+        (number != -1).then_some((number & i64::from(u32::MAX)) as u32)
+    }
+
+    /// Returns the seed for engines to which the largest number stands for a random one. Half of it takes its place: a number next to it
+    /// may well be the seed of another answer to the same request.
+    #[must_use]
+    pub fn fixed_seed(&self) -> Option<u32> {
+        self.seed.map(|seed| if seed == u32::MAX { u32::MAX / 2 } else { seed })
+    }
+}
+
 /// A request for embedding vectors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EmbedRequest {
@@ -312,5 +327,23 @@ impl EmbedResponse {
     #[must_use]
     pub fn new(vectors: Vec<Vec<f32>>, prompt_tokens: u32) -> Self {
         Self { vectors, prompt_tokens, by: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_seed_and_minus_one_are_random() {
+        let fixed = |seed| Sampling { seed, ..Sampling::default() }.fixed_seed();
+        for number in [0, 7, -2, i64::from(u32::MAX), i64::MAX, i64::MIN] {
+            let seed = fixed(Sampling::seed_of(number));
+            assert!(seed.is_some_and(|seed| seed != u32::MAX), "{number} gives {seed:?}");
+        }
+        assert_eq!((fixed(Sampling::seed_of(-1)), fixed(None)), (None, None));
+        // Answers to one request have seeds that follow each other.
+        let several = [u32::MAX - 1, u32::MAX, 0].map(|seed| fixed(Some(seed)).unwrap());
+        assert!(several[0] != several[1] && several[1] != several[2], "{several:?}");
     }
 }

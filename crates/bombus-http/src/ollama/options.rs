@@ -52,11 +52,7 @@ impl Options {
             "top_p" => sampling.top_p = Some(float(name, &value)?.clamp(0.0, 1.0)),
             "min_p" => sampling.min_p = Some(float(name, &value)?.clamp(0.0, 1.0)),
             "top_k" => sampling.top_k = Some(count(integer(name, &value)?)),
-            // -1 stands for a random one; of others the lower 32 bits count.
-            "seed" => {
-                let seed = integer(name, &value)?;
-                sampling.seed = (seed != -1).then_some((seed & i64::from(u32::MAX)) as u32);
-            }
+            "seed" => sampling.seed = Sampling::seed_of(integer(name, &value)?),
             "repeat_penalty" => sampling.repeat_penalty = Some(in_range(name, float(name, &value)?, 0.1, 10.0)?),
             "presence_penalty" => sampling.presence_penalty = Some(in_range(name, float(name, &value)?, -2.0, 2.0)?),
             "frequency_penalty" => sampling.frequency_penalty = Some(in_range(name, float(name, &value)?, -2.0, 2.0)?),

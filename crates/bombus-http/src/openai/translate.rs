@@ -389,8 +389,7 @@ fn sampling(common: Common) -> Result<Sampling, ApiError> {
         top_p: common.top_p,
         top_k: common.top_k.map(|top_k| u32::try_from(top_k).unwrap_or(0)),
         min_p: common.min_p,
-        // Only the lower 32 bits count, as the request's description says.
-        seed: common.seed.filter(|seed| *seed != -1).map(|seed| (seed & i64::from(u32::MAX)) as u32),
+        seed: common.seed.and_then(Sampling::seed_of),
         repeat_penalty: common.repeat_penalty,
         repeat_last_n: common
             .repeat_last_n

@@ -1,6 +1,6 @@
 //! What a model's name adds to its weights, and to the requests for it.
 
-use bombus_core::chat::{ChatRequest, Message, Prompt, Role};
+use bombus_core::chat::{ChatRequest, Message, Prompt, Role, Sampling};
 use bombus_core::model::ModelName;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -83,7 +83,7 @@ fn apply_parameters(parameters: &Map<String, Value>, request: &mut ChatRequest) 
     sampling.top_p = sampling.top_p.or_else(|| float("top_p"));
     sampling.min_p = sampling.min_p.or_else(|| float("min_p"));
     sampling.top_k = sampling.top_k.or_else(|| count("top_k"));
-    sampling.seed = sampling.seed.or_else(|| count("seed"));
+    sampling.seed = sampling.seed.or_else(|| integer("seed").and_then(Sampling::seed_of));
     sampling.repeat_penalty = sampling.repeat_penalty.or_else(|| float("repeat_penalty"));
     sampling.repeat_last_n = sampling.repeat_last_n.or_else(|| count("repeat_last_n"));
     sampling.presence_penalty = sampling.presence_penalty.or_else(|| float("presence_penalty"));
@@ -139,6 +139,17 @@ mod tests {
             (request.stop.as_slice(), request.template.as_deref()),
             (["END".to_owned()].as_slice(), Some("{{ .Prompt }}"))
         );
+    }
+
+    #[test]
+    fn a_seed_means_what_it_means_in_a_request() {
+        let seed = |seed: i64| {
+            let parameters = json!({ "seed": seed }).as_object().unwrap().clone();
+            let mut request = ChatRequest::new("m", Prompt::Raw("3".into()));
+            ModelDefaults { parameters, ..ModelDefaults::default() }.apply(&mut request);
+            request.sampling.seed
+        };
+        assert_eq!([-1, 7, (1 << 32) + 7].map(seed), [None, Some(7), Some(7)]);
     }
 
     #[test]

@@ -198,7 +198,7 @@ fn run_options(request: &ChatRequest) -> Result<wire::RunOptions, BackendError> 
             top_p: sampling.top_p,
             top_k: sampling.top_k,
             min_p: sampling.min_p,
-            seed: sampling.seed,
+            seed: sampling.fixed_seed(),
             repeat_penalty: sampling.repeat_penalty,
             repeat_last_n: sampling.repeat_last_n,
             presence_penalty: sampling.presence_penalty,

@@ -118,7 +118,7 @@ fn put_sampling(sampling: &Sampling, provider: Provider, body: &mut Map<String, 
     };
     put("temperature", sampling.temperature.map(number));
     put("top_p", sampling.top_p.map(number));
-    put("seed", sampling.seed.map(Value::from));
+    put("seed", sampling.fixed_seed().map(Value::from));
     put("presence_penalty", sampling.presence_penalty.map(number));
     put("frequency_penalty", sampling.frequency_penalty.map(number));
     if !sampling.logit_bias.is_empty() {

@@ -68,8 +68,7 @@ impl TokenSampler {
             chain.push(LlamaSampler::top_p(sampling.top_p.unwrap_or(TOP_P), 1));
             chain.push(LlamaSampler::min_p(sampling.min_p.unwrap_or(MIN_P), 1));
             chain.push(LlamaSampler::temp(temperature));
-            // The largest number asks llama.cpp for a random seed.
-            chain.push(LlamaSampler::dist(sampling.seed.unwrap_or(u32::MAX)));
+            chain.push(dice(sampling));
         }
         let grammar = grammar
             .map(|text| {
@@ -135,6 +134,12 @@ impl TokenSampler {
     }
 }
 
+/// Makes what chooses among the tokens that are left.
+fn dice(sampling: &Sampling) -> LlamaSampler {
+    // The largest number asks llama.cpp for a random seed.
+    LlamaSampler::dist(sampling.fixed_seed().unwrap_or(u32::MAX))
+}
+
 fn selected(candidates: &LlamaTokenDataArray) -> Result<LlamaToken, RunError> {
     candidates.selected_token().ok_or_else(|| RunError::Interrupted("no token could be chosen".into()))
 }
@@ -168,6 +173,15 @@ pub(crate) fn logprobs(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_seed_repeats_a_choice() {
+        let seed_of = |seed| dice(&Sampling { seed, ..Sampling::default() }).get_seed();
+        for seed in [0, 7, u32::MAX - 1, u32::MAX] {
+            assert_eq!(seed_of(Some(seed)), seed_of(Some(seed)), "{seed}");
+        }
+        assert_ne!(seed_of(None), seed_of(None));
+    }
 
     #[test]
     fn log_probabilities_are_those_of_the_softmax() {

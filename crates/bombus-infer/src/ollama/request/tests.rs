@@ -37,6 +37,13 @@ fn a_plain_conversation_says_only_what_was_asked_for() {
 }
 
 #[test]
+fn a_given_seed_never_asks_ollama_for_a_random_one() {
+    let sampling = Sampling { seed: Some(u32::MAX), ..Sampling::default() };
+    let seed = said(&ChatRequest { sampling, ..asked(vec![user("Hi")]) })["options"]["seed"].as_u64();
+    assert!(seed.is_some_and(|seed| seed < u64::from(u32::MAX)), "{seed:?}");
+}
+
+#[test]
 fn every_option_has_its_word() {
     let engine = Map::from_iter([("num_gpu".to_owned(), json!(0)), ("mirostat".to_owned(), json!(2))]);
     let request = ChatRequest {

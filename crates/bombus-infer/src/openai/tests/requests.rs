@@ -115,6 +115,13 @@ fn options_are_said_in_each_providers_words() {
 }
 
 #[test]
+fn a_given_seed_never_asks_llama_server_for_a_random_one() {
+    let sampling = Sampling { seed: Some(u32::MAX), ..Sampling::default() };
+    let seed = special(&ChatRequest { sampling, ..ask("x") }, Provider::LlamaCpp)["seed"].as_u64();
+    assert!(seed.is_some_and(|seed| seed < u64::from(u32::MAX)), "{seed:?}");
+}
+
+#[test]
 fn llama_server_is_told_the_options_of_ollama_that_it_knows() {
     let options = json!({"typical_p": 0.5, "mirostat": 2, "mirostat_tau": 4.0, "num_gpu": 1, "num_thread": 4});
     let Value::Object(ollama) = options else { panic!("an object is needed") };
