@@ -71,8 +71,77 @@ async fn the_same_seed_gives_the_same_answer() {
     let first = node.answer(&request).await;
     let again = node.answer(&request).await;
     assert_eq!(content(&first), content(&again));
-    let other = node.answer(&with(request, &json!({ "seed": 43 }))).await;
+    let other = node.answer(&with(request.clone(), &json!({ "seed": 43 }))).await;
     assert_ne!(content(&first), content(&other));
+    // Those whose lower 32 bits are llama.cpp's word for a random one.
+    for seed in [i64::from(u32::MAX), i64::MAX] {
+        let request = with(request.clone(), &json!({ "seed": seed }));
+        let (first, again) = (node.answer(&request).await, node.answer(&request).await);
+        assert_eq!(content(&first), content(&again), "seed {seed}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn each_limit_of_the_choice_leaves_only_the_likeliest_token() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let request = chat("Tell me a story.", 8);
+    let likeliest = node.answer(&request).await;
+    let wide = json!({ "temperature": 2, "seed": 7, "top_k": 0, "top_p": 1, "min_p": 0 });
+    let wide = with(request, &wide);
+    let free = node.answer(&wide).await;
+    assert_ne!(content(&free), content(&likeliest));
+    for limit in [json!({ "top_k": 1 }), json!({ "top_p": 0.001 }), json!({ "min_p": 1 })] {
+        let limited = node.answer(&with(wide.clone(), &limit)).await;
+        assert_eq!(content(&limited), content(&likeliest), "{limit}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn each_penalty_falls_on_what_stands_already() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    // Continues 8 times token 5,000 by one token. Returns its text and how likely it was.
+    let next = async |options: &Value| {
+        let request =
+            json!({ "model": MODEL, "prompt": vec![5_000; 8], "max_tokens": 1, "temperature": 0, "logprobs": 0 });
+        let (status, answer) = node.post("/v1/completions", &with(request, options)).await;
+        assert_eq!(status, 200, "{answer}");
+        let choice = &answer["choices"][0];
+        let logprob = choice["logprobs"]["token_logprobs"][0].as_f64().unwrap();
+        (choice["text"].as_str().unwrap().to_owned(), logprob)
+    };
+    let (standing, standing_logprob) = next(&json!({ "logit_bias": { "5000": 100 } })).await;
+    let (new, new_logprob) = next(&json!({ "logit_bias": { "6000": 100 } })).await;
+    assert_ne!(standing, new, "a bias of 100 makes any token the answer");
+    // The token that stands already leads the new one by 1, and both lead all others by far.
+    let new_bias = 49.0 + standing_logprob - new_logprob;
+    let biased = json!({ "logit_bias": { "5000": 50, "6000": new_bias } });
+    assert_eq!(next(&biased).await.0, standing);
+    for penalty in [json!({ "presence_penalty": 2 }), json!({ "frequency_penalty": 2 }), json!({ "repeat_penalty": 2 })]
+    {
+        assert_eq!(next(&with(biased.clone(), &penalty)).await.0, new, "{penalty}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_with_a_bias_of_minus_100_is_not_chosen() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let options = json!({ "temperature": 0, "num_predict": 1 });
+    let question = "Name a colour.";
+    let generate = json!({ "model": MODEL, "prompt": question, "stream": false, "options": options });
+    let (_, generated) = node.post("/api/generate", &generate).await;
+    // Its context ends with the token that was chosen.
+    let token = generated["context"].as_array().unwrap().last().unwrap().to_string();
+    let request = chat(question, 1);
+    let likeliest = node.answer(&request).await;
+    assert_eq!(content(&likeliest), generated["response"].as_str().unwrap());
+    let without = node.answer(&with(request, &json!({ "logit_bias": { token: -100 } }))).await;
+    assert_ne!(content(&without), content(&likeliest));
     node.stop().await;
 }
 
