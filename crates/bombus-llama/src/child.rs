@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use self::log::{LastLines, death_reason, read_lines};
 use crate::platform;
@@ -104,7 +104,8 @@ impl Drop for Shared {
 }
 
 impl EngineProcess {
-    /// Starts a process and waits until its model is loaded. The receiver gets the reason when the process ends, for whatever reason.
+    /// Starts a process and waits until its model is loaded. What it logs while it lives stands in the span. The receiver gets the reason
+    /// when the process ends, for whatever reason.
     ///
     /// # Errors
     ///
@@ -113,6 +114,7 @@ impl EngineProcess {
         program: &Path,
         options: LoadOptions,
         timeout: Duration,
+        span: Span,
     ) -> Result<(Self, oneshot::Receiver<String>), LoadError> {
         let failed = |reason: String| LoadError::Failed(LoadFailure::from(reason));
         let mut command = Command::new(program);
@@ -145,10 +147,10 @@ impl EngineProcess {
         let (exited_sender, exited) = oneshot::channel();
         let lines = LastLines::default();
         // Each of these tasks ends with the process, whose end the watcher reports.
-        tokio::spawn(write_messages(stdin, messages, Arc::clone(&runs)).in_current_span());
-        let reader = tokio::spawn(read_lines(stderr, lines.clone()).in_current_span());
+        tokio::spawn(write_messages(stdin, messages, Arc::clone(&runs)));
+        let reader = tokio::spawn(read_lines(stderr, lines.clone()).instrument(span.clone()));
         let watcher = Watcher { runs, lines, reader, stop, loaded: Some(loaded_sender) };
-        tokio::spawn(watcher.watch(child, stdout, exited_sender).in_current_span());
+        tokio::spawn(watcher.watch(child, stdout, exited_sender).instrument(span));
 
         process.send(None, &ToWorker::Load(options)).await.map_err(|error| failed(error.to_string()))?;
         let failure = match tokio::time::timeout(timeout, loaded).await {

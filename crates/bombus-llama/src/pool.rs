@@ -365,11 +365,13 @@ impl Pool {
         let start = self.starts;
         tracing::info!(model.name = %model.name, memory_mb = need.total_mb(), "loading");
         let name = model.name.clone();
-        let accompany = async move {
+        // The process serves other requests than the one that it is started for, so its own lines have none's id.
+        let span = tracing::info_span!(parent: None, "engine", model.name = %name);
+        let load = async move {
             let begun = Instant::now();
-            let started = EngineProcess::start(&program, options, timeout).await;
+            let started = EngineProcess::start(&program, options, timeout, span).await;
             let load_ms = begun.elapsed().as_millis();
-            let (result, exited) = match started {
+            match started {
                 Ok((process, exited)) => {
                     tracing::info!(model.name = %name, load_ms, "loaded");
                     (Ok(process), Some(exited))
@@ -378,7 +380,11 @@ impl Pool {
                     tracing::warn!(model.name = %name, load_ms, %error, "not loaded");
                     (Err(error), None)
                 }
-            };
+            }
+        };
+        let load = load.instrument(Span::current());
+        let accompany = async move {
+            let (result, exited) = load.await;
             let _ = inbox.send(Input::Loaded { key: task_key.clone(), start, result }).await;
             if let Some(exited) = exited {
                 let reason = exited.await.unwrap_or_else(|_| "the engine process ended".into());
@@ -386,7 +392,7 @@ impl Pool {
             }
         };
         // The task only reports to the pool, which decides what a failure means.
-        tokio::spawn(accompany.instrument(Span::current()));
+        tokio::spawn(accompany);
         let state = State::Loading { since: Instant::now(), waiters };
         self.engines.insert(key, Engine { model, need, state, start, deaths });
     }

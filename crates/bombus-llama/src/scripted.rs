@@ -131,12 +131,15 @@ fn serve(outbox: &mut File) -> io::Result<()> {
     Ok(())
 }
 
-/// `hold` begins an answer that never ends, `die` ends the process, `stall ADDRESS` reads nothing more until a connection to it ends, `cancelled`
+/// `hold` begins an answer that never ends, `die WORDS` logs these words and ends the process, `stall ADDRESS` reads nothing more until a connection to it ends, `cancelled`
 /// is answered with the cancelled runs, and anything else with a text.
 fn answer(id: RunId, request: &ChatRequest, cancelled: &[RunId], outbox: &mut File) -> io::Result<()> {
     let Prompt::Raw(prompt) = &request.prompt else { return Ok(()) };
     let text = match prompt.split_once(' ').unwrap_or((prompt, "")) {
-        ("die", _) => abort(),
+        ("die", words) => {
+            eprintln!("ERROR {words}");
+            abort();
+        }
         ("stall", address) => {
             let _ = TcpStream::connect(address)?.read(&mut [0])?;
             String::new()

@@ -4,6 +4,7 @@ use bombus_core::chat::ChatEvent;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tracing::Span;
 
 use super::{ChatRun, EngineProcess, LoadError, OUTBOX_MESSAGES_MAX, RunFailure};
 use crate::protocol::{LoadOptions, MESSAGE_BYTES_MAX, ModelKind, RunError};
@@ -26,7 +27,7 @@ async fn start(
         gpu_layers: 0,
         shelf_bytes: 0,
     };
-    EngineProcess::start(scripted::program(), options, LIMIT).await
+    EngineProcess::start(scripted::program(), options, LIMIT, Span::none()).await
 }
 
 async fn text(run: &mut ChatRun) -> String {
