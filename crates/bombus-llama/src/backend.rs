@@ -165,8 +165,10 @@ impl Backend for EmbeddedBackend {
     }
 
     async fn health(&self) -> Health {
-        let missing = crate::cpu::missing_features();
-        if missing.is_empty() { Health::Ready } else { Health::Unavailable(crate::cpu::explain(&missing)) }
+        match crate::cpu::check() {
+            Ok(()) => Health::Ready,
+            Err(reason) => Health::Unavailable(reason),
+        }
     }
 
     async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {

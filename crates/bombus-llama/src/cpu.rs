@@ -1,9 +1,28 @@
 //! What the engine needs of the processor.
 
-/// Returns the instruction sets that this build of llama.cpp uses and this processor lacks. Without the check the engine process
-/// would die of an illegal instruction.
-#[must_use]
-pub fn missing_features() -> Vec<&'static str> {
+/// Says whether the engine can run on this processor. Without the check the engine process would die of an illegal instruction.
+///
+/// # Errors
+///
+/// Names the instruction sets that are missing, and says what to do instead.
+pub fn check() -> Result<(), String> {
+    without(&missing_features())
+}
+
+/// Says whether the engine can run on a processor that lacks these instruction sets.
+pub(crate) fn without(missing: &[&str]) -> Result<(), String> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "this processor lacks {}, which the embedded engine needs (Intel's Core and Xeon have them since 2013, most of AMD's since \
+         2015); use another backend on this machine",
+        missing.join(", ")
+    ))
+}
+
+/// Returns the instruction sets that this build of llama.cpp uses and this processor lacks.
+fn missing_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     {
         let needed = [
@@ -18,22 +37,14 @@ pub fn missing_features() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// Says what missing instruction sets mean for the user.
-#[must_use]
-pub fn explain(missing: &[&str]) -> String {
-    format!(
-        "this processor lacks {}, which the embedded engine needs (Intel has them since 2013, AMD since 2015); \
-         use another backend on this machine",
-        missing.join(", ")
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_explanation_names_what_is_missing() {
-        assert!(explain(&["AVX2", "FMA"]).contains("lacks AVX2, FMA"));
+    fn what_is_missing_is_named_and_nothing_missing_is_fine() {
+        let refused = without(&["AVX2", "FMA"]).unwrap_err();
+        assert!(refused.contains("lacks AVX2, FMA,") && refused.contains("use another backend"), "{refused}");
+        assert_eq!(without(&[]), Ok(()));
     }
 }

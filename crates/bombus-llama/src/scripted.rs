@@ -1,8 +1,8 @@
 //! An engine process that follows a script instead of computing: this test binary, started again through a shell script.
 //!
 //! What it does while loading stands in the model's file, a word to each start, the last for all further starts: `load`, `crash`
-//! (before it is loaded), `vanish` (right after), `refuse`, or `alone` (crashes where the process of another model of the same folder
-//! still runs). What it does with a request is the prompt's first word; see [`answer`].
+//! (before it is loaded), `vanish` (right after), `refuse` (for want of memory), `unsuited` (refuses as on a processor without AVX2), or
+//! `alone` (crashes where the process of another model of the same folder still runs). What it does with a request is the prompt's first word; see [`answer`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -20,6 +20,7 @@ use bombus_infer::gguf::GgufInfo;
 use bombus_infer::models::{LocalModel, ModelDefaults, ModelSource};
 use rustix::process::{Pid, test_kill_process};
 
+use crate::cpu;
 use crate::protocol::{FromWorker, LoadFailure, RunId, ToWorker, read_message, write_message};
 
 static PROGRAM: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
@@ -108,6 +109,10 @@ fn serve(outbox: &mut File) -> io::Result<()> {
         Some("refuse") => {
             let failure = LoadFailure { reason: "no room".into(), out_of_memory: true };
             return write_message(outbox, &FromWorker::LoadFailed(failure));
+        }
+        Some("unsuited") => {
+            let reason = cpu::without(&["AVX2"]).expect_err("the engine needs it");
+            return write_message(outbox, &FromWorker::LoadFailed(reason.into()));
         }
         Some("vanish") => {
             write_message(outbox, &FromWorker::Loaded)?;

@@ -145,10 +145,7 @@ fn serve(
     requests: Requests,
     outbox: &mut impl Write,
 ) -> Result<Infallible, LoadFailure> {
-    let missing = crate::cpu::missing_features();
-    if !missing.is_empty() {
-        return Err(crate::cpu::explain(&missing).into());
-    }
+    crate::cpu::check()?;
     send_logs_to_tracing(LogOptions::default());
     let backend = LlamaBackend::init().map_err(|error| error.to_string())?;
     let model = load_model(&backend, &options.path, options.gpu_layers).map_err(|what| logs.explain_load(what))?;

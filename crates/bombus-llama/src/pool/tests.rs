@@ -120,6 +120,16 @@ async fn a_model_that_its_process_refuses_is_tried_at_every_request() {
 }
 
 #[tokio::test]
+async fn a_processor_that_the_engine_cannot_use_is_told_in_place_of_a_crash() {
+    let bench = Bench::with_memory(1_000);
+    let model = bench.model("a", "unsuited");
+    let error = bench.acquire(&model).await.err();
+    let Some(BackendError::ModelUnusable { reason, .. }) = &error else { panic!("{error:?}") };
+    assert!(reason.contains("this processor lacks AVX2") && reason.contains("use another backend"), "{reason}");
+    assert_eq!((bench.pool.deaths(), starts(&model)), (0, 1));
+}
+
+#[tokio::test]
 async fn requests_wait_for_the_end_of_a_short_pause() {
     let bench = Bench::with_memory(1_000);
     let model = bench.model("a", "load");

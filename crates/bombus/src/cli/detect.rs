@@ -210,8 +210,7 @@ fn of_server(server: &FoundServer, backends: &[Configured]) -> String {
 /// Says whether the embedded engine works here.
 #[cfg(feature = "embedded")]
 fn engine() -> Result<(), String> {
-    let missing = bombus_llama::cpu::missing_features();
-    if missing.is_empty() { Ok(()) } else { Err(bombus_llama::cpu::explain(&missing)) }
+    bombus_llama::cpu::check()
 }
 
 #[cfg(not(feature = "embedded"))]

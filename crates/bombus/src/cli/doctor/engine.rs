@@ -18,11 +18,9 @@ pub(super) fn processor(config: &Config) -> Check {
 
 #[cfg(feature = "embedded")]
 fn of_embedded(name: &'static str) -> Check {
-    let missing = bombus_llama::cpu::missing_features();
-    if missing.is_empty() {
-        Check::ok(name, "has what the embedded engine needs")
-    } else {
-        Check::fail(name, bombus_llama::cpu::explain(&missing), "configure other [[backends]] on this machine")
+    match bombus_llama::cpu::check() {
+        Ok(()) => Check::ok(name, "has what the embedded engine needs"),
+        Err(reason) => Check::fail(name, reason, "configure other [[backends]] on this machine"),
     }
 }
 
