@@ -209,6 +209,20 @@ async fn nothing_is_unloaded_where_that_would_not_make_enough_room() {
 }
 
 #[tokio::test]
+async fn the_longest_unused_model_leaves_whichever_was_loaded_first() {
+    let bench = Bench::with_memory(2 * (100 + PROCESS_MB));
+    let [a, b, c] = ["a", "b", "c"].map(|name| bench.model(name, "load"));
+    for model in [&a, &b, &a] {
+        drop(bench.acquire(model).await.unwrap());
+    }
+    let warm = || [&a, &b, &c].map(|model| bench.pool.is_warm(&model.path));
+    drop(bench.acquire(&c).await.unwrap());
+    assert_eq!(warm(), [true, false, true], "a was used after b");
+    drop(bench.acquire(&b).await.unwrap());
+    assert_eq!(warm(), [false, true, true], "c was used after a");
+}
+
+#[tokio::test]
 async fn a_model_is_loaded_only_when_the_one_that_left_for_it_is_gone() {
     let bench = Bench::with_memory(100 + PROCESS_MB);
     let models = [bench.model("a", "alone"), bench.model("b", "alone")];
