@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bombus_core::model::ModelName;
 use bombus_infer::models::catalogue::catalogue;
-use bombus_infer::models::pull::{PullConfig, PullError, pull};
+use bombus_infer::models::pull::{PullConfig, PullError, goes_on_later, pull};
 use bombus_infer::models::{LocalModel, StoreError};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -205,7 +205,7 @@ async fn pull_model(global: &Global, name: &str, as_json: bool) -> Result<ExitCo
         global.notice("no node runs here, so no other node is asked: the model comes from the internet");
     }
     if let Some(node) = node
-        && change::can_pull(&node).await?
+        && let Some(kind) = change::kind_that_pulls(&node).await?
     {
         ModelName::parse(name).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
         let pulled = tokio::select! {
@@ -213,7 +213,11 @@ async fn pull_model(global: &Global, name: &str, as_json: bool) -> Result<ExitCo
             _ = signals.next() => None,
         };
         progress.end();
-        let Some(pulled) = pulled else { return Ok(stopped(global, true)) };
+        let Some(pulled) = pulled else {
+            // An Ollama keeps what came of whatever it pulls.
+            let is_kept = kind == "ollama" || goes_on_later(&open_models(&data_dir)?, &PullConfig::from_env(), name);
+            return Ok(stopped(global, is_kept));
+        };
         pulled?;
         change::arrived_at_node(&node, name, as_json).await?;
         return Ok(ExitCode::SUCCESS);
@@ -226,7 +230,7 @@ async fn pull_model(global: &Global, name: &str, as_json: bool) -> Result<ExitCo
     };
     progress.end();
     let Some(model) = pulled else {
-        return Ok(stopped(global, bombus_infer::models::pull::goes_on_later(&store, &sources, name)));
+        return Ok(stopped(global, goes_on_later(&store, &sources, name)));
     };
     arrived(&model.map_err(of_pull)?, as_json)?;
     Ok(ExitCode::SUCCESS)

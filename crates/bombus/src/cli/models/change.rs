@@ -54,10 +54,11 @@ struct ToldBackends {
     backends: Vec<State>,
 }
 
-/// Returns whether a node has a backend that can fetch models.
-pub(super) async fn can_pull(node: &NodeClient) -> Result<bool> {
+/// Returns the kind of the backend that fetches new models for a node; `None` where none does.
+pub(super) async fn kind_that_pulls(node: &NodeClient) -> Result<Option<String>> {
     let told: ToldBackends = node.get("/backends").await?;
-    Ok(told.backends.iter().any(|backend| matches!(backend.kind.as_str(), "embedded" | "ollama")))
+    let mut kinds = told.backends.into_iter().map(|backend| backend.kind);
+    Ok(kinds.find(|kind| matches!(kind.as_str(), "embedded" | "ollama")))
 }
 
 /// Has the node fetch a model. Dropping it makes the node stop.
