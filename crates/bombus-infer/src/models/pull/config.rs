@@ -23,7 +23,7 @@ pub struct PullConfig {
     pub pythons: Vec<PathBuf>,
     /// More arguments for `pip download`, for example `--index-url URL`.
     pub pip_arguments: Vec<String>,
-    /// Longest wait for a connection.
+    /// Longest wait for a connection. pip's own setting, where there is one, goes before it.
     pub connect_timeout: Duration,
     /// Longest wait for the next bytes.
     pub stall_timeout: Duration,

