@@ -13,7 +13,62 @@ if [ "${1:-}" = --tests ]; then for_tests=true && shift; fi
 
 rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  as_root=(sudo)
+  [ -t 0 ] || as_root=(sudo -n)
+fi
+can_install() { have apt-get && { [ "$(id -u)" -eq 0 ] || have sudo; }; }
+
+lists_are_fresh=false
+refresh_lists() {
+  if [ "$lists_are_fresh" = true ]; then return; fi
+  "${as_root[@]}" apt-get update -qq >&2 || return
+  lists_are_fresh=true
+}
+
+#   add_packages PACKAGE...
+add_packages() {
+  say "setup: installing $* with apt-get${as_root:+ (through sudo)}"
+  export DEBIAN_FRONTEND=noninteractive
+  refresh_lists
+  "${as_root[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+# Says whether the distribution has each of these packages in this version or a newer one.
+#   packaged VERSION PACKAGE...
+packaged() {
+  local version=$1 package candidate
+  shift
+  for package in "$@"; do
+    candidate=$(LC_ALL=C apt-cache policy "$package" | sed -n 's/^ *Candidate: //p')
+    case $candidate in '' | '(none)') return 1 ;; esac
+    dpkg --compare-versions "$candidate" ge "$version" || return 1
+  done
+}
+
+# Installs Rust from the distribution, where it has one that is new enough: a compiler, else rustup, which fetches one.
+install_rust() {
+  can_install || return 0
+  refresh_lists || return 0
+  local packages
+  # Debian's own Rust stays as it was released; that for web browsers follows them.
+  for packages in 'rustc-web cargo-web rust-web-clippy rustfmt-web' 'rustc cargo rust-clippy rustfmt'; do
+    # shellcheck disable=SC2086 # several words
+    if packaged "$rust_needed" $packages; then
+      add_packages $packages
+      return
+    fi
+  done
+  if packaged 1.0 rustup; then
+    add_packages rustup ca-certificates
+    rustup toolchain install "$rust_needed" --profile minimal --component rustfmt --component clippy >&2
+    rustup default "$rust_needed" >&2
+  fi
+}
+
 # Rust first: nothing else is worth installing without it.
+if ! have cargo; then install_rust; fi
 have cargo || die "cargo is missing. Bombus needs Rust $rust_needed or newer: install it from https://rustup.rs, then run this again."
 rust_here=$(rustc --version | awk '{ print $2 }')
 if [ "$(printf '%s\n' "$rust_needed" "$rust_here" | sort -V | head -n 1)" != "$rust_needed" ]; then
@@ -66,7 +121,7 @@ if [ "$for_tests" = true ] && [ "$(uname)" = Linux ]; then
   compgen -G '/usr/lib/*/faketime/libfaketime.so.1' > /dev/null || wishes+=(faketime)
 fi
 if [ ${#wishes[@]} -gt 0 ]; then
-  if have apt-get && { [ "$(id -u)" -eq 0 ] || have sudo; }; then
+  if can_install; then
     packages+=("${wishes[@]}")
   else
     say "note: missing here: ${wishes[*]} (Debian's names). Tests that need them are skipped."
@@ -82,16 +137,8 @@ if [ ${#packages[@]} -gt 0 ]; then
     say "Where that is not possible, CONTRIBUTING.md shows how cmake and libclang can be had from Python packages."
     exit 1
   fi
-  as_root=()
-  if [ "$(id -u)" -ne 0 ]; then
-    have sudo || die "missing here: ${packages[*]}. Run as root: apt-get install ${packages[*]}"
-    as_root=(sudo)
-    [ -t 0 ] || as_root=(sudo -n)
-  fi
-  say "setup: installing ${packages[*]} with apt-get${as_root:+ (through sudo)}"
-  export DEBIAN_FRONTEND=noninteractive
-  "${as_root[@]}" apt-get update -qq >&2
-  "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2
+  can_install || die "missing here: ${packages[*]}. Run as root: apt-get install ${packages[*]}"
+  add_packages "${packages[@]}"
 fi
 
-if [ ${#packages[@]} -gt 0 ]; then say "setup: done"; else say "setup: nothing is missing"; fi
+if [ "$lists_are_fresh" = true ]; then say "setup: done"; else say "setup: nothing is missing"; fi
