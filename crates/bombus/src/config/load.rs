@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
@@ -94,7 +94,8 @@ fn layers_of(sources: &Sources, known: &Dict, notices: &mut Vec<String>) -> Resu
     let mut all = Vec::new();
     if let Some(path) = &sources.file {
         let mut layer = layers::read_file(path)?;
-        note_later_parts(path, &node_config::translate(&mut layer.values, &layer.origin)?, notices);
+        let remark = node_config::translate(&mut layer.values, &layer.origin)?;
+        notices.extend(remark.map(|remark| format!("{}: {remark}", path.display())));
         layers::unknown_key(&layer.values, known, &layer.origin)?;
         all.push(layer);
     }
@@ -103,16 +104,6 @@ fn layers_of(sources: &Sources, known: &Dict, notices: &mut Vec<String>) -> Resu
     notices.extend(remarks);
     all.extend(sources.flags.iter().map(|(flag, key, value)| layers::flag(flag, key, value, known)));
     Ok(all)
-}
-
-fn note_later_parts(path: &Path, names: &[&str], notices: &mut Vec<String>) {
-    if !names.is_empty() {
-        notices.push(format!(
-            "{}: {} belong to parts that this version of bombus does not have; ignored",
-            path.display(),
-            names.join(", ")
-        ));
-    }
 }
 
 /// Makes a tree of the defaults: it has every key, with a value of the key's type.

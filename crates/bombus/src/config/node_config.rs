@@ -4,30 +4,31 @@ use figment::value::{Dict, Value};
 
 use super::ConfigError;
 
-/// Fields of parts that Bombus does not have yet, or for which it has a place of its own: databases lie in the data directory.
-const LATER: [&str; 2] = ["orbitDbDirectory", "maxConcurrentTasks"];
-/// Fields of the mesh, with the settings that they become.
-const MESH: [(&str, &str); 2] = [("listenAddresses", "listen"), ("bootstrapPeers", "seeds")];
+/// Fields with the sections and settings that they become.
+const SETTINGS: [(&str, &str, &str); 4] = [
+    ("logLevel", "log", "level"),
+    ("listenAddresses", "p2p", "listen"),
+    ("bootstrapPeers", "p2p", "seeds"),
+    ("maxConcurrentTasks", "tasks", "max_concurrent"),
+];
+/// What there is to say about the field that becomes none.
+const NO_DIRECTORY: &str =
+    "orbitDbDirectory is ignored: databases lie in the data directory, which --data-dir or BOMBUS_DATA_DIR chooses";
 
-/// Replaces `NodeConfig` fields by the settings that they mean, and takes out those that mean nothing yet. Returns the names of the
-/// latter.
+/// Replaces `NodeConfig` fields by the settings that they mean, and takes out the one that means none. Returns what there is to say about
+/// the latter.
 ///
 /// `nodeId` was a free text there and becomes `name`; the first of `models` was the default model. Its Ollama comes after the embedded
 /// engine, where the build has one.
-pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Vec<&'static str>, ConfigError> {
+pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Option<&'static str>, ConfigError> {
     if let Some(name) = values.remove("nodeId") {
         values.entry("name".to_owned()).or_insert(name);
     }
-    if let Some(level) = values.remove("logLevel")
-        && let Value::Dict(_, log) = values.entry("log".to_owned()).or_insert_with(|| Value::from(Dict::new()))
-    {
-        log.entry("level".to_owned()).or_insert(level);
-    }
-    for (field, setting) in MESH {
+    for (field, section, setting) in SETTINGS {
         if let Some(value) = values.remove(field)
-            && let Value::Dict(_, p2p) = values.entry("p2p".to_owned()).or_insert_with(|| Value::from(Dict::new()))
+            && let Value::Dict(_, table) = values.entry(section.to_owned()).or_insert_with(|| Value::from(Dict::new()))
         {
-            p2p.entry(setting.to_owned()).or_insert(value);
+            table.entry(setting.to_owned()).or_insert(value);
         }
     }
     if let Some(models) = values.remove("models") {
@@ -48,7 +49,7 @@ pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Vec<&'static 
         let tables: Vec<Value> = engine.into_iter().chain([ollama]).map(|table| Value::from(dict(table))).collect();
         values.entry("backends".to_owned()).or_insert_with(|| Value::from(tables));
     }
-    Ok(LATER.into_iter().filter(|name| values.remove(*name).is_some()).collect())
+    Ok(values.remove("orbitDbDirectory").map(|_| NO_DIRECTORY))
 }
 
 fn dict(entries: Vec<(&str, String)>) -> Dict {

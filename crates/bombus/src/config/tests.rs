@@ -271,7 +271,11 @@ fn a_json_file_with_the_names_of_node_config_is_understood() {
     assert_eq!((settings.config.name.as_str(), settings.config.log.level.as_str()), ("worker-1", "warn"));
     assert_eq!(settings.config.default_model.as_str(), "tinyllama:latest");
     let [notice] = settings.notices.as_slice() else { panic!("{:?}", settings.notices) };
-    assert!(notice.contains("orbitDbDirectory, maxConcurrentTasks belong"), "{notice}");
+    assert!(
+        notice.contains("config.json: orbitDbDirectory is ignored: databases lie in the data directory"),
+        "{notice}"
+    );
+    assert_eq!(settings.config.tasks.max_concurrent, Some(2));
     assert_eq!(settings.config.p2p.listen, ["0.0.0.0:0".parse().unwrap()]);
     assert_eq!(settings.config.p2p.seeds, ["/dns4/hive.example/tcp/7891"]);
     let Some(BackendKind::Ollama(ollama)) = settings.config.backends.last().map(|backend| &backend.kind) else {

@@ -75,5 +75,9 @@ async fn notices_about_a_node_config_file_go_to_stderr() {
     let shown = home.run(&["config", "show", "--json", "--config", "config.json"]).await;
     assert_eq!(serde_json::from_str::<Value>(&shown.stdout).unwrap()["name"]["value"], "w1");
     assert_eq!(shown.stderr.lines().count(), 1, "{}", shown.stderr);
-    assert!(shown.stderr.starts_with("note: ") && shown.stderr.contains("orbitDbDirectory"), "{}", shown.stderr);
+    assert!(
+        shown.stderr.starts_with("note: ") && shown.stderr.contains("orbitDbDirectory is ignored"),
+        "{}",
+        shown.stderr
+    );
 }
