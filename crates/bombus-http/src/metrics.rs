@@ -1,14 +1,16 @@
 //! What `/metrics` shows, in the OpenMetrics text format.
 //!
-//! Every label has a bounded set of values: route templates, methods, status classes, and names of models and backends that this node
-//! has. Nothing that a client writes becomes a label.
+//! Every label has a bounded set of values: route templates, methods, status classes, the backends of the configuration, and the names of
+//! the first [`MODEL_LABELS_MAX`] models that were asked. Models beyond these are counted together, since clients may make and remove as
+//! many names as they like. Nothing else that a client writes becomes a label.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bombus_core::identity::NodeId;
+use bombus_core::model::ModelName;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -52,6 +54,8 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 struct Inner {
     registry: Registry,
     sources: Arc<Sources>,
+    /// Models whose names are labels.
+    models: Mutex<HashSet<String>>,
     requests: Family<RequestLabels, Counter>,
     request_seconds: Histograms<RouteLabels>,
     requests_in_flight: Gauge,
@@ -89,19 +93,35 @@ impl PlaceLabels {
     }
 }
 
+/// How many names of models become labels, until the node starts again.
+const MODEL_LABELS_MAX: usize = 256;
+/// What stands for all further models. It is the name of none: those have a tag.
+const OTHER: &str = "other";
 /// What stands for the backends of all other nodes.
 const PEER: &str = "peer";
 
 /// Names a backend as labels do: other nodes' are all one, since nobody here bounds how many names those have.
-pub(crate) fn label_of(node: Option<&NodeId>, backend: &str) -> String {
+fn label_of(node: Option<&NodeId>, backend: &str) -> String {
     if node.is_some() { PEER.to_owned() } else { backend.to_owned() }
 }
 
-/// The model and the backend that ran it, by the names that the node itself has for them.
+/// The model and the backend that ran it, by the names that the node itself has for them; made by [`Metrics::labels`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ModelLabels {
-    pub(crate) model: String,
-    pub(crate) backend: String,
+    model: String,
+    backend: String,
+}
+
+impl ModelLabels {
+    /// Returns what stands for the backend.
+    pub(crate) fn backend(&self) -> &str {
+        &self.backend
+    }
+
+    /// Another backend runs the model now.
+    pub(crate) fn move_to(&mut self, node: Option<&NodeId>, backend: &str) {
+        self.backend = label_of(node, backend);
+    }
 }
 
 impl Default for Metrics {
@@ -117,6 +137,7 @@ impl Metrics {
         let mut inner = Inner {
             registry: Registry::with_prefix("bombus"),
             sources: Arc::default(),
+            models: Mutex::default(),
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(request_buckets),
             requests_in_flight: Gauge::default(),
@@ -183,6 +204,14 @@ impl Metrics {
         let mut text = String::with_capacity(8 << 10);
         prometheus_client::encoding::text::encode(&mut text, &self.0.registry)?;
         Ok(text)
+    }
+
+    /// Names a model, and the backend of this node or of another one that runs it, as labels do.
+    pub(crate) fn labels(&self, model: &ModelName, node: Option<&NodeId>, backend: &str) -> ModelLabels {
+        let mut models = self.0.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let model = model.to_string();
+        let is_label = models.contains(&model) || models.len() < MODEL_LABELS_MAX && models.insert(model.clone());
+        ModelLabels { model: if is_label { model } else { OTHER.to_owned() }, backend: label_of(node, backend) }
     }
 
     pub(crate) fn request_begun(&self) {

@@ -13,7 +13,7 @@ use super::{Continuation, ROUTE_HEADER, TRUNCATED_HEADER, Target, route_header};
 use crate::Metrics;
 use crate::app::SharedApp;
 use crate::error::ApiError;
-use crate::metrics::{ModelLabels, label_of};
+use crate::metrics::ModelLabels;
 
 /// Most answers of one request that are generated at a time; the others follow as these end.
 const RUNNING_MAX: usize = 16;
@@ -71,7 +71,7 @@ impl Answers {
     pub(crate) async fn begin(app: &SharedApp, target: Target, requests: Vec<ChatRequest>) -> Result<Self, ApiError> {
         let limits = &app.config.limits;
         let open = requests.len();
-        let labels = target.labels();
+        let labels = target.labels(&app.services.metrics);
         let meter = Meter::begin(app.services.metrics.clone(), labels, open);
         let route = target.route;
         let runs = requests.into_iter().enumerate().map({
@@ -202,7 +202,8 @@ impl Answers {
     }
 
     fn fail(&mut self, index: usize, error: BackendError) -> ApiError {
-        let ModelLabels { model, backend } = &self.meter.answers[index].labels;
+        let model = self.target.best().1.name.as_str();
+        let backend = self.meter.answers[index].labels.backend();
         let told = error.in_log();
         match &error {
             BackendError::InvalidRequest { .. }
@@ -226,8 +227,8 @@ fn run(
 ) -> impl Stream<Item = Result<Piece, BackendError>> + Send + 'static {
     let begun = async move {
         let routed = route.chat(request).await?;
-        let model = route.best().1.name.to_string();
-        let labels = ModelLabels { model, backend: label_of(routed.node.as_ref(), &routed.backend) };
+        let model = &route.best().1.name;
+        let labels = app.services.metrics.labels(model, routed.node.as_ref(), &routed.backend);
         let begun = Piece::Begun { labels, route: route_header(&app, &routed), remote: routed.node.is_some() };
         Ok::<_, BackendError>(stream::iter([Ok(begun)]).chain(routed.value.map_ok(Piece::Event)))
     };
@@ -302,7 +303,7 @@ impl Meter {
     /// Another backend goes on with an answer.
     fn continued(&mut self, index: usize, by: &Answerer) {
         self.metrics.continued(by.node.is_some());
-        self.answers[index].labels.backend = label_of(by.node.as_ref(), &by.backend);
+        self.answers[index].labels.move_to(by.node.as_ref(), &by.backend);
     }
 
     fn count(&mut self, index: usize, event: &ChatEvent) {

@@ -7,7 +7,6 @@ use tokio::time::sleep;
 use super::Target;
 use crate::app::App;
 use crate::error::ApiError;
-use crate::metrics::{ModelLabels, label_of};
 
 /// Makes vectors where the target leads, and counts what they cost.
 ///
@@ -26,8 +25,7 @@ pub(crate) async fn embed(app: &App, target: &Target, wanted: EmbedRequest) -> R
             return Err(BackendError::TimedOut { after }.into());
         }
     };
-    let backend = label_of(routed.node.as_ref(), &routed.backend);
-    let labels = ModelLabels { backend, ..target.labels() };
+    let labels = app.services.metrics.labels(&target.info().name, routed.node.as_ref(), &routed.backend);
     app.services.metrics.routed(routed.node.is_some());
     app.services.metrics.tokens_read(&labels, routed.value.prompt_tokens, 0);
     Ok(routed)

@@ -2,9 +2,10 @@ use bombus_core::model::ModelInfo;
 use bombus_core::placement::{Need, Scope};
 use bombus_infer::{BackendError, Listed, Route};
 
+use crate::Metrics;
 use crate::app::App;
 use crate::error::ApiError;
-use crate::metrics::{ModelLabels, label_of};
+use crate::metrics::ModelLabels;
 
 /// What a request goes to.
 pub(crate) struct Target {
@@ -46,10 +47,9 @@ impl Target {
     }
 
     /// Names model and backend as metrics do, as long as nothing has answered yet.
-    pub(crate) fn labels(&self) -> ModelLabels {
+    pub(crate) fn labels(&self, metrics: &Metrics) -> ModelLabels {
         let (named, info) = self.route.best();
-        let node = named.peer.as_ref().map(|peer| peer.node());
-        ModelLabels { model: info.name.to_string(), backend: label_of(node, &named.name) }
+        metrics.labels(&info.name, named.peer.as_ref().map(|peer| peer.node()), &named.name)
     }
 }
 

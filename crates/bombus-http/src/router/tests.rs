@@ -1,5 +1,6 @@
 //! What holds for every route: keys, hosts, ids, limits, the document.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use axum::body::Body;
 use axum::http::Request;
 use bombus_core::batches::Computed;
 use bombus_core::chat::FinishReason;
+use bombus_core::model::ModelName;
 use bombus_infer::fake::{FakeConfig, FakeFailure};
 use futures::StreamExt;
 use insta::assert_snapshot;
@@ -418,6 +420,25 @@ mod metrics {
         send(&router, odd).await;
         let shown = get(&router, "/metrics").await.body.to_lowercase();
         assert!(!shown.contains("written-by-a-client"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn names_of_models_become_labels_only_up_to_a_bound() {
+        let models = (0..300).map(|number| ModelName::parse(&format!("m{number}")).unwrap()).collect();
+        let router = loopback(fake(FakeConfig { models, ..FakeConfig::default() }));
+        for number in 0..300 {
+            let chat = json!({"model": format!("m{number}"), "messages": [{"role": "user", "content": "x"}]});
+            assert_eq!(post(&router, "/v1/chat/completions", &chat).await.status, 200);
+        }
+        let embed = json!({"model": "m299", "input": "x"});
+        post(&router, "/v1/embeddings", &embed).await;
+        let shown = get(&router, "/metrics").await.body;
+        let label = |line: &str| Some(line.split_once("model=\"")?.1.split_once('"')?.0.to_owned());
+        let labels: BTreeSet<String> = shown.lines().filter_map(label).collect();
+        assert_eq!(labels.len(), 256 + 1, "{labels:?}");
+        assert!(labels.contains("m0:latest") && !labels.contains("m299:latest"), "{labels:?}");
+        let others = "bombus_queue_seconds_count{model=\"other\",backend=\"test\"} 44";
+        assert!(shown.contains(others), "{shown}");
     }
 }
 
