@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::SharedApp;
 use crate::keys::KeyError;
-use crate::{HttpConfig, Services, origin, router};
+use crate::{HttpConfig, Limits, Services, origin, router};
 
 /// Wait after an accept that failed for want of something, for example of file descriptors: it comes back when connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -105,7 +106,7 @@ impl Server {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = connections.join_next() => note_end(ended),
-                accepted = accept(&self.listener, &slots) => if let Some((stream, slot)) = accepted {
+                accepted = accept(&self.listener, &slots, limits) => if let Some((stream, slot)) = accepted {
                     let app = self.app.clone();
                     let router = self.router.clone();
                     let draining = draining.clone();
@@ -157,16 +158,32 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+    limits: &Limits,
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, slot)),
+        Ok((stream, _)) => {
+            prepare(&stream, limits);
+            Some((stream, slot))
+        }
         Err(error) if is_peers_fault(&error) => None,
         Err(error) => {
             tracing::error!(%error, "connections cannot be accepted");
             sleep(ACCEPT_PAUSE).await;
             None
         }
+    }
+}
+
+/// Has every token leave at once, and bounds how many of them the kernel keeps for a client that does not read.
+fn prepare(stream: &TcpStream, limits: &Limits) {
+    let tuned =
+        stream.set_nodelay(true).and_then(|()| SockRef::from(stream).set_send_buffer_size(limits.send_buffer_bytes));
+    if let Err(error) = tuned {
+        tracing::debug!(%error, "socket options could not be set");
     }
 }
 

@@ -6,19 +6,16 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::stall::StallGuard;
-use crate::Limits;
 use crate::app::App;
 
 /// Serves one connection to its end.
 pub(super) async fn serve(stream: TcpStream, router: Router, app: &App, draining: CancellationToken) {
     let limits = &app.config.limits;
-    prepare(&stream, limits);
     let asked = AtomicBool::new(false);
     let service = service_fn(|request: hyper::Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
@@ -45,14 +42,5 @@ pub(super) async fn serve(stream: TcpStream, router: Router, app: &App, draining
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended early");
-    }
-}
-
-/// Has every token leave at once, and bounds how many of them the kernel keeps for a client that does not read.
-fn prepare(stream: &TcpStream, limits: &Limits) {
-    let tuned =
-        stream.set_nodelay(true).and_then(|()| SockRef::from(stream).set_send_buffer_size(limits.send_buffer_bytes));
-    if let Err(error) = tuned {
-        tracing::debug!(%error, "socket options could not be set");
     }
 }

@@ -1,5 +1,6 @@
 //! What only sockets show.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bombus_core::chat::FinishReason;
@@ -7,11 +8,12 @@ use bombus_infer::fake::FakeConfig;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{HttpError, Server};
+use super::{HttpError, Server, accept};
 use crate::testing::{Scripted, done, fake, scripted, services, text};
 use crate::{HttpConfig, KeyStore, Limits, Services};
 
@@ -327,6 +329,18 @@ async fn origins_that_would_never_match_are_refused() {
         let refused = bind(origin).await.err();
         assert!(matches!(refused, Some(HttpError::BadOrigin { .. })), "{origin}");
     }
+}
+
+/// Nagle's algorithm with delayed acknowledgements costs 40 ms for a token.
+#[tokio::test]
+async fn no_connection_holds_back_small_writes() {
+    let config = HttpConfig { listen: ([127, 0, 0, 1], 0).into(), ..HttpConfig::default() };
+    let server = Server::bind(config, fake(FakeConfig::default())).await.unwrap();
+    let _client = timeout(PATIENCE, TcpStream::connect(server.local_addr())).await.expect("connecting hangs").unwrap();
+    let slots = Arc::new(Semaphore::new(1));
+    let accepted = accept(&server.listener, &slots, &Limits::default());
+    let (socket, _slot) = timeout(PATIENCE, accepted).await.expect("accepting hangs").expect("a client came");
+    assert!(socket.nodelay().unwrap(), "{socket:?}");
 }
 
 #[tokio::test]
