@@ -1,6 +1,5 @@
 //! API keys: made by `bombus keys create`, kept as hashes, checked at every request to a listener beyond loopback.
 
-mod platform;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+
+use crate::platform;
 
 /// Version of the file's format.
 const FORMAT_VERSION: u32 = 1;

@@ -24,6 +24,7 @@ mod ollama;
 mod openai;
 mod openapi;
 mod origin;
+mod platform;
 mod router;
 mod schema_depth;
 mod server;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::SharedApp;
 use crate::keys::KeyError;
-use crate::{HttpConfig, Limits, Services, origin, router};
+use crate::{HttpConfig, Limits, Services, origin, platform, router};
 
 /// Wait after an accept that failed for want of something, for example of file descriptors: it comes back when connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -137,8 +137,7 @@ impl Server {
 
 fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A node that starts again gets its port back at once. Elsewhere the option means that two may have one port.
-    socket.set_reuseaddr(cfg!(unix))?;
+    platform::take_over_address(&socket)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

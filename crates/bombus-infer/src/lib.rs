@@ -12,6 +12,7 @@ pub mod models;
 mod names;
 pub mod ollama;
 pub mod openai;
+mod platform;
 mod registry;
 mod resumed;
 mod shorten;

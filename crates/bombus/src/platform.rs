@@ -54,6 +54,20 @@ pub(crate) fn is_program(path: &Path) -> bool {
     metadata.is_file() && may_run
 }
 
+/// Returns this very program. Its file may have been replaced by another version since it was started, so on Linux the kernel is asked
+/// and not the name.
+#[cfg(feature = "embedded")]
+pub(crate) fn own_program() -> io::Result<std::path::PathBuf> {
+    #[cfg(target_os = "linux")]
+    {
+        let kernel_link = Path::new("/proc/self/exe");
+        if kernel_link.exists() {
+            return Ok(kernel_link.to_owned());
+        }
+    }
+    std::env::current_exe()
+}
+
 /// Says whether this process has the rights of the machine's administrator; where that has no meaning, no.
 pub(crate) fn is_root() -> bool {
     #[cfg(unix)]

@@ -23,7 +23,7 @@ use super::local::{LocalModel, MANIFEST_FORMAT, ModelSource};
 use super::ollama::OllamaModels;
 use crate::gguf::{GgufError, GgufInfo};
 
-pub(super) use blob::{Hashed, free_bytes, hash_into, is_disk_full, is_sha256, read_exact_at, write_all_at};
+pub(super) use blob::{Hashed, free_bytes, hash_into, is_disk_full, is_sha256};
 pub use incoming::IncomingBlob;
 pub use shared::OpenWeights;
 

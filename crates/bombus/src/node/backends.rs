@@ -125,7 +125,6 @@ pub(crate) fn open_models(data_dir: &DataDir) -> Result<ModelStore> {
 
 #[cfg(feature = "embedded")]
 mod engine {
-    use std::path::PathBuf;
     use std::sync::Arc;
 
     use anyhow::{Context, Result};
@@ -133,6 +132,7 @@ mod engine {
     use bombus_infer::ollama::ChatTemplateRenderer;
 
     use super::EmbeddedConfig;
+    use crate::platform;
 
     pub(super) type Engine = bombus_llama::EmbeddedBackend;
 
@@ -141,17 +141,8 @@ mod engine {
     }
 
     pub(super) fn start(config: &EmbeddedConfig, models: ModelStore) -> Result<Engine> {
-        Ok(Engine::start(config.clone(), models, own_program()?))
-    }
-
-    /// Returns this very program. Its file may have been replaced by another version since it was started, so on Linux the kernel is
-    /// asked and not the name.
-    fn own_program() -> Result<PathBuf> {
-        let kernel_link = PathBuf::from("/proc/self/exe");
-        if cfg!(target_os = "linux") && kernel_link.exists() {
-            return Ok(kernel_link);
-        }
-        std::env::current_exe().context("the path of this program is not known")
+        let program = platform::own_program().context("the path of this program is not known")?;
+        Ok(Engine::start(config.clone(), models, program))
     }
 
     pub(super) async fn stop(engine: &Engine) {

@@ -23,9 +23,10 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::super::peers::{PeerCopy, PeerReadError, PeerSource};
-use super::super::store::{ModelStore, StoreError, write_all_at};
+use super::super::store::{ModelStore, StoreError};
 use super::download::partial_path;
 use super::{PullConfig, PullError, PullProgress, PullStage, Report, check_space};
+use crate::platform::write_all_at;
 use chase::{Chase, digest_of};
 use plan::Plan;
 use ranges::{read_map, write_map};

@@ -7,7 +7,8 @@ use bombus_core::model::ModelName;
 
 use super::super::local::{LocalModel, ModelSource};
 use super::super::peers::SharedModel;
-use super::{ModelStore, StoreError, is_sha256, read_exact_at};
+use super::{ModelStore, StoreError, is_sha256};
+use crate::platform::read_exact_at;
 
 /// Weights that are read for another node.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::super::super::store::read_exact_at;
+use crate::platform::read_exact_at;
 
 /// How much is hashed at once; until then, nothing stops it.
 const STEP_BYTES: u64 = 64 << 20;
