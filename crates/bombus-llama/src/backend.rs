@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::EmbeddedConfig;
 use crate::child::{ChatRun, RunFailure};
-use crate::pool::{Lease, Machine, Pool, PoolHandle, RETRY_AFTER, context_tokens};
+use crate::pool::{EngineState, Lease, Machine, Pool, PoolHandle, RETRY_AFTER, context_tokens};
 
 /// A request whose engine process dies before the first token is tried once more, on the process that takes its place.
 const TRIES: u32 = 2;
@@ -58,10 +58,10 @@ impl EmbeddedBackend {
         }
     }
 
-    /// Returns how many engine processes have died since the start.
+    /// Returns what the engine has in memory and to do at this moment. Does not block.
     #[must_use]
-    pub fn deaths(&self) -> u64 {
-        self.pool.deaths()
+    pub fn state(&self) -> EngineState {
+        self.pool.state(self.config.slots)
     }
 
     async fn find(&self, model: &str) -> Result<LocalModel, BackendError> {
@@ -97,7 +97,7 @@ impl EmbeddedBackend {
 
     async fn acquire(&self, model: &LocalModel, keep_alive: Option<KeepAlive>) -> Result<Lease, BackendError> {
         let lease = self.pool.acquire(model.clone(), keep_alive).await?;
-        if lease.process.load() >= self.config.requests_max() {
+        if lease.process.requests().get() >= self.config.requests_max() {
             return Err(BackendError::Overloaded { retry_after: RETRY_AFTER });
         }
         Ok(lease)

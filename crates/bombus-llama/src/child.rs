@@ -67,6 +67,9 @@ enum Pending {
 #[derive(Clone)]
 pub(crate) struct EngineProcess(Arc<Shared>);
 
+/// Tells how many requests an engine process has, and does not keep it alive.
+pub(crate) struct RequestCount(Arc<RunTable>);
+
 struct Shared {
     outbox: mpsc::Sender<Outgoing>,
     runs: Arc<RunTable>,
@@ -100,6 +103,13 @@ struct Runs {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+impl RequestCount {
+    /// Returns how many there are now, those that wait for a slot included.
+    pub(crate) fn get(&self) -> usize {
+        self.0.lock().pending.len()
     }
 }
 
@@ -186,9 +196,9 @@ impl EngineProcess {
         response.await.unwrap_or_else(|_| Err(self.died()))
     }
 
-    /// Returns how many requests the process has.
-    pub(crate) fn load(&self) -> usize {
-        self.0.runs.lock().pending.len()
+    /// Returns what tells how many requests the process has.
+    pub(crate) fn requests(&self) -> RequestCount {
+        RequestCount(Arc::clone(&self.0.runs))
     }
 
     /// Returns how the process died, if it did.

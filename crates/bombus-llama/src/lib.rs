@@ -17,6 +17,7 @@ mod worker;
 
 pub use backend::EmbeddedBackend;
 pub use config::{EmbeddedConfig, SLOTS_MAX};
+pub use pool::EngineState;
 pub use worker::{JinjaRenderer, engine_worker};
 
 /// Version of the llama.cpp that is built in.

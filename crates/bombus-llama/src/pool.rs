@@ -6,7 +6,7 @@ mod plan;
 #[cfg(unix)]
 mod tests;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use self::memory::Waiting;
 pub(crate) use self::plan::{Machine, context_tokens};
 use self::plan::{Need, load_options};
 use crate::EmbeddedConfig;
-use crate::child::{EngineProcess, LoadError};
+use crate::child::{EngineProcess, LoadError, RequestCount};
 
 /// Suggested to clients that find too many before them.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -48,7 +48,7 @@ type Reply = oneshot::Sender<Result<Lease, BackendError>>;
 #[derive(Clone)]
 pub(crate) struct PoolHandle {
     inbox: mpsc::Sender<Input>,
-    warm: watch::Receiver<HashSet<Key>>,
+    shown: watch::Receiver<Shown>,
     deaths: watch::Receiver<u64>,
     stop: CancellationToken,
 }
@@ -75,6 +75,34 @@ impl Drop for TellOnDrop {
     fn drop(&mut self) {
         self.0.notify_one();
     }
+}
+
+/// What an engine has in memory and to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineState {
+    /// Models in memory, each in a process of its own.
+    pub models: usize,
+    /// Memory that these may take, in bytes, estimated from their files.
+    pub memory_bytes: u64,
+    /// Requests that have a slot.
+    pub running: usize,
+    /// Requests that wait for one, or for their model to be loaded.
+    pub waiting: usize,
+    /// Processes that died since the start.
+    pub deaths: u64,
+}
+
+/// What the pool shows at any time, without being asked.
+#[derive(Default)]
+struct Shown {
+    loaded: HashMap<Key, Loaded>,
+    /// Requests whose model is not loaded yet.
+    waiting: usize,
+}
+
+struct Loaded {
+    memory_mb: u64,
+    requests: RequestCount,
 }
 
 /// A model in memory.
@@ -141,12 +169,25 @@ impl PoolHandle {
 
     /// Returns whether the weights at a path are in memory.
     pub(crate) fn is_warm(&self, path: &Path) -> bool {
-        self.warm.borrow().contains(path)
+        self.shown.borrow().loaded.contains_key(path)
     }
 
-    /// Returns how many engine processes have died since the start.
-    pub(crate) fn deaths(&self) -> u64 {
-        *self.deaths.borrow()
+    /// Returns what there is in memory and to do, where each process has so many slots.
+    pub(crate) fn state(&self, slots: u32) -> EngineState {
+        let shown = self.shown.borrow();
+        let mut state = EngineState {
+            models: shown.loaded.len(),
+            memory_bytes: shown.loaded.values().map(|loaded| loaded.memory_mb << 20).sum(),
+            running: 0,
+            waiting: shown.waiting,
+            deaths: *self.deaths.borrow(),
+        };
+        for requests in shown.loaded.values().map(|loaded| loaded.requests.get()) {
+            let running = requests.min(slots as usize);
+            state.running += running;
+            state.waiting += requests - running;
+        }
+        state
     }
 }
 
@@ -166,7 +207,7 @@ pub(crate) struct Pool {
     starts: u64,
     /// Models for which there is no memory until others leave, in the order in which they were asked for.
     waiting: VecDeque<Waiting>,
-    warm: watch::Sender<HashSet<Key>>,
+    shown: watch::Sender<Shown>,
     deaths: watch::Sender<u64>,
     released: Arc<Notify>,
     stop: CancellationToken,
@@ -196,9 +237,10 @@ impl Pool {
         stop: CancellationToken,
     ) -> (Self, PoolHandle) {
         let (own_inbox, inbox) = mpsc::channel(INBOX_MAX);
-        let (warm, warm_seen) = watch::channel(HashSet::new());
+        let (shown, shown_to_all) = watch::channel(Shown::default());
         let (deaths, deaths_seen) = watch::channel(0);
-        let handle = PoolHandle { inbox: own_inbox.clone(), warm: warm_seen, deaths: deaths_seen, stop: stop.clone() };
+        let handle =
+            PoolHandle { inbox: own_inbox.clone(), shown: shown_to_all, deaths: deaths_seen, stop: stop.clone() };
         let pool = Self {
             config,
             machine,
@@ -210,7 +252,7 @@ impl Pool {
             stopping: HashMap::new(),
             starts: 0,
             waiting: VecDeque::new(),
-            warm,
+            shown,
             deaths,
             released: Arc::new(Notify::new()),
             stop,
@@ -234,7 +276,7 @@ impl Pool {
             }
             self.start_after_pause();
             self.serve_waiting();
-            self.publish_warm();
+            self.show();
         }
     }
 
@@ -268,7 +310,7 @@ impl Pool {
         if self.engines.contains_key(&key) {
             self.keep_alive.insert(key, KeepAlive::Seconds(0));
             self.unload_unused();
-            self.publish_warm();
+            self.show();
         }
     }
 
@@ -523,14 +565,20 @@ impl Pool {
         }
     }
 
-    fn publish_warm(&self) {
-        let ready = self.engines.iter().filter(|(_, engine)| matches!(engine.state, State::Ready { .. }));
-        let warm: HashSet<Key> = ready.map(|(key, _)| key.clone()).collect();
-        self.warm.send_if_modified(|known| {
-            let changed = *known != warm;
-            *known = warm;
-            changed
+    fn show(&self) {
+        let loaded = self.engines.iter().filter_map(|(key, engine)| match &engine.state {
+            State::Ready { process, .. } => {
+                Some((key.clone(), Loaded { memory_mb: engine.need.total_mb(), requests: process.requests() }))
+            }
+            State::Loading { .. } | State::BackingOff { .. } => None,
         });
+        let for_loading = self.engines.values().filter_map(|engine| match &engine.state {
+            State::Loading { waiters, .. } | State::BackingOff { waiters, .. } => Some(waiters),
+            State::Ready { .. } => None,
+        });
+        let for_memory = self.waiting.iter().map(|waiting| &waiting.replies);
+        let waiting = for_loading.chain(for_memory).flatten().filter(|reply| !reply.is_closed()).count();
+        self.shown.send_replace(Shown { loaded: loaded.collect(), waiting });
     }
 }
 

@@ -69,7 +69,7 @@ async fn a_request_too_long_for_a_message_fails_and_others_go_on() {
     let failure = process.chat(request("x".repeat(MESSAGE_BYTES_MAX))).await.err();
     let Some(RunFailure::Run(RunError::Invalid { message, .. })) = failure else { panic!("{failure:?}") };
     assert!(message.contains("too long"), "{message}");
-    assert_eq!(process.load(), 0);
+    assert_eq!(process.requests().get(), 0);
     assert_eq!(text(&mut process.chat(request("Hi")).await.unwrap()).await, "a text");
 }
 

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Lease, Machine, Pool, PoolHandle, backoff};
+use super::{EngineState, Lease, Machine, Pool, PoolHandle, backoff};
 use crate::EmbeddedConfig;
 use crate::child::RunFailure;
 use crate::scripted::{self, request, starts};
@@ -90,7 +90,7 @@ async fn who_waits_for_a_process_that_dies_gets_its_successor() {
         assert!(script != "crash load" || answered == [true; 2]);
         let lease = bench.acquire(&model).await.unwrap();
         assert!(answers(&lease).await);
-        assert_eq!((bench.pool.deaths(), starts(&model)), (1, 2), "{script}");
+        assert_eq!((bench.pool.state(1).deaths, starts(&model)), (1, 2), "{script}");
     }
 }
 
@@ -116,7 +116,7 @@ async fn a_model_that_its_process_refuses_is_tried_at_every_request() {
         assert!(matches!(bench.acquire(&model).await.err(), Some(BackendError::OutOfMemory { .. })));
     }
     assert!(answers(&bench.acquire(&model).await.unwrap()).await);
-    assert_eq!(bench.pool.deaths(), 0);
+    assert_eq!(bench.pool.state(1).deaths, 0);
 }
 
 #[tokio::test]
@@ -229,7 +229,30 @@ async fn a_model_is_loaded_only_when_the_one_that_left_for_it_is_gone() {
     for model in models.iter().cycle().take(6) {
         assert!(answers(&bench.acquire(model).await.unwrap()).await);
     }
-    assert_eq!(bench.pool.deaths(), 0);
+    assert_eq!(bench.pool.state(1).deaths, 0);
+}
+
+#[tokio::test]
+async fn what_there_is_to_do_is_known_without_asking() {
+    let bench = Bench::with_memory(100 + PROCESS_MB);
+    let (busy, wanted) = (bench.model("busy", "load"), bench.model("wanted", "load"));
+    let nothing = EngineState { models: 0, memory_bytes: 0, running: 0, waiting: 0, deaths: 0 };
+    assert_eq!(bench.pool.state(1), nothing);
+    let lease = bench.acquire(&busy).await.unwrap();
+    let one = EngineState { models: 1, memory_bytes: (100 + PROCESS_MB) << 20, ..nothing };
+    assert_eq!(bench.pool.state(1), one);
+
+    let runs = [lease.process.chat(request("hold")).await.unwrap(), lease.process.chat(request("hold")).await.unwrap()];
+    assert_eq!(bench.pool.state(1), EngineState { running: 1, waiting: 1, ..one });
+    let pool = bench.pool.clone();
+    let waiting = tokio::spawn(async move { pool.acquire(wanted, None).await.map(drop) });
+    // Requests are served in turn, so the pool has seen the one for memory when it answers this one.
+    tokio::task::yield_now().await;
+    drop(bench.acquire(&busy).await.unwrap());
+    assert_eq!(bench.pool.state(2), EngineState { running: 2, waiting: 1, ..one });
+    drop((runs, lease));
+    timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap();
+    assert_eq!(bench.pool.state(2), one, "the other model has its place");
 }
 
 #[tokio::test]

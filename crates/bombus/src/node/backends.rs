@@ -81,16 +81,7 @@ impl RunningBackends {
     /// Returns what the engines have to say to `/metrics`.
     pub(crate) fn samples(&self) -> impl Fn() -> Vec<Sample> + Send + Sync + 'static {
         let engines = self.engines.clone();
-        move || {
-            let deaths = |(name, engine): &(String, Arc<engine::Engine>)| Sample {
-                name: "engine_deaths",
-                kind: bombus_http::SampleKind::Counter,
-                help: "Engine processes that ended without being told to",
-                labels: vec![("backend", name.clone())],
-                value: engine::deaths(engine) as f64,
-            };
-            engines.iter().map(deaths).collect()
-        }
+        move || engines.iter().flat_map(|(name, engine)| engine::samples(name, engine)).collect()
     }
 
     /// Ends what the backends started.
@@ -128,6 +119,7 @@ mod engine {
     use std::sync::Arc;
 
     use anyhow::{Context, Result};
+    use bombus_http::{Sample, SampleKind};
     use bombus_infer::models::ModelStore;
     use bombus_infer::ollama::ChatTemplateRenderer;
 
@@ -149,8 +141,28 @@ mod engine {
         engine.shutdown().await;
     }
 
-    pub(super) fn deaths(engine: &Engine) -> u64 {
-        engine.deaths()
+    pub(super) fn samples(backend: &str, engine: &Engine) -> Vec<Sample> {
+        let state = engine.state();
+        let sample = |name, kind, help, value| {
+            let labels = vec![("backend", backend.to_owned())];
+            Sample { name, kind, help, labels, value }
+        };
+        let requests = |word: &str, count: usize| {
+            let help = "Requests that have a slot, and that wait for one or for their model";
+            let mut sample = sample("engine_requests", SampleKind::Gauge, help, count as f64);
+            sample.labels.push(("state", word.to_owned()));
+            sample
+        };
+        let models = "Models in memory, each in an engine process";
+        let memory = "Memory that these models may take, estimated from their files";
+        let deaths = "Engine processes that ended without being told to";
+        vec![
+            sample("engine_models", SampleKind::Gauge, models, state.models as f64),
+            sample("engine_memory_bytes", SampleKind::Gauge, memory, state.memory_bytes as f64),
+            requests("running", state.running),
+            requests("waiting", state.waiting),
+            sample("engine_deaths", SampleKind::Counter, deaths, state.deaths as f64),
+        ]
     }
 }
 
@@ -163,6 +175,7 @@ mod engine {
     use async_trait::async_trait;
     use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
     use bombus_core::model::ModelInfo;
+    use bombus_http::Sample;
     use bombus_infer::models::ModelStore;
     use bombus_infer::ollama::ChatTemplateRenderer;
     use bombus_infer::{Backend, BackendError, ChatStream, Health};
@@ -188,7 +201,7 @@ mod engine {
         match *engine {}
     }
 
-    pub(super) fn deaths(engine: &Engine) -> u64 {
+    pub(super) fn samples(_backend: &str, engine: &Engine) -> Vec<Sample> {
         match *engine {}
     }
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Home, Node};
+use crate::faults::kill;
+use crate::harness::{Home, Node, client, within};
 use crate::model::{MODEL, chat, eventually, find, home_with_changed_model, home_with_model, text_of, with};
 
 fn content(answer: &Value) -> &str {
@@ -326,6 +327,44 @@ async fn a_client_that_goes_away_frees_its_slot() {
         drop(stream);
         tokio::time::timeout(limit, node.answer(&chat("Hi", 1))).await.expect("the slot is free at once");
     }
+    node.stop().await;
+}
+
+/// Reads a value of a node's metrics.
+async fn metric(node: &Node, name: &str) -> f64 {
+    let metrics = within("metrics", node.get("/metrics").await.text()).await.unwrap();
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name} is missing: {metrics}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_metrics_tell_what_the_engine_has_in_memory_and_to_do() {
+    const MODELS: &str = "bombus_engine_models{backend=\"embedded\"}";
+    const MEMORY: &str = "bombus_engine_memory_bytes{backend=\"embedded\"}";
+    const RUNNING: &str = "bombus_engine_requests{backend=\"embedded\",state=\"running\"}";
+    const WAITING: &str = "bombus_engine_requests{backend=\"embedded\",state=\"waiting\"}";
+    const DEATHS: &str = "bombus_engine_deaths_total{backend=\"embedded\"}";
+    let home = home_with_model("slots = 1").await;
+    let node = Node::start(&home).await;
+    for name in [MODELS, MEMORY, RUNNING, WAITING, DEATHS] {
+        assert_eq!(metric(&node, name).await, 0.0, "{name}");
+    }
+
+    let request = with(chat("Tell me a long story.", 4_000), &json!({ "ignore_eos": true }));
+    let mut running = node.stream(request.clone()).await;
+    running.first_text().await;
+    let waiting = tokio::spawn(client().post(node.url("/v1/chat/completions")).json(&request).send());
+    let has = async |name: &str, value: f64| metric(&node, name).await == value;
+    eventually("a request that waits", async || has(WAITING, 1.0).await).await;
+    assert_eq!((metric(&node, MODELS).await, metric(&node, RUNNING).await), (1.0, 1.0));
+    let loaded: Value = within("what is loaded", node.get("/api/ps").await.json()).await.unwrap();
+    assert_eq!(Some(metric(&node, MEMORY).await), loaded["models"][0]["size"].as_f64(), "{loaded}");
+    waiting.abort();
+    drop(running);
+    eventually("the end of both", async || has(RUNNING, 0.0).await && has(WAITING, 0.0).await).await;
+
+    kill(node.engine().await);
+    eventually("the news of a death", async || has(DEATHS, 1.0).await).await;
     node.stop().await;
 }
 
