@@ -17,6 +17,7 @@ part() {
 
 part "format" cargo fmt --all --check
 part "lints" with_heartbeat "linting" cargo clippy --workspace --all-targets --quiet -- -D warnings
+part "without the engine" with_heartbeat "checking" cargo check -p bombus --no-default-features --tests --quiet
 part "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --quiet
 if have shellcheck; then
   part "shell scripts" shellcheck -x scripts/*.sh bench/*.sh .ci/run

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::Global;
+use crate::config::{BackendConfig, BackendKind};
 use crate::node::{self, Ready};
 use crate::{platform, telemetry};
 
@@ -59,6 +60,9 @@ pub(super) fn run(global: &Global, args: &UpArgs) -> Result<ExitCode> {
         eprintln!("{OPEN_WARNING}");
         tracing::warn!("{OPEN_WARNING}");
     }
+    if let Some(notice) = without_engine(&settings.config.backends) {
+        global.notice(&format!("note: {notice}"));
+    }
     let data_dir = global.data_dir()?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(worker_threads()).enable_all();
@@ -70,8 +74,22 @@ pub(super) fn run(global: &Global, args: &UpArgs) -> Result<ExitCode> {
 const OPEN_WARNING: &str = "WARNING: this node is open: it runs without a swarm key, and anybody who reaches its port for other nodes may \
                             take part. That is for tests, and for networks that nobody else is in.";
 
+/// Says where models come from in a build without the embedded engine, where nobody said it in the configuration.
+fn without_engine(backends: &[BackendConfig]) -> Option<String> {
+    let is_configured = backends.iter().any(|backend| !matches!(backend.kind, BackendKind::LocalOllama));
+    if cfg!(feature = "embedded") || is_configured {
+        return None;
+    }
+    let ollama = if backends.is_empty() { "" } else { "an Ollama on this machine, whenever one runs, and from " };
+    Some(format!(
+        "this build of bombus has no embedded engine, and no [[backends]] are configured: models come from {ollama}other \
+         nodes"
+    ))
+}
+
 fn ready_lines(ready: &Ready) -> String {
     let models = match ready.models.as_slice() {
+        [] if cfg!(not(feature = "embedded")) => "none yet".to_owned(),
         [] => "no models yet (bombus models pull NAME)".to_owned(),
         models => models.join(", "),
     };

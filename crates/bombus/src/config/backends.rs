@@ -82,11 +82,12 @@ impl BackendConfig {
         Self { name: kind.as_str().to_owned(), kind, options: BackendOptions::default() }
     }
 
-    /// Returns what runs models where nothing is configured.
+    /// Returns what runs models where nothing is configured: the embedded engine, where this build has it, and then an Ollama.
     pub(super) fn defaults(discover: DiscoverConfig) -> Vec<Self> {
-        let embedded = Self::new(BackendKind::Embedded(EmbeddedConfig::default()));
+        let engine = || Self::new(BackendKind::Embedded(EmbeddedConfig::default()));
+        let embedded = cfg!(feature = "embedded").then(engine);
         let ollama = discover.ollama.then(|| Self::new(BackendKind::LocalOllama));
-        std::iter::once(embedded).chain(ollama).collect()
+        embedded.into_iter().chain(ollama).collect()
     }
 
     /// Reads the tables of the array. Paths in errors begin inside of it.

@@ -199,8 +199,20 @@ async fn idle_connections_do_not_hold_a_stopping_node() {
 
 #[cfg(not(feature = "embedded"))]
 #[tokio::test]
-async fn a_build_without_the_engine_says_so() {
-    let home = Home::new("");
+async fn a_build_without_the_engine_serves_what_others_have_and_says_so() {
+    let home = Home::new("[api]\nlisten = '127.0.0.1:0'\n");
+    let mut node = Node::start(&home).await;
+    node.process().stderr_shows("this build of bombus has no embedded engine").await;
+    let listed: serde_json::Value = node.get("/v1/models").await.json().await.unwrap();
+    assert_eq!(listed["data"], serde_json::json!([]));
+    node.stop().await;
+
+    let home = Home::new(&fake(""));
+    let mut node = Node::start(&home).await;
+    assert!(!node.process().stderr().contains("no embedded engine"), "{}", node.process().stderr());
+    node.stop().await;
+
+    let home = Home::new("[[backends]]\nkind = 'embedded'\n");
     for arguments in [["up", "--api=127.0.0.1:0"], ["ask", "hi"]] {
         let refused = home.run(&arguments).await;
         assert_eq!(refused.code, Some(2), "{}", refused.stderr);
