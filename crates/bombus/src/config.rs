@@ -82,7 +82,7 @@ pub(crate) struct LogConfig {
     pub(crate) file: Option<PathBuf>,
     /// How often a new file is begun.
     pub(crate) rotation: Rotation,
-    /// How many log files are kept.
+    /// How many log files are kept at most, the one that is written included; 1 counts as 2, and 0 keeps them all.
     pub(crate) files_max: usize,
 }
 

@@ -77,24 +77,92 @@ pub(crate) fn begin(config: &LogConfig, level: &str) -> Result<Telemetry> {
 }
 
 fn log_file(config: &LogConfig, path: &std::path::Path) -> Result<RollingFileAppender> {
-    let rotation = match config.rotation {
-        Rotation::Hourly => AppenderRotation::HOURLY,
-        Rotation::Daily => AppenderRotation::DAILY,
-        Rotation::Never => AppenderRotation::NEVER,
+    // A start removes as many files as if it were to begin another one: of one file, that is the log of before.
+    let files_max = if config.files_max == 1 { 2 } else { config.files_max };
+    let (rotation, files_max) = match config.rotation {
+        Rotation::Hourly => (AppenderRotation::HOURLY, files_max),
+        Rotation::Daily => (AppenderRotation::DAILY, files_max),
+        // There is only one, and nothing to remove.
+        Rotation::Never => (AppenderRotation::NEVER, 0),
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
     let name = path.file_name().with_context(|| format!("log.file {} is not the name of a file", path.display()))?;
     RollingFileAppender::builder()
         .rotation(rotation)
         .filename_prefix(name.to_string_lossy())
-        .max_log_files(config.files_max)
+        .max_log_files(files_max)
         .build(folder)
         .with_context(|| format!("the log file {} cannot be opened", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write;
+    use std::path::Path;
+
     use super::*;
+
+    fn write(folder: &Path, rotation: Rotation, files_max: usize, line: &str) {
+        let config = LogConfig { rotation, files_max, ..LogConfig::default() };
+        log_file(&config, &folder.join("node.log")).unwrap().write_all(line.as_bytes()).unwrap();
+    }
+
+    /// Reads the files of a folder, by their names.
+    fn read(folder: &Path) -> BTreeMap<String, String> {
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        files
+            .map(|file| (file.file_name().into_string().unwrap(), std::fs::read_to_string(file.path()).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn the_names_of_log_files_tell_when_they_were_begun() {
+        for (rotation, form) in [
+            (Rotation::Hourly, "node.log.0000-00-00-00"),
+            (Rotation::Daily, "node.log.0000-00-00"),
+            (Rotation::Never, "node.log"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            write(folder.path(), rotation, 7, "line\n");
+            let files = read(folder.path());
+            let names: Vec<&String> = files.keys().collect();
+            let [name] = names.as_slice() else { panic!("{names:?}") };
+            assert_eq!(name.replace(|character: char| character.is_ascii_digit(), "0"), form, "{name}");
+        }
+    }
+
+    #[test]
+    fn of_many_log_files_no_more_stay_than_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for day in 1..=5 {
+            std::fs::write(folder.path().join(format!("node.log.2020-01-0{day}")), "old\n").unwrap();
+        }
+        std::fs::write(folder.path().join("other.log"), "of another program\n").unwrap();
+        write(folder.path(), Rotation::Daily, 0, "all stay\n");
+        assert_eq!(read(folder.path()).len(), 7);
+        write(folder.path(), Rotation::Never, 1, "all stay\n");
+        assert_eq!(read(folder.path()).len(), 8);
+        std::fs::remove_file(folder.path().join("node.log")).unwrap();
+
+        write(folder.path(), Rotation::Hourly, 3, "new\n");
+        let files = read(folder.path());
+        assert_eq!(files.keys().filter(|name| name.starts_with("node.log.")).count(), 3, "{files:?}");
+        assert!(files.values().any(|text| text == "new\n") && files.contains_key("other.log"), "{files:?}");
+    }
+
+    #[test]
+    fn a_start_keeps_the_log_of_the_one_before() {
+        for rotation in [Rotation::Hourly, Rotation::Daily, Rotation::Never] {
+            for files_max in [0, 1, 2, 7] {
+                let folder = tempfile::tempdir().unwrap();
+                write(folder.path(), rotation, files_max, "first\n");
+                write(folder.path(), rotation, files_max, "second\n");
+                let text: String = read(folder.path()).into_values().collect();
+                assert_eq!(text, "first\nsecond\n", "{rotation:?}, {files_max}");
+            }
+        }
+    }
 
     #[test]
     fn directives_are_left_as_they_are_written() {
