@@ -199,11 +199,12 @@ pub(super) fn run(global: &Global, args: &ModelsArgs) -> Result<ExitCode> {
 async fn pull_model(global: &Global, name: &str, as_json: bool) -> Result<ExitCode> {
     let data_dir = global.data_dir()?;
     let mut signals = StopSignals::listen()?;
-    let mut progress = Progress::new(name, global.quiet);
     let node = running_node(&data_dir).await?;
     if node.is_none() {
         global.notice("no node runs here, so no other node is asked: the model comes from the internet");
     }
+    // Not before the notice, which would break a bar in two.
+    let mut progress = Progress::new(name, global.quiet);
     if let Some(node) = node
         && let Some(kind) = change::kind_that_pulls(&node).await?
     {

@@ -1,11 +1,13 @@
 use bombus_testkit::gguf::tiny_model;
 use bombus_testkit::hugging_face::{HuggingFace, RepositoryFile};
+use bombus_testkit::origin::Fault;
 use bombus_testkit::upstream::{Script, Upstream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::harness::{Home, Node, fake, fake_named, finish, no_backends, server};
+use crate::terminal::Terminal;
 
 #[tokio::test]
 async fn a_file_is_imported_listed_and_removed() {
@@ -111,6 +113,28 @@ async fn a_pull_tells_programs_what_came_and_people_how_it_goes() {
     });
     assert_eq!(told, expected);
     assert!(pulled.stderr.contains("hf.co/owner/Tiny-GGUF"), "{}", pulled.stderr);
+}
+
+#[tokio::test]
+async fn a_pull_at_a_terminal_draws_a_bar_and_takes_it_away() {
+    let hub = HuggingFace::start().await.unwrap();
+    let weights = tiny_model("tiny", 4096);
+    // The pull waits half a second and then a second before it asks for the rest, and the bar shows meanwhile what has come.
+    let faults = [Fault::CutAfter(2_000), Fault::Status(503)];
+    let file = RepositoryFile::new("tiny.Q4_0.gguf", &weights).served(|file| file.then(faults));
+    hub.put("owner/Tiny-GGUF", vec![file]);
+    let home = Home::new(&no_backends());
+    let mut command = home.command(&["models", "pull", "hf.co/owner/Tiny-GGUF"]);
+    command.env("HF_ENDPOINT", hub.site.url());
+    let mut terminal = Terminal::start(&command);
+    terminal.shows("hf.co/owner/Tiny-GGUF downloading ").await;
+    terminal.shows("░ 1.95 KiB/").await;
+    terminal.shows(&format!("sha256:{}\r\n", bombus_testkit::sha256(&weights))).await;
+    assert_eq!(terminal.ended().await.code(), Some(0), "{}", terminal.screen());
+    let lines = terminal.lines();
+    let [notice, pulled] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(notice.ends_with("the model comes from the internet"), "{lines:?}");
+    assert!(pulled.starts_with("hf.co/owner/Tiny-GGUF:latest "), "{lines:?}");
 }
 
 #[tokio::test]

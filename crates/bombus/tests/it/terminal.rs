@@ -75,6 +75,13 @@ impl Terminal {
         self.screen.borrow().clone()
     }
 
+    /// Returns the lines that are left of all that came, empty ones apart, where the program took back no line but the one that it was in.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let screen = self.screen();
+        let left = screen.lines().map(|line| line.rsplit_once("\r\x1b[2K").map_or(line, |(_, left)| left).trim_end());
+        left.filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
     /// Waits for the program to end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         within("the end of the program", self.child.wait()).await.unwrap()
