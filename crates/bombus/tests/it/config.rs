@@ -26,6 +26,24 @@ async fn every_value_is_shown_with_its_origin() {
 }
 
 #[tokio::test]
+async fn data_lies_where_the_system_keeps_data_unless_a_place_is_named() {
+    let home = Home::new("");
+    let make_key = async |data_home: Option<&str>| {
+        let mut command = home.command(&["keys", "create", "laptop"]);
+        command.env_remove("BOMBUS_DATA_DIR").env_remove("XDG_DATA_HOME");
+        command.envs(data_home.map(|folder| ("XDG_DATA_HOME", home.path(folder))));
+        let made = finish(command).await;
+        assert_eq!(made.code, Some(0), "{}", made.stderr);
+    };
+    make_key(Some("of-this-user")).await;
+    assert!(home.path("of-this-user/bombus/keys.json").is_file());
+    assert!(!home.path(".local").exists() && !home.data_dir().exists());
+    // HOME is the folder of the test.
+    make_key(None).await;
+    assert!(home.path(".local/share/bombus/keys.json").is_file());
+}
+
+#[tokio::test]
 async fn the_table_names_each_key_once() {
     let home = Home::new("");
     let shown = home.run(&["config", "show"]).await;
