@@ -338,7 +338,8 @@ async fn no_connection_holds_back_small_writes() {
     let server = Server::bind(config, fake(FakeConfig::default())).await.unwrap();
     let _client = timeout(PATIENCE, TcpStream::connect(server.local_addr())).await.expect("connecting hangs").unwrap();
     let slots = Arc::new(Semaphore::new(1));
-    let accepted = accept(&server.listener, &slots, &Limits::default());
+    let limits = Limits::default();
+    let accepted = accept(&server.listener, &slots, &limits);
     let (socket, _slot) = timeout(PATIENCE, accepted).await.expect("accepting hangs").expect("a client came");
     assert!(socket.nodelay().unwrap(), "{socket:?}");
 }

@@ -1,5 +1,7 @@
 //! The choice of the next token.
 
+use std::collections::HashMap;
+
 use bombus_core::chat::{Sampling, TokenAlternative, TokenLogprob};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::model::LlamaModel;
@@ -23,6 +25,8 @@ const LOGPROB_MIN: f32 = -9_999.0;
 /// Chooses tokens for one run.
 pub(crate) struct TokenSampler {
     chain: LlamaSampler,
+    /// Where the likeliest token is all that the chain looks for: what is added to the logits of single tokens first.
+    likeliest: Option<HashMap<usize, f32>>,
     grammar: Option<LlamaSampler>,
     /// Whether the grammar does not count yet.
     holds_grammar: bool,
@@ -57,9 +61,12 @@ impl TokenSampler {
             let last = sampling.repeat_last_n.unwrap_or(REPEAT_LAST_N).min(1 << 16).cast_signed();
             chain.push(LlamaSampler::penalties(vocab_size, last, repeat, frequency, presence));
         }
+        let has_penalties = chain.len() > usize::from(!biases.is_empty());
         let temperature = sampling.temperature.unwrap_or(TEMPERATURE);
+        let mut likeliest = None;
         if temperature <= 0.0 {
             chain.push(LlamaSampler::greedy());
+            likeliest = (!has_penalties).then(|| by_token(&biases));
         } else {
             let top_k = sampling.top_k.unwrap_or(TOP_K).min(1 << 20).cast_signed();
             if top_k > 0 {
@@ -77,7 +84,7 @@ impl TokenSampler {
                 })
             })
             .transpose()?;
-        Ok(Self { chain: LlamaSampler::chain(chain, true), grammar, holds_grammar: false })
+        Ok(Self { chain: LlamaSampler::chain(chain, true), likeliest, grammar, holds_grammar: false })
     }
 
     /// Lets the penalties know tokens that stand already.
@@ -113,7 +120,10 @@ impl TokenSampler {
     /// Chooses the token that follows the batch's token at `index`.
     pub(crate) fn sample(&mut self, context: &LlamaContext<'_>, index: i32) -> Result<LlamaToken, RunError> {
         let Some(grammar) = self.grammar.as_mut().filter(|_| !self.holds_grammar) else {
-            return Ok(self.chain.sample(context, index));
+            return Ok(match &self.likeliest {
+                Some(biases) => likeliest(context.get_logits_ith(index), biases),
+                None => self.chain.sample(context, index),
+            });
         };
         // Asking the grammar about all tokens takes 100 times as long as asking about the chosen one, which it mostly allows.
         let mut candidates = context.token_data_array_ith(index);
@@ -138,6 +148,37 @@ impl TokenSampler {
 fn dice(sampling: &Sampling) -> LlamaSampler {
     // The largest number asks llama.cpp for a random seed.
     LlamaSampler::dist(sampling.fixed_seed().unwrap_or(u32::MAX))
+}
+
+/// Returns the token with the largest logit, the first of several: what llama.cpp's chain of biases and greedy choice returns, which
+/// first writes a list of the whole vocabulary.
+fn likeliest(logits: &[f32], biases: &HashMap<usize, f32>) -> LlamaToken {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > best.1 && !biases.contains_key(&id) {
+            best = (id, logit);
+        }
+    }
+    for (&id, bias) in biases {
+        let logit = logits[id] + bias;
+        if logit > best.1 || (logit == best.1 && id < best.0) {
+            best = (id, logit);
+        }
+    }
+    LlamaToken(i32::try_from(best.0).expect("token ids are 31 bits"))
+}
+
+/// Returns what is added to the logit of each token that has a bias, or several.
+fn by_token(biases: &[LlamaLogitBias]) -> HashMap<usize, f32> {
+    let mut sums = HashMap::new();
+    for bias in biases {
+        *sums.entry(index_of(bias.token())).or_insert(0.0) += bias.bias();
+    }
+    sums
+}
+
+fn index_of(token: LlamaToken) -> usize {
+    usize::try_from(token.0).expect("a token of a vocabulary is not negative")
 }
 
 fn selected(candidates: &LlamaTokenDataArray) -> Result<LlamaToken, RunError> {
@@ -166,8 +207,7 @@ pub(crate) fn logprobs(
     }
     order.truncate(top);
     order.sort_unstable_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-    let token = usize::try_from(token.0).expect("a sampled token is not negative");
-    TokenLogprob { token: alternative(token), top: order.into_iter().map(alternative).collect() }
+    TokenLogprob { token: alternative(index_of(token)), top: order.into_iter().map(alternative).collect() }
 }
 
 #[cfg(test)]
@@ -181,6 +221,27 @@ mod tests {
             assert_eq!(seed_of(Some(seed)), seed_of(Some(seed)), "{seed}");
         }
         assert_ne!(seed_of(None), seed_of(None));
+    }
+
+    #[test]
+    fn the_likeliest_token_is_the_one_that_the_chain_finds() {
+        let bias = |id, bias| LlamaLogitBias::new(LlamaToken(id), bias);
+        let cases: [(&[f32], &[LlamaLogitBias]); 7] = [
+            (&[1.0, 3.0, 2.0, 3.0], &[]),
+            (&[1.0, 3.0, 2.0, 0.0], &[bias(1, f32::NEG_INFINITY)]),
+            (&[1.0, 3.0, 2.0, 0.0], &[bias(3, 100.0), bias(1, -100.0)]),
+            (&[1.0, 3.0, 2.0, 0.0], &[bias(2, 0.5), bias(2, 0.75)]),
+            (&[1.0, 3.0, 2.0, 0.0], &[bias(0, 2.0)]),
+            (&[-1.0, -3.0, -2.0, -4.0], &[bias(0, -2.0), bias(2, -1.0)]),
+            (&[f32::NEG_INFINITY; 4], &[bias(2, 1.0)]),
+        ];
+        for (logits, biases) in cases {
+            let entries = (0..).zip(logits).map(|(id, logit)| LlamaTokenData::new(LlamaToken(id), *logit, 0.0));
+            let mut candidates = LlamaTokenDataArray::new(entries.collect(), false);
+            let bias = LlamaSampler::logit_bias(4, biases);
+            LlamaSampler::chain([bias, LlamaSampler::greedy()], true).apply(&mut candidates);
+            assert_eq!(likeliest(logits, &by_token(biases)), selected(&candidates).unwrap(), "{logits:?} {biases:?}");
+        }
     }
 
     #[test]
