@@ -87,6 +87,8 @@ pub struct DatabaseInfo {
     pub log_bytes: u64,
     /// Bytes that it takes on the disk.
     pub stored_bytes: u64,
+    /// Whether a put is safe when it is answered; otherwise a crash may take the last ones.
+    pub durable: bool,
     /// How many more entries count than when it was opened; fewer after a revocation.
     pub entries_grown: i64,
     /// How many more bytes the log has than when it was opened.

@@ -33,7 +33,8 @@ pub struct DbConfig {
     pub databases_max: usize,
     /// Memory for pages of each open database, in MiB.
     pub cache_mb: usize,
-    /// Whether the last puts to databases that are created may be lost in a crash, for speed. Otherwise a put is safe when it returns.
+    /// Whether the last puts to databases that are opened while this is set may be lost in a crash, for speed. Otherwise a put is safe when it
+    /// returns, but to those that a program opens as relaxed.
     pub relaxed: bool,
     /// Greatest size of an entry that counts, in KiB, up to 1,022: what is larger fits no message of a topic. The same on all nodes. Peers in
     /// JavaScript cannot exchange entries of 256 KiB.

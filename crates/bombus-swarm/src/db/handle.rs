@@ -75,7 +75,8 @@ impl DbHandle {
         let _changing = shared.changing().await;
         let (stored, open) = (shared.stored()?, shared.orbit.addresses().borrow().clone());
         let is_plain = options.is_plain();
-        let relaxed = shared.config.relaxed || options.is_relaxed();
+        // What the configuration says counts as long as it says so, and is in no record.
+        let relaxed = options.is_relaxed();
         let database = shared.keep(name.to_owned(), options).await?;
         let record = Record::of(&database, relaxed, is_plain);
         // One that is kept here already may have got a namesake from a peer.
@@ -146,7 +147,7 @@ impl DbHandle {
         }
         let is_plain = options.is_plain();
         let is_known = known.is_some();
-        let relaxed = shared.config.relaxed || options.is_relaxed() || known.is_some_and(|known| known.relaxed);
+        let relaxed = options.is_relaxed() || known.is_some_and(|known| known.relaxed);
         let (stored, open) = (shared.stored()?, shared.orbit.addresses().borrow().clone());
         let database = shared.keep(address.to_string(), options.relaxed(relaxed)).await?;
         let record = Record::of(&database, relaxed, is_plain);

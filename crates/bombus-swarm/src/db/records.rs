@@ -25,6 +25,7 @@ pub(super) struct Record {
     /// The field that holds the keys of documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) index_by: Option<String>,
+    /// Whether a program opened it as relaxed. What the configuration says is not noted, so that it can be taken back.
     #[serde(default)]
     pub(super) relaxed: bool,
     /// The database of capabilities that guards it.

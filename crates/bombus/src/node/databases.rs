@@ -277,6 +277,7 @@ impl SwarmDatabases {
             rows: info.rows,
             log_bytes: info.log_bytes,
             stored_bytes: info.stored_bytes,
+            durable: info.durable,
             entries_grown: info.entries_grown,
             bytes_grown: info.bytes_grown,
             refused: named(info.refused),

@@ -14,7 +14,7 @@ use crate::{
     index::{Record, Row},
     log::Position,
     manifest::DatabaseType,
-    storage::Space,
+    storage::{Durability, Space},
     sync::Peer,
 };
 
@@ -60,6 +60,8 @@ pub struct Info {
     pub log_bytes: u64,
     /// Bytes that the space takes in the storage.
     pub stored_bytes: u64,
+    /// Whether a put is safe when it returns; otherwise a crash may take the last ones.
+    pub durable: bool,
     /// How many more entries count than when it was opened; fewer after a revocation.
     pub entries_grown: i64,
     /// How many more bytes the log has than when it was opened.
@@ -201,6 +203,7 @@ impl Database {
             rows,
             log_bytes,
             stored_bytes,
+            durable: shared.durability == Durability::Full,
             entries_grown: entries.wrapping_sub(shared.sizes.entries_at_open).cast_signed(),
             bytes_grown: log_bytes.saturating_sub(shared.sizes.bytes_at_open),
             refused: log.refused().clone(),

@@ -63,6 +63,7 @@ impl Scripted {
             rows: 2,
             log_bytes: 1_200,
             stored_bytes: 4_096,
+            durable: true,
             entries_grown: -1,
             bytes_grown: 400,
             refused: [("access".to_owned(), 1)].into(),

@@ -41,6 +41,29 @@ async fn what_was_open_is_open_after_a_restart_and_goes_on_with_its_peers() {
 }
 
 #[tokio::test]
+async fn the_setting_that_lets_puts_be_lost_is_taken_back_at_the_next_start() {
+    let durable = |keeper: &Keeper| {
+        ["created", "opened", "own"].map(|name| keeper.db.database(name).unwrap().info().unwrap().durable)
+    };
+    let a = Keeper::start(1, &[]).await;
+    a.create("opened").await;
+    a.db.create("own", OpenOptions::of(DatabaseType::Events).relaxed(true)).await.unwrap();
+    assert!(a.db.database("opened").unwrap().info().unwrap().durable);
+    let directory = a.stop().await;
+
+    let a = Keeper::start_with(1, &[], DbConfig { relaxed: true, ..config() }, directory).await;
+    a.create("created").await;
+    a.db.close("opened").await.unwrap();
+    a.db.open("opened").await.unwrap();
+    assert_eq!(durable(&a), [false; 3]);
+    let directory = a.stop().await;
+
+    let a = Keeper::start_with(1, &[], config(), directory).await;
+    assert_eq!(durable(&a), [true, true, false], "a program wants the last one so");
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn a_database_that_was_dropped_is_gone_here_and_stays_elsewhere() {
     let a = Keeper::start(1, &[]).await;
     let b = Keeper::start(2, &[&a]).await;

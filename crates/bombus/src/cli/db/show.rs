@@ -40,6 +40,7 @@ pub(super) struct Info {
     rows: u64,
     log_bytes: u64,
     stored_bytes: u64,
+    durable: Option<bool>,
     entries_grown: i64,
     bytes_grown: u64,
     refused: BTreeMap<String, u64>,
@@ -129,6 +130,11 @@ impl Info {
         line("entries", &format!("{}, which show {} rows", self.entries, self.rows));
         let sizes = (output::size(self.log_bytes), output::size(self.stored_bytes));
         line("size", &format!("{} of entries, {} on the disk", sizes.0, sizes.1));
+        match self.durable {
+            Some(true) => line("puts", "on the disk when they are answered"),
+            Some(false) => line("puts", "answered before they are on the disk: a crash may take the last ones"),
+            None => {}
+        }
         let grown = output::size(self.bytes_grown);
         line("grown", &format!("by {:+} entries and {grown} since it was opened", self.entries_grown));
         line("heads", &if self.heads.is_empty() { "none".to_owned() } else { self.heads.join(", ") });
@@ -231,7 +237,7 @@ mod tests {
         json!({
             "name": "no\u{1b}tes", "address": "/orbitdb/zdpuA", "type": "documents", "index_by": "_id", "identity": "02ab",
             "access": { "grantable": true, "write": ["02ab", "03cd"], "admin": ["02ab"], "writable": true },
-            "heads": ["zdpuB"], "entries": 3, "rows": 2, "log_bytes": 1200, "stored_bytes": 4096, "entries_grown": -1,
+            "heads": ["zdpuB"], "entries": 3, "rows": 2, "log_bytes": 1200, "stored_bytes": 4096, "durable": true, "entries_grown": -1,
             "bytes_grown": 2_048, "refused": { "access": 1 }, "dropped": {}, "grants_refused": {},
             "grants_dropped": { "access": 4 }, "broken": 0, "parked": 2, "missing": 1,
             "peers": [{ "node_id": "12D3KooW", "hostname": "hive" }],
@@ -246,6 +252,7 @@ mod tests {
             "name     notes",
             "type     documents, with their keys in _id",
             "entries  3, which show 2 rows",
+            "puts     on the disk when they are answered",
             "grown    by -1 entries and 2.00 KiB since it was opened",
             "peers    hive (12D3KooW)",
             "coming   500 entries from hive: 120 blocks are here, 200.00 KiB",
@@ -258,6 +265,17 @@ mod tests {
             assert!(text.contains(&format!("  {line}\n")), "{line}\n{text}");
         }
         assert!(!text.contains('\u{1b}') && !text.contains("dropped"), "{text}");
+    }
+
+    #[test]
+    fn puts_that_a_crash_may_take_are_told() {
+        let said = |durable: Value| {
+            let mut info = info();
+            info["durable"] = durable;
+            Info::read(&info).unwrap().text(100)
+        };
+        assert!(said(json!(false)).contains("  puts     answered before they are on the disk"));
+        assert!(!said(Value::Null).contains("puts"), "a node of before does not say");
     }
 
     #[test]
