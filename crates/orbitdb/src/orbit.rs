@@ -145,14 +145,15 @@ impl OrbitDb {
     ///
     /// # Errors
     ///
-    /// [`DatabaseError`] when the storage fails.
+    /// [`DatabaseError`] when the storage fails, or somebody still reads it. What is left goes at the next try, before it is opened anew, or at the next
+    /// start.
     pub async fn drop_database(&self, address: &Address) -> Result<(), DatabaseError> {
         let _opening = self.node.opening.lock().await;
         if let Some(database) = self.database(address) {
             database.close().await?;
         }
         self.node.ended(address).await;
-        // Should this be interrupted, the next start goes on with it.
+        // Should this be interrupted, the next start goes on with it, or whoever opens the database anew before that.
         let mut batch = Batch::default();
         batch.delete(Table::Meta, record_key(DATABASE, address).as_bytes());
         batch.put(Table::Meta, record_key(DROPPED, address).as_bytes(), Vec::new());
@@ -223,6 +224,15 @@ impl Node {
             dropped.extend(name.and_then(|hash| hash.parse().ok()).map(Address::new));
         })?;
         dropped.iter().try_for_each(|address| self.remove(address))
+    }
+
+    /// Goes on with dropping a database that is about to be opened anew. Half of what it had must not come back, and what is put from now on
+    /// must not go at the next start.
+    fn finish_dropping_one(&self, address: &Address) -> Result<(), StorageError> {
+        match self.space.get(Table::Meta, record_key(DROPPED, address).as_bytes())? {
+            Some(_) => self.remove(address),
+            None => Ok(()),
+        }
     }
 
     fn has(&self, address: &Address) -> Result<bool, StorageError> {

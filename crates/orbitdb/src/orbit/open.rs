@@ -306,6 +306,7 @@ impl OrbitDb {
         }
         // One that was closed or dropped may still be writing.
         self.node.ended(&address).await;
+        self.node.finish_dropping_one(&address)?;
         let space = database::space_of(&*self.node.storage, address)?;
         let mut batch = Batch::default();
         for block in blocks {

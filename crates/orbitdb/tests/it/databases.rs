@@ -440,6 +440,29 @@ async fn an_old_generation_is_dropped_and_its_space_is_free() {
 }
 
 #[tokio::test]
+async fn a_drop_that_was_interrupted_takes_nothing_that_is_put_after_it() {
+    let (storage, control) = Failing::new(Memory::default());
+    let storage: Arc<dyn Storage> = Arc::new(storage);
+    let node = || OrbitDb::builder().storage(Arc::clone(&storage)).build().unwrap();
+    let (orbit, _outputs) = node();
+    let log = orbit.open_events("log").await.unwrap();
+    log.add("before").await.unwrap();
+    control.keeps_all.store(true, Ordering::SeqCst);
+    assert!(matches!(orbit.drop_database(&log.address()).await, Err(DatabaseError::Storage(_))));
+    assert!(matches!(orbit.open_events("log").await, Err(OpenError::Database(_))), "half of it is not opened");
+    control.keeps_all.store(false, Ordering::SeqCst);
+    let fresh = orbit.open_events("log").await.unwrap();
+    assert_eq!((fresh.address(), fresh.all().unwrap().len()), (log.address(), 0), "it was dropped");
+    let after = fresh.add("after").await.unwrap();
+    orbit.close().await.unwrap();
+    drop((orbit, log, fresh));
+
+    let (orbit, _outputs) = node();
+    let log = orbit.open_events("log").await.unwrap();
+    assert_eq!(log.all().unwrap().iter().map(|row| row.hash).collect::<Vec<_>>(), [after]);
+}
+
+#[tokio::test]
 async fn what_is_open_can_be_watched() {
     let (orbit, _outputs) = node();
     let mut addresses = orbit.addresses();

@@ -183,7 +183,7 @@ impl Wire {
     }
 }
 
-/// A storage that counts how often a whole log is read, and takes nothing more once it is told to.
+/// A storage that counts how often a whole log is read, and takes nothing more, or removes nothing, once it is told to.
 pub(crate) struct Failing<S> {
     inner: S,
     control: Arc<Control>,
@@ -193,6 +193,7 @@ pub(crate) struct Failing<S> {
 #[derive(Default)]
 pub(crate) struct Control {
     pub(crate) fails: AtomicBool,
+    pub(crate) keeps_all: AtomicBool,
     pub(crate) logs_read: AtomicUsize,
 }
 
@@ -214,6 +215,9 @@ impl<S: Storage> Storage for Failing<S> {
     }
 
     fn remove(&self, space: &str) -> Result<(), StorageError> {
+        if self.control.keeps_all.load(Ordering::SeqCst) {
+            return Err(StorageError::InUse(space.to_owned()));
+        }
         self.inner.remove(space)
     }
 }
