@@ -35,9 +35,37 @@ const SUM_BYTES: usize = 16;
 /// What stands before the changes of a record: their length, the number, and the checksum of both and the changes.
 const HEAD_BYTES: usize = 4 + 8 + SUM_BYTES;
 
+/// What a journal is written to; in tests one that tells what a crash of the system would leave of it.
+pub(super) trait JournalFile: Send {
+    /// Writes bytes at a place.
+    fn write_at(&self, bytes: &[u8], at: usize) -> io::Result<()>;
+
+    /// Makes everything safe that was written.
+    fn sync(&self) -> io::Result<()>;
+}
+
+impl JournalFile for File {
+    #[cfg(unix)]
+    fn write_at(&self, bytes: &[u8], at: usize) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(self, bytes, at as u64)
+    }
+
+    #[cfg(not(unix))]
+    fn write_at(&self, bytes: &[u8], at: usize) -> io::Result<()> {
+        use io::{Seek as _, Write as _};
+        let mut file = self;
+        file.seek(io::SeekFrom::Start(at as u64))?;
+        file.write_all(bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
 /// An open journal.
 pub(super) struct Journal {
-    file: File,
+    pub(super) file: Box<dyn JournalFile>,
     salt: [u8; SALT_BYTES],
     /// Where the next record goes.
     end: usize,
@@ -61,12 +89,12 @@ impl Journal {
         bytes[..MAGIC.len()].copy_from_slice(MAGIC);
         bytes[MAGIC.len()..MAGIC.len() + SALT_BYTES].copy_from_slice(&salt);
         for (number, page) in bytes.chunks(PAGE_BYTES).enumerate() {
-            write_at(&file, page, number * PAGE_BYTES)?;
+            JournalFile::write_at(&file, page, number * PAGE_BYTES)?;
         }
         file.sync_all()?;
         fs::rename(&draft, path)?;
         sync_directory(path)?;
-        Ok(Self { file, salt, end: BEGIN, is_behind: false })
+        Ok(Self { file: Box::new(file), salt, end: BEGIN, is_behind: false })
     }
 
     /// Opens the journal that is there, if one is. Returns its changes behind the record of a number, oldest first.
@@ -77,7 +105,7 @@ impl Journal {
         };
         let damaged = || io::Error::new(io::ErrorKind::InvalidData, "it is no journal of this version");
         let (salt, end, batches) = read(&fs::read(path)?, last).ok_or_else(damaged)?;
-        Ok(Some((Self { file, salt, end, is_behind: false }, batches)))
+        Ok(Some((Self { file: Box::new(file), salt, end, is_behind: false }, batches)))
     }
 
     /// Returns whether a record of changes that take so many bytes fits behind the others.
@@ -93,7 +121,7 @@ impl Journal {
         bytes.extend(number.to_be_bytes());
         bytes.extend(sum(&self.salt, number, payload));
         bytes.extend(payload);
-        write_at(&self.file, &bytes, self.end)?;
+        self.file.write_at(&bytes, self.end)?;
         self.end += bytes.len();
         self.is_behind = true;
         Ok(())
@@ -102,7 +130,7 @@ impl Journal {
     /// Makes everything safe that was written.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.is_behind {
-            self.file.sync_data()?;
+            self.file.sync()?;
             self.is_behind = false;
         }
         Ok(())
@@ -135,18 +163,6 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
         File::open(directory)?.sync_all()?;
     }
     Ok(())
-}
-
-#[cfg(unix)]
-fn write_at(file: &File, bytes: &[u8], at: usize) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, at as u64)
-}
-
-#[cfg(not(unix))]
-fn write_at(mut file: &File, bytes: &[u8], at: usize) -> io::Result<()> {
-    use io::{Seek as _, Write as _};
-    file.seek(io::SeekFrom::Start(at as u64))?;
-    file.write_all(bytes)
 }
 
 fn sum(salt: &[u8; SALT_BYTES], number: u64, payload: &[u8]) -> [u8; SUM_BYTES] {

@@ -1,6 +1,9 @@
 //! Storage in files, one to a space, by redb: copy-on-write B-trees, so that a crash leaves the last safe state. Small changes go to a journal
 //! beside it first.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     fmt::Display,
