@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::harness::member_of;
 use super::*;
-use crate::db::{OPLOG_PROTOCOL, OplogConfig};
+use crate::db::{CatchUp, OPLOG_PROTOCOL, OplogConfig};
 
 /// Takes part in the topic of a database without having it.
 async fn pose(net: &NetHandle, database: &Database) -> bombus_net::Subscription {
@@ -205,6 +205,26 @@ async fn more_blocks_than_were_announced_are_not_taken() {
     until_it_shows(|| async {}, || asked.load(Ordering::Relaxed) > 1).await;
     at_b.flush().await.unwrap();
     assert_eq!(at_b.info().unwrap().entries, 1);
+    drop(at_b);
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn how_far_catching_up_is_shows_while_it_goes_on() {
+    let (a, at_a, directory) = one_left_behind().await;
+    put_many(&at_a, "a", 5).await;
+    let (entries, blocks) = at_a.bulk(&at_a.lacking(&[]), 1 << 20, &mut orbitdb::Told::default()).unwrap();
+    // It says that more will come than the first piece has, and sends no second one.
+    let slow = Mesh::start(11, &[]).await;
+    answer_saying(&slow.net, 10, vec![piece(&blocks)], false);
+    let (b, at_b) = alone_with(&slow, &at_a, config(), directory).await;
+    let shown = || b.db.catching_up(&at_b.address());
+    until_it_shows(|| async {}, || shown().iter().any(|of| of.blocks_done > 0)).await;
+    let (blocks_done, bytes_done) = (blocks.len() as u64, blocks.iter().map(|block| block.len() as u64).sum());
+    assert_eq!(shown(), [CatchUp { peer: slow.net.node_id().clone(), entries: 10, blocks_done, bytes_done }]);
+    at_b.flush().await.unwrap();
+    assert_eq!((entries, at_b.info().unwrap().entries), (6, 6));
     drop(at_b);
     b.stop().await;
     a.stop().await;
