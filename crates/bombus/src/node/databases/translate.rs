@@ -181,9 +181,39 @@ pub(super) fn of_database(error: DatabaseError) -> DatabasesError {
 
 #[cfg(test)]
 mod tests {
+    use orbitdb::entry::BlockError;
+    use orbitdb::storage::StorageError;
+    use orbitdb::sync::Peer;
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_happens_is_told_in_the_words_of_the_api() {
+        let hash = Hash::of(b"an entry");
+        let (peer, of_storage) = (Peer::new("12D3KooW"), StorageError::InUse("space".to_owned()));
+        let broken = BlockError::Size;
+        let (detail, of_block, why) = (of_storage.to_string(), broken.to_string(), Refusal::Signature.to_string());
+        for (event, told) in [
+            (
+                Event::Join { peer: peer.clone(), heads: vec![hash] },
+                json!({ "event": "join", "node_id": "12D3KooW", "heads": [hash.to_string()] }),
+            ),
+            (Event::Leave { peer }, json!({ "event": "leave", "node_id": "12D3KooW" })),
+            (
+                Event::Refused { hash, refusal: Refusal::Signature },
+                json!({ "event": "refused", "hash": hash.to_string(), "reason": "signature", "detail": why }),
+            ),
+            (
+                Event::Broken { hash, error: broken, dropped: 2 },
+                json!({ "event": "refused", "hash": hash.to_string(), "reason": "broken", "detail": of_block }),
+            ),
+            (Event::Readmitted, json!({ "event": "readmitted" })),
+            (Event::Error(of_storage), json!({ "event": "error", "detail": detail })),
+        ] {
+            assert_eq!(serde_json::to_value(change_of(event)).unwrap(), told);
+        }
+    }
 
     #[test]
     fn a_name_with_dots_leads_into_nested_fields_unless_a_field_has_it() {

@@ -95,13 +95,22 @@ async fn two_nodes_write_one_database_and_show_the_same() {
     assert_eq!(info["peers"], json!([{ "node_id": two.id(), "hostname": "node1" }]), "{info}");
     assert_eq!(info["refused"], json!({}), "{info}");
 
+    let mut told = async |event: &str| {
+        loop {
+            let line = within(event, changes.next_line()).await.unwrap().expect("the watch goes on");
+            let change: Value = serde_json::from_str(&line).unwrap();
+            if change["event"] == event {
+                break change;
+            }
+        }
+    };
     one.done(&["db", "close", "notes"]).await;
-    while change["event"] != "leave" {
-        let line = within("the next change", changes.next_line()).await.unwrap().expect("the watch goes on");
-        change = serde_json::from_str(&line).unwrap();
-    }
+    let change = told("leave").await;
     assert_eq!(change["node_id"], one.id(), "{change}");
     one.done(&["db", "open", "notes"]).await;
+    let change = told("join").await;
+    let heads = object(two, &["info", "notes"]).await["heads"].clone();
+    assert_eq!((&change["node_id"], &change["heads"]), (&json!(one.id()), &heads), "{change}");
     eventually("they are peers again", async || object(one, &["info", "notes"]).await["peers"] != json!([])).await;
 
     two.done(&["db", "drop", "notes"]).await;
