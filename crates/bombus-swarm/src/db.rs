@@ -42,6 +42,7 @@ use orbitdb::storage::RedbConfig;
 
 pub use config::{DbConfig, DbConfigError, DbSyncConfig, EntriesConfig, OplogConfig, QueuesConfig};
 pub use direct::ENTRIES_PROTOCOL;
+pub(crate) use direct::fuzzing as direct_fuzzing;
 pub use error::DbError;
 pub use handle::DbHandle;
 pub use holders::BlockHolder;

@@ -8,6 +8,7 @@ mod shared;
 mod writer;
 
 pub use bulk::{Gain, Told};
+pub(crate) use entries::fuzzing as entries_fuzzing;
 pub use event::{Event, Output, Update};
 pub use read::{Bounds, Info, Take};
 

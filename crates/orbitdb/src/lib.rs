@@ -13,6 +13,8 @@ pub mod cid;
 pub mod crypt;
 mod database;
 pub mod entry;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod index;
 pub mod key;

@@ -5,6 +5,8 @@
 //! and sends the blocks of its entries in the order in which they became safe. Peers in JavaScript, and nodes that no connection leads to,
 //! hear of them by the topic.
 
+pub(crate) mod fuzzing;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use std::time::Duration;
 use bombus_core::identity::NodeId;
 use bombus_net::NetStream;
 use orbitdb::manifest::Address;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -146,11 +148,8 @@ pub(super) async fn serve_all(shared: &Arc<Shared>, stop: &CancellationToken) ->
 
 /// Hands what a peer sends to the database that it says, as long as that is open. A database that is behind holds up the stream.
 async fn read_all(shared: &Shared, peer: &NodeId, mut stream: NetStream) -> io::Result<()> {
-    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let limit = shared.config.entries.stall_limit();
-    let address = timeout(limit, read_frame(&mut stream, ADDRESS_BYTES_MAX)).await??;
-    let address = str::from_utf8(&address).ok().and_then(|address| address.parse::<Address>().ok());
-    let address = address.ok_or_else(|| invalid("no address"))?;
+    let address = timeout(limit, read_address(&mut stream)).await??;
     let Some(replication) = shared.replications().get(&address).cloned() else { return Ok(()) };
     let bytes_max = shared.config.limits().block_bytes;
     loop {
@@ -159,14 +158,30 @@ async fn read_all(shared: &Shared, peer: &NodeId, mut stream: NetStream) -> io::
             () = replication.heard.closed() => return Ok(()),
             length = stream.read_u32() => match length {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                length => timeout(limit, read_bytes(&mut stream, length? as usize, bytes_max)).await??,
+                length => timeout(limit, read_entry(&mut stream, length?, bytes_max)).await??,
             },
         };
-        if block.is_empty() {
-            return Err(invalid("an entry of no bytes"));
-        }
         if replication.heard.send(Heard { from: peer.clone(), block }).await.is_err() {
             return Ok(());
         }
     }
+}
+
+/// Reads what a stream begins with: which database it is about.
+async fn read_address(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Address> {
+    let address = read_frame(stream, ADDRESS_BYTES_MAX).await?;
+    let address = str::from_utf8(&address).ok().and_then(|address| address.parse().ok());
+    address.ok_or_else(|| invalid("no address"))
+}
+
+/// Reads an entry of which the length has come.
+async fn read_entry(stream: &mut (impl AsyncRead + Unpin), length: u32, bytes_max: usize) -> io::Result<Vec<u8>> {
+    if length == 0 {
+        return Err(invalid("an entry of no bytes"));
+    }
+    read_bytes(stream, length as usize, bytes_max).await
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }

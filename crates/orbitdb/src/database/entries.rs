@@ -3,6 +3,8 @@
 //! A tree that is ordered by hashes would be changed in as many places as entries are written, and hold more gaps than bytes. Segments are
 //! only ever added behind the last one, and read in order. Which of them has an entry is known in memory.
 
+pub(crate) mod fuzzing;
+
 use std::{
     collections::HashMap,
     sync::{PoisonError, RwLock},

@@ -1,0 +1,3 @@
+//! What the fuzz targets need of what is private here.
+
+pub use crate::database::entries_fuzzing::{entries_of_segment, stored_again};
