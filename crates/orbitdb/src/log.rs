@@ -34,6 +34,7 @@ use crate::{
     entry::{Draft, Links, Refusal},
     key::KeyBytes,
 };
+pub(crate) use catch_up::lacking;
 use clock::Time;
 
 /// How far the time of an entry may lie above the greatest among those it follows. What was written on top of a time that lies higher

@@ -7,7 +7,7 @@ use crate::{
     cbor::read::Reader,
     cid::Hash,
     entry::Entry,
-    log::Stamp,
+    log::{Stamp, lacking},
     replica::{Examined, Examiner, Replica},
     storage::{Space, StorageError, Table},
     sync::Peer,
@@ -36,10 +36,13 @@ impl Database {
         self.inner.shared.state().replica.log().have()
     }
 
-    /// Returns the names of the entries that a peer lacks, each after those that it follows; `have` is what [`Database::have`] gave there.
+    /// Returns the names of the entries that a peer lacks, each after those that it follows; `have` is what [`Database::have`] gave there. In a
+    /// large log it may take seconds, which hold up nobody who writes.
     #[must_use]
     pub fn lacking(&self, have: &[Hash]) -> Vec<Hash> {
-        self.inner.shared.state().replica.log().lacking(have)
+        let shared = &self.inner.shared;
+        let ends = shared.state().replica.log().ends(have);
+        lacking(ends, |hash| shared.state().replica.log().followed(hash))
     }
 
     /// Returns whether an entry is in the log, whether or not it counts.

@@ -1,6 +1,6 @@
 //! What one replica lacks of another's log.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use super::{Log, Position};
 use crate::cid::Hash;
@@ -41,77 +41,105 @@ impl Log {
     /// It walks down from the heads as far as the peer lacks something, so its time grows with what is returned and not with the log.
     #[must_use]
     pub fn lacking(&self, have: &[Hash]) -> Vec<Hash> {
-        let mut marks: HashMap<Hash, Mark> = HashMap::new();
-        let mut queue: BinaryHeap<(u64, Hash)> = BinaryHeap::new();
-        for hash in have {
-            if let Some(node) = self.nodes.get(hash)
-                && marks.insert(*hash, Mark { had: true, done: false }).is_none()
-            {
-                queue.push((node.time.counted, *hash));
-            }
-        }
-        // Those in the queue that the peer may lack. When there are none, the rest is what it has.
-        let mut open = 0_usize;
-        for head in self.heads() {
-            marks.entry(head.hash).or_insert_with(|| {
-                queue.push((head.time, head.hash));
-                open += 1;
-                Mark { had: false, done: false }
-            });
-        }
-        while open > 0
-            && let Some((_, hash)) = queue.pop()
-        {
-            let Some(mark) = marks.get_mut(&hash) else { continue };
-            let had = mark.had;
-            if !had {
-                open -= 1;
-            }
-            mark.done = true;
-            for next in self.nodes.get(&hash).map_or(&[][..], |node| node.next.as_slice()) {
-                let Some(node) = self.nodes.get(next) else { continue };
-                match marks.get_mut(next) {
-                    None => {
-                        marks.insert(*next, Mark { had, done: false });
-                        queue.push((node.time.counted, *next));
-                        open += usize::from(!had);
-                    }
-                    Some(mark) if had && !mark.had => {
-                        mark.had = true;
-                        if mark.done {
-                            // Only where a block does not count: it may stand at the time of what it follows.
-                            queue.push((node.time.counted, *next));
-                        } else {
-                            open -= 1;
-                        }
-                    }
-                    Some(_) => {}
-                }
-            }
-        }
-        self.ancestors_first(marks.into_iter().filter(|(_, mark)| !mark.had).map(|(hash, _)| (hash, false)).collect())
+        lacking(self.ends(have), |hash| self.followed(hash))
     }
 
-    /// Orders blocks behind the heads so that each comes after those that it follows. A block that does not count may stand at the time of those.
-    fn ancestors_first(&self, mut unseen: HashMap<Hash, bool>) -> Vec<Hash> {
-        let mut ordered = Vec::with_capacity(unseen.len());
-        let mut stack: Vec<(Hash, bool)> = self.heads().map(|head| (head.hash, false)).collect();
-        while let Some((hash, follows_done)) = stack.pop() {
-            if follows_done {
-                ordered.push(hash);
-            } else if unseen.remove(&hash).is_some() {
-                stack.push((hash, true));
-                let next = self.nodes.get(&hash).map_or(&[][..], |node| node.next.as_slice());
-                stack.extend(next.iter().filter(|next| unseen.contains_key(*next)).map(|next| (*next, false)));
+    /// Returns between what a walk lies that begins now.
+    pub(crate) fn ends(&self, have: &[Hash]) -> Ends {
+        let known = |hash: &Hash| Some((self.nodes.get(hash)?.time.counted, *hash));
+        let heads = self.heads().map(|head| (head.time, head.hash)).collect();
+        Ends { heads, had: have.iter().filter_map(known).collect() }
+    }
+
+    /// Returns what a block follows, each behind the time at which it counts.
+    pub(crate) fn followed(&self, hash: &Hash) -> Vec<(u64, Hash)> {
+        let followed = self.nodes.get(hash).map_or(&[][..], |node| node.next.as_slice());
+        followed.iter().filter_map(|next| Some((self.nodes.get(next)?.time.counted, *next))).collect()
+    }
+}
+
+/// Between what a walk lies: the heads of a log, and what the peer has of it, each behind the time at which it counts.
+pub(crate) struct Ends {
+    heads: Vec<(u64, Hash)>,
+    had: Vec<(u64, Hash)>,
+}
+
+/// Does what [`Log::lacking`] does, and looks at the log for a moment at a time only. A log only grows, and what joins meanwhile is followed by
+/// none of the heads that the walk began with.
+pub(crate) fn lacking(ends: Ends, followed: impl Fn(&Hash) -> Vec<(u64, Hash)>) -> Vec<Hash> {
+    let Ends { heads, had } = ends;
+    let mut marks: HashMap<Hash, Mark> = HashMap::new();
+    let mut queue: BinaryHeap<(u64, Hash)> = BinaryHeap::new();
+    for (time, hash) in had {
+        if marks.insert(hash, Mark { had: true, done: false }).is_none() {
+            queue.push((time, hash));
+        }
+    }
+    // Those in the queue that the peer may lack. When there are none, the rest is what it has.
+    let mut open = 0_usize;
+    for (time, hash) in &heads {
+        marks.entry(*hash).or_insert_with(|| {
+            queue.push((*time, *hash));
+            open += 1;
+            Mark { had: false, done: false }
+        });
+    }
+    while open > 0
+        && let Some((_, hash)) = queue.pop()
+    {
+        let Some(mark) = marks.get_mut(&hash) else { continue };
+        let had = mark.had;
+        if !had {
+            open -= 1;
+        }
+        mark.done = true;
+        for (time, next) in followed(&hash) {
+            match marks.get_mut(&next) {
+                None => {
+                    marks.insert(next, Mark { had, done: false });
+                    queue.push((time, next));
+                    open += usize::from(!had);
+                }
+                Some(mark) if had && !mark.had => {
+                    mark.had = true;
+                    if mark.done {
+                        // Only where a block does not count: it may stand at the time of what it follows.
+                        queue.push((time, next));
+                    } else {
+                        open -= 1;
+                    }
+                }
+                Some(_) => {}
             }
         }
-        ordered
     }
+    let lacked = marks.into_iter().filter(|(_, mark)| !mark.had).map(|(hash, _)| hash);
+    ancestors_first(&heads, lacked.collect(), followed)
+}
+
+/// Orders blocks behind the heads so that each comes after those that it follows. A block that does not count may stand at the time of those.
+fn ancestors_first(
+    heads: &[(u64, Hash)],
+    mut unseen: HashSet<Hash>,
+    followed: impl Fn(&Hash) -> Vec<(u64, Hash)>,
+) -> Vec<Hash> {
+    let mut ordered = Vec::with_capacity(unseen.len());
+    let mut stack: Vec<(Hash, bool)> = heads.iter().map(|(_, hash)| (*hash, false)).collect();
+    while let Some((hash, follows_done)) = stack.pop() {
+        if follows_done {
+            ordered.push(hash);
+        } else if unseen.remove(&hash) {
+            stack.push((hash, true));
+            let next = followed(&hash).into_iter().map(|(_, next)| next);
+            stack.extend(next.filter(|next| unseen.contains(next)).map(|next| (next, false)));
+        }
+    }
+    ordered
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::cell::RefCell;
 
     use proptest::prelude::*;
 
@@ -177,6 +205,29 @@ mod tests {
                 prop_assert!(log.nodes[hash].next.as_slice().iter().all(|next| there.contains(next)));
                 prop_assert!(there.insert(*hash));
             }
+        }
+
+        #[test]
+        fn what_joins_meanwhile_changes_nothing(
+            shape in prop::collection::vec((prop::collection::vec(any::<usize>(), 0..3), prop::bool::weighted(0.8)), 1..60),
+            have in prop::collection::vec(0_usize..80, 0..5),
+        ) {
+            let log = log(&shape);
+            let have: Vec<Hash> = have.into_iter().map(name).collect();
+            let (ends, mut wanted) = (log.ends(&have), log.lacking(&have));
+            let growing = RefCell::new(log);
+            let mut found = lacking(ends, |hash| {
+                let mut log = growing.borrow_mut();
+                let followed = log.followed(hash);
+                let draft = log.draft(1).unwrap();
+                let links = Links { hash: name(100 + log.nodes.len()), next: draft.next, refs: Vec::new(), time: draft.time };
+                log.join(&links, Ok(stamp())).unwrap();
+                followed
+            });
+            prop_assert!(growing.borrow().nodes.len() > shape.len() || wanted.is_empty());
+            found.sort();
+            wanted.sort();
+            prop_assert_eq!(found, wanted);
         }
 
         #[test]

@@ -2,8 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use orbitdb::{
@@ -19,7 +22,7 @@ use orbitdb::{
     storage::{Memory, Redb, RedbConfig, Storage},
     sync::Peer,
 };
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::wire::{Failing, Wire, node};
 
@@ -460,6 +463,38 @@ async fn a_drop_that_was_interrupted_takes_nothing_that_is_put_after_it() {
     let (orbit, _outputs) = node();
     let log = orbit.open_events("log").await.unwrap();
     assert_eq!(log.all().unwrap().iter().map(|row| row.hash).collect::<Vec<_>>(), [after]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn puts_go_on_while_it_is_worked_out_what_a_peer_lacks() {
+    let (orbit, _outputs) = node();
+    let log = orbit.open_events("log").await.unwrap();
+    for number in 0..4_000_u64 {
+        log.add(number).await.unwrap();
+    }
+    let done = Arc::new(AtomicU64::new(0));
+    let walks = spawn_blocking({
+        let (log, done) = (log.clone(), Arc::clone(&done));
+        move || {
+            let begun = Instant::now();
+            let several_were_done = || {
+                let before = done.load(Ordering::SeqCst);
+                assert!(log.lacking(&[]).len() >= 4_000);
+                done.load(Ordering::SeqCst) >= before + 5
+            };
+            while begun.elapsed() < Duration::from_secs(20) {
+                if several_were_done() {
+                    return true;
+                }
+            }
+            false
+        }
+    });
+    while !walks.is_finished() {
+        log.add(0_u64).await.unwrap();
+        done.fetch_add(1, Ordering::SeqCst);
+    }
+    assert!(walks.await.unwrap(), "each walk held up the puts to its end");
 }
 
 #[tokio::test]
