@@ -9,8 +9,9 @@ async fn every_value_is_shown_with_its_origin() {
     command.env("BOMBUS_API__LISTEN", "127.0.0.1:1");
     let shown: Value = serde_json::from_str(&finish(command).await.stdout).unwrap();
     let file = format!("file {}", home.config_file().display());
+    let data_dir = home.data_dir();
     let mut wanted = vec![
-        ("data_dir", home.data_dir().to_str().unwrap(), "environment BOMBUS_DATA_DIR"),
+        ("data_dir", data_dir.to_str().unwrap(), "environment BOMBUS_DATA_DIR"),
         ("name", "from the file", file.as_str()),
         ("api.listen", "127.0.0.1:1", "environment BOMBUS_API__LISTEN"),
         ("log.level", "debug", "flag --log-level"),
