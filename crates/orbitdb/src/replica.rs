@@ -342,7 +342,7 @@ impl Replica {
             self.unjoined.insert(hash, (bytes.len() <= IDENTITY_BYTES_MAX).then_some(bytes));
             self.unjoined_order.push_back(hash);
         }
-        let ready = self.sync.arrived(&hash);
+        let ready = self.sync.arrived(now, &hash);
         self.settle(now, ready, effects);
     }
 
@@ -416,11 +416,11 @@ impl Replica {
             let hash = block.hash;
             if let Some(stamp) = stamp {
                 self.join(block.bytes, block.peer, received, Ok(stamp), effects);
-                let ready = self.sync.arrived(&hash);
+                let ready = self.sync.arrived(now, &hash);
                 self.settle(now, ready, effects);
             } else {
                 let mut ready = vec![block];
-                ready.extend(self.sync.arrived(&hash));
+                ready.extend(self.sync.arrived(now, &hash));
                 self.settle(now, ready, effects);
             }
         }

@@ -1,7 +1,8 @@
 //! Sync as a state machine: without I/O, without a clock, without cryptography.
 //!
 //! It knows which peers are there, which blocks wait for which others, and when to ask whom. A block that is missing holds up only what
-//! follows it; it is asked for again, from other peers, at growing intervals. What a peer can make this node keep in memory is bounded.
+//! follows it; it is asked for again, from other peers, at growing intervals. What a peer can make this node keep in memory is bounded, and a
+//! log that is larger joins all the same.
 
 mod park;
 #[cfg(test)]
@@ -14,7 +15,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use crate::cid::Hash;
 
-use park::Park;
+use park::{Park, Released};
 use wants::Wants;
 
 /// How soon heads are exchanged again with a peer that was just met; each time it is four times as long, up to [`SyncConfig::resend`]. Then it is
@@ -63,8 +64,8 @@ pub struct SyncConfig {
     pub backoff_max: Duration,
     /// How often all peers are asked for a block before it and what follows it are given up, until somebody names them again. Default 16.
     pub rounds: u32,
-    /// Greatest memory for blocks that wait for others, in bytes. What does not fit is dropped, and comes again with the next heads.
-    /// Default 256 MiB.
+    /// Greatest memory for blocks that wait for others, in bytes. Of a log that does not fit little more than the names is kept, and its blocks
+    /// are asked for again, oldest first; what still does not fit comes again with the next heads. Default 256 MiB.
     pub parked_bytes: usize,
     /// Greatest part of it for the blocks of one peer. Default 192 MiB.
     pub parked_bytes_per_peer: usize,
@@ -216,6 +217,8 @@ impl Sync {
         }
         let (peer, hash) = (block.peer.clone(), block.hash);
         let offered = self.park.add(block, missing.iter().map(|(hash, _)| *hash));
+        // What gave way to it may have been all that waited for something.
+        self.forget_unneeded();
         // Where there is no room, those that wait for this block ask for it again later.
         if offered != Offered::Full {
             self.wants.forget(&hash);
@@ -234,10 +237,14 @@ impl Sync {
     }
 
     /// Takes note of a block that has joined or, for an identity, that is there. Returns what waited for it and waits for nothing more,
-    /// each after what it follows: those that join are taken to have done so.
-    pub fn arrived(&mut self, hash: &Hash) -> Vec<Block> {
+    /// each after what it follows: those that join are taken to have done so. Those whose bytes gave way to others are asked for again.
+    pub fn arrived(&mut self, now: Duration, hash: &Hash) -> Vec<Block> {
         self.wants.forget(hash);
-        self.park.release(hash)
+        let Released { ready, again } = self.park.release(hash);
+        for (hash, peer) in again {
+            self.wants.add(now, hash, Kind::Entry, peer.as_ref());
+        }
+        ready
     }
 
     /// Takes note of a block that is not kept.
@@ -274,6 +281,12 @@ impl Sync {
     #[must_use]
     pub fn is_parked(&self, hash: &Hash) -> bool {
         self.park.contains(hash)
+    }
+
+    /// Returns what blocks that wait take, in bytes.
+    #[cfg(test)]
+    pub(crate) fn parked_bytes(&self) -> usize {
+        self.park.bytes()
     }
 
     /// Returns how many blocks wait, and how many are missing.

@@ -114,7 +114,7 @@ pub struct DbSyncConfig {
     pub backoff_ms_max: u64,
     /// How often all peers are asked for a block before it is given up, until somebody names it again.
     pub rounds: u32,
-    /// Greatest memory for blocks of one database that wait for others, in MiB.
+    /// Greatest memory for blocks of one database that wait for others, in MiB. What does not fit is asked for again in its turn.
     pub waiting_mb: usize,
     /// Greatest part of it for the blocks of one peer, in MiB.
     pub waiting_mb_per_peer: usize,

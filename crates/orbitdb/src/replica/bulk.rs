@@ -172,7 +172,7 @@ impl Replica {
             return;
         }
         self.join(block.bytes, block.peer, received, stamp, effects);
-        let ready = self.sync.arrived(&block.hash);
+        let ready = self.sync.arrived(now, &block.hash);
         self.settle(now, ready, effects);
     }
 

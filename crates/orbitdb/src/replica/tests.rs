@@ -44,6 +44,42 @@ fn feed(replica: &mut Replica, head: &Written, blocks: &[&[u8]]) -> Vec<Effect> 
     all
 }
 
+/// A log of one writer, as long as is asked for: its replica, its newest block, and all of its blocks by their names.
+fn long_log(entries: u32) -> (Replica, Arc<[u8]>, HashMap<Hash, Arc<[u8]>>) {
+    let alice = signer(1);
+    let mut source = replica(Admission::Everyone);
+    let mut blocks = HashMap::new();
+    for number in 0..entries {
+        let stored = source.append(&alice, Operation::add(number), 1).unwrap().stored;
+        blocks.extend(stored.into_iter().map(|stored| (stored.hash, stored.block)));
+    }
+    let head = source.log().heads().next().unwrap().hash;
+    let head = Arc::clone(&blocks[&head]);
+    (source, head, blocks)
+}
+
+/// Tells a replica of a head, and gives it each block that it asks for, as a peer does that gives blocks and nothing else. Returns how many
+/// those were. What waits never takes more than the limit.
+fn follow(replica: &mut Replica, head: &[u8], blocks: &HashMap<Hash, Arc<[u8]>>, limit: usize) -> usize {
+    let mut inputs = VecDeque::from([Input::Heads(peer(), head.to_vec())]);
+    let mut given = 0;
+    while let Some(input) = inputs.pop_front() {
+        for effect in replica.on(NOW, input) {
+            if let Effect::Request(Request::Want { peer, hashes }) = effect {
+                given += hashes.len();
+                inputs.extend(hashes.iter().map(|hash| Input::Block(peer.clone(), blocks[hash].to_vec())));
+            }
+        }
+        assert!(replica.sync().parked_bytes() <= limit);
+    }
+    given
+}
+
+fn cramped(limit: usize) -> Replica {
+    let config = SyncConfig { parked_bytes: 2 * limit, parked_bytes_per_peer: limit, ..SyncConfig::default() };
+    Replica::new(codec(), Admission::Everyone, config)
+}
+
 fn refusals(effects: &[Effect]) -> Vec<Refusal> {
     effects
         .iter()
@@ -65,6 +101,34 @@ fn an_entry_joins_once_its_writer_and_its_ancestors_are_there() {
     assert_eq!(stored(&effects), 3);
     assert_eq!((replica.log().len(), replica.sync().waiting()), (2, (0, 0)));
     assert!(feed(&mut replica, &second, &[]).is_empty(), "a second time changes nothing");
+}
+
+#[test]
+fn a_log_that_does_not_fit_into_memory_joins_block_by_block() {
+    let (source, head, blocks) = long_log(400);
+    let bytes: usize = blocks.values().map(|block| block.len()).sum();
+    let limit = 300_000;
+    assert!(bytes > limit);
+    let mut replica = cramped(limit);
+    let given = follow(&mut replica, &head, &blocks, limit);
+    assert!(replica.log().newest_first().eq(source.log().newest_first()));
+    assert_eq!(replica.sync().waiting(), (0, 0));
+    assert!(given <= 2 * blocks.len(), "each is asked for twice at most: {given}");
+}
+
+#[test]
+fn a_log_of_which_not_even_the_names_fit_joins_part_by_part() {
+    let (source, head, blocks) = long_log(400);
+    for limit in [100_000, 20_000] {
+        let mut replica = cramped(limit);
+        while replica.log().len() < source.log().len() {
+            let before = replica.log().len();
+            follow(&mut replica, &head, &blocks, limit);
+            assert!(replica.log().len() > before, "with each exchange of heads there is more");
+        }
+        assert!(replica.log().newest_first().eq(source.log().newest_first()));
+        assert_eq!(replica.sync().waiting(), (0, 0));
+    }
 }
 
 #[test]

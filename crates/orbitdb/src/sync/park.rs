@@ -1,6 +1,9 @@
 //! Blocks that wait for others.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use super::{Block, Offered, Peer, SyncConfig};
 use crate::cid::Hash;
@@ -9,30 +12,65 @@ use crate::cid::Hash;
 const BROKEN_MAX: usize = 4096;
 
 /// What a waiting block takes besides its bytes, and besides each block that it waits for.
-const BLOCK_OVERHEAD: usize = 256;
+const BLOCK_OVERHEAD: usize = 512;
 const NEED_OVERHEAD: usize = 64;
 
 #[derive(Clone, Debug)]
 struct Waiting {
-    block: Block,
+    peer: Option<Peer>,
+    joins: bool,
+    /// None once they had to give way: the block is asked for again when what it waits for is there.
+    bytes: Option<Arc<[u8]>>,
     missing: HashSet<Hash>,
+    /// The last that it named of those that it waited for when it came.
+    oldest: Option<Hash>,
+    /// As how many others had come before.
+    number: u64,
 }
 
+impl Waiting {
+    fn cost(&self) -> usize {
+        self.bytes.as_ref().map_or(0, |bytes| bytes.len()) + BLOCK_OVERHEAD + NEED_OVERHEAD * self.missing.len()
+    }
+}
+
+/// What waits of what one peer sent.
+#[derive(Clone, Debug, Default)]
+struct Share {
+    bytes: usize,
+    /// Blocks that something follows, by when they came. Their bytes can give way.
+    whole: BTreeMap<u64, Hash>,
+    /// Blocks whose bytes gave way, by when they came.
+    bare: BTreeMap<u64, Hash>,
+}
+
+/// What a block that arrived gives free.
+#[derive(Debug, Default)]
+pub(super) struct Released {
+    /// What waits for nothing more, each after what it follows.
+    pub(super) ready: Vec<Block>,
+    /// What is to be asked for again, and who sent it.
+    pub(super) again: Vec<(Hash, Option<Peer>)>,
+}
+
+/// Blocks come newest first: a log is followed from its heads down, and nothing of it joins before the oldest entry is there. Where it is
+/// larger than the room, the bytes of those that came first give way, and of each one link stays: the oldest of those that it waits for.
+/// Once that has joined the block is asked for again, so that the log comes a second time, oldest first and as many at a time as an entry
+/// has links. Where even the links are too many, those that came first go with all that follows them, and come again with the heads after
+/// the others have joined.
 #[derive(Clone, Debug)]
 pub(super) struct Park {
     config: SyncConfig,
     waiting: HashMap<Hash, Waiting>,
-    /// For each block that something waits for, what does.
-    followers: HashMap<Hash, Vec<Hash>>,
+    /// For each block that something waits for, what does, in the order in which that came.
+    followers: HashMap<Hash, VecDeque<Hash>>,
     broken: HashSet<Hash>,
     broken_order: VecDeque<Hash>,
     bytes: usize,
-    bytes_per_peer: BTreeMap<Option<Peer>, usize>,
+    shares: BTreeMap<Option<Peer>, Share>,
+    /// How many blocks have come.
+    count: u64,
     unneeded: Vec<Hash>,
-}
-
-fn cost(waiting: &Waiting) -> usize {
-    waiting.block.bytes.len() + BLOCK_OVERHEAD
 }
 
 impl Park {
@@ -44,7 +82,8 @@ impl Park {
             broken: HashSet::new(),
             broken_order: VecDeque::new(),
             bytes: 0,
-            bytes_per_peer: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            count: 0,
             unneeded: Vec::new(),
         }
     }
@@ -61,68 +100,147 @@ impl Park {
         self.followers.contains_key(hash)
     }
 
+    /// Returns what all that waits takes, in bytes, counted anew.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = self.waiting.values().map(Waiting::cost).sum();
+        assert_eq!(bytes, self.bytes, "the sum is kept right");
+        bytes
+    }
+
     pub(super) fn add(&mut self, block: Block, missing: impl Iterator<Item = Hash>) -> Offered {
-        let hash = block.hash;
+        let Block { hash, bytes, peer, joins } = block;
         if self.contains(&hash) {
             return Offered::Known;
         }
-        let waiting = Waiting { block, missing: missing.collect() };
-        if waiting.missing.iter().any(|need| self.broken.contains(need)) {
+        let missing: Vec<Hash> = missing.collect();
+        if missing.iter().any(|need| self.broken.contains(need)) {
             return Offered::Broken;
         }
-        let cost = cost(&waiting) + NEED_OVERHEAD * waiting.missing.len();
-        let of_peer = self.bytes_per_peer.entry(waiting.block.peer.clone()).or_default();
-        if self.bytes + cost > self.config.parked_bytes || *of_peer + cost > self.config.parked_bytes_per_peer {
-            // Those that wait for this one ask for it again when there is room: their want stays.
+        let oldest = missing.last().copied();
+        let missing: HashSet<Hash> = missing.into_iter().collect();
+        let waiting = Waiting { peer, joins, bytes: Some(bytes), missing, oldest, number: self.count };
+        let (cost, is_needed) = (waiting.cost(), self.is_needed(&hash));
+        while !self.has_room(&waiting.peer, cost) {
+            // Those that wait for this one ask for it again when there is room: their want stays. For a block that nothing waits for, nothing
+            // gives way.
+            if !is_needed || !self.give_way(&waiting.peer) {
+                return Offered::Full;
+            }
+        }
+        if is_needed && !self.is_needed(&hash) {
+            // What waited for it had to go.
             return Offered::Full;
         }
+        self.count += 1;
         self.bytes += cost;
-        *of_peer += cost;
+        let share = self.shares.entry(waiting.peer.clone()).or_default();
+        share.bytes += cost;
+        if is_needed {
+            share.whole.insert(waiting.number, hash);
+        }
         for need in &waiting.missing {
-            self.followers.entry(*need).or_default().push(hash);
+            let followers = self.followers.entry(*need).or_default();
+            followers.push_back(hash);
+            if followers.len() == 1
+                && let Some(needed) = self.waiting.get(need)
+                && needed.bytes.is_some()
+                && let Some(share) = self.shares.get_mut(&needed.peer)
+            {
+                share.whole.insert(needed.number, *need);
+            }
         }
         self.waiting.insert(hash, waiting);
         Offered::Parked
     }
 
-    fn take(&mut self, hash: &Hash) -> Option<Block> {
+    #[expect(clippy::ref_option, reason = "the key of the map is the option itself")]
+    fn has_room(&self, peer: &Option<Peer>, cost: usize) -> bool {
+        let of_peer = self.shares.get(peer).map_or(0, |share| share.bytes);
+        self.bytes + cost <= self.config.parked_bytes && of_peer + cost <= self.config.parked_bytes_per_peer
+    }
+
+    /// Makes room among what a peer sent: takes the bytes of what came first or, where no bytes are left, drops what came first with all that
+    /// follows it. Returns whether there was any such.
+    #[expect(clippy::ref_option, reason = "the key of the map is the option itself")]
+    fn give_way(&mut self, peer: &Option<Peer>) -> bool {
+        let Some(share) = self.shares.get_mut(peer) else { return false };
+        if let Some((_, hash)) = share.whole.pop_first() {
+            self.strip(&hash);
+        } else if let Some((_, hash)) = share.bare.pop_first() {
+            if let Some(waiting) = self.take(&hash) {
+                self.leave(&hash, &waiting.missing);
+            }
+            self.give_up(&hash);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Takes the bytes of a block. It waits for one other from then on.
+    fn strip(&mut self, hash: &Hash) {
+        let Some(waiting) = self.waiting.get_mut(hash) else { return };
+        let oldest = waiting.oldest.filter(|oldest| waiting.missing.contains(oldest));
+        let Some(kept) = oldest.or_else(|| waiting.missing.iter().min().copied()) else { return };
+        let before = waiting.cost();
+        waiting.bytes = None;
+        let mut left = std::mem::replace(&mut waiting.missing, HashSet::from([kept]));
+        left.remove(&kept);
+        let (peer, number, freed) = (waiting.peer.clone(), waiting.number, before - waiting.cost());
+        self.release_bytes(&peer, freed);
+        self.shares.entry(peer).or_default().bare.insert(number, *hash);
+        self.leave(hash, &left);
+    }
+
+    fn take(&mut self, hash: &Hash) -> Option<Waiting> {
         let waiting = self.waiting.remove(hash)?;
-        self.release_bytes(&waiting.block.peer, cost(&waiting) + NEED_OVERHEAD * waiting.missing.len());
-        Some(waiting.block)
+        if let Some(share) = self.shares.get_mut(&waiting.peer) {
+            share.whole.remove(&waiting.number);
+            share.bare.remove(&waiting.number);
+        }
+        self.release_bytes(&waiting.peer, waiting.cost());
+        Some(waiting)
     }
 
     #[expect(clippy::ref_option, reason = "the key of the map is the option itself")]
     fn release_bytes(&mut self, peer: &Option<Peer>, bytes: usize) {
         self.bytes -= bytes;
-        if let Some(of_peer) = self.bytes_per_peer.get_mut(peer) {
-            *of_peer -= bytes;
-            if *of_peer == 0 {
-                self.bytes_per_peer.remove(peer);
+        if let Some(share) = self.shares.get_mut(peer) {
+            share.bytes -= bytes;
+            if share.bytes == 0 {
+                self.shares.remove(peer);
             }
         }
     }
 
     /// Takes out what waits for nothing more once a block is there, and once those of it that join have done so in their turn.
-    pub(super) fn release(&mut self, hash: &Hash) -> Vec<Block> {
+    pub(super) fn release(&mut self, hash: &Hash) -> Released {
         let mut arrived = VecDeque::from([*hash]);
-        let mut ready = Vec::new();
+        let mut released = Released::default();
         while let Some(hash) = arrived.pop_front() {
             for follower in self.followers.remove(&hash).unwrap_or_default() {
                 let Some(waiting) = self.waiting.get_mut(&follower) else { continue };
-                if waiting.missing.remove(&hash) {
-                    let peer = waiting.block.peer.clone();
-                    let is_ready = waiting.missing.is_empty();
-                    self.release_bytes(&peer, NEED_OVERHEAD);
-                    if is_ready && let Some(block) = self.take(&follower) {
-                        if block.joins {
-                            arrived.push_back(follower);
-                        }
-                        ready.push(block);
+                if !waiting.missing.remove(&hash) {
+                    continue;
+                }
+                let (peer, is_ready) = (waiting.peer.clone(), waiting.missing.is_empty());
+                self.release_bytes(&peer, NEED_OVERHEAD);
+                if !is_ready {
+                    continue;
+                }
+                let Some(Waiting { peer, joins, bytes, .. }) = self.take(&follower) else { continue };
+                if let Some(bytes) = bytes {
+                    if joins {
+                        arrived.push_back(follower);
                     }
+                    released.ready.push(Block { hash: follower, bytes, peer, joins });
+                } else if self.is_needed(&follower) {
+                    released.again.push((follower, peer));
                 }
             }
         }
-        ready
+        released
     }
 
     /// Drops what follows a block that is no entry, and remembers all of it.
@@ -152,22 +270,23 @@ impl Park {
         let mut dropped = Vec::new();
         while let Some(hash) = lost.pop() {
             for follower in self.followers.remove(&hash).unwrap_or_default() {
-                let Some(waiting) = self.waiting.get(&follower) else { continue };
-                let needs: Vec<Hash> = waiting.missing.iter().copied().collect();
-                self.take(&follower);
+                let Some(waiting) = self.take(&follower) else { continue };
                 dropped.push(follower);
                 lost.push(follower);
-                self.leave(&follower, &needs);
+                self.leave(&follower, &waiting.missing);
             }
         }
         dropped
     }
 
     /// Takes a follower off the lists of what it waited for; what nobody waits for any more is not needed.
-    fn leave(&mut self, follower: &Hash, needs: &[Hash]) {
+    fn leave(&mut self, follower: &Hash, needs: &HashSet<Hash>) {
         for need in needs {
             if let Some(followers) = self.followers.get_mut(need) {
-                followers.retain(|other| other != follower);
+                // Those that give way came first, so that they stand in front.
+                if let Some(place) = followers.iter().position(|other| other == follower) {
+                    followers.remove(place);
+                }
                 if followers.is_empty() {
                     self.followers.remove(need);
                     self.unneeded.push(*need);
@@ -176,7 +295,10 @@ impl Park {
         }
     }
 
+    /// Returns what is needed no more, unless it is needed again.
     pub(super) fn take_unneeded(&mut self) -> Vec<Hash> {
-        std::mem::take(&mut self.unneeded)
+        let mut unneeded = std::mem::take(&mut self.unneeded);
+        unneeded.retain(|hash| !self.is_needed(hash));
+        unneeded
     }
 }

@@ -129,7 +129,7 @@ fn a_missing_block_holds_up_only_what_follows_it() {
     assert_eq!(sync.offer(SECOND, block("child", "b"), &entries(&["parent"]), nothing).0, Offered::Known);
     assert_eq!(sync.poll(SECOND), [want("a", &["parent"])], "what waits itself is not asked for");
     assert_eq!(sync.waiting(), (2, 1));
-    let ready: Vec<Hash> = sync.arrived(&hash("parent")).into_iter().map(|block| block.hash).collect();
+    let ready: Vec<Hash> = sync.arrived(SECOND, &hash("parent")).into_iter().map(|block| block.hash).collect();
     assert_eq!(ready, [hash("child"), hash("grandchild")]);
     assert_eq!((sync.waiting(), sync.deadline()), ((0, 0), None));
 }
@@ -207,12 +207,32 @@ fn what_a_peer_can_make_us_keep_is_bounded() {
     assert!((10..100).contains(&first));
     assert_eq!(flood("b"), first, "one peer leaves room for others");
     assert_eq!(flood("c"), 0);
-    assert_eq!(sync.arrived(&hash("missing")).len(), 2 * first);
+    assert_eq!(sync.arrived(SECOND, &hash("missing")).len(), 2 * first);
     assert_eq!(
         sync.offer(SECOND, block("late", "c"), &entries(&["gone"]), nothing).0,
         Offered::Parked,
         "the room is free"
     );
+}
+
+#[test]
+fn a_log_without_end_takes_the_room_of_its_peer_and_no_more() {
+    let config = SyncConfig { parked_bytes: 30_000, parked_bytes_per_peer: 10_000, ..SyncConfig::default() };
+    let mut sync = Sync::new(config);
+    assert_eq!(sync.offer(SECOND, block("other", "b"), &entries(&["missing"]), nothing).0, Offered::Parked);
+    let of_others = sync.parked_bytes();
+    for number in 0..100_u32 {
+        let next = (number + 1).to_string();
+        let offered = sync.offer(SECOND, block(&number.to_string(), "a"), &entries(&[next.as_str()]), nothing).0;
+        assert_eq!(offered, Offered::Parked, "what follows from it goes on to be asked for");
+        assert!(sync.parked_bytes() - of_others <= 10_000);
+    }
+    assert!(sync.is_parked(&hash("other")) && sync.is_parked(&hash("99")));
+    assert!(!sync.is_parked(&hash("0")), "the newest gave way");
+    // The end of it is there, and with it what had bytes; the rest is asked for again.
+    let ready: Vec<Hash> = sync.arrived(SECOND, &hash("100")).into_iter().map(|block| block.hash).collect();
+    assert_eq!(ready, [hash("99")]);
+    assert_eq!(sync.poll(SECOND), [want("a", &["98"]), want("b", &["missing"])]);
 }
 
 #[test]
@@ -223,7 +243,7 @@ fn what_is_only_looked_at_again_releases_nothing() {
     sync.offer(SECOND, block("child", "a"), &entries(&["head"]), nothing);
     assert_eq!(sync.wanted(&hash("writer")), Some(Kind::Identity));
     assert!(sync.is_needed(&hash("head")));
-    let looked_at = sync.arrived(&hash("writer"));
+    let looked_at = sync.arrived(SECOND, &hash("writer"));
     assert_eq!(looked_at, [Block { joins: false, ..block("head", "a") }]);
     assert!(sync.is_parked(&hash("child")));
 }

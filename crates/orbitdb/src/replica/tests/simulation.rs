@@ -59,6 +59,15 @@ fn mallory() -> Peer {
     Peer::new("mallory")
 }
 
+/// In half of the runs there is little room for what waits, so that it gives way.
+fn room(seed: u64) -> SyncConfig {
+    if seed % 2 == 0 {
+        SyncConfig::default()
+    } else {
+        SyncConfig { parked_bytes: 160_000, parked_bytes_per_peer: 48_000, ..SyncConfig::default() }
+    }
+}
+
 struct Node {
     replica: Replica,
     signer: Signer,
@@ -75,6 +84,7 @@ struct OnDisk {
 }
 
 struct World {
+    sync: SyncConfig,
     nodes: Vec<Node>,
     /// By time of arrival, then by order of sending.
     queue: BTreeMap<(Duration, u64), (usize, usize, Message)>,
@@ -95,13 +105,15 @@ fn name(node: usize) -> Peer {
 
 impl World {
     fn new(count: usize, seed: u64) -> Self {
+        let sync = room(seed);
         let node = |number: usize| Node {
-            replica: replica(admitted(count)),
+            replica: Replica::new(codec(), admitted(count), sync),
             signer: signer(u8::try_from(number + 1).unwrap()),
             disk: BTreeMap::new(),
         };
         let nodes = (0..count).map(node).collect();
         let mut world = Self {
+            sync,
             nodes,
             queue: BTreeMap::new(),
             now: Duration::ZERO,
@@ -305,7 +317,7 @@ impl World {
         kept.iter().filter(|kept| kept.own.is_none()).for_each(|kept| loader.identity(&kept.block));
         let entries: Vec<Kept> = kept.iter().filter_map(|kept| Some((kept.block.clone(), kept.own?))).collect();
         loader.entries(&entries);
-        self.nodes[node].replica = loader.finish(SyncConfig::default());
+        self.nodes[node].replica = loader.finish(self.sync);
         self.queue.retain(|_, (_, to, _)| *to != node);
         self.meet(node);
     }
