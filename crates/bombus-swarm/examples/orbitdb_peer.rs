@@ -120,7 +120,7 @@ fn tell_updates(database: &Database) {
     tokio::spawn(async move {
         while let Ok(event) = events.recv().await {
             if let Event::Update(update) = event {
-                let key = update.operation.and_then(|operation| operation.key);
+                let key = update.operation.and_then(|operation| operation.key).map(String::from);
                 say(&json!({ "event": "update", "key": key, "at_ms": wall_ms() }));
             }
         }

@@ -23,7 +23,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::{
     cbor::Value,
     cid::Hash,
-    entry::Operation,
+    entry::{Key, Operation},
     identity::Signer,
     index::Row,
     log::Admission,
@@ -58,7 +58,7 @@ pub enum DatabaseError {
     #[error("a database of the type \"{}\" has no such operation", .0.name())]
     Type(DatabaseType),
     /// A document has no key.
-    #[error("a document needs the field \"{0}\", with text or a whole number in it")]
+    #[error("a document needs the field \"{0}\", with a text, a number, true or false in it")]
     Key(String),
     /// An entry that bounds a range is not there.
     #[error("the entry {0} is not there")]
@@ -204,7 +204,7 @@ impl Database {
         self.append(Operation::put(key, value)).await
     }
 
-    /// Puts a document under the value of the field by which the database is indexed.
+    /// Puts a document under the value of the field by which the database is indexed: a text, a number, true or false.
     ///
     /// # Errors
     ///
@@ -212,22 +212,29 @@ impl Database {
     pub async fn put_document(&self, document: impl Into<Value>) -> Result<Hash, DatabaseError> {
         self.of_type(&[DatabaseType::Documents])?;
         let document = document.into();
-        let key = match document.get(&self.inner.index_by) {
-            Some(Value::Text(key)) => key.clone(),
-            Some(Value::Unsigned(number)) => number.to_string(),
-            _ => return Err(DatabaseError::Key(self.inner.index_by.clone())),
-        };
+        let key = document.get(&self.inner.index_by).cloned().and_then(Key::of);
+        let key = key.ok_or_else(|| DatabaseError::Key(self.inner.index_by.clone()))?;
         self.append(Operation::put(key, document)).await
     }
 
-    /// Takes a key away.
+    /// Takes a key away, whatever its form: [`Key`] says which text names which keys.
     ///
     /// # Errors
     ///
     /// As [`Database::append`], and for events.
     pub async fn del(&self, key: &str) -> Result<Hash, DatabaseError> {
         self.of_type(&[DatabaseType::KeyValue, DatabaseType::Documents])?;
-        self.append(Operation::del(key)).await
+        self.append(Operation::del(self.key_named(key))).await
+    }
+
+    /// Returns the key that a text names, in the form of the entry that it shows: peers in JavaScript tell a number from its text.
+    fn key_named(&self, text: &str) -> Key {
+        let shown = self.inner.shared.index().get(text);
+        let shown = shown.and_then(|row| {
+            let space = self.inner.shared.space().ok()?;
+            self.inner.shared.record(&*space, &row.hash)?.operation.key
+        });
+        shown.filter(|key| key.as_str() == text).unwrap_or_else(|| text.into())
     }
 
     /// Adds an event.
@@ -420,7 +427,8 @@ impl Database {
         self.inner.shared.state().closed
     }
 
-    /// Returns what a key shows. Events have their hashes for keys, and are read from the storage: one that cannot be read is none.
+    /// Returns what the key shows that a text names. Events have their hashes for keys, and are read from the storage: one that cannot be read
+    /// is none.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Row> {
         match self.manifest().r#type {

@@ -4,11 +4,13 @@
 //! that judge more mildly may have built on it. Whether it counts is another question, and [`Refusal`] says why it does not.
 
 mod codec;
+mod key;
 mod operation;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use codec::{BlockError, Codec, Draft, Limits, WriteError, Written};
+pub use key::Key;
 pub use operation::{Op, Operation};
 
 use std::ops::Range;

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     cbor::Value,
     cid::Hash,
-    entry::{Op, Operation},
+    entry::{Key, Op, Operation},
     log::Position,
     replica::on_all_cores,
 };
@@ -36,7 +36,7 @@ pub struct Record {
 pub trait View: Send + Sync {
     /// Returns the key that an entry belongs to; none when it belongs to none. By default that of its operation.
     fn key<'a>(&self, record: &'a Record) -> Option<&'a str> {
-        record.operation.key.as_deref()
+        record.operation.key.as_ref().map(Key::as_str)
     }
 
     /// Returns what the key shows, of all its entries, oldest first.
@@ -69,7 +69,7 @@ impl fmt::Debug for Rule {
 pub struct Row {
     /// The name of the entry that it stands on: the newest of its key.
     pub hash: Hash,
-    /// The key; empty for events.
+    /// The text that names the key; empty for events.
     pub key: Arc<str>,
     /// The value.
     pub value: Arc<Value>,
@@ -156,7 +156,7 @@ impl Index {
         };
         let newer = |cell: &Cell| cell.position < record.position;
         if self.cells.get(key.as_str()).is_none_or(newer) {
-            self.set(&key, Cell { position: record.position, value });
+            self.set(key.as_str(), Cell { position: record.position, value });
         }
     }
 

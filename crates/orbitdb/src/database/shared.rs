@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cbor::Value,
     cid::Hash,
-    entry::{Codec, Operation},
+    entry::{Codec, Key, Operation},
     index::{Index, Record, Rule},
     log::{Admission, Position},
     manifest::{Address, Manifest},
@@ -304,7 +304,7 @@ impl Shared {
     pub(super) fn records_of(&self, key: &str) -> Result<Vec<Record>, DatabaseError> {
         let mut found = Vec::new();
         self.read_records(|records| {
-            found.extend(records.filter(|record| record.operation.key.as_deref() == Some(key)));
+            found.extend(records.filter(|record| record.operation.key.as_ref().map(Key::as_str) == Some(key)));
         })?;
         found.sort_by_key(|record| record.position);
         Ok(found)

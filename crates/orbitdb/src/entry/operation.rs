@@ -1,6 +1,7 @@
 //! What an entry does to its database.
 
-use crate::cbor::{Map, Value};
+use super::Key;
+use crate::cbor::Value;
 
 /// A kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Operation {
     /// The kind.
     pub op: Op,
     /// The key; none for events.
-    pub key: Option<String>,
+    pub key: Option<Key>,
     /// The value; [`Value::Null`] when a key is taken away.
     pub value: Value,
 }
@@ -36,12 +37,12 @@ impl Op {
 
 impl Operation {
     /// Gives a key its value.
-    pub fn put(key: impl Into<String>, value: impl Into<Value>) -> Self {
+    pub fn put(key: impl Into<Key>, value: impl Into<Value>) -> Self {
         Self { op: Op::Put, key: Some(key.into()), value: value.into() }
     }
 
     /// Takes a key away.
-    pub fn del(key: impl Into<String>) -> Self {
+    pub fn del(key: impl Into<Key>) -> Self {
         Self { op: Op::Del, key: Some(key.into()), value: Value::Null }
     }
 
@@ -53,11 +54,11 @@ impl Operation {
     /// Returns the payload that says this.
     #[must_use]
     pub fn into_payload(self) -> Value {
-        let key = self.key.map_or(Value::Null, Value::Text);
+        let key = self.key.map_or(Value::Null, Key::into_value);
         Value::map([("op", self.op.name().into()), ("key", key), ("value", self.value)])
     }
 
-    /// Reads a payload; none when it is no operation that is known. Numbers as keys become their digits, as JavaScript has it.
+    /// Reads a payload; none when it is no operation that is known.
     #[must_use]
     pub fn from_payload(payload: Value) -> Option<Self> {
         let Value::Map(mut fields) = payload else { return None };
@@ -67,17 +68,8 @@ impl Operation {
             "ADD" => Op::Add,
             _ => return None,
         };
-        let key = key(&mut fields);
+        let key = fields.remove("key").and_then(Key::of);
         // A put or a deletion without a key touches nothing.
         (key.is_some() || op == Op::Add).then(|| Self { op, key, value: fields.remove("value").unwrap_or(Value::Null) })
-    }
-}
-
-fn key(fields: &mut Map) -> Option<String> {
-    match fields.remove("key")? {
-        Value::Text(key) => Some(key),
-        Value::Unsigned(number) => Some(number.to_string()),
-        Value::Negative(number) => Some((-1 - i128::from(number)).to_string()),
-        _ => None,
     }
 }

@@ -58,7 +58,7 @@ proptest! {
         let mut replayed: BTreeMap<String, Option<Value>> = BTreeMap::new();
         for record in records.iter().rev() {
             let shown = (record.operation.op == Op::Put).then(|| record.operation.value.clone());
-            replayed.entry(record.operation.key.clone().unwrap()).or_insert(shown);
+            replayed.entry(record.operation.key.clone().unwrap().into()).or_insert(shown);
         }
         let replayed: Vec<(String, Value)> = replayed.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
         let rows = indexed(Rule::Latest, &records, seed);

@@ -71,6 +71,47 @@ async fn documents_are_put_read_and_taken_away() {
 }
 
 #[tokio::test]
+async fn keys_of_documents_keep_their_form_and_are_named_by_their_text() {
+    let mut wire = Wire::of(2);
+    let databases = wire.open("numbers", &everyone(DatabaseType::Documents)).await;
+    let numbered = |id: &Value, n: u64| Value::map([("_id", id.clone()), ("n", n.into())]);
+    let forms = |text: &str| -> Vec<Value> {
+        let history = databases[0].history(text).unwrap();
+        history.into_iter().map(|record| record.operation.key.unwrap().into_value()).collect()
+    };
+    let ids: [(Value, &str); 6] = [
+        (5_u64.into(), "5"),
+        ((-2_i64).into(), "-2"),
+        (1.5.into(), "1.5"),
+        (1e21.into(), "1e+21"),
+        (true.into(), "true"),
+        ("text".into(), "text"),
+    ];
+    for (id, text) in &ids {
+        databases[0].put_document(numbered(id, 1)).await.unwrap();
+        wire.settle().await;
+        assert_eq!(*databases[1].get(text).unwrap().value, numbered(id, 1), "{text}");
+        // By the node that did not put it.
+        databases[1].del(text).await.unwrap();
+        wire.settle().await;
+        assert_eq!(databases[0].get(text), None, "{text}");
+        assert_eq!(forms(text), [id.clone(), id.clone()], "what peers in JavaScript compare");
+    }
+    // Of a number and its text the newer one counts, on all nodes.
+    for (n, id) in [(1, Value::from(7_u64)), (2, "7".into())] {
+        databases[0].put_document(numbered(&id, n)).await.unwrap();
+    }
+    wire.settle().await;
+    for database in &databases {
+        assert_eq!((n(&database.get("7").unwrap()), keys(&database.all().unwrap())), (2, vec!["7"]));
+    }
+    databases[0].del("7").await.unwrap();
+    assert_eq!(forms("7"), [Value::from(7_u64), "7".into(), "7".into()]);
+    let refused = databases[0].put_document(numbered(&Value::Null, 1)).await;
+    assert_eq!(refused, Err(DatabaseError::Key("_id".into())));
+}
+
+#[tokio::test]
 async fn events_are_read_within_bounds() {
     let (orbit, _outputs) = node();
     let log = orbit.open_events("log").await.unwrap();

@@ -181,11 +181,11 @@ fn replay(database: &Database) -> (BTreeMap<String, Value>, BTreeSet<Hash>) {
         assert!(received.links.refs.iter().all(|reference| database.block(reference).unwrap().is_some()));
     }
     operations.sort_by(|(left, _), (right, _)| left.cmp(right));
-    let mut shown = BTreeMap::new();
+    let mut shown: BTreeMap<String, Value> = BTreeMap::new();
     for (_, operation) in operations {
         match operation.op {
-            Op::Put => drop(shown.insert(operation.key.unwrap(), operation.value)),
-            _ => drop(shown.remove(&operation.key.unwrap())),
+            Op::Put => drop(shown.insert(operation.key.unwrap().into(), operation.value)),
+            _ => drop(shown.remove(operation.key.unwrap().as_str())),
         }
     }
     (shown, seen)

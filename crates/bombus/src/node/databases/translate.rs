@@ -90,7 +90,7 @@ fn update_of(update: Update) -> DatabaseChange {
         writer: update.writer.to_string(),
         op: update.operation.as_ref().map(op),
         value: update.operation.as_ref().map_or(Json::Null, |operation| operation.value.to_json()),
-        key: update.operation.and_then(|operation| operation.key),
+        key: update.operation.and_then(|operation| operation.key).map(String::from),
         node_id: update.peer.map(|peer| peer.as_str().to_owned()),
     }
 }

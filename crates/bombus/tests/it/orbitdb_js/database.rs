@@ -52,7 +52,7 @@ pub(super) enum Operation {
 pub(super) struct Row {
     /// The entry it stands on.
     pub(super) hash: String,
-    /// Its key; `None` of events.
+    /// The text that names its key; `None` of events.
     pub(super) key: Option<String>,
     /// Its value.
     pub(super) value: Value,
@@ -63,9 +63,18 @@ impl Row {
     pub(super) fn of(json: &Value) -> Self {
         Self {
             hash: json["hash"].as_str().expect("a row stands on an entry").to_owned(),
-            key: json["key"].as_str().map(str::to_owned),
+            key: text_of(&json["key"]),
             value: json["value"].clone(),
         }
+    }
+}
+
+/// Returns the text that names a key, which a peer in JavaScript tells as it is and a node by this text.
+fn text_of(key: &Value) -> Option<String> {
+    match key {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
     }
 }
 
@@ -113,7 +122,7 @@ impl<'a> Ours<'a> {
     pub(super) async fn try_write(&self, operation: &Operation) -> Result<String, Value> {
         let (path, body) = match operation {
             // The key of a document stands in it.
-            Operation::Put(key, value) if value.get("_id").is_some_and(|id| id == key) => {
+            Operation::Put(key, value) if value.get("_id").is_some_and(|id| text_of(id).as_ref() == Some(key)) => {
                 ("/put", json!({ "value": value }))
             }
             Operation::Put(key, value) => ("/put", json!({ "key": key, "value": value })),

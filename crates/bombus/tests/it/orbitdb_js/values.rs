@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::database::{Kind, Ours};
+use super::database::{Kind, Operation, Ours};
 use super::peer::Installed;
 use super::{Side, agree, of_each_release, pair};
 
 of_each_release! {
-    all_kinds_of_values_come_through, a_large_entry_comes_through,
+    all_kinds_of_values_come_through, a_large_entry_comes_through, keys_that_are_no_texts_are_found_on_both_sides,
 }
 
 fn samples() -> Vec<(&'static str, Value)> {
@@ -96,6 +96,51 @@ async fn a_large_entry_comes_through(installed: Installed) {
     peer.write(&address, &kind.put("theirs", large("t"))).await;
     let rows = agree("two large entries", 2, &sides).await;
     assert_eq!(rows[1].value["value"], large("t"));
+    peer.stop().await;
+    swarm.stop_all().await;
+}
+
+async fn keys_that_are_no_texts_are_found_on_both_sides(installed: Installed) {
+    let (mut swarm, _home, peer) = pair(installed).await;
+    let ours = Ours::create(swarm.member(0), "numbers", Kind::Documents, Some(&["*"])).await;
+    let address = ours.address().to_owned();
+    peer.open_address(&address).await;
+    let sides = [Side::Ours(&ours), Side::Js(&peer, &address)];
+    let document = |id: &Value, by: &str| json!({ "_id": id, "by": by });
+    let (of_ours, of_theirs) = ([json!(5), json!(1.5), json!(true)], [json!(6), json!(-2.5), json!("7")]);
+    for id in &of_ours {
+        ours.write(&Operation::Put(id.to_string(), document(id, "us"))).await;
+    }
+    for id in &of_theirs {
+        peer.write(&address, &Operation::Put(id.to_string(), document(id, "them"))).await;
+    }
+    agree("documents under numbers", 6, &sides).await;
+    for (id, text) in of_theirs.iter().zip(["6", "-2.5", "7"]) {
+        assert_eq!(ours.get(text).await, Some(document(id, "them")), "{text} at ours");
+    }
+    for id in &of_ours {
+        let found = peer.done("get", json!({ "address": address, "key": id })).await;
+        assert_eq!(found["value"], document(id, "us"), "{id} at theirs");
+        // It deletes only what it finds.
+        peer.done("del", json!({ "address": address, "key": id })).await;
+    }
+    for text in ["6", "-2.5"] {
+        ours.write(&Operation::Del(text.to_owned())).await;
+    }
+    let left = agree("what was not deleted", 1, &sides).await;
+    assert_eq!(left[0].key.as_deref(), Some("7"));
+    assert_eq!(ours.info().await["refused"], json!({}));
+
+    // There a deletion counts only for a key of the same form.
+    let values = Ours::create(swarm.member(0), "values under numbers", Kind::KeyValue, Some(&["*"])).await;
+    let address = values.address().to_owned();
+    peer.open_address(&address).await;
+    peer.done("write", json!({ "address": address, "key": 8, "value": "eight" })).await;
+    let sides = [Side::Ours(&values), Side::Js(&peer, &address)];
+    agree("a value under a number", 1, &sides).await;
+    values.write(&Operation::Del("8".to_owned())).await;
+    agree("no value", 0, &sides).await;
+    assert_eq!(peer.done("get", json!({ "address": address, "key": 8 })).await, Value::Null);
     peer.stop().await;
     swarm.stop_all().await;
 }
