@@ -126,7 +126,7 @@ async fn a_processor_that_the_engine_cannot_use_is_told_in_place_of_a_crash() {
     let error = bench.acquire(&model).await.err();
     let Some(BackendError::ModelUnusable { reason, .. }) = &error else { panic!("{error:?}") };
     assert!(reason.contains("this processor lacks AVX2") && reason.contains("use another backend"), "{reason}");
-    assert_eq!((bench.pool.deaths(), starts(&model)), (0, 1));
+    assert_eq!((bench.pool.state(1).deaths, starts(&model)), (0, 1));
 }
 
 #[tokio::test]

