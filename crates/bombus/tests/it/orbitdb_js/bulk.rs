@@ -1,12 +1,13 @@
-//! A thousand entries each way, to one that has nothing of them yet.
+//! A thousand entries each way, to one that has nothing of them yet; and more than fit into what may wait for its beginning.
 
 use serde_json::json;
 
 use super::database::{Kind, Operation, Ours};
-use super::peer::Installed;
+use super::peer::{Installed, JsHome};
 use super::{Side, agree, of_each_release, pair};
+use crate::swarm::Plan;
 
-of_each_release! { a_thousand_entries_each_way }
+of_each_release! { a_thousand_entries_each_way, a_log_that_does_not_fit_into_what_may_wait_joins_all_the_same }
 
 const ENTRIES: usize = 1_000;
 
@@ -36,6 +37,23 @@ async fn a_thousand_entries_each_way(installed: Installed) {
     let more = operations(kind, "more");
     tokio::join!(ours.write_all(&more[..ENTRIES / 2]), peer.write_all(&address, &more[ENTRIES / 2..]));
     agree("a thousand more", 2 * ENTRIES, &sides).await;
+    peer.stop().await;
+    swarm.stop_all().await;
+}
+
+async fn a_log_that_does_not_fit_into_what_may_wait_joins_all_the_same(installed: Installed) {
+    let home = JsHome::new(installed);
+    let peer = home.start().await;
+    let kind = Kind::Documents;
+    let theirs = peer.create("more than fits", kind, &["*"]).await;
+    // With what is noted of each, they take some 2 MB while they wait.
+    peer.write_all(&theirs, &operations(kind, "theirs")).await;
+    let mut swarm = Plan::of(1).open().prepared().await;
+    swarm.member_mut(0).configure("[db.sync]\nwaiting_mb_per_peer = 1\n");
+    swarm.start_all().await;
+    peer.dial(&swarm.member(0).address()).await;
+    let ours = Ours::open(swarm.member(0), &theirs).await;
+    agree("more than fits", ENTRIES, &[Side::Ours(&ours), Side::Js(&peer, &theirs)]).await;
     peer.stop().await;
     swarm.stop_all().await;
 }
