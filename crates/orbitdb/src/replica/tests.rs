@@ -44,8 +44,11 @@ fn feed(replica: &mut Replica, head: &Written, blocks: &[&[u8]]) -> Vec<Effect> 
     all
 }
 
+/// Blocks by their names.
+type Blocks = HashMap<Hash, Arc<[u8]>>;
+
 /// A log of one writer, as long as is asked for: its replica, its newest block, and all of its blocks by their names.
-fn long_log(entries: u32) -> (Replica, Arc<[u8]>, HashMap<Hash, Arc<[u8]>>) {
+fn long_log(entries: u32) -> (Replica, Arc<[u8]>, Blocks) {
     let alice = signer(1);
     let mut source = replica(Admission::Everyone);
     let mut blocks = HashMap::new();
@@ -60,7 +63,7 @@ fn long_log(entries: u32) -> (Replica, Arc<[u8]>, HashMap<Hash, Arc<[u8]>>) {
 
 /// Tells a replica of a head, and gives it each block that it asks for, as a peer does that gives blocks and nothing else. Returns how many
 /// those were. What waits never takes more than the limit.
-fn follow(replica: &mut Replica, head: &[u8], blocks: &HashMap<Hash, Arc<[u8]>>, limit: usize) -> usize {
+fn follow(replica: &mut Replica, head: &[u8], blocks: &Blocks, limit: usize) -> usize {
     let mut inputs = VecDeque::from([Input::Heads(peer(), head.to_vec())]);
     let mut given = 0;
     while let Some(input) = inputs.pop_front() {

@@ -61,7 +61,7 @@ fn mallory() -> Peer {
 
 /// In half of the runs there is little room for what waits, so that it gives way.
 fn room(seed: u64) -> SyncConfig {
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         SyncConfig::default()
     } else {
         SyncConfig { parked_bytes: 160_000, parked_bytes_per_peer: 48_000, ..SyncConfig::default() }
