@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, interval};
 
-use crate::config::{BackendConfig, BackendKind};
+use crate::config::BackendConfig;
 
 /// Time between two looks at what runs.
 const RUNNING_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ pub(super) fn slots(backends: &[BackendConfig]) -> Vec<(String, Option<u32>)> {
     let of = |backend: &BackendConfig| {
         let own = match &backend.kind {
             #[cfg(feature = "embedded")]
-            BackendKind::Embedded(config) => Some(config.slots),
+            crate::config::BackendKind::Embedded(config) => Some(config.slots),
             _ => None,
         };
         let limits = own.into_iter().chain(backend.options.max_concurrent);

@@ -25,6 +25,7 @@ mod keys;
 mod logs;
 mod models;
 mod orbitdb_js;
+#[cfg(feature = "embedded")]
 mod resume;
 mod route;
 mod service;
