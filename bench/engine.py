@@ -1,9 +1,10 @@
 """Our engine, through `bombus up`, against llama.cpp's own llama-server and llama-bench: same model file, same threads, interleaved.
 
 Each round starts both servers anew, since one process may be some percent faster than the next for the whole of its life. Every
-measurement goes to one server right after the other, and who comes first turns around from round to round, since the speed of a virtual
-machine changes within seconds. The numbers are medians over the rounds, and so is the ratio: of the ratios of the pairs. Prompts are random token ids, the same for all servers and never used twice, so that
-nothing is answered from a cache unless a row says so.
+measurement goes to one server right after the other, several times in a round, and who comes first turns around from one time to the next,
+since the speed of a virtual machine changes within seconds. The numbers are medians over all of them, and so is the ratio: of the ratios of
+the pairs. Prompts are random token ids, the same for all servers and never used twice, so that nothing is answered from a cache unless a
+row says so.
 """
 
 import argparse
@@ -127,13 +128,15 @@ def report(results, load_before, options):
         rows.append([f"{label} ({unit})", *cells, f"{ratio:.2f}", "" if target is None else f">= {target:.2f}"])
     machine.print_table(head, rows)
     print()
-    print(f"Medians of {options.rounds} rounds, {options.threads} threads, {MODEL}. In the last three rows the ratio is the reference's time by ours.")
+    pairs = options.rounds * options.repeats
+    print(f"Medians of {pairs} pairs in {options.rounds} rounds, {options.threads} threads, {MODEL}. In the last three rows the ratio is the reference's time by ours.")
     print(machine.describe(load_before))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3, help="times that everything is measured in a round")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each engine")
     parser.add_argument("--native", action="store_true", help="also measure llama.cpp built for this very CPU")
     parser.add_argument("--raw", type=pathlib.Path, help="write every single measurement to this file as JSON")
@@ -179,15 +182,18 @@ def take_round(number, rounds, options, flavours, work, config, data_dir, model_
         servers = {"bombus": (node.api, MODEL)} | {name: (reference.api, "reference") for name, reference in references.items()}
         for place, (base, model) in enumerate(servers.values()):
             streams.take_all(base, model, [Prompts(-1 - place).next(SHORT_PROMPT_TOKENS)] * 2, 16)
-        order = list(servers.items()) if number % 2 == 0 else list(reversed(servers.items()))
-        prompts = {name: Prompts(number) for name in servers}
-        taken = {name: {} for name in servers}
-        for take in MEASUREMENTS:
-            for name, (base, model) in order:
-                taken[name] |= take(base, model, prompts[name])
-    taken["llama-bench"] = llama_bench(references["llama-server"].binaries / "llama-bench", model_file, options.threads)
-    for name, result in taken.items():
-        rounds.setdefault(name, []).append(result)
+        for repeat in range(options.repeats):
+            seed = number * options.repeats + repeat
+            order = list(servers.items()) if seed % 2 == 0 else list(reversed(servers.items()))
+            prompts = {name: Prompts(seed) for name in servers}
+            taken = {name: {} for name in servers}
+            for take in MEASUREMENTS:
+                for name, (base, model) in order:
+                    taken[name] |= take(base, model, prompts[name])
+            for name, result in taken.items():
+                rounds.setdefault(name, []).append(result)
+    of_bench = llama_bench(references["llama-server"].binaries / "llama-bench", model_file, options.threads)
+    rounds.setdefault("llama-bench", []).append(of_bench)
 
 
 if __name__ == "__main__":
