@@ -1,10 +1,10 @@
 """Our engine, through `bombus up`, against llama.cpp's own llama-server and llama-bench: same model file, same threads, interleaved.
 
 Each round starts both servers anew, since one process may be some percent faster than the next for the whole of its life. Every
-measurement goes to one server right after the other, several times in a round, and who comes first turns around from one time to the next,
-since the speed of a virtual machine changes within seconds. The numbers are medians over all of them, and so is the ratio: of the ratios of
-the pairs. Prompts are random token ids, the same for all servers and never used twice, so that nothing is answered from a cache unless a
-row says so.
+measurement goes to one server soon after the other, several times in a round, and who comes first turns around from one time to the next,
+since the speed of a virtual machine changes within seconds. Between them the machine rests, so that nobody pays for what the other does
+after its answer. The numbers are medians over all of them, and so is the ratio: of the ratios of the pairs. Prompts are random token ids,
+the same for all servers and never used twice, so that nothing is answered from a cache unless a row says so.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "clients"))
@@ -32,6 +33,8 @@ SHARED_PREFIX_TOKENS = 400
 SLOTS = 8
 CONTEXT_TOKENS = 8192
 KV_TOKENS = 2 * CONTEXT_TOKENS
+# After an answer, a thread of llama-server looks for more work for up to 0.1 s, on a core that the next server wants.
+REST_S = 0.3
 REFERENCE = ROOT / "scripts" / "llama-cpp.sh"
 
 # Row: what is measured, unit, digits, whether more is better, target for ours relative to the reference.
@@ -189,6 +192,7 @@ def take_round(number, rounds, options, flavours, work, config, data_dir, model_
             taken = {name: {} for name in servers}
             for take in MEASUREMENTS:
                 for name, (base, model) in order:
+                    time.sleep(REST_S)
                     taken[name] |= take(base, model, prompts[name])
             for name, result in taken.items():
                 rounds.setdefault(name, []).append(result)
