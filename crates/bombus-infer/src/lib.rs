@@ -5,6 +5,7 @@ pub mod backend;
 mod captured;
 pub mod discover;
 pub mod fake;
+mod file_lock;
 pub mod gguf;
 pub mod hardware;
 mod library;

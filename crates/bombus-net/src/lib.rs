@@ -23,6 +23,7 @@ pub mod membership;
 mod node;
 mod peer;
 mod ping;
+mod platform;
 mod ports;
 mod probe;
 mod report;

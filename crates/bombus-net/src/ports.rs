@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::ListenOn;
 use crate::failure::NetError;
+use crate::platform::take_over_address;
 
 /// Finds the addresses to listen on, with the port that each one gets.
 ///
@@ -78,9 +79,7 @@ fn try_bind(addr: SocketAddr) -> io::Result<u16> {
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Connections of an earlier run that still fade out do not count.
-    #[cfg(unix)]
-    socket.set_reuse_address(true)?;
+    take_over_address(&socket)?;
     socket.bind(&addr.into())?;
     socket.listen(1)?;
     let bound = socket.local_addr()?.as_socket();

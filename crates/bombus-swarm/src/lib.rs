@@ -38,6 +38,7 @@ mod help;
 mod limiter;
 mod liveness;
 mod places;
+mod platform;
 mod presence;
 mod report;
 mod reserved;

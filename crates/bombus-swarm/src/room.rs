@@ -7,6 +7,8 @@ use orbitdb::storage::StorageError;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::platform::free_bytes;
+
 /// Less than that is none: files grow by several MiB at a time.
 const ROOM_BYTES_MIN: u64 = 8 << 20;
 /// Time between two looks whether a database has failed.
@@ -45,17 +47,4 @@ pub(crate) async fn leave_failed(
         leave.cancel();
     };
     leave.run_until_cancelled(failing).await;
-}
-
-#[cfg(unix)]
-fn free_bytes(directory: &Path) -> Option<u64> {
-    let disk = nix::sys::statvfs::statvfs(directory).ok()?;
-    #[expect(clippy::useless_conversion, reason = "the numbers are smaller on other systems")]
-    let (blocks, size) = (u64::from(disk.blocks_available()), u64::from(disk.fragment_size()));
-    Some(blocks.saturating_mul(size))
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Option<u64> {
-    None
 }

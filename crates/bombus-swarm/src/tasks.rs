@@ -30,7 +30,6 @@
 
 mod ask;
 mod cancel;
-mod clock;
 mod config;
 mod counts;
 mod driver;

@@ -3,6 +3,7 @@
 mod journal;
 mod memory;
 mod pending;
+mod platform;
 mod redb;
 #[cfg(test)]
 mod tests;

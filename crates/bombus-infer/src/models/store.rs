@@ -21,6 +21,7 @@ use self::leftovers::{PARTIAL_LEFT_AFTER, Partial};
 use super::defaults::ModelDefaults;
 use super::local::{LocalModel, MANIFEST_FORMAT, ModelSource};
 use super::ollama::OllamaModels;
+use crate::file_lock::{WAIT_MAX, lock_file};
 use crate::gguf::{GgufError, GgufInfo};
 
 pub(super) use blob::{Hashed, free_bytes, hash_into, is_disk_full, is_sha256};
@@ -393,9 +394,7 @@ impl ModelStore {
     /// Holds off other processes while names and weights change together.
     fn lock(&self) -> Result<File, StoreError> {
         let path = self.lock_path("store");
-        let file = File::create(&path).map_err(StoreError::io(&path))?;
-        file.lock().map_err(StoreError::io(&path))?;
-        Ok(file)
+        lock_file(&path, WAIT_MAX).map_err(StoreError::io(&path))
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
+use crate::file_lock::{WAIT_MAX, lock_file};
 use crate::models::ModelDefaults;
 
 /// Version of the files that are written; later ones are refused.
@@ -148,9 +149,7 @@ fn read(path: &Path) -> Result<Names, NamesError> {
 /// returned. It is a file beside that one, which is replaced by each change.
 fn lock(path: &Path) -> io::Result<fs::File> {
     fs::create_dir_all(folder_of(path))?;
-    let file = fs::File::create(path.with_extension("lock"))?;
-    file.lock()?;
-    Ok(file)
+    lock_file(&path.with_extension("lock"), WAIT_MAX)
 }
 
 fn folder_of(path: &Path) -> &Path {

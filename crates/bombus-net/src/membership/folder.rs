@@ -13,7 +13,7 @@
 //! Files appear by atomic rename. The key and the hash that names it are two files: the next key is written first, then the hash, and
 //! then the next key takes its place; who opens the folder in between completes that.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,7 @@ use super::key::KeyHash;
 use super::known_peers::KnownPeers;
 use super::rules::{CHANGES_MAX, Rules};
 use super::{Generation, MembershipError, OwnerId, OwnerKey, SignedChange, SwarmId, SwarmKey};
+use crate::platform::create_private_dir;
 
 /// Version of the files that this program reads and writes.
 const FORMAT: u32 = 1;
@@ -328,15 +329,6 @@ pub(super) fn read_current(swarms: &Path) -> Result<Option<SwarmId>, MembershipE
 
 pub(super) fn write_current(swarms: &Path, swarm_id: &SwarmId) -> Result<(), MembershipError> {
     write_atomically(&swarms.join("current"), format!("{swarm_id}\n").as_bytes())
-}
-
-/// Makes a folder and its missing parents; on Unix the new ones are open to the owner alone.
-pub(super) fn create_private_dir(path: &Path) -> io::Result<()> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
 }
 
 /// Writes a file so that a reader sees all of it or nothing, also after a power cut; on Unix it is readable by its owner alone.

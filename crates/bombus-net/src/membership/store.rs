@@ -15,6 +15,7 @@ use super::{
     AddressOrigin, Applied, Generation, IgnoredChanges, InviteError, JoinError, KnownAddress, KnownPeer,
     MembershipError, MembershipState, OwnerError, OwnerKey, Privacy, SignedChange, SwarmId, SwarmKey, Ticket,
 };
+use crate::platform::create_private_dir;
 
 /// Which swarm a node belongs to, as it stands on disk. Nothing is ever deleted: whoever joins or leaves keeps the old swarm's folder.
 ///
@@ -535,7 +536,7 @@ impl Closed {
 /// Makes the folder of all swarms.
 fn make_swarms(dir: &Path) -> Result<PathBuf, MembershipError> {
     let swarms = dir.join("swarms");
-    folder::create_private_dir(&swarms).map_err(MembershipError::io(&swarms, "it cannot be made"))?;
+    create_private_dir(&swarms).map_err(MembershipError::io(&swarms, "it cannot be made"))?;
     Ok(swarms)
 }
 

@@ -1,6 +1,6 @@
 //! `databases.json`: which databases this node keeps, and how it opens them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::DbError;
+use crate::platform::{create_private_file, sync_directory};
 
 /// The newest format that is known.
 const FORMAT: u32 = 1;
@@ -147,16 +148,11 @@ pub(crate) fn read_versioned<T: DeserializeOwned>(path: &Path, newest: u32) -> R
 /// Replaces a file that only its owner may read, so that it is whole at any time.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let draft = path.with_extension("new");
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&draft)?;
+    let mut file = create_private_file(&draft)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&draft, path)?;
-    // The name is safe once its directory is.
-    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    sync_directory(path)
 }
 
 mod as_text {

@@ -12,7 +12,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::shared::Shared;
-use super::{clock, facts, generations, serve};
+use super::{facts, generations, serve};
+use crate::platform::time_with_sleep;
 use crate::room::leave_failed;
 use crate::store::{StoreLimits, TaskStore, TaskStoreService};
 use crate::supervised::{PartEnded, keep_going};
@@ -142,7 +143,7 @@ async fn pass_time(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(),
         let next = *due.borrow_and_update();
         let wait = async {
             match next {
-                Some(next) => sleep(next.saturating_sub(clock::now()).min(LOOK_MAX)).await,
+                Some(next) => sleep(next.saturating_sub(time_with_sleep()).min(LOOK_MAX)).await,
                 None => std::future::pending().await,
             }
         };
@@ -150,7 +151,7 @@ async fn pass_time(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(),
             biased;
             () = stop.cancelled() => return Ok(()),
             () = wait => {
-                if next.is_some_and(|next| next <= clock::now()) {
+                if next.is_some_and(|next| next <= time_with_sleep()) {
                     shared.input(Input::Tick);
                 }
             }

@@ -20,7 +20,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::clock;
 use super::config::TasksConfig;
 use super::counts::TaskRuns;
 use super::error::TasksError;
@@ -30,6 +29,7 @@ use super::run::Running;
 use super::serve::{Listener, TakenTask};
 use crate::SwarmHandle;
 use crate::db::{DbError, DbHandle};
+use crate::platform::time_with_sleep;
 use crate::room;
 use crate::route::RouteHandle;
 use crate::seal::SealKey;
@@ -114,7 +114,7 @@ impl Shared {
         counted: TaskRuns,
     ) -> Self {
         let me = key.node_id();
-        let dispatcher = Dispatcher::new(me.clone(), config.dispatch(route.slots()), clock::now(), random());
+        let dispatcher = Dispatcher::new(me.clone(), config.dispatch(route.slots()), time_with_sleep(), random());
         Self {
             config,
             net,
@@ -166,7 +166,7 @@ impl Shared {
     pub(super) fn input(self: &Arc<Self>, input: Input) {
         let due = {
             let mut dispatcher = lock(&self.dispatcher);
-            let outputs = dispatcher.on(clock::now(), input);
+            let outputs = dispatcher.on(time_with_sleep(), input);
             // Under the lock, so that what is said about a task is done in this order.
             for output in outputs {
                 super::driver::begin(self, output);
@@ -236,12 +236,12 @@ impl Shared {
 
     /// Notes that what came of a run could not be written.
     pub(super) fn note_trouble(&self) {
-        *lock(&self.trouble_until) = clock::now() + TROUBLE_TIME;
+        *lock(&self.trouble_until) = time_with_sleep() + TROUBLE_TIME;
     }
 
     /// Says whether what would come of a run could be written, as far as that can be known.
     pub(super) fn can_write(&self) -> bool {
-        let in_trouble = clock::now() < *lock(&self.trouble_until);
+        let in_trouble = time_with_sleep() < *lock(&self.trouble_until);
         !in_trouble && self.store_now().is_some_and(|store| store.failure().is_none())
     }
 

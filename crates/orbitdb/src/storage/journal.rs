@@ -14,6 +14,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+use super::platform::{create_private_file, sync_directory, write_all_at};
 use super::{Batch, Table};
 
 /// Bytes of the file, which are written when it is made, so that syncing later writes concerns their content and nothing else.
@@ -45,17 +46,8 @@ pub(super) trait JournalFile: Send {
 }
 
 impl JournalFile for File {
-    #[cfg(unix)]
     fn write_at(&self, bytes: &[u8], at: usize) -> io::Result<()> {
-        std::os::unix::fs::FileExt::write_all_at(self, bytes, at as u64)
-    }
-
-    #[cfg(not(unix))]
-    fn write_at(&self, bytes: &[u8], at: usize) -> io::Result<()> {
-        use io::{Seek as _, Write as _};
-        let mut file = self;
-        file.seek(io::SeekFrom::Start(at as u64))?;
-        file.write_all(bytes)
+        write_all_at(self, bytes, at as u64)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -78,11 +70,7 @@ impl Journal {
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         let draft = path.with_extension("journal-new");
         remove(&draft)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(&draft)?;
+        let file = create_private_file(&draft)?;
         let mut salt = [0; SALT_BYTES];
         getrandom::fill(&mut salt).map_err(io::Error::other)?;
         let mut bytes = vec![0; FILE_BYTES];
@@ -154,15 +142,6 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Makes the name of a file safe, which its directory holds.
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
-    Ok(())
 }
 
 fn sum(salt: &[u8; SALT_BYTES], number: u64, payload: &[u8]) -> [u8; SUM_BYTES] {

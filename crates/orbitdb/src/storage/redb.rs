@@ -7,7 +7,7 @@ mod tests;
 use std::{
     collections::HashMap,
     fmt::Display,
-    fs::{self, OpenOptions},
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
 };
@@ -21,6 +21,7 @@ use super::{
     Batch, Durability, Space, Storage, StorageError, Table, check_name,
     journal::{self, Journal},
     pending::Pending,
+    platform::{create_private_dir, create_private_file, sync_directory},
 };
 
 /// How many bytes the changes may have that go to the journal. Larger ones would be written twice for little.
@@ -97,11 +98,7 @@ impl Redb {
     /// [`StorageError::Failed`] when it cannot be made.
     pub fn new(directory: impl Into<PathBuf>, config: RedbConfig) -> Result<Self, StorageError> {
         let directory = directory.into();
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&directory).map_err(|error| failed(&directory, error))?;
+        create_private_dir(&directory).map_err(|error| failed(&directory, error))?;
         Ok(Self { directory, config, open: Mutex::default() })
     }
 
@@ -115,11 +112,7 @@ impl Redb {
         for old in [draft.clone(), journal::path_of(path)] {
             journal::remove(&old).map_err(|error| failed(&old, error))?;
         }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(&draft).map_err(|error| failed(&draft, error))?;
+        let file = create_private_file(&draft).map_err(|error| failed(&draft, error))?;
         let backend = FileBackend::new(file).map_err(|error| failed(&draft, error))?;
         let database = Database::builder().create_with_backend(backend).map_err(|error| failed(&draft, error))?;
         let write = || -> Result<(), redb::Error> {
@@ -133,7 +126,7 @@ impl Redb {
         write().map_err(|error| failed(&draft, error))?;
         drop(database);
         fs::rename(&draft, path).map_err(|error| failed(path, error))?;
-        journal::sync_directory(path).map_err(|error| failed(&self.directory, error))
+        sync_directory(path).map_err(|error| failed(&self.directory, error))
     }
 }
 

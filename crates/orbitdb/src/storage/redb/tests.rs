@@ -25,7 +25,7 @@ impl JournalFile for Disk {
 /// Puts such a file under the journal of an open space.
 fn watch_journal(storage: &Redb, space: &str) -> Arc<Mutex<Vec<u8>>> {
     let path = journal::path_of(&storage.path(space));
-    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     let left = Arc::new(Mutex::new(fs::read(&path).unwrap()));
     let space = storage.open.lock().unwrap()[space].upgrade().unwrap();
     let mut writing = space.writing.lock().unwrap();
