@@ -185,8 +185,9 @@ impl Answer {
     }
 
     fn on_choice(&mut self, mut choice: Choice, events: &mut Vec<ChatEvent>) -> Result<(), UpstreamError> {
-        let logprobs = choice.logprobs.map(ChunkLogprobs::into_list).unwrap_or_default();
-        let (thoughts, mut text) = choice.delta.take_text();
+        let logprobs = choice.logprobs.take().map(ChunkLogprobs::into_list).unwrap_or_default();
+        let mut delta = choice.take_delta();
+        let (thoughts, mut text) = delta.take_text();
         text.push_str(&choice.text.unwrap_or_default());
         if !thoughts.is_empty() {
             events.push(ChatEvent::Thinking(Delta::text(thoughts)));
@@ -201,10 +202,10 @@ impl Answer {
             events.extend(piece.map_err(garbage)?.map(ChatEvent::ToolCall));
             Ok(())
         };
-        for call in choice.delta.tool_calls {
+        for call in delta.tool_calls {
             pass_on(self.calls.on(call))?;
         }
-        if let Some(function) = choice.delta.function_call {
+        if let Some(function) = delta.function_call {
             pass_on(self.calls.on_function(function))?;
         }
         if let Some(reason) = choice.finish_reason {

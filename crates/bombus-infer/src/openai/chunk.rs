@@ -21,13 +21,21 @@ pub(super) struct Chunk {
 pub(super) struct Choice {
     #[serde(deserialize_with = "or_default")]
     pub(super) index: u32,
-    /// What is new; `message` where the whole answer comes at once.
-    #[serde(alias = "message", deserialize_with = "or_default")]
-    pub(super) delta: ChunkDelta,
+    /// What is new; where it stands beside `message`, it alone counts.
+    delta: Option<ChunkDelta>,
+    /// The whole answer, where it comes at once.
+    message: Option<ChunkDelta>,
     /// New text of the legacy completions.
     pub(super) text: Option<String>,
     pub(super) logprobs: Option<ChunkLogprobs>,
     pub(super) finish_reason: Option<String>,
+}
+
+impl Choice {
+    /// Takes out what is new, by whichever name it comes.
+    pub(super) fn take_delta(&mut self) -> ChunkDelta {
+        self.delta.take().or(self.message.take()).unwrap_or_default()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

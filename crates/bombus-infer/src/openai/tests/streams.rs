@@ -136,6 +136,15 @@ async fn an_answer_that_comes_whole_is_taken_as_one() {
 }
 
 #[tokio::test]
+async fn a_message_beside_what_is_new_is_passed_over() {
+    let both = |message: Value, text: &str| json!({"choices": [{"index": 0, "message": message, "delta": {"content": text}, "finish_reason": null}]});
+    let so_far = json!({"role": "assistant", "content": "hello so far"});
+    let last = json!({"choices": [{"index": 0, "message": so_far, "delta": {}, "finish_reason": "stop"}]});
+    let events = chatted(&[both(so_far, "he"), both(Value::Null, "llo"), last]).await;
+    assert_eq!((text_of(&events).as_str(), finish_of(&events)), ("hello", FinishReason::Stop));
+}
+
+#[tokio::test]
 async fn comments_and_other_choices_are_passed_over() {
     let upstream = Upstream::start().await.unwrap();
     let other = json!({"choices": [{"index": 1, "delta": {"content": "no"}}]});
