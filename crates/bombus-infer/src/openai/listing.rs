@@ -2,6 +2,7 @@
 
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Provider;
@@ -43,45 +44,46 @@ impl Listed {
     }
 }
 
-/// The answer of `GET /v1/models`.
+/// The answer of `GET /v1/models`. Its entries are read one by one, so that one that cannot be read hides no other.
 #[derive(Debug, Deserialize)]
 pub(super) struct Listing {
-    data: Vec<Entry>,
+    data: Vec<Value>,
 }
 
+/// What is known of a model beside its id is read as far as it has the form expected.
 #[derive(Debug, Deserialize)]
 struct Entry {
     id: String,
-    #[serde(default)]
     created: Option<Value>,
-    #[serde(default)]
-    owned_by: Option<String>,
-    /// vLLM's name for the length of the context; the others are OpenRouter's and Together's, Groq's, and Mistral's.
-    #[serde(default, alias = "context_length", alias = "context_window", alias = "max_context_length")]
+    /// vLLM's name for the length of the context.
     max_model_len: Option<Value>,
+    /// The same by the name of OpenRouter and Together.
+    context_length: Option<Value>,
+    /// The same by Groq's name.
+    context_window: Option<Value>,
+    /// The same by Mistral's name.
+    max_context_length: Option<Value>,
     /// [`Meta`], or what other servers mean by that name.
-    #[serde(default)]
     meta: Option<Value>,
-    #[serde(default)]
-    architecture: Option<Architecture>,
+    /// [`Architecture`], or what other servers mean by that name.
+    architecture: Option<Value>,
     /// OpenRouter's list of what a model understands.
-    #[serde(default)]
-    supported_parameters: Option<Vec<String>>,
+    supported_parameters: Option<Value>,
 }
 
 /// llama-server's facts about its model, and by other names those of a Bombus node, which alone says whether it is in memory.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Meta {
-    #[serde(alias = "context_tokens")]
     n_ctx: Option<u32>,
+    context_tokens: Option<u32>,
     n_ctx_train: Option<u32>,
-    #[serde(alias = "parameters")]
     n_params: Option<u64>,
-    #[serde(alias = "size_bytes")]
+    parameters: Option<u64>,
     size: Option<u64>,
-    #[serde(alias = "quantization")]
+    size_bytes: Option<u64>,
     ftype: Option<String>,
+    quantization: Option<String>,
     warm: Option<bool>,
 }
 
@@ -95,13 +97,17 @@ struct Architecture {
 impl Listing {
     /// Tells whose server it is by the owner of its models, where that is known.
     pub(super) fn provider(&self) -> Option<Provider> {
-        self.data.iter().filter_map(|entry| entry.owned_by.as_deref()).find_map(Provider::of_owner)
+        self.data.iter().filter_map(|entry| entry.get("owned_by")?.as_str()).find_map(Provider::of_owner)
     }
 
-    /// Describes the models. Those whose id can be no model's name here are left out, and logged.
+    /// Describes the models. Entries without an id, and those whose id can be no model's name here, are left out, and logged.
     pub(super) fn models(self, backend: &str, provider: Provider) -> Vec<Listed> {
         let mut listed: Vec<Listed> = Vec::new();
         for entry in self.data.into_iter().take(MODELS_MAX) {
+            let Ok(entry) = Entry::deserialize(entry) else {
+                tracing::debug!(backend.name = backend, "an entry of the list is left out: it is no model with an id");
+                continue;
+            };
             let Some(mut model) = Listed::named(&entry.id) else {
                 let id: String = entry.id.chars().take(80).collect();
                 tracing::debug!(backend.name = backend, model.id = id, "a model is left out: its id cannot be a name");
@@ -122,23 +128,29 @@ impl Listing {
 impl Entry {
     fn describe(self, info: &mut ModelInfo) {
         info.modified_unix_s = self.created.as_ref().and_then(Value::as_u64).unwrap_or(0);
-        let told = self.max_model_len.as_ref().and_then(Value::as_u64);
+        let contexts = [self.max_model_len, self.context_length, self.context_window, self.max_context_length];
+        let told = contexts.iter().flatten().find_map(Value::as_u64);
         info.context_tokens = told.and_then(|tokens| u32::try_from(tokens).ok());
-        if let Some(meta) = self.meta.and_then(|meta| serde_json::from_value::<Meta>(meta).ok()) {
-            info.context_tokens = info.context_tokens.or(meta.n_ctx).or(meta.n_ctx_train);
-            info.parameters = meta.n_params;
-            info.size_bytes = meta.size;
-            info.quantization = meta.ftype;
+        if let Some(meta) = read::<Meta>(self.meta) {
+            info.context_tokens = info.context_tokens.or(meta.n_ctx).or(meta.context_tokens).or(meta.n_ctx_train);
+            info.parameters = meta.n_params.or(meta.parameters);
+            info.size_bytes = meta.size.or(meta.size_bytes);
+            info.quantization = meta.ftype.or(meta.quantization);
             // llama-server's one model is loaded as long as it runs.
             info.warm = meta.warm.unwrap_or(true);
         }
-        if let Some(modalities) = self.architecture.and_then(|architecture| architecture.input_modalities) {
+        if let Some(modalities) = read::<Architecture>(self.architecture).and_then(|facts| facts.input_modalities) {
             keep(info, ModelCapability::Vision, modalities.iter().any(|modality| modality == "image"));
         }
-        if let Some(parameters) = self.supported_parameters {
+        if let Some(parameters) = read::<Vec<String>>(self.supported_parameters) {
             keep(info, ModelCapability::Tools, parameters.iter().any(|parameter| parameter == "tools"));
         }
     }
+}
+
+/// Reads a value that has the form expected.
+fn read<T: DeserializeOwned>(value: Option<Value>) -> Option<T> {
+    value.and_then(|value| T::deserialize(value).ok())
 }
 
 fn keep(info: &mut ModelInfo, capability: ModelCapability, has: bool) {

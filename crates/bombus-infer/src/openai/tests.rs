@@ -114,6 +114,30 @@ async fn listed_models_are_asked_for_by_the_ids_that_the_server_writes() {
 }
 
 #[tokio::test]
+async fn an_entry_with_more_or_other_facts_hides_no_model() {
+    let upstream = Upstream::start().await.unwrap();
+    let listing = json!({"data": [
+        {"id": "both", "max_model_len": 4096, "context_length": 8192, "context_window": null},
+        {"id": "words", "owned_by": 7, "max_model_len": "long", "context_window": 2048, "architecture": "llama"},
+        {"id": "switches", "supported_parameters": {"tools": true}, "architecture": {"input_modalities": "text"}},
+        {"id": "twice", "meta": {"n_params": 5, "parameters": 6, "size": 7, "size_bytes": 8}},
+        {"id": 7},
+        "no entry",
+        {"id": "plain", "supported_parameters": ["seed"], "architecture": {"input_modalities": ["text"]}},
+    ]});
+    upstream.on("GET /v1/models", Script::json(200, &listing));
+    let backend = backend(OpenAiConfig { models: Vec::new(), ..config(upstream.url()) });
+    let models = backend.models().await.unwrap();
+    let names: Vec<_> = models.iter().map(|info| info.name.as_str()).collect();
+    assert_eq!(names, ["both:latest", "words:latest", "switches:latest", "twice:latest", "plain:latest"]);
+    assert_eq!((models[0].context_tokens, models[1].context_tokens), (Some(4096), Some(2048)));
+    assert_eq!((models[3].parameters, models[3].size_bytes), (Some(5), Some(7)));
+    let can =
+        |info: &ModelInfo| [ModelCapability::Tools, ModelCapability::Vision].map(|it| info.capabilities.contains(&it));
+    assert_eq!((can(&models[2]), can(&models[4])), ([true; 2], [false; 2]));
+}
+
+#[tokio::test]
 async fn llama_servers_properties_complete_the_picture() {
     let upstream = Upstream::start().await.unwrap();
     let meta = json!({"n_ctx_train": 8192, "n_params": 134_515_008, "size": 98_000_000, "ftype": "Q4_1"});
