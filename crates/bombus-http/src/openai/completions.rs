@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bombus_core::chat::{Delta, Prompt, ToolCallDelta};
+use bombus_core::chat::{Delta, Prompt, Think, ToolCallDelta};
 use bombus_core::model::ModelCapability;
 use bombus_core::placement::Need;
 
@@ -23,6 +23,8 @@ use crate::inference::{Answers, Scoped, Target};
 
 /// The dialect's own default for `max_tokens`.
 pub(super) const MAX_TOKENS_DEFAULT: u32 = 16;
+/// What a model that can think is told: Ollama would look for thoughts in what continues a text, too, and this dialect has no place for them.
+pub(super) const NO_THOUGHTS: Think = Think::Off;
 /// Most continuations of all prompts together.
 pub(super) const ANSWERS_MAX: usize = 128;
 
@@ -60,6 +62,7 @@ pub(crate) async fn create(
     let mut need = Need::of([ModelCapability::Completion]).within(scope);
     need.capabilities.extend(form.suffix.as_ref().map(|_| ModelCapability::Insert));
     let target = Target::find(&app, request.model, need).await?.for_answers(count);
+    form.think = Some(NO_THOUGHTS).filter(|_| target.info().capabilities.contains(&ModelCapability::Thinking));
     let model = target.model.clone();
     let requests = inputs.into_iter().flat_map(|input| {
         let prompt = match input {
@@ -186,7 +189,7 @@ impl Chunks for CompletionChunks {
         self.write(CompletionChoice { index, text: &delta.text, logprobs, finish_reason: None }, out);
     }
 
-    /// Without a chat template there is nothing that tells thoughts from text.
+    /// Backends are told not to look for thoughts ([`NO_THOUGHTS`]); where one comes all the same, there is no place for it.
     fn thinking(&mut self, _: usize, _: &str, _: &mut EventWriter) {}
 
     /// Calls of tools do not occur without a chat template.

@@ -4,7 +4,7 @@ use bombus_core::batches::Endpoint;
 use bombus_core::chat::{ChatRequest, EmbedInput, EmbedRequest, Prompt};
 use bombus_core::tasks::WholeRequest;
 
-use super::super::completions::{self, ANSWERS_MAX, MAX_TOKENS_DEFAULT};
+use super::super::completions::{self, ANSWERS_MAX, MAX_TOKENS_DEFAULT, NO_THOUGHTS};
 use super::super::request::{ChatCompletionRequest, Common, CompletionRequest, EmbeddingRequest, EncodingFormat};
 use super::super::text_or_list::TextOrList;
 use super::super::translate::{self, EmptyText, Input};
@@ -85,6 +85,7 @@ fn completions(
     let nothing = Prompt::Raw(String::new());
     let mut one = translate::generation(common, model, nothing, max_tokens, "logprobs", request.logprobs)?;
     one.suffix = completions::suffix(request.suffix.take(), &inputs)?;
+    one.think = Some(NO_THOUGHTS);
     let requests = inputs.into_iter().map(|input| {
         let prompt = match input {
             Input::Text(text) => Prompt::Raw(text),
@@ -142,6 +143,7 @@ mod tests {
             panic!()
         };
         assert_eq!((requests.len(), answers, form.as_str()), (2, 2, "text"));
+        assert!(requests.iter().all(|request| request.think == Some(NO_THOUGHTS)));
         assert_eq!((&requests[1].prompt, requests[1].max_tokens), (&Prompt::Raw("b".into()), Some(16)));
 
         let body = json!({ "model": "m", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 8 });

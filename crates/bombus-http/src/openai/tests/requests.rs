@@ -3,15 +3,19 @@
 use bombus_core::chat::{
     ChatRequest, FinishReason, ImageSource, Part, Prompt, ResponseFormat, Role, Think, ToolChoice,
 };
+use bombus_core::model::ModelCapability::Completion;
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};
 
 use super::{hello, weather_tool, with};
-use crate::testing::{done, loopback, post, scripted, services, text};
+use crate::testing::{Scripted, done, loopback, model, post, scripted, services, text};
 
 /// Sends a request and returns what the backend was asked.
 async fn asked(path: &str, request: Value) -> Vec<ChatRequest> {
-    let backend = scripted(vec![text("x"), done(FinishReason::Stop)]);
+    asked_of(scripted(vec![text("x"), done(FinishReason::Stop)]), path, request).await
+}
+
+async fn asked_of(backend: Scripted, path: &str, request: Value) -> Vec<ChatRequest> {
     let seen = backend.seen.clone();
     let answer = post(&loopback(services(backend)), path, &request).await;
     assert_eq!(answer.status, 200, "{request}: {}", answer.body);
@@ -119,6 +123,15 @@ async fn how_much_to_think_and_what_was_thought_before_are_understood() {
         json!([{"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}, {"role": "user", "content": "?"}]);
     let Prompt::Chat(messages) = chat_asked(json!({"messages": turns})).await.prompt else { panic!("a chat was sent") };
     assert_eq!(messages[0].thinking.as_deref(), Some("2 + 2"));
+}
+
+#[tokio::test]
+async fn a_model_that_thinks_does_not_think_about_how_a_text_goes_on() {
+    let request = json!({"model": "m", "prompt": "a"});
+    assert_eq!(asked("/v1/completions", request.clone()).await[0].think, Some(Think::Off));
+    let answers = vec![text("x"), done(FinishReason::Stop)];
+    let plain = Scripted { models: vec![model("m", &[Completion])], ..scripted(answers) };
+    assert_eq!(asked_of(plain, "/v1/completions", request).await[0].think, None, "it needs not be told");
 }
 
 #[tokio::test]
