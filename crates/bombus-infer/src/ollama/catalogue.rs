@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bombus_core::model::{ModelCapability, ModelInfo, ModelName, RunningModel};
+use bombus_core::model::{ModelInfo, ModelName, RunningModel};
 use futures::{StreamExt, future, stream};
 use tokio::time::{Instant, timeout};
 
 use super::context::Known;
-use super::show::{Facts, expires_unix_s, parameter_count, unix_s};
+use super::show::{CAPABILITIES_UNTOLD, Facts, expires_unix_s, parameter_count, unix_s};
 use super::wire::{ListedModel, LoadedModel};
 use super::{OllamaClient, OllamaError};
 
@@ -68,7 +68,7 @@ impl State {
             parameters: facts.and_then(|facts| facts.parameters).or_else(|| parameter_count(&model.details)),
             quantization: text(&model.details.quantization_level),
             context_tokens: facts.and_then(|facts| facts.context_tokens),
-            capabilities: facts.map_or_else(|| vec![ModelCapability::Completion], |facts| facts.capabilities.clone()),
+            capabilities: facts.map_or_else(|| CAPABILITIES_UNTOLD.to_vec(), |facts| facts.capabilities.clone()),
             warm,
             continues: facts.is_some_and(|facts| facts.can_be_prompted()),
             ..ModelInfo::named(name)

@@ -71,6 +71,10 @@ impl Facts {
     }
 }
 
+/// What is taken for granted of a model whose server does not say what it can do. What it cannot do the server refuses in its own words.
+pub(super) const CAPABILITIES_UNTOLD: [ModelCapability; 4] =
+    [ModelCapability::Completion, ModelCapability::Tools, ModelCapability::Vision, ModelCapability::Insert];
+
 /// Older servers do not say what a model can do; that it makes vectors shows in its file.
 fn capabilities(show: &ShowResponse, architecture: &str) -> Vec<ModelCapability> {
     match &show.capabilities {
@@ -80,7 +84,7 @@ fn capabilities(show: &ShowResponse, architecture: &str) -> Vec<ModelCapability>
         None if show.model_info.contains_key(&format!("{architecture}.pooling_type")) => {
             vec![ModelCapability::Embedding]
         }
-        None => vec![ModelCapability::Completion],
+        None => CAPABILITIES_UNTOLD.to_vec(),
     }
 }
 
@@ -220,7 +224,7 @@ mod tests {
         let show =
             |keys: Value| serde_json::from_value(json!({"details": {"family": "bert"}, "model_info": keys})).unwrap();
         assert_eq!(Facts::of(&show(json!({"bert.pooling_type": 1}))).capabilities, [ModelCapability::Embedding]);
-        assert_eq!(Facts::of(&show(json!({}))).capabilities, [ModelCapability::Completion]);
+        assert_eq!(Facts::of(&show(json!({}))).capabilities, CAPABILITIES_UNTOLD.to_vec());
     }
 
     #[test]

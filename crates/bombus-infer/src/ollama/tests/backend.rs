@@ -49,6 +49,16 @@ async fn a_model_that_cannot_be_described_is_listed_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_model_that_nothing_is_told_of_may_be_asked_for_everything() {
+    use ModelCapability::{Completion, Insert, Tools, Vision};
+    for described in [show(&json!({"capabilities": null})), Script::json(500, &json!({"error": "bad manifest"}))] {
+        let upstream = server().await;
+        upstream.on("POST /api/show", described);
+        assert_eq!(backend(&upstream).models().await.unwrap()[0].capabilities, [Completion, Tools, Vision, Insert]);
+    }
+}
+
+#[tokio::test]
 async fn an_answer_ends_with_counts_and_times() {
     let upstream = server().await;
     upstream.on("POST /api/chat", answer(&["He", "llo"]));
