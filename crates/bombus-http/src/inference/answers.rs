@@ -50,14 +50,17 @@ enum Piece {
 pub(crate) struct Truncation {
     /// Messages that were left out.
     pub(crate) messages: u32,
-    /// Tokens of the prompt as it was used.
-    pub(crate) prompt_tokens: u32,
+    /// Tokens of the prompt as it was used; `None` where the backend tells only at the end.
+    pub(crate) prompt_tokens: Option<u32>,
 }
 
 impl Truncation {
     /// Writes it as the value of [`TRUNCATED_HEADER`].
     pub(crate) fn header(self) -> HeaderValue {
-        let text = format!("messages={};prompt_tokens={}", self.messages, self.prompt_tokens);
+        let mut text = format!("messages={}", self.messages);
+        if let Some(tokens) = self.prompt_tokens {
+            text.push_str(&format!(";prompt_tokens={tokens}"));
+        }
         HeaderValue::from_str(&text).expect("numbers and words are printable")
     }
 }
@@ -182,7 +185,7 @@ impl Answers {
             self.meter.count(index, &event);
             match &event {
                 ChatEvent::Truncated { messages, prompt_tokens } => {
-                    let (messages, prompt_tokens) = (*messages, *prompt_tokens);
+                    let (messages, prompt_tokens) = (*messages, Some(*prompt_tokens).filter(|tokens| *tokens > 0));
                     self.truncation.get_or_insert(Truncation { messages, prompt_tokens });
                 }
                 ChatEvent::Continued { by, reason } => self.note_continuation(index, by, reason),

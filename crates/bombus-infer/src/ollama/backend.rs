@@ -124,8 +124,8 @@ impl OllamaBackend {
     }
 
     /// Begins an answer to what of a prompt fits into a context: without its oldest turns, and where even the last one is too long, with
-    /// that one cut by Ollama.
-    async fn begin_shortened(&self, call: &mut Call, context_tokens: u32) -> Result<(ChatEvent, Begun), OllamaError> {
+    /// that one cut by Ollama. Returns how many turns were left out and how many tokens are left, 0 where the server tells that at the end.
+    async fn begin_shortened(&self, call: &mut Call, context_tokens: u32) -> Result<(u32, u32, Begun), OllamaError> {
         let mut left_out = 0;
         if let Call::Chat(chat) = call {
             let turns = std::mem::take(&mut chat.messages);
@@ -139,17 +139,13 @@ impl OllamaBackend {
                 }
                 match self.begin(call).await {
                     Err(error) if error.is_prompt_too_long() => {}
-                    begun => {
-                        // How many tokens are left, the server tells at the end.
-                        let event = ChatEvent::Truncated { messages: left_out, prompt_tokens: 0 };
-                        return begun.map(|begun| (event, begun));
-                    }
+                    begun => return begun.map(|begun| (left_out, 0, begun)),
                 }
             }
         }
         call.run().truncate = Some(true);
         let begun = self.begin(call).await?;
-        Ok((ChatEvent::Truncated { messages: left_out, prompt_tokens: context_tokens }, begun))
+        Ok((left_out, context_tokens, begun))
     }
 
     async fn answer(&self, name: &ModelName, request: ChatRequest) -> Result<ChatStream, BackendError> {
@@ -163,15 +159,15 @@ impl OllamaBackend {
             Some(begun) => (None, begun),
             None if request.overflow.truncate => {
                 let begun = self.begin_shortened(&mut call, context_tokens).await;
-                let (event, begun) = begun.map_err(|error| self.fail(error, &request.model))?;
+                let (messages, prompt_tokens, begun) = begun.map_err(|error| self.fail(error, &request.model))?;
                 tracing::info!(
                     backend.name = self.name,
                     model.name = %name,
                     context_tokens,
-                    truncated = ?event,
+                    truncated.messages = messages,
                     "the conversation is longer than the context; its oldest turns were left out"
                 );
-                (Some(event), begun)
+                (Some(ChatEvent::Truncated { messages, prompt_tokens }), begun)
             }
             None => return Err(too_long(need, context_tokens)),
         };

@@ -114,14 +114,21 @@ async fn log_probabilities_carry_their_bytes() {
 #[tokio::test]
 async fn what_was_left_out_of_a_conversation_is_told_in_a_header_and_the_log() {
     let (log, _guard) = capture_log();
-    for stream in [true, false] {
+    for (stream, prompt_tokens, header) in [
+        (true, 2_000, "messages=3;prompt_tokens=2000"),
+        (false, 2_000, "messages=3;prompt_tokens=2000"),
+        (true, 0, "messages=3"),
+    ] {
         let mut events = two_words();
-        events.insert(0, Ok(ChatEvent::Truncated { messages: 3, prompt_tokens: 2_000 }));
+        events.insert(0, Ok(ChatEvent::Truncated { messages: 3, prompt_tokens }));
         let answer = chat(scripted(events), json!({"stream": stream})).await;
-        assert_eq!(answer.header("x-bombus-truncated"), Some("messages=3;prompt_tokens=2000"));
+        assert_eq!(answer.header("x-bombus-truncated"), Some(header));
     }
-    let told = log.lines().iter().filter(|line| line.contains("oldest turns")).count();
-    assert_eq!(told, 2);
+    let lines = log.lines();
+    let told: Vec<_> = lines.iter().filter(|line| line.contains("oldest turns")).collect();
+    assert_eq!(told.len(), 3);
+    let with_tokens = told.iter().filter(|line| line.contains("prompt.tokens")).count();
+    assert_eq!(with_tokens, 2, "a number that is not known is not told: {told:?}");
     assert_eq!(chat(saying_good_day(), json!({})).await.header("x-bombus-truncated"), None);
 }
 

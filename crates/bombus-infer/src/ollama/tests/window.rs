@@ -110,8 +110,12 @@ async fn the_oldest_turns_are_left_out_where_that_is_allowed_and_it_is_said() {
     ];
     let overflow = Overflow { truncate: true, ..Overflow::default() };
     let request = ChatRequest { overflow, ..ChatRequest::new("small", Prompt::Chat(turns)) };
+    let log = Log::capture();
     let mut events = backend(&upstream).chat(request).await.unwrap();
     let Some(Ok(ChatEvent::Truncated { messages, prompt_tokens: 0 })) = events.next().await else { panic!() };
+    let left_out = log.lines("INFO", "the conversation is longer than the context; its oldest turns were left out");
+    assert_eq!(left_out[0]["truncated.messages"], json!(messages));
+    assert!(!log.text().contains("prompt_tokens"), "a number that is not known is not told: {}", log.text());
     let asked = requests(&upstream, "POST /api/chat");
     let sent = asked.last().unwrap().json()["messages"].as_array().unwrap().clone();
     assert_eq!((messages as usize, sent[0]["content"].as_str()), (6 - sent.len(), Some("Be brief")));
