@@ -40,6 +40,7 @@ pub(super) struct Asked {
 /// Says a stream of pieces as events. `first` is its first piece, `before` an event that comes before all.
 pub(super) fn events(asked: Asked, before: Option<ChatEvent>, first: Answer, mut rest: AnswerStream) -> ChatStream {
     Box::pin(stream! {
+        let is_cut_told = matches!(before, Some(ChatEvent::Truncated { .. }));
         if let Some(event) = before {
             yield Ok(event);
         }
@@ -61,7 +62,7 @@ pub(super) fn events(asked: Asked, before: Option<ChatEvent>, first: Answer, mut
                 }
             }
             if let Some(mut ending) = done {
-                if let Err(error) = check(&asked, ending.usage.prompt_tokens).await {
+                if !is_cut_told && let Err(error) = check(&asked, ending.usage.prompt_tokens).await {
                     yield Err(error);
                     return;
                 }
@@ -159,15 +160,13 @@ impl Ending {
     }
 }
 
-/// Compares what the server says that it read with what the prompt needed.
+/// Compares what the server says that it read with what the prompt needed. It says so at the end alone, so that a cut that was allowed,
+/// but nobody was told of, can only be logged.
 ///
 /// # Errors
 ///
 /// [`BackendError::ContextExceeded`] where the prompt was cut for sure, and nobody allowed that.
 async fn check(asked: &Asked, prompt_eval_count: u32) -> Result<(), BackendError> {
-    if asked.may_cut {
-        return Ok(());
-    }
     let (backend, model, tokens_estimated) = (&asked.backend, &asked.model, asked.need.prompt_tokens);
     match judge(prompt_eval_count, asked.window, asked.need) {
         Cut::No => Ok(()),
@@ -185,6 +184,16 @@ async fn check(asked: &Asked, prompt_eval_count: u32) -> Result<(), BackendError
             let version = timeout(VERSION_TIME_MAX, asked.client.without_retries().version()).await;
             let cuts = matches!(version, Ok(Ok(version)) if !refuses_long_prompts(&version));
             if !cuts {
+                return Ok(());
+            }
+            if asked.may_cut {
+                tracing::warn!(
+                    backend.name = backend,
+                    model.name = model,
+                    prompt_eval_count,
+                    tokens_estimated,
+                    "upstream cut the prompt without a word; from version 0.12.6 on Ollama lets it be told what was left out"
+                );
                 return Ok(());
             }
             tracing::error!(

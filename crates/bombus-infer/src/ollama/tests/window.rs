@@ -6,6 +6,10 @@ use crate::captured::Log;
 /// What the log says of a prompt that seems to have been cut.
 const CUT: &str = "upstream read far fewer tokens than the prompt seems to have; it may have cut it";
 
+/// What the log says of a prompt that was cut for sure, where that was allowed.
+const CUT_SILENTLY: &str =
+    "upstream cut the prompt without a word; from version 0.12.6 on Ollama lets it be told what was left out";
+
 /// The contexts that chats asked for, in order.
 fn contexts(upstream: &Upstream) -> Vec<Value> {
     requests(upstream, "POST /api/chat").iter().map(|request| request.json()["options"]["num_ctx"].clone()).collect()
@@ -151,11 +155,34 @@ async fn a_server_that_cuts_against_its_order_is_found_out() {
         let outcome = run(&backend(&upstream), request.clone()).await;
         assert_eq!((outcome.text.as_str(), exceeded(&outcome.error)), ("a", cut), "{version}: {outcome:?}");
     }
+    let log = Log::capture();
     let upstream = server().await;
     upstream.on("GET /api/version", Script::json(200, &json!({"version": "0.12.5"})));
     upstream.on("POST /api/chat", answer);
     let allowed = ChatRequest { overflow: Overflow { truncate: true, ..Overflow::default() }, ..request };
     assert_eq!(run(&backend(&upstream), allowed).await.error, None);
+    assert_eq!(log.lines("WARN", CUT_SILENTLY).len(), 1, "{}", log.text());
+}
+
+#[tokio::test]
+async fn a_cut_that_was_allowed_is_noted_unless_it_was_told() {
+    let log = Log::capture();
+    let upstream = server().await;
+    let mut end = done();
+    end["prompt_eval_count"] = json!(2048);
+    let overflow = Overflow { truncate: true, ..Overflow::default() };
+    let request = ChatRequest { overflow, ..long(60_000) };
+    let backend = backend(&upstream);
+    upstream.on("POST /api/chat", Script::lines(&[said("a"), end]));
+    for told in [false, true] {
+        if told {
+            upstream.once("POST /api/chat", too_long());
+        }
+        let events: Vec<_> = backend.chat(request.clone()).await.unwrap().map(Result::unwrap).collect().await;
+        assert_eq!(matches!(events[0], ChatEvent::Truncated { .. }), told, "{events:?}");
+        assert!(matches!(events.last(), Some(ChatEvent::Done { .. })), "{events:?}");
+        assert_eq!(log.lines("WARN", CUT).len(), 1, "{}", log.text());
+    }
 }
 
 #[tokio::test]
