@@ -25,7 +25,8 @@ pub(super) struct Vitals {
     by_model: HashMap<ModelName, Pace>,
     /// Until when it is tried after all others.
     pub(super) held_back_until_ms: u64,
-    /// What went wrong last, as long as nothing has gone well since.
+    /// What went wrong last, as long as nothing has gone well since: without the server's own words, which may quote the request of
+    /// somebody else than whoever is told of it.
     pub(super) error: Option<Arc<str>>,
 }
 
@@ -113,7 +114,7 @@ impl Vitals {
         self.held_back_until_ms = self.held_back_until_ms.max(until_ms);
         let outcome = outcome_of(error);
         if outcome != Outcome::Answered || matches!(error, BackendError::Rejected { .. }) {
-            self.error = Some(error.to_string().into());
+            self.error = Some(without_words(&error.to_string()).into());
         }
         outcome
     }
@@ -125,7 +126,7 @@ impl Vitals {
         let after = self.breaker.state();
         match after {
             BreakerState::Open { until_ms } if after != before => {
-                let (error, retry_ms) = (self.error.as_deref().map(without_words), until_ms.saturating_sub(now_ms));
+                let (error, retry_ms) = (self.error.as_deref(), until_ms.saturating_sub(now_ms));
                 tracing::warn!(backend.name = name, error, retry_ms, "the backend gets no requests for a while");
             }
             BreakerState::Closed if after != before => tracing::info!(backend.name = name, "the backend works again"),

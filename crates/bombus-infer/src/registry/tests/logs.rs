@@ -128,3 +128,30 @@ async fn neither_prompts_nor_answers_nor_keys_are_in_the_log_whatever_a_server_s
         }
     }
 }
+
+#[tokio::test]
+async fn what_a_server_says_of_one_request_is_told_to_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let quoting = json!({"error": {"message": format!("you asked {PROMPT:?}")}});
+    for dialect in [Ollama, OpenAi] {
+        for (status, told) in [(500, "status 500"), (401, "status 401")] {
+            let upstream = dialect.server().await;
+            let backends = known(vec![named("a", with_key(dialect, &upstream, &directory))]).await;
+            upstream.on(dialect.chat(), Script::json(status, &quoting));
+            let own = outcome(&backends).await.unwrap_err().to_string();
+            assert!(own.contains(PROMPT), "whoever asked is told all of it: {own}");
+            let shown = state(&backends, "a").error.unwrap();
+            assert!(shown.contains(told) && !shown.contains(PROMPT), "{dialect:?}: {shown}");
+        }
+
+        let upstream = dialect.server().await;
+        let backends = known(vec![named("a", with_key(dialect, &upstream, &directory))]).await;
+        upstream.on(dialect.chat(), Script::json(500, &quoting));
+        while state(&backends, "a").breaker == "closed" {
+            outcome(&backends).await.unwrap_err();
+        }
+        let others = outcome(&backends).await.unwrap_err().to_string();
+        assert!(others.contains("failed several times in a row") && others.contains("status 500"), "{others}");
+        assert!(!others.contains(PROMPT), "{dialect:?}: {others}");
+    }
+}
