@@ -41,6 +41,12 @@ impl Resume {
         self.thinking.is_empty() && self.text.is_empty() && self.held.is_empty()
     }
 
+    /// Returns how many bytes of thoughts and answer there are.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.thinking.len().saturating_add(self.text.len())
+    }
+
     /// Returns the tokens to go on from, where they are those of these weights.
     #[must_use]
     pub fn tokens_for(&self, sha256: Option<&str>) -> Option<&[u32]> {

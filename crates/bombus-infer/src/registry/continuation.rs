@@ -16,6 +16,9 @@ use super::search::{Found, Search};
 use super::stall::Stall;
 use crate::BackendError;
 
+/// An answer that is longer than this in bytes is not gone on with: as the beginning of another run it fits into no context.
+const CONTINUED_BYTES_MAX: usize = 16 << 20;
+
 /// Returns whether the answer to a request could be gone on with. A call of a tool cannot: half of one cannot be taken back.
 pub(super) fn is_continuable(request: &ChatRequest) -> bool {
     request.tools.is_empty() || request.tool_choice == ToolChoice::None
@@ -189,7 +192,8 @@ impl Unbroken {
     /// Returns what it takes to look for somebody who goes on, where anybody could.
     fn search(&self) -> Option<Search> {
         let config = self.route.config();
-        if self.told.is_final || self.is_done || self.continued >= config.continuations_max() {
+        let is_too_long = self.told.resume.bytes() > CONTINUED_BYTES_MAX;
+        if self.told.is_final || self.is_done || is_too_long || self.continued >= config.continuations_max() {
             return None;
         }
         let request = ChatRequest { resume: Some(self.told.resume.clone()), ..(*self.request).clone() };

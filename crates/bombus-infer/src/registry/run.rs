@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bombus_core::chat::{Answerer, ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, Resume, Usage};
-use futures::stream::{Stream, StreamExt};
+use futures::stream::{self, Stream, StreamExt};
 use tokio::time::Instant;
 
 use super::entry::Place;
@@ -14,6 +14,8 @@ use crate::{Backend, BackendError, ChatStream};
 const MEASURED_TOKENS_MIN: u32 = 8;
 /// Events that may stand before an answer's first token.
 const PREFACE_MAX: usize = 8;
+/// Most text, thoughts and calls of tools in one answer, in MiB, with what other runs wrote of it.
+const ANSWER_MIB_MAX: usize = 64;
 
 /// A request that can be sent to one backend after another.
 pub(super) trait Work: Clone + Send {
@@ -97,6 +99,7 @@ impl Work for ChatRequest {
     async fn send(self, mut turn: Turn) -> Result<Begun, BackendError> {
         let backend = turn.backend();
         let earlier_tokens = self.resume.as_ref().map_or(0, |resume: &Resume| resume.completion_tokens);
+        let bytes = self.resume.as_ref().map_or(0, Resume::bytes);
         let begun = Instant::now();
         let mut events = match backend.chat(self).await {
             Ok(events) => events,
@@ -125,7 +128,7 @@ impl Work for ChatRequest {
             }
         }
         turn.place().began(begun.elapsed());
-        let run = Run { first: first.into_iter(), events, turn, first_token: Instant::now(), earlier_tokens };
+        let run = Run { first: first.into_iter(), events, turn, first_token: Instant::now(), earlier_tokens, bytes };
         Ok(Begun { run, by })
     }
 }
@@ -168,6 +171,20 @@ fn shorten(vector: &mut Vec<f32>, dimensions: usize) {
     }
 }
 
+fn bytes_of(event: &ChatEvent) -> usize {
+    match event {
+        ChatEvent::Thinking(delta) | ChatEvent::Delta(delta) => delta.text.len(),
+        ChatEvent::ToolCall(call) => {
+            let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+            text(&call.id) + text(&call.name) + call.arguments.len()
+        }
+        ChatEvent::AnsweredBy(_)
+        | ChatEvent::Continued { .. }
+        | ChatEvent::Truncated { .. }
+        | ChatEvent::Done { .. } => 0,
+    }
+}
+
 pub(super) fn without_end() -> BackendError {
     BackendError::Interrupted { reason: "the backend ended it without saying why".into() }
 }
@@ -180,6 +197,8 @@ pub(super) struct Run {
     first_token: Instant,
     /// Tokens of the answer that other runs have written.
     earlier_tokens: u32,
+    /// Bytes of the answer so far, with those of other runs.
+    bytes: usize,
 }
 
 impl Run {
@@ -191,6 +210,18 @@ impl Run {
     /// Takes note that it failed, though it does not say so itself.
     pub(super) fn failed(&mut self, error: &BackendError) {
         self.turn.failed(error);
+    }
+
+    /// Counts an event, or ends the run where the answer becomes too long with it: whoever puts an answer together holds all of it.
+    fn count(&mut self, event: &ChatEvent) -> Result<(), BackendError> {
+        self.bytes = self.bytes.saturating_add(bytes_of(event));
+        if self.bytes <= ANSWER_MIB_MAX << 20 {
+            return Ok(());
+        }
+        let error = BackendError::Interrupted { reason: format!("it is longer than {ANSWER_MIB_MAX} MiB") };
+        self.turn.failed(&error);
+        (self.first, self.events) = (Vec::new().into_iter(), stream::empty().boxed());
+        Err(error)
     }
 
     fn observe(&mut self, event: &ChatEvent) {
@@ -218,7 +249,12 @@ impl Stream for Run {
             None => ready!(this.events.poll_next_unpin(cx)),
         };
         match &item {
-            Some(Ok(event)) => this.observe(event),
+            Some(Ok(event)) => {
+                if let Err(error) = this.count(event) {
+                    return Poll::Ready(Some(Err(error)));
+                }
+                this.observe(event);
+            }
             Some(Err(error)) => this.turn.failed(error),
             None => this.turn.failed(&without_end()),
         }

@@ -4,6 +4,7 @@ mod flapping;
 mod lists;
 mod logs;
 mod peers;
+mod quantity;
 mod scribe;
 mod slots;
 mod upstreams;
@@ -36,6 +37,8 @@ enum Play {
     Stall,
     /// Never begins.
     Hang,
+    /// Says the same without end.
+    Flood(Arc<ChatEvent>),
 }
 
 /// A backend that does what the test wants, and remembers what it was asked.
@@ -90,7 +93,7 @@ impl Backend for Player {
         let words = match &play {
             Play::Refuse(error) => return Err(error.clone()),
             Play::Hang => std::future::pending().await,
-            Play::RefuseInStream(_) => 0,
+            Play::RefuseInStream(_) | Play::Flood(_) => 0,
             Play::BreakOff | Play::Stall => 1,
             Play::Say(words) => *words,
         };
@@ -102,6 +105,9 @@ impl Backend for Player {
                 Play::RefuseInStream(error) => yield Err(error),
                 Play::BreakOff => yield Err(BackendError::Interrupted { reason: "broken".into() }),
                 Play::Stall => std::future::pending().await,
+                Play::Flood(event) => loop {
+                    yield Ok((*event).clone());
+                },
                 _ => yield Ok(done(words)),
             }
         }
