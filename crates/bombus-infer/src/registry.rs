@@ -49,6 +49,8 @@ const LIST_AGE_MAX: Duration = Duration::from_secs(15);
 const MISS_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait right after the start for this node's backends, where a peer has what is asked for.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(1);
+/// So long a backend that cannot be asked may have any model. Later, it may have those that it had before and those that its settings name.
+const TROUBLE_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long a more preferred backend may still answer when a name was looked for and found.
 const FOUND_GRACE: Duration = Duration::from_millis(200);
 
@@ -348,15 +350,16 @@ impl Backends {
     ///
     /// # Errors
     ///
-    /// [`BackendError::ModelNotFound`]; or, where no backend has the model but one could not be asked, that backend's error, since
-    /// the model may well be there. A backend that does not answer within 5 s is [`BackendError::Unavailable`].
+    /// [`BackendError::ModelNotFound`]; or, where no backend has the model but one could not be asked, that backend's error, as long as the
+    /// model may well be there: for a minute, or where that backend had it or its settings name it, or where none of this node's could be
+    /// asked. A backend that does not answer within 5 s is [`BackendError::Unavailable`].
     pub async fn find(&self, model: &str) -> Result<Listed, BackendError> {
         let name = parse(model)?;
         if let Some(found) = self.listed(&name) {
             return Ok(found);
         }
         let troubles = self.look_for(&name, || self.listed(&name).is_some()).await;
-        self.listed(&name).ok_or_else(|| self.absence(model, &troubles))
+        self.listed(&name).ok_or_else(|| self.absence(model, &name, &troubles))
     }
 
     /// Judges all backends and peers for a request, best first.
@@ -481,14 +484,21 @@ impl Backends {
         troubles
     }
 
-    /// Says why a model is not there. What peers have is known, or they do not count.
-    fn absence(&self, model: &str, troubles: &Troubles) -> BackendError {
-        let of_entry = |(index, entry): (usize, &Arc<Entry>)| {
-            troubles.get(&index).cloned().or_else(|| entry.listing().error.clone())
-        };
+    /// Says why a model is not there: with the trouble of the most preferred backend that may have it. What peers have is known, or they
+    /// do not count.
+    fn absence(&self, model: &str, name: &ModelName, troubles: &Troubles) -> BackendError {
         let entries = self.entries();
-        let mut troubles = entries[..self.0.own].iter().enumerate().filter_map(of_entry);
-        troubles.next_back().unwrap_or_else(|| BackendError::ModelNotFound { model: model.to_owned() })
+        let own = entries[..self.0.own].iter().enumerate();
+        let troubled: Vec<_> = own
+            .filter_map(|(index, entry)| {
+                let trouble = troubles.get(&index).cloned().or_else(|| entry.listing().error.clone());
+                Some((entry, trouble?))
+            })
+            .collect();
+        let nobody_knows = troubled.len() == self.0.own;
+        let mut possible = troubled.into_iter().filter(|(entry, trouble)| nobody_knows || entry.may_have(name, trouble));
+        let missing = || BackendError::ModelNotFound { model: model.to_owned() };
+        possible.next().map_or_else(missing, |(_, trouble)| trouble)
     }
 
     /// Says why nobody can answer.
@@ -520,7 +530,7 @@ impl Backends {
             let label = entry_of(&entries, ranked).label();
             return unavailable(format!("model '{model}' is at '{label}' alone: {rejection}"));
         }
-        self.absence(model, troubles)
+        self.absence(model, name, troubles)
     }
 }
 

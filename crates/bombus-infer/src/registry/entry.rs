@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::listing::{Listing, Names};
 use super::vitals::Vitals;
-use super::{ASK_TIME_MAX, BackendState, NamedBackend, PeerNow, RouteConfig};
+use super::{ASK_TIME_MAX, BackendState, NamedBackend, PeerNow, RouteConfig, TROUBLE_AGE_MAX};
 use crate::{Backend, BackendError};
 
 /// Most requests that wait for a slot, for each backend that they wait for.
@@ -291,7 +291,7 @@ impl Entry {
         });
         let mut told = match models {
             Ok(models) => Listing::of(&self.names, models),
-            Err(error) => Listing::default().failed(error),
+            Err(error) => Listing::default().failed(error, self.now_ms()),
         };
         told.asked_ms = Some(self.now_ms());
         *listing = Arc::new(told);
@@ -330,7 +330,7 @@ impl Entry {
                 } else {
                     tracing::debug!(backend.name = &*self.name, error = %error.in_log(), "models could not be listed");
                 }
-                earlier.failed(error)
+                earlier.failed(error, now_ms)
             }
         };
         (listing.asked_ms, listing.attempt) = (Some(now_ms), attempt);
@@ -356,6 +356,16 @@ impl Entry {
         looked.asked_ms = looked.asked_ms.or_else(|| Some(self.now_ms()));
         self.store(looked);
         Ok(())
+    }
+
+    /// Returns whether a model that is not listed may well be there, where it could not be asked for this reason.
+    pub(super) fn may_have(&self, name: &ModelName, trouble: &BackendError) -> bool {
+        let listing = self.listing();
+        let age = |since_ms| Duration::from_millis(self.now_ms().saturating_sub(since_ms));
+        matches!(trouble, BackendError::ModelUnusable { .. })
+            || listing.failing_since_ms.is_none_or(|since_ms| age(since_ms) < TROUBLE_AGE_MAX)
+            || self.names.mention(name)
+            || listing.offered_before(name)
     }
 
     async fn in_time<T>(&self, answer: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {

@@ -22,6 +22,10 @@ pub(super) struct Listing {
     /// Why the last attempt to get the list failed.
     pub(super) error: Option<BackendError>,
     failures: u32,
+    /// When the first of these failures was, in milliseconds by the registry's clock.
+    pub(super) failing_since_ms: Option<u64>,
+    /// What was offered before them.
+    offered_before: Arc<HashSet<ModelName>>,
     /// When the last attempt ended, in milliseconds by the registry's clock.
     pub(super) asked_ms: Option<u64>,
     /// Number of the last attempt.
@@ -69,6 +73,12 @@ impl Names {
         let alias = self.aliases.iter().find(|(_, aliases)| aliases.iter().any(|(alias, _)| alias == name));
         alias.map_or(name, |(there, _)| there)
     }
+
+    /// Returns whether the options speak of a model that is offered by this name.
+    pub(super) fn mention(&self, name: &ModelName) -> bool {
+        let is_offered = self.only.as_ref().map_or_else(|| self.aliases.contains_key(name), |only| only.contains(name));
+        is_offered || self.there(name) != name
+    }
 }
 
 impl Listing {
@@ -82,9 +92,14 @@ impl Listing {
     }
 
     /// Returns the same models after one more attempt that failed, or none after too many.
-    pub(super) fn failed(&self, error: BackendError) -> Self {
+    pub(super) fn failed(&self, error: BackendError, now_ms: u64) -> Self {
         let failures = self.failures.saturating_add(1);
-        let mut listing = Self { error: Some(error), failures, ..Self::default() };
+        let offered_before = match self.failures {
+            0 => Arc::new(self.offers.keys().cloned().collect()),
+            _ => self.offered_before.clone(),
+        };
+        let failing_since_ms = self.failing_since_ms.or(Some(now_ms));
+        let mut listing = Self { error: Some(error), failures, failing_since_ms, offered_before, ..Self::default() };
         if failures <= FAILURES_KEPT {
             (listing.offers, listing.hidden) = (self.offers.clone(), self.hidden.clone());
         }
@@ -130,6 +145,11 @@ impl Listing {
         if !taken {
             self.offers.insert(name, Offered { info: Arc::new(info), alias_of: None });
         }
+    }
+
+    /// Returns whether a model was offered before the list could not be had any more.
+    pub(super) fn offered_before(&self, name: &ModelName) -> bool {
+        self.offered_before.contains(name)
     }
 
     /// Returns the models in the order of their names.

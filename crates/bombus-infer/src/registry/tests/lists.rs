@@ -34,7 +34,7 @@ async fn a_model_is_found_behind_backends_that_hang() {
     assert_eq!(backends.find("fake").await.map(|found| found.backend.name.clone()), Ok("c".into()));
     assert_eq!(begun.elapsed(), FOUND_GRACE);
     let error = backends.find("other").await.err();
-    assert!(matches!(error, Some(BackendError::Unavailable { reason }) if reason.contains("'b'")));
+    assert!(matches!(error, Some(BackendError::Unavailable { reason }) if reason.contains("'a'")));
 }
 
 #[tokio::test]
@@ -111,6 +111,75 @@ async fn a_backend_that_goes_is_dropped_and_one_that_comes_back_is_found() {
     assert_eq!(changed(Err(unavailable())).await, (0, false));
     assert_eq!(backends.route("m", &text()).await.err(), Some(unavailable()), "the model may well be there");
     assert_eq!(changed(Ok(vec![text_model("m")])).await, (1, true));
+}
+
+/// A backend that cannot be asked, for a reason that tells it from others.
+fn away(reason: &str) -> Arc<Player> {
+    let player = Player::always(Play::Say(1));
+    *player.models.lock().unwrap() = Err(BackendError::Unavailable { reason: reason.to_owned() });
+    player
+}
+
+/// How the search for a model ends, and the route to it alike.
+async fn missed(backends: &Backends, model: &str) -> BackendError {
+    let found = backends.find(model).await.err().unwrap();
+    assert_eq!(backends.route(model, &text()).await.err().as_ref(), Some(&found));
+    found
+}
+
+fn not_found(model: &str) -> BackendError {
+    BackendError::ModelNotFound { model: model.to_owned() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_stays_away_makes_no_unknown_model_unavailable() {
+    let gone = || BackendError::Unavailable { reason: "first".into() };
+    let pair = backends_of(&[away("first"), Player::with_models(vec![text_model("m")])]);
+    let none = backends_of(&[away("first"), away("second")]);
+    for backends in [&pair, &none] {
+        assert_eq!(missed(backends, "new").await, gone(), "the model may well be there");
+    }
+    advance(TROUBLE_AGE_MAX).await;
+    assert_eq!(missed(&pair, "new").await, not_found("new"));
+    assert_eq!(missed(&none, "new").await, gone(), "nobody could be asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_stays_away_counts_for_what_its_settings_name() {
+    let aliases: BTreeMap<_, _> = [("nick".to_owned(), "theirs".to_owned())].into();
+    for (models, named_there, others) in
+        [(vec!["mine".to_owned()], ["mine", "nick"], ["theirs", "new"]), (vec![], ["theirs", "nick"], ["mine", "new"])]
+    {
+        let options = BackendOptions { models, aliases: aliases.clone(), ..BackendOptions::default() };
+        let first = NamedBackend { options, ..named("a", away("first")) };
+        let backends = Backends::new(vec![first, named("b", Player::always(Play::Say(1)))]);
+        assert!(backends.find("new").await.is_err());
+        advance(TROUBLE_AGE_MAX).await;
+        for model in named_there {
+            assert_eq!(missed(&backends, model).await, BackendError::Unavailable { reason: "first".into() }, "{model}");
+        }
+        for model in others {
+            assert_eq!(missed(&backends, model).await, not_found(model));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_stays_away_counts_for_what_it_had() {
+    let going = Player::with_models(vec![text_model("x")]);
+    let backends = backends_of(&[going.clone(), Player::always(Play::Say(1))]);
+    backends.refresh("a").await;
+    *going.models.lock().unwrap() = Err(unavailable());
+    for _ in 0..3 {
+        backends.refresh("a").await;
+    }
+    advance(TROUBLE_AGE_MAX).await;
+    assert_eq!(missed(&backends, "x").await, unavailable());
+    assert_eq!(missed(&backends, "new").await, not_found("new"));
+
+    *going.models.lock().unwrap() = Ok(vec![text_model("y")]);
+    backends.refresh("a").await;
+    assert_eq!(missed(&backends, "x").await, not_found("x"), "it is back without it");
 }
 
 #[tokio::test]
