@@ -60,6 +60,23 @@ impl ModelName {
     pub fn split_tag(&self) -> (&str, &str) {
         self.0.rsplit_once(':').expect("a canonical name has a tag")
     }
+
+    /// Returns whether an Ollama server would take both for one name: it compares them without case, and lets its registry and that one's
+    /// namespace be left out, so that `registry.ollama.ai/library/m`, `library/m` and `M` are `m` (`types/model/name.go`).
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.without_defaults().eq_ignore_ascii_case(other.without_defaults())
+    }
+
+    fn without_defaults(&self) -> &str {
+        let local = without_prefix(&self.0, "registry.ollama.ai/").unwrap_or(&self.0);
+        without_prefix(local, "library/").filter(|name| !name.contains('/')).unwrap_or(local)
+    }
+}
+
+fn without_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let (begin, rest) = text.split_at_checked(prefix.len())?;
+    begin.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
 impl fmt::Display for ModelName {
@@ -197,6 +214,20 @@ mod tests {
     #[test]
     fn a_port_in_a_registry_is_not_a_tag() {
         assert_eq!(ModelName::parse("localhost:5000/a/b").unwrap().split_tag(), ("localhost:5000/a/b", "latest"));
+    }
+
+    #[test]
+    fn names_that_ollama_takes_for_one_are_alike() {
+        let alike = |one: &str, other: &str| ModelName::parse(one).unwrap().is_like(&ModelName::parse(other).unwrap());
+        for name in
+            ["m", "M", "m:Latest", "library/m", "Library/M", "registry.ollama.ai/library/m", "Registry.Ollama.ai/M"]
+        {
+            assert!(alike(name, "m") && alike("m", name), "{name}");
+        }
+        assert!(alike("registry.ollama.ai/owner/m", "Owner/M"));
+        for name in ["m:1b", "n", "owner/m", "library/owner/m", "hf.co/library/m", "librarym"] {
+            assert!(!alike(name, "m"), "{name}");
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ use tokio::time::{sleep, timeout};
 
 pub use self::config::RouteConfig;
 use self::entry::{Entry, Shared};
+use self::listing::Spelling;
 pub use self::peer::{PeerFacts, PeerNow};
 pub use self::route::{Route, Routed};
 use crate::{Backend, BackendError, ModelLibrary};
@@ -150,6 +151,13 @@ impl Listed {
             node: entry.node.as_deref().cloned(),
             node_name: entry.node_name().map(|name| name.to_string()),
         }
+    }
+
+    /// Returns the name to ask its backend by, where it was found by this one: that name itself, unless it is an alias or written in
+    /// another way.
+    #[must_use]
+    pub fn name_for(&self, asked: &str) -> String {
+        name_for(asked, &self.info, self.alias_of.as_deref()).to_owned()
     }
 
     /// Returns the name that the model has at its backend.
@@ -410,9 +418,17 @@ impl Backends {
             .is_none_or(|peer| self.0.shared.config.remote && peer.reachable && !peer.paused && !peer.draining)
     }
 
+    /// Returns how a name is compared: where a model is shown by it as it is written, all others are other models.
+    fn spelling(&self, entries: &Entries, name: &ModelName) -> Spelling {
+        let is_written_so = entries.iter().any(|entry| entry.listing().has(name) && self.shows(entry));
+        if is_written_so { Spelling::Exact } else { Spelling::Alike }
+    }
+
     fn listed(&self, name: &ModelName) -> Option<Listed> {
-        self.entries().iter().filter(|entry| self.shows(entry)).find_map(|entry| {
-            let Offer::Has { info, alias_of } = entry.listing().offer(name) else { return None };
+        let entries = self.entries();
+        let spelling = self.spelling(&entries, name);
+        entries.iter().filter(|entry| self.shows(entry)).find_map(|entry| {
+            let Offer::Has { info, alias_of } = entry.listing().offer(name, spelling) else { return None };
             Some(Listed::of(entry, (*info).clone(), alias_of.as_deref(), true))
         })
     }
@@ -426,7 +442,8 @@ impl Backends {
         let entries = self.entries();
         let (own, peers) = entries.split_at(self.0.own);
         let unread: Vec<_> = own.iter().filter(|entry| entry.listing().asked_ms.is_none()).collect();
-        if unread.is_empty() || !peers.iter().any(|entry| matches!(entry.listing().offer(name), Offer::Has { .. })) {
+        let has = |entry: &Arc<Entry>| matches!(entry.listing().offer(name, Spelling::Alike), Offer::Has { .. });
+        if unread.is_empty() || !peers.iter().any(has) {
             return;
         }
         // What goes wrong is seen again when the backend is asked as ever.
@@ -450,11 +467,12 @@ impl Backends {
         let shared = &self.0.shared;
         let begun = shared.begun.load(Ordering::Relaxed);
         let now_ms = shared.clock.now_ms();
+        let spelling = self.spelling(&entries, name);
         let candidates = entries.iter().enumerate().filter_map(|(index, entry)| {
-            if entry.is_peer() && !all && !matches!(entry.listing().offer(name), Offer::Has { .. }) {
+            if entry.is_peer() && !all && !matches!(entry.listing().offer(name, spelling), Offer::Has { .. }) {
                 return None;
             }
-            let mut candidate = entry.candidate(index, name, now_ms);
+            let mut candidate = entry.candidate(index, (name, spelling), now_ms);
             if let (Offer::Missing, Some(trouble)) = (&candidate.offer, troubles.get(&index)) {
                 candidate.offer = Offer::Unknown(trouble.to_string().into());
             }
@@ -496,7 +514,8 @@ impl Backends {
             })
             .collect();
         let nobody_knows = troubled.len() == self.0.own;
-        let mut possible = troubled.into_iter().filter(|(entry, trouble)| nobody_knows || entry.may_have(name, trouble));
+        let mut possible =
+            troubled.into_iter().filter(|(entry, trouble)| nobody_knows || entry.may_have(name, trouble));
         let missing = || BackendError::ModelNotFound { model: model.to_owned() };
         possible.next().map_or_else(missing, |(_, trouble)| trouble)
     }
@@ -556,6 +575,12 @@ fn broken(entry: &Entry, retry_ms: u64) -> BackendError {
     let label = entry.label();
     let reason = format!("{who} '{label}' failed several times in a row and is tried again in {seconds} s{last}");
     BackendError::Unavailable { reason }
+}
+
+/// Returns the name to ask a backend by for a model that was found by a name.
+fn name_for<'a>(asked: &'a str, info: &'a ModelInfo, alias_of: Option<&'a str>) -> &'a str {
+    let is_written_so = || ModelName::parse(asked).is_ok_and(|name| name == info.name);
+    alias_of.unwrap_or_else(|| if is_written_so() { asked } else { info.name.as_str() })
 }
 
 /// What went wrong when backends were looked at, by their places.

@@ -65,9 +65,9 @@ pub struct Peer {
 pub enum Offer {
     /// The model.
     Has {
-        /// What is known about it, under the name that was asked for.
+        /// What is known about it, under the name that it is offered by: the one that was asked for, or one that is like it.
         info: Arc<ModelInfo>,
-        /// The name that it has there, where the one asked for is an alias.
+        /// The name that it has there, where the one that it is offered by is an alias.
         alias_of: Option<Arc<str>>,
     },
     /// The model, but the configuration does not offer it.

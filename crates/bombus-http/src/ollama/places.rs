@@ -99,7 +99,10 @@ pub(super) async fn for_derived(app: &App, from: &str) -> Result<(NamedBackend, 
         return Err(ApiError::unsupported("from", message));
     }
     match managed(app, from).await {
-        Ok(place) => Ok((place.backend, place.alias_of.unwrap_or_else(|| from.to_owned()))),
+        Ok(place) => {
+            let name_there = place.name_for(from);
+            Ok((place.backend, name_there))
+        }
         // A backend that takes weights may know more than it lists, or fetch the other one first.
         Err(error) => match for_new(app, None).await {
             Ok(backend) => Ok((backend, from.to_owned())),

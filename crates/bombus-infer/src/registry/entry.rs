@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use super::listing::{Listing, Names};
+use super::listing::{Listing, Names, Spelling};
 use super::vitals::Vitals;
 use super::{ASK_TIME_MAX, BackendState, NamedBackend, PeerNow, RouteConfig, TROUBLE_AGE_MAX};
 use crate::{Backend, BackendError};
@@ -345,14 +345,16 @@ impl Entry {
             return self.listing().error.clone().map_or(Ok(()), Err);
         }
         // One of many is found faster than all of them are listed, and a damaged one says what is wrong with it.
-        let found = self.in_time(self.named.backend.model(self.names.there(name))).await?;
-        let _asking = self.record.asking.acquire().await.expect("the semaphore is never closed");
-        let listing = self.listing();
-        let mut looked = match found {
-            Some(info) => listing.with(&self.names, info),
-            None if listing.asked_ms.is_none() => Listing::default(),
-            None => return Ok(()),
+        let Some(info) = self.in_time(self.named.backend.model(self.names.there(name))).await? else {
+            if self.listing().asked_ms.is_some() {
+                return Ok(());
+            }
+            // It may have one by a name that is like this one.
+            self.ask_after(self.listing().attempt).await;
+            return self.listing().error.clone().map_or(Ok(()), Err);
         };
+        let _asking = self.record.asking.acquire().await.expect("the semaphore is never closed");
+        let mut looked = self.listing().with(&self.names, info);
         looked.asked_ms = looked.asked_ms.or_else(|| Some(self.now_ms()));
         self.store(looked);
         Ok(())
@@ -376,8 +378,8 @@ impl Entry {
     }
 
     /// Tells what is known of it as a candidate for a request.
-    pub(super) fn candidate(&self, index: usize, name: &ModelName, now_ms: u64) -> Candidate {
-        let offer = self.listing().offer(name);
+    pub(super) fn candidate(&self, index: usize, (name, spelling): (&ModelName, Spelling), now_ms: u64) -> Candidate {
+        let offer = self.listing().offer(name, spelling);
         let (config, record) = (&self.shared.config, &self.record);
         let ours = record.running.load(Ordering::Relaxed);
         let mut candidate = Candidate { lot: self.lot, now_ms, ..Candidate::new(self.name.clone(), offer) };

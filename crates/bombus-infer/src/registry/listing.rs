@@ -32,6 +32,15 @@ pub(super) struct Listing {
     pub(super) attempt: u64,
 }
 
+/// How closely the name of a model has to be as it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// As it was written.
+    Exact,
+    /// As Ollama compares names, see [`ModelName::is_like`].
+    Alike,
+}
+
 /// A model by one of its names.
 #[derive(Clone)]
 pub(super) struct Offered {
@@ -76,8 +85,12 @@ impl Names {
 
     /// Returns whether the options speak of a model that is offered by this name.
     pub(super) fn mention(&self, name: &ModelName) -> bool {
-        let is_offered = self.only.as_ref().map_or_else(|| self.aliases.contains_key(name), |only| only.contains(name));
-        is_offered || self.there(name) != name
+        let is_it = |one: &ModelName| one.is_like(name);
+        let is_offered = match &self.only {
+            Some(only) => only.iter().any(is_it),
+            None => self.aliases.keys().any(is_it),
+        };
+        is_offered || self.aliases.values().flatten().any(|(alias, _)| is_it(alias))
     }
 }
 
@@ -149,7 +162,7 @@ impl Listing {
 
     /// Returns whether a model was offered before the list could not be had any more.
     pub(super) fn offered_before(&self, name: &ModelName) -> bool {
-        self.offered_before.contains(name)
+        self.offered_before.iter().any(|offered| offered.is_like(name))
     }
 
     /// Returns the models in the order of their names.
@@ -157,9 +170,14 @@ impl Listing {
         self.offers.values()
     }
 
-    /// Returns what there is by a name.
-    pub(super) fn offer(&self, name: &ModelName) -> Offer {
-        match self.offers.get(name) {
+    /// Returns whether a model is offered by this name, as it is written.
+    pub(super) fn has(&self, name: &ModelName) -> bool {
+        self.offers.contains_key(name)
+    }
+
+    /// Returns what there is by a name, or, where the way that it is written does not matter, by one that is like it.
+    pub(super) fn offer(&self, name: &ModelName, spelling: Spelling) -> Offer {
+        match self.offers.get(name).or_else(|| self.alike(name, spelling)) {
             Some(Offered { info, alias_of }) => Offer::Has { info: info.clone(), alias_of: alias_of.clone() },
             None if self.hidden.contains(name) => Offer::Hidden,
             None => match &self.error {
@@ -168,5 +186,12 @@ impl Listing {
                 None => Offer::Missing,
             },
         }
+    }
+
+    fn alike(&self, name: &ModelName, spelling: Spelling) -> Option<&Offered> {
+        if spelling == Spelling::Exact || self.hidden.contains(name) {
+            return None;
+        }
+        self.offers.iter().find(|(offered, _)| offered.is_like(name)).map(|(_, offered)| offered)
     }
 }

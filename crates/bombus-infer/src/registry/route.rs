@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::continuation::{Unbroken, is_continuable};
 use super::entry::{Entry, NoTurn, Place, Seat};
 use super::run::{Begun, Turn, Work};
-use super::{Backends, NamedBackend, Plan, RouteConfig, Troubles, broken, entry_of, is_busy, usable};
+use super::{Backends, NamedBackend, Plan, RouteConfig, Troubles, broken, entry_of, is_busy, name_for, usable};
 use crate::{BackendError, ChatStream};
 
 /// Longest wait for a slot where all backends are busy.
@@ -74,7 +74,7 @@ struct Tried {
 pub(super) struct Attempted<A> {
     pub(super) answer: A,
     pub(super) entry: Arc<Entry>,
-    /// The model, under the name that was asked for.
+    /// The model, under the name that it is offered by.
     pub(super) info: Arc<ModelInfo>,
     /// The model's name there.
     pub(super) model: ModelName,
@@ -279,7 +279,7 @@ impl Route {
         let turn = Turn::new(place, self.inner.gave_up.clone(), last);
         let Offer::Has { info, alias_of } = &ranked.candidate.offer else { return Ok(None) };
         let Some(mut work) = (if last { work.take() } else { work.clone() }) else { return Ok(None) };
-        work.name_model(alias_of.as_deref().unwrap_or(&self.inner.model));
+        work.name_model(name_for(&self.inner.model, info, alias_of.as_deref()));
         let goes_on = work.goes_on();
         match work.send(turn).await {
             Ok(answer) => {

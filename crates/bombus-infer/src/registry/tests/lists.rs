@@ -2,6 +2,7 @@
 
 use tokio::time::{Instant, advance};
 
+use super::upstreams::known;
 use super::*;
 use crate::fake::{FakeBackend, FakeConfig};
 
@@ -156,7 +157,10 @@ async fn a_backend_that_stays_away_counts_for_what_its_settings_name() {
         assert!(backends.find("new").await.is_err());
         advance(TROUBLE_AGE_MAX).await;
         for model in named_there {
-            assert_eq!(missed(&backends, model).await, BackendError::Unavailable { reason: "first".into() }, "{model}");
+            for asked in [model.to_owned(), format!("library/{}", model.to_uppercase())] {
+                let error = BackendError::Unavailable { reason: "first".into() };
+                assert_eq!(missed(&backends, &asked).await, error, "{asked}");
+            }
         }
         for model in others {
             assert_eq!(missed(&backends, model).await, not_found(model));
@@ -174,7 +178,9 @@ async fn a_backend_that_stays_away_counts_for_what_it_had() {
         backends.refresh("a").await;
     }
     advance(TROUBLE_AGE_MAX).await;
-    assert_eq!(missed(&backends, "x").await, unavailable());
+    for model in ["x", "library/X"] {
+        assert_eq!(missed(&backends, model).await, unavailable());
+    }
     assert_eq!(missed(&backends, "new").await, not_found("new"));
 
     *going.models.lock().unwrap() = Ok(vec![text_model("y")]);
@@ -195,6 +201,65 @@ async fn an_alias_is_a_name_like_others_and_stands_for_a_model_there() {
     let routed = backends.route("best", &text()).await.unwrap().chat(ask("best")).await.unwrap();
     assert_eq!(routed.model.as_str(), "big:70b");
     assert_eq!(player.asked(), ["big:70b"], "the backend is asked by its own name");
+}
+
+#[tokio::test]
+async fn a_model_is_found_by_the_names_that_ollama_takes_for_its_own() {
+    for kind in ["openai", "embedded"] {
+        let player = Player::with_models(vec![text_model("Org/Small:1B"), text_model("big")]);
+        let options =
+            BackendOptions { aliases: [("Best".to_owned(), "big".to_owned())].into(), ..BackendOptions::default() };
+        for (asked, listed, there) in [
+            ("org/small:1b", "Org/Small:1B", "Org/Small:1B"),
+            ("registry.ollama.ai/org/small:1b", "Org/Small:1B", "Org/Small:1B"),
+            ("library/BIG", "big:latest", "big:latest"),
+            ("best", "Best:latest", "big"),
+        ] {
+            let backends = Backends::new(vec![NamedBackend {
+                options: options.clone(),
+                ..NamedBackend::new("a", kind, player.clone())
+            }]);
+            let found = backends.find(asked).await.unwrap();
+            assert_eq!((found.info.name.as_str(), found.name_for(asked).as_str()), (listed, there), "{kind} {asked}");
+            let ranking = backends.rank(asked, &text()).await.unwrap();
+            assert_eq!(ranking[0].model().map(|info| info.name.as_str()), Some(listed));
+            backends.route(asked, &text()).await.unwrap().chat(ask(asked)).await.unwrap();
+            assert_eq!(player.asked().last().map(String::as_str), Some(there), "it is asked by its own name");
+            assert!(backends.find("org/small").await.is_err(), "a tag is a part of the name");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_as_it_is_written_comes_before_those_that_are_like_it() {
+    let players = [vec![text_model("Q")], vec![text_model("q"), text_model("hidden")]].map(Player::with_models);
+    let [upper, lower] = &players;
+    let options = BackendOptions { models: vec!["q".into()], ..BackendOptions::default() };
+    let second = NamedBackend { options, ..named("b", lower.clone()) };
+    let backends = known(vec![named("a", upper.clone()), second]).await;
+    for (asked, backend) in [("q", "b"), ("Q", "a"), ("library/q", "a"), ("q:latest", "b")] {
+        assert_eq!(backends.find(asked).await.map(|found| found.backend.name), Ok(backend.into()), "{asked}");
+        let routed = backends.route(asked, &text()).await.unwrap().chat(ask(asked)).await.unwrap();
+        assert_eq!(routed.backend, backend, "{asked}");
+    }
+    assert_eq!(
+        (upper.asked(), lower.asked()),
+        (vec!["Q".into(), "Q:latest".into()], vec!["q".into(), "q:latest".into()])
+    );
+    assert!(backends.find("Hidden").await.is_err(), "what is left out is so by each of its names");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_by_other_names_of_a_model_share_its_breaker() {
+    let player = Player::always(Play::Refuse(unavailable()));
+    let backends = backends_of(std::slice::from_ref(&player));
+    for asked in ["M", "library/m", "m:LATEST", "m"] {
+        let error =
+            async { backends.route(asked, &text()).await?.chat(ask(asked)).await.map(|_| ()) }.await.unwrap_err();
+        let is_left_alone = error.to_string().contains("failed several times in a row");
+        assert_eq!(is_left_alone, asked == "m", "{asked}: {error}");
+    }
+    assert_eq!(player.asked(), ["m:latest"; 3]);
 }
 
 #[tokio::test]
