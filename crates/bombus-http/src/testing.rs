@@ -12,15 +12,15 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use bombus_core::chat::{
-    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, KeepAlive, Timings, TokenAlternative,
-    TokenLogprob, Usage,
+    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, Timings, TokenAlternative, TokenLogprob,
+    Usage,
 };
 use bombus_core::identity::{NodeId, NodeKey};
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
 use bombus_infer::fake::{FakeBackend, FakeConfig};
 use bombus_infer::{
-    Backend, BackendError, Backends, ByteStream, ChatStream, CreateRequest, Health, ModelLibrary, NamedBackend,
-    PeerFacts, PeerNow, Progress, ProgressStream,
+    Backend, BackendError, Backends, ByteStream, ChatStream, CreateRequest, Health, LoadRequest, ModelLibrary,
+    NamedBackend, PeerFacts, PeerNow, Progress, ProgressStream,
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -53,6 +53,7 @@ pub(crate) struct Scripted {
     pub(crate) embeds_seen: Arc<Mutex<Vec<EmbedRequest>>>,
     pub(crate) details: ModelDetails,
     pub(crate) running: Vec<RunningModel>,
+    pub(crate) loads_seen: Arc<Mutex<Vec<LoadRequest>>>,
     /// What was loaded and unloaded, in words.
     pub(crate) moves: Arc<Mutex<Vec<String>>>,
     pub(crate) library: Option<ScriptedLibrary>,
@@ -214,8 +215,10 @@ impl Backend for Scripted {
         Ok(self.running.clone())
     }
 
-    async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
-        self.moves.lock().unwrap().push(format!("load {model} {keep_alive:?}"));
+    async fn load(&self, request: LoadRequest) -> Result<(), BackendError> {
+        let model = ModelName::parse(&request.model).unwrap();
+        self.moves.lock().unwrap().push(format!("load {model} {:?}", request.keep_alive));
+        self.loads_seen.lock().unwrap().push(request);
         self.refusal.clone().map_or(Ok(()), Err)
     }
 

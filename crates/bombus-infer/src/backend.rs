@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, KeepAlive};
+use bombus_core::chat::{ChatEvent, ChatRequest, DialectOptions, EmbedRequest, EmbedResponse, KeepAlive};
 use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use futures::stream::BoxStream;
 
@@ -91,7 +91,7 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     ///
     /// Any [`BackendError`].
-    async fn load(&self, _model: &str, _keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
+    async fn load(&self, _request: LoadRequest) -> Result<(), BackendError> {
         Ok(())
     }
 
@@ -107,6 +107,38 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns what manages the backend's models, where the node may.
     fn library(&self) -> Option<&dyn ModelLibrary> {
         None
+    }
+}
+
+/// A request to bring a model into memory as requests for answers will want it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadRequest {
+    /// The model's name as the client wrote it.
+    pub model: String,
+    /// How long the model stays loaded after this request. `None` leaves it to the backend.
+    pub keep_alive: Option<KeepAlive>,
+    /// Tokens that prompt and answer will need together. `None` leaves it to the backend.
+    pub context_tokens: Option<u32>,
+    /// What only one dialect has words for.
+    pub dialect: DialectOptions,
+}
+
+impl LoadRequest {
+    /// Builds a request with every option at its default.
+    #[must_use]
+    pub fn new(model: impl Into<String>) -> Self {
+        Self { model: model.into(), keep_alive: None, context_tokens: None, dialect: DialectOptions::default() }
+    }
+}
+
+impl From<&ChatRequest> for LoadRequest {
+    fn from(request: &ChatRequest) -> Self {
+        Self {
+            model: request.model.clone(),
+            keep_alive: request.keep_alive,
+            context_tokens: request.context_tokens,
+            dialect: request.dialect.clone(),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ mod resumed;
 mod shorten;
 mod upstream;
 
-pub use backend::{Backend, BackendError, ChatStream, Health};
+pub use backend::{Backend, BackendError, ChatStream, Health, LoadRequest};
 pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
 pub use names::{NamesError, NamingBackend};
 pub use ollama::{OllamaBackend, OllamaClient, OllamaConfig, OllamaError};

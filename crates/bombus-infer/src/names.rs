@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse, KeepAlive};
+use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use futures::stream;
 use tokio::task::spawn_blocking;
 
 use crate::models::ModelDefaults;
 use crate::{
-    Backend, BackendError, ByteStream, ChatStream, CreateRequest, Health, ModelLibrary, Progress, ProgressStream,
+    Backend, BackendError, ByteStream, ChatStream, CreateRequest, Health, LoadRequest, ModelLibrary, Progress,
+    ProgressStream,
 };
 use file::{Named, Names, NamesFile};
 
@@ -168,9 +169,11 @@ impl Backend for NamingBackend {
         self.server.running().await
     }
 
-    async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
-        let names = self.names.now();
-        self.server.load(named(&names, model).map_or(model, |named| named.of.as_str()), keep_alive).await
+    async fn load(&self, mut request: LoadRequest) -> Result<(), BackendError> {
+        if let Some(named) = named(&self.names.now(), &request.model) {
+            request.model = named.of.to_string();
+        }
+        self.server.load(request).await
     }
 
     async fn unload(&self, model: &str) -> Result<(), BackendError> {

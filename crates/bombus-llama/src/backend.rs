@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, KeepAlive, ToolChoice};
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
 use bombus_infer::models::{LocalModel, ModelStore, PullConfig, StoreError, StoreLibrary};
-use bombus_infer::{Backend, BackendError, ChatStream, Health, ModelLibrary};
+use bombus_infer::{Backend, BackendError, ChatStream, Health, LoadRequest, ModelLibrary};
 use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -196,12 +196,12 @@ impl Backend for EmbeddedBackend {
         Ok(running.collect())
     }
 
-    async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
-        if keep_alive == Some(KeepAlive::Seconds(0)) {
-            return self.unload(model).await;
+    async fn load(&self, request: LoadRequest) -> Result<(), BackendError> {
+        if request.keep_alive == Some(KeepAlive::Seconds(0)) {
+            return self.unload(&request.model).await;
         }
-        let model = self.find(model).await?;
-        self.pool.acquire(model, keep_alive).await.map(drop)
+        let model = self.find(&request.model).await?;
+        self.pool.acquire(model, request.keep_alive).await.map(drop)
     }
 
     async fn unload(&self, model: &str) -> Result<(), BackendError> {

@@ -1,6 +1,9 @@
+use std::pin::pin;
+
 use bombus_core::model::ModelInfo;
 use bombus_core::placement::{Need, Scope};
 use bombus_infer::{BackendError, Listed, Route};
+use tokio::time::sleep;
 
 use crate::Metrics;
 use crate::app::App;
@@ -44,6 +47,29 @@ impl Target {
     /// Returns what the backend that is asked first says about the model.
     pub(crate) fn info(&self) -> &ModelInfo {
         self.route.best().1
+    }
+
+    /// Waits for what comes of its route all at once, as long as for a first token.
+    ///
+    /// # Errors
+    ///
+    /// What the backends say; a timeout; the end of the node.
+    pub(crate) async fn wait<T>(
+        &self,
+        app: &App,
+        work: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, ApiError> {
+        let after = app.config.limits.first_token_time();
+        let mut work = pin!(work);
+        tokio::select! {
+            biased;
+            () = app.cut.cancelled() => Err(ApiError::shutting_down()),
+            done = &mut work => Ok(done?),
+            () = sleep(after) => {
+                self.route.give_up();
+                Err(BackendError::TimedOut { after }.into())
+            }
+        }
     }
 
     /// Names model and backend as metrics do, as long as nothing has answered yet.

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use bombus_core::chat::{Part, Prompt};
 use bombus_core::model::ModelCapability;
+use bombus_infer::LoadRequest;
 use tokio::time::Instant;
 
 use super::answer::{self, Form, Head};
@@ -46,12 +47,11 @@ pub(crate) async fn create(
         needs.push(ModelCapability::Vision);
     }
     let target = residence::target(&app, &head, &mut request, needs, &scope).await?;
+    request.model.clone_from(&head.model);
     if messages.is_empty() {
-        let backend = &target.route.best().0.name;
-        let route = residence::load(&app, &head.model, &scope, Some(backend), request.keep_alive).await?;
+        let route = residence::load(&app, &target, LoadRequest::from(&request)).await?;
         return Ok(head.without_text("load", route));
     }
-    request.model.clone_from(&head.model);
     request.prompt = Prompt::Chat(messages);
     let answers = Answers::begin(&app, target, vec![request]).await?;
     answer::respond(answers, head, stream).await

@@ -4,10 +4,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
-use bombus_core::chat::{
-    DialectOptions, EmbedInput, EmbedRequest as CoreRequest, EmbedResponse as CoreResponse, KeepAlive,
-};
+use bombus_core::chat::{DialectOptions, EmbedInput, EmbedRequest as CoreRequest, EmbedResponse as CoreResponse};
 use bombus_core::placement::{Need, Scope};
+use bombus_infer::LoadRequest;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -98,7 +97,7 @@ fn inputs(given: Option<Value>) -> Result<Vec<EmbedInput>, ApiError> {
 async fn make(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResponse, HeaderValue), ApiError> {
     let model = request.model.clone();
     let made = if request.inputs.is_empty() {
-        let route = load(app, &model, &scope, request.keep_alive).await;
+        let route = load(app, request, scope).await;
         route.map(|route| (CoreResponse::new(Vec::new(), 0), route))
     } else {
         embed(app, request, scope).await
@@ -111,11 +110,13 @@ async fn make(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResp
     })
 }
 
-async fn load(app: &App, model: &str, scope: &Scope, keep_alive: Option<KeepAlive>) -> Result<HeaderValue, ApiError> {
+async fn load(app: &App, request: CoreRequest, scope: Scope) -> Result<HeaderValue, ApiError> {
+    let CoreRequest { model, keep_alive, dialect, .. } = request;
     if residence::ends_at_once(keep_alive) {
-        return residence::unload(app, model, scope).await;
+        return residence::unload(app, &model, &scope).await;
     }
-    residence::load(app, model, scope, None, keep_alive).await
+    let target = Target::find(app, Some(model.clone()), Need::default().within(scope)).await?;
+    residence::load(app, &target, LoadRequest { keep_alive, dialect, ..LoadRequest::new(model) }).await
 }
 
 async fn embed(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResponse, HeaderValue), ApiError> {

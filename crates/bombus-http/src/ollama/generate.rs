@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use bombus_core::chat::{Message, Prompt, Role};
 use bombus_core::model::ModelCapability;
+use bombus_infer::LoadRequest;
 use tokio::time::Instant;
 
 use super::answer::{self, Form, Head};
@@ -43,12 +44,11 @@ pub(crate) async fn create(
 
     let form = PromptForm::of(given, prompt)?;
     let target = residence::target(&app, &head, &mut request, form.needs(), &scope).await?;
+    request.model.clone_from(&head.model);
     if form.prompt.is_empty() {
-        let backend = &target.route.best().0.name;
-        let route = residence::load(&app, &head.model, &scope, Some(backend), request.keep_alive).await?;
+        let route = residence::load(&app, &target, LoadRequest::from(&request)).await?;
         return Ok(head.without_text("load", route));
     }
-    request.model.clone_from(&head.model);
     request.return_tokens = !form.raw;
     request.template = form.template;
     request.earlier_tokens = form.context;

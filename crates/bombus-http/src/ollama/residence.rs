@@ -4,7 +4,7 @@ use axum::http::HeaderValue;
 use bombus_core::chat::{ChatRequest, KeepAlive, Think};
 use bombus_core::model::ModelCapability;
 use bombus_core::placement::{Need, Scope};
-use bombus_infer::{Listed, Routed};
+use bombus_infer::{Listed, LoadRequest, Routed};
 use futures::future::join_all;
 
 use super::answer::{Form, Head};
@@ -49,20 +49,10 @@ fn unable(error: ApiError, head: &Head) -> ApiError {
     ApiError { message: format!("{:?} does not support {what}", head.model), ..error }
 }
 
-/// Brings a model into memory, at this backend where it is known which, and returns what names that backend in the answer.
-pub(super) async fn load(
-    app: &App,
-    model: &str,
-    scope: &Scope,
-    backend: Option<&str>,
-    keep_alive: Option<KeepAlive>,
-) -> Result<HeaderValue, ApiError> {
-    let places = places::within(app, model, scope).await?;
-    let place = places.iter().find(|place| Some(place.backend.name.as_str()) == backend).unwrap_or(&places[0]);
-    let name = place.name_there();
-    let loading = place.backend.backend.load(name.as_str(), keep_alive);
-    places::wait(app, app.config.limits.first_token_time(), loading).await?;
-    Ok(told(app, place, "load"))
+/// Brings a model into memory where its requests go, and returns what names that backend in the answer.
+pub(super) async fn load(app: &App, target: &Target, request: LoadRequest) -> Result<HeaderValue, ApiError> {
+    let routed = target.wait(app, target.route.load(request)).await?;
+    Ok(route_header(app, &routed))
 }
 
 /// Takes a model out of the memory of every backend here that has it, and returns what names the most preferred of them in the answer.
@@ -83,10 +73,7 @@ pub(super) async fn unload(app: &App, model: &str, scope: &Scope) -> Result<Head
     });
     // Of several troubles, that of the most preferred backend is told.
     join_all(unloads).await.into_iter().collect::<Result<(), _>>()?;
-    Ok(told(app, &places[0], "unload"))
-}
-
-fn told(app: &App, place: &Listed, reason: &str) -> HeaderValue {
-    let (backend, model) = (place.backend.name.clone(), place.name_there());
-    route_header(app, &Routed { value: (), node: place.node.clone(), backend, model, reason: reason.to_owned() })
+    let Listed { node, backend, .. } = &places[0];
+    let (node, backend, model) = (node.clone(), backend.name.clone(), places[0].name_there());
+    Ok(route_header(app, &Routed { value: (), node, backend, model, reason: "unload".to_owned() }))
 }

@@ -3,14 +3,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse, KeepAlive};
+use bombus_core::chat::{ChatRequest, EmbedRequest, EmbedResponse};
 use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::OLLAMA_ADDRESS;
 use crate::ollama::answering;
-use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary};
+use crate::{Backend, BackendError, ChatStream, Health, LoadRequest, ModelLibrary};
 
 /// Longest wait for a server of this machine to take a connection.
 const CONNECT_TIME_MAX: Duration = Duration::from_millis(250);
@@ -92,8 +92,8 @@ impl Backend for OccasionalBackend {
         if self.is_there().await { self.server.running().await } else { Ok(Vec::new()) }
     }
 
-    async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
-        self.server.load(model, keep_alive).await
+    async fn load(&self, request: LoadRequest) -> Result<(), BackendError> {
+        self.server.load(request).await
     }
 
     async fn unload(&self, model: &str) -> Result<(), BackendError> {

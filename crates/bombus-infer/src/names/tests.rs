@@ -116,7 +116,7 @@ async fn a_copy_is_the_model_by_another_name_until_it_is_removed() {
     assert_eq!(backend.delete(&name("beekeeper")).await, Ok(true));
     assert_eq!(listed(&backend).await, ["smol:latest", "apiarist:latest"]);
     assert_eq!(asked(&backend, &upstream, "apiarist").await["messages"][0]["content"], "You keep bees.");
-    assert_eq!(backend.load("apiarist", None).await, Ok(()));
+    assert_eq!(backend.load(LoadRequest::new("apiarist")).await, Ok(()));
     assert_eq!(backend.unload("apiarist").await, Ok(()));
 
     assert_eq!(backend.delete(&name("apiarist")).await, Ok(true));

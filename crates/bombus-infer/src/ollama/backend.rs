@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bombus_core::chat::{
-    ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, FinishReason, KeepAlive, Message, Prompt, Resume, Think,
+    ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, FinishReason, Message, Prompt, Resume, Think,
 };
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
 use futures::StreamExt;
@@ -18,7 +18,7 @@ use super::wire::{self, Answer};
 use super::{AnswerStream, ChatTemplateRenderer, ModelTemplate, OllamaClient, OllamaConfig, OllamaError};
 use crate::models::Peers;
 use crate::resumed::{Resumed, goes_on_by_text, has_pictures, think_filter, unsupported};
-use crate::{Backend, BackendError, ChatStream, Health, ModelLibrary, shorten};
+use crate::{Backend, BackendError, ChatStream, Health, LoadRequest, ModelLibrary, shorten};
 
 /// Longest wait for a server to say that it is there.
 const HEALTH_TIME_MAX: Duration = Duration::from_secs(5);
@@ -312,25 +312,37 @@ impl Backend for OllamaBackend {
         Ok(running)
     }
 
-    async fn load(&self, model: &str, keep_alive: Option<KeepAlive>) -> Result<(), BackendError> {
-        let facts = self.catalogue.facts(&parse(model)?).await;
+    async fn load(&self, request: LoadRequest) -> Result<(), BackendError> {
+        let LoadRequest { model, keep_alive, context_tokens, dialect } = request;
+        let name = parse(&model)?;
+        let facts = self.catalogue.facts(&name).await;
         let capabilities = facts.map(|facts| facts.capabilities.clone()).unwrap_or_default();
         let only_embeds =
             capabilities.contains(&ModelCapability::Embedding) && !capabilities.contains(&ModelCapability::Completion);
+        // With another context than that of the first request, which is taken for a short one, the model would be loaded twice.
+        let (known, overhead_bytes) = self.catalogue.context_of(&name, context_tokens).await;
+        let need = if only_embeds { Need::of(0, 0, Some(0)) } else { Need::of(overhead_bytes, 0, None) };
+        let num_ctx = known.num_ctx(need);
+        self.catalogue.sent(&name, num_ctx, &known);
+        let options = wire::Options { num_ctx, others: request::others(&dialect), ..wire::Options::default() };
         let keep_alive = keep_alive.map(request::seconds);
         let loaded = if only_embeds {
-            let request = wire::EmbedRequest { model: model.to_owned(), keep_alive, ..wire::EmbedRequest::default() };
-            self.client.embed(&request).await.map(|_| ())
+            let embed = wire::EmbedRequest { model, keep_alive, options, ..wire::EmbedRequest::default() };
+            self.client.embed(&embed).await.map(|_| ())
         } else {
-            self.client.generate(&empty(model, keep_alive)).await.map(|_| ())
+            let run = wire::RunOptions { keep_alive, options, ..wire::RunOptions::default() };
+            let generate = wire::GenerateRequest { model, run, ..wire::GenerateRequest::default() };
+            self.client.generate(&generate).await.map(|_| ())
         };
         self.catalogue.forget_loaded();
-        loaded.map_err(|error| self.fail(error, model))
+        loaded.map_err(|error| self.fail(error, name.as_str()))
     }
 
     async fn unload(&self, model: &str) -> Result<(), BackendError> {
         parse(model)?;
-        let unloaded = self.client.generate(&empty(model, Some(0))).await;
+        let run = wire::RunOptions { keep_alive: Some(0), ..wire::RunOptions::default() };
+        let request = wire::GenerateRequest { model: model.to_owned(), run, ..wire::GenerateRequest::default() };
+        let unloaded = self.client.generate(&request).await;
         self.catalogue.forget_loaded();
         unloaded.map(|_| ()).map_err(|error| self.fail(error, model))
     }
@@ -342,10 +354,4 @@ impl Backend for OllamaBackend {
 
 fn parse(model: &str) -> Result<ModelName, BackendError> {
     ModelName::parse(model).map_err(|_| BackendError::ModelNotFound { model: model.to_owned() })
-}
-
-/// Builds the request that loads a model, or unloads it where `keep_alive` is 0.
-fn empty(model: &str, keep_alive: Option<i64>) -> wire::GenerateRequest {
-    let run = wire::RunOptions { keep_alive, ..wire::RunOptions::default() };
-    wire::GenerateRequest { model: model.to_owned(), run, ..wire::GenerateRequest::default() }
 }

@@ -221,7 +221,7 @@ fn run_options(request: &ChatRequest) -> Result<wire::RunOptions, BackendError> 
 }
 
 /// Returns the options that have no place in our vocabulary. A peer's request may bring others, which would stand there twice.
-fn others(dialect: &DialectOptions) -> Map<String, Value> {
+pub(super) fn others(dialect: &DialectOptions) -> Map<String, Value> {
     let others = dialect.ollama.iter().filter(|(option, _)| !wire::OPTIONS.contains(&option.as_str()));
     others.map(|(option, value)| (option.clone(), value.clone())).collect()
 }

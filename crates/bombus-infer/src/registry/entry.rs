@@ -571,8 +571,13 @@ impl Place {
         vitals.end(&entry.name, now_ms, self.ticket, Outcome::Began);
         vitals.began(&entry.shared.config, now_ms, &self.info.name, after.as_secs_f64() * 1_000.0);
         drop(vitals);
+        self.loaded();
+    }
+
+    /// Takes note that the model is in memory.
+    pub(super) fn loaded(&self) {
         if !self.info.warm {
-            entry.warmed(&self.info.name);
+            self.entry().warmed(&self.info.name);
         }
     }
 

@@ -13,7 +13,7 @@ use super::continuation::{Unbroken, is_continuable};
 use super::entry::{Entry, NoTurn, Place, Seat};
 use super::run::{Begun, Turn, Work};
 use super::{Backends, NamedBackend, Plan, RouteConfig, Troubles, broken, entry_of, is_busy, name_for, usable};
-use crate::{BackendError, ChatStream};
+use crate::{BackendError, ChatStream, LoadRequest};
 
 /// Longest wait for a slot where all backends are busy.
 const SLOT_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -178,6 +178,16 @@ impl Route {
             None => (entry.name.to_string(), model),
         };
         Ok(Routed { value: answer, node, backend, model, reason })
+    }
+
+    /// Brings the model into memory, at the next backend where one fails.
+    ///
+    /// # Errors
+    ///
+    /// As [`Route::chat`].
+    pub async fn load(&self, request: LoadRequest) -> Result<Routed<()>, BackendError> {
+        let Attempted { entry, model, reason, .. } = self.send(&self.plan(), request).await?;
+        Ok(Routed { value: (), node: entry.node.as_deref().cloned(), backend: entry.name.to_string(), model, reason })
     }
 
     pub(super) fn config(&self) -> &RouteConfig {

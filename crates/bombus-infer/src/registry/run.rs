@@ -8,7 +8,7 @@ use futures::stream::{self, Stream, StreamExt};
 use tokio::time::Instant;
 
 use super::entry::Place;
-use crate::{Backend, BackendError, ChatStream};
+use crate::{Backend, BackendError, ChatStream, LoadRequest};
 
 /// Fewer tokens than this say nothing of a backend's speed.
 const MEASURED_TOKENS_MIN: u32 = 8;
@@ -156,6 +156,27 @@ impl Work for EmbedRequest {
                 Err(error)
             }
         }
+    }
+}
+
+impl Work for LoadRequest {
+    type Answer = ();
+
+    fn name_model(&mut self, model: &str) {
+        model.clone_into(&mut self.model);
+    }
+
+    async fn send(self, mut turn: Turn) -> Result<(), BackendError> {
+        let backend = turn.backend();
+        match backend.load(self).await {
+            // Backends that load models by themselves say so without asking their server: it tells the breaker nothing.
+            Ok(()) => turn.place().loaded(),
+            Err(error) => {
+                turn.failed(&error);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -20,7 +20,7 @@ use bombus_core::model::ModelCapability;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::{ChatStream, Health};
+use crate::{ChatStream, Health, LoadRequest};
 
 /// What a [`Player`] does with a request.
 #[derive(Clone)]
@@ -119,6 +119,14 @@ impl Backend for Player {
         match (self.play)() {
             Play::Refuse(error) => Err(error),
             _ => Ok(EmbedResponse::new(vec![vec![3.0, 4.0, 12.0]; request.inputs.len()], 1)),
+        }
+    }
+
+    async fn load(&self, request: LoadRequest) -> Result<(), BackendError> {
+        self.asked.lock().unwrap().push(request.model);
+        match (self.play)() {
+            Play::Refuse(error) => Err(error),
+            _ => Ok(()),
         }
     }
 

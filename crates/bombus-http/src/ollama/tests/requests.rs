@@ -1,15 +1,18 @@
 //! What becomes of requests.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bombus_core::chat::{
     ChatRequest, ImageSource, KeepAlive, Message, Overflow, Part, Prompt, ResponseFormat, Role, Think, ToolCall,
 };
 use bombus_core::model::ModelCapability;
+use bombus_infer::{BackendError, NamedBackend};
 use serde_json::{Value, json};
 
 use super::{chat, generate, saying_good_day};
-use crate::testing::{Scripted, loopback, model, post, services};
+use crate::testing::{Scripted, get, loopback, model, post, refusing, services, services_over};
 
 async fn generate_seen(more: Value) -> ChatRequest {
     let backend = saying_good_day();
@@ -208,6 +211,33 @@ async fn without_anything_to_answer_a_model_is_loaded_or_unloaded() {
             "unload m:latest",
         ]
     );
+}
+
+#[tokio::test]
+async fn a_model_is_loaded_where_it_can_be_with_the_options_of_the_request() {
+    let down = || refusing(BackendError::Unavailable { reason: "the runner stopped".into() });
+    let second = saying_good_day();
+    let loads = second.loads_seen.clone();
+    let backends = vec![
+        NamedBackend::new("first", "ollama", Arc::new(down())),
+        NamedBackend::new("second", "ollama", Arc::new(second)),
+    ];
+    let router = loopback(services_over(backends));
+    let request = json!({"model": "m", "keep_alive": 60, "options": {"num_ctx": 8192, "num_gpu": 3}});
+    for path in ["/api/generate", "/api/chat", "/api/embed", "/api/embeddings", "/api/generate"] {
+        let answer = post(&router, path, request.clone()).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        assert!(answer.header("x-bombus-route").unwrap().contains(";m:latest;second;"), "{path}");
+    }
+    let loads = loads.lock().unwrap();
+    for load in loads.iter() {
+        assert_eq!(load.keep_alive, Some(KeepAlive::Seconds(60)));
+        assert_eq!(load.dialect.ollama["num_gpu"], 3);
+    }
+    assert_eq!((loads.len(), loads[0].context_tokens), (5, Some(8192)));
+    drop(loads);
+    let states = get(&router, "/backends").await.json();
+    assert_eq!(states["backends"][0]["breaker"], "open", "{states}");
 }
 
 #[tokio::test]

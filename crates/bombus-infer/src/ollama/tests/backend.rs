@@ -1,8 +1,9 @@
-use bombus_core::chat::{Delta, EmbedInput, EmbedRequest, KeepAlive, Timings, Tool, Usage};
+use bombus_core::chat::{Delta, DialectOptions, EmbedInput, EmbedRequest, KeepAlive, Timings, Tool, Usage};
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
+use serde_json::Map;
 
 use super::*;
-use crate::{Health, OllamaConfig, OllamaError};
+use crate::{Health, LoadRequest, OllamaConfig, OllamaError};
 
 fn name(text: &str) -> ModelName {
     ModelName::parse(text).unwrap()
@@ -186,8 +187,9 @@ async fn a_model_is_loaded_and_unloaded_by_a_request_without_a_prompt() {
     upstream.on("POST /api/generate", Script::json(200, &json!({"done": true, "done_reason": "load"})));
     upstream.on("POST /api/embed", Script::json(200, &json!({"embeddings": []})));
     let backend = backend(&upstream);
-    backend.load("small", Some(KeepAlive::Seconds(60))).await.unwrap();
-    backend.load("small", None).await.unwrap();
+    let minute = LoadRequest { keep_alive: Some(KeepAlive::Seconds(60)), ..LoadRequest::new("small") };
+    backend.load(minute).await.unwrap();
+    backend.load(LoadRequest::new("small")).await.unwrap();
     backend.unload("small").await.unwrap();
     let sent: Vec<_> = requests(&upstream, "POST /api/generate").iter().map(Received::json).collect();
     let keep_alive: Vec<_> = sent.iter().map(|request| &request["keep_alive"]).collect();
@@ -196,9 +198,39 @@ async fn a_model_is_loaded_and_unloaded_by_a_request_without_a_prompt() {
     let upstream = server().await;
     upstream.on("POST /api/show", show(&json!({"capabilities": ["embedding"]})));
     upstream.on("POST /api/embed", Script::json(200, &json!({"embeddings": []})));
-    super::backend(&upstream).load("small", Some(KeepAlive::Forever)).await.unwrap();
+    let forever = LoadRequest { keep_alive: Some(KeepAlive::Forever), ..LoadRequest::new("small") };
+    super::backend(&upstream).load(forever).await.unwrap();
     let sent = requests(&upstream, "POST /api/embed")[0].json();
     assert_eq!((&sent["input"], &sent["keep_alive"]), (&json!([]), &json!(-1)));
+}
+
+#[tokio::test]
+async fn a_model_is_loaded_with_the_options_and_the_context_of_the_chats_that_follow() {
+    let dialect =
+        || DialectOptions { ollama: Map::from_iter([("num_gpu".to_owned(), json!(3))]), ..DialectOptions::default() };
+    for (capabilities, line) in
+        [(json!(["completion"]), "POST /api/generate"), (json!(["embedding"]), "POST /api/embed")]
+    {
+        let upstream = server().await;
+        upstream.on("POST /api/show", show(&json!({ "capabilities": capabilities })));
+        upstream.on(line, Script::json(200, &json!({"done": true, "embeddings": []})));
+        let asked = LoadRequest { context_tokens: Some(8000), dialect: dialect(), ..LoadRequest::new("small") };
+        backend(&upstream).load(asked).await.unwrap();
+        assert_eq!(requests(&upstream, line)[0].json()["options"], json!({"num_ctx": 8000, "num_gpu": 3}), "{line}");
+    }
+
+    let upstream = server().await;
+    upstream.on("POST /api/generate", Script::json(200, &json!({"done": true, "done_reason": "load"})));
+    upstream.on("POST /api/chat", answer(&["a"]));
+    let backend = backend(&upstream);
+    backend.load(LoadRequest { context_tokens: Some(8192), ..LoadRequest::new("small") }).await.unwrap();
+    upstream.on("GET /api/ps", loaded("small:latest", 8192));
+    run(&backend, ask("Hi")).await;
+    backend.load(LoadRequest::new("small")).await.unwrap();
+    let contexts = |line| requests(&upstream, line).iter().map(|sent| sent.json()["options"].clone()).collect();
+    let (loads, chats): (Vec<_>, Vec<_>) = (contexts("POST /api/generate"), contexts("POST /api/chat"));
+    assert_eq!(loads, [json!({"num_ctx": 8192}), json!({"num_ctx": 8192})]);
+    assert_eq!(chats, [json!({"num_ctx": 8192})], "a context at the model's limit is kept, since it was asked for");
 }
 
 #[tokio::test]

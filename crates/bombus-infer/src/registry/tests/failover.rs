@@ -274,3 +274,34 @@ async fn vectors_come_from_the_next_backend_too_and_are_cut_to_length() {
     assert_eq!((routed.backend.as_str(), routed.value.vectors), ("b", vec![vec![0.6, 0.8]]));
     assert_eq!(state(&backends, "b").running, 0);
 }
+
+#[tokio::test]
+async fn a_model_that_one_backend_cannot_load_is_loaded_by_the_next_and_the_breaker_learns_of_it() {
+    let (first, second) = (Player::always(Play::Refuse(unavailable())), Player::always(Play::Say(1)));
+    let backends = backends_of(&[first.clone(), second.clone()]);
+    let load = async || backends.route("m", &text()).await?.load(LoadRequest::new("m")).await;
+    for _ in 0..5 {
+        assert_eq!(load().await.unwrap().backend, "b");
+    }
+    assert_eq!(state(&backends, "a").breaker, "open");
+    assert!(first.asked().len() < 5, "a backend that failed several times in a row is left alone");
+    assert_eq!((state(&backends, "a").running, state(&backends, "b").running), (0, 0));
+    assert_eq!(second.asked().len(), 5);
+}
+
+#[tokio::test]
+async fn backends_that_load_by_themselves_are_not_taken_for_working_ones() {
+    let loads = Arc::new(AtomicU32::new(0));
+    let counted = loads.clone();
+    let player = Arc::new(Player::new(move || match counted.fetch_add(1, Ordering::SeqCst) % 2 {
+        0 => Play::Refuse(unavailable()),
+        _ => Play::Say(1),
+    }));
+    let backends = backends_of(&[player]);
+    for _ in 0..3 {
+        assert_eq!(chat(&backends).await.err(), Some(unavailable()));
+        let route = backends.route("m", &text()).await.unwrap();
+        route.load(LoadRequest::new("m")).await.unwrap();
+    }
+    assert_eq!(state(&backends, "a").breaker, "open");
+}
