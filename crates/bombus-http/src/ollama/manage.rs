@@ -79,6 +79,13 @@ pub(crate) async fn delete(
         return Err(ApiError::invalid_value("model", format!("name {model:?} is invalid")));
     }
     let place = places::managed(&app, &model).await?;
+    if let Some(there) = &place.alias_of {
+        let backend = &place.backend.name;
+        let message = format!(
+            "'{model}' is an alias of '{there}' in the configuration of backend '{backend}'; remove '{there}' itself, or the alias there"
+        );
+        return Err(ApiError::invalid_value("model", message));
+    }
     let library = places::library(&place.backend)?;
     let was_there = places::wait(&app, places::ASK_TIME_MAX, library.delete(&place.name_there())).await?;
     app.services.backends.refresh(&place.backend.name).await;

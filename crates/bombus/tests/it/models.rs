@@ -165,6 +165,9 @@ async fn a_model_of_a_server_gets_further_names_that_this_node_keeps() {
         let refused = home.run(&["models", "cp", "far", "near"]).await;
         assert_eq!(refused.code, Some(2), "{}", refused.stderr);
         assert!(refused.stderr.contains("alias in the configuration of backend 'away'"), "{}", refused.stderr);
+        let refused = home.run(&["models", "rm", "near"]).await;
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(refused.stderr.contains("alias of 'far' in the configuration of backend 'away'"), "{}", refused.stderr);
 
         if let Some(node) = &node {
             let request = json!({ "model": "keeper", "from": "second", "system": "You keep bees.",

@@ -207,6 +207,25 @@ async fn a_name_that_is_an_alias_is_given_to_no_model_of_that_backend() {
     assert!(library.told.lock().unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn an_alias_is_not_removed_in_place_of_its_model() {
+    let (library, backend) = keeping(Vec::new());
+    let options = BackendOptions { aliases: [("near".to_owned(), "m".to_owned())].into(), ..BackendOptions::default() };
+    let named = NamedBackend { options, ..NamedBackend::new("far", "fake", Arc::new(backend)) };
+    let router = loopback(services_over(vec![named]));
+    let delete = async |model: &str| {
+        let request = Request::delete("/api/delete").body(Body::from(json!({ "model": model }).to_string())).unwrap();
+        send(&router, request).await
+    };
+    let refused = delete("near").await;
+    let told = refused.json()["error"].as_str().unwrap().to_owned();
+    assert_eq!(refused.status, 400, "{told}");
+    assert!(told.contains("'near' is an alias of 'm' in the configuration of backend 'far'"), "{told}");
+    assert!(library.told.lock().unwrap().is_empty());
+    assert_eq!(delete("m").await.status, 200);
+    assert_eq!(*library.told.lock().unwrap(), ["delete m:latest"]);
+}
+
 fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }

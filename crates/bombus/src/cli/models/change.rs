@@ -135,6 +135,12 @@ async fn remove_elsewhere(settings: &Settings, data_dir: &DataDir, name: &ModelN
         let listed = running.backends().models().await;
         let elsewhere = listed.into_iter().filter(|listed| listed.backend.kind != "embedded");
         let Some(place) = managed(elsewhere, name) else { return Ok(false) };
+        if let Some(there) = &place.alias_of {
+            let backend = &place.backend.name;
+            let what = format!("'{name}' is an alias of '{there}' in the configuration of backend '{backend}'");
+            let hint = format!("bombus models rm {there} removes the model; the alias is removed there");
+            return Err(Failure::new(Exit::Usage, what).hint(hint).into());
+        }
         match place.backend.backend.library() {
             Some(library) => Ok(library.delete(&place.name_there()).await?),
             None => Err(unmanaged(&place.backend.name).into()),
