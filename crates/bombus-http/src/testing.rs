@@ -203,7 +203,7 @@ impl Backend for Scripted {
         match &self.refusal {
             Some(error) => Err(error.clone()),
             None if self.vectors.is_empty() => Err(BackendError::Unavailable { reason: "no vectors here".into() }),
-            None => Ok(EmbedResponse::new(self.vectors.clone(), 5)),
+            None => Ok(EmbedResponse { load_ms: 2.5, ..EmbedResponse::new(self.vectors.clone(), 5) }),
         }
     }
 

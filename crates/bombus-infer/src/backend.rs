@@ -142,6 +142,17 @@ impl From<&ChatRequest> for LoadRequest {
     }
 }
 
+impl From<&EmbedRequest> for LoadRequest {
+    fn from(request: &EmbedRequest) -> Self {
+        Self {
+            model: request.model.clone(),
+            keep_alive: request.keep_alive,
+            context_tokens: request.context_tokens,
+            dialect: request.dialect.clone(),
+        }
+    }
+}
+
 /// A backend's own view of its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {

@@ -157,7 +157,10 @@ impl Backend for EmbeddedBackend {
         for _ in 0..TRIES {
             let lease = self.acquire(&model, request.keep_alive).await?;
             match lease.process.embed(request.inputs.clone(), request.truncate).await {
-                Ok(response) => return shortened(response, request.dimensions),
+                Ok(response) => {
+                    let load_ms = lease.load.as_secs_f64() * 1000.0;
+                    return shortened(EmbedResponse { load_ms, ..response }, request.dimensions);
+                }
                 Err(failure) => died = retry_reason(&model, failure)?,
             }
         }

@@ -283,6 +283,9 @@ pub struct EmbedRequest {
     /// Length of the vectors, cut from longer ones and brought to length 1 again. `None`: as the model makes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<u32>,
+    /// Tokens that the longest input needs. `None` leaves it to the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_tokens: Option<u32>,
     /// How long the model stays loaded after this request. `None` leaves it to the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<KeepAlive>,
@@ -296,7 +299,7 @@ impl EmbedRequest {
     #[must_use]
     pub fn new(model: impl Into<String>, inputs: Vec<EmbedInput>) -> Self {
         let (model, dialect) = (model.into(), DialectOptions::default());
-        Self { model, inputs, truncate: false, dimensions: None, keep_alive: None, dialect }
+        Self { model, inputs, truncate: false, dimensions: None, context_tokens: None, keep_alive: None, dialect }
     }
 }
 
@@ -317,6 +320,9 @@ pub struct EmbedResponse {
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs together.
     pub prompt_tokens: u32,
+    /// Time that the model took to load, in milliseconds; 0 where it was loaded already, or the backend does not tell.
+    #[serde(default)]
+    pub load_ms: f64,
     /// Who made them, where a peer told that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<Answerer>,
@@ -326,7 +332,7 @@ impl EmbedResponse {
     /// Builds the answer of a backend of this node.
     #[must_use]
     pub fn new(vectors: Vec<Vec<f32>>, prompt_tokens: u32) -> Self {
-        Self { vectors, prompt_tokens, by: None }
+        Self { vectors, prompt_tokens, load_ms: 0.0, by: None }
     }
 }
 

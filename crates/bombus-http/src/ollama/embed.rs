@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::options::Options;
 use super::request::{EmbedRequest, EmbeddingsRequest};
-use super::response::{EmbedResponse, EmbeddingsResponse, nanoseconds};
+use super::response::{EmbedResponse, EmbeddingsResponse, nanoseconds, nanoseconds_of};
 use super::{model_name, residence};
 use crate::app::{App, SharedApp};
 use crate::body::JsonBody;
@@ -38,6 +38,7 @@ pub(crate) async fn create(
     let request = CoreRequest {
         truncate: given.truncate.unwrap_or(true),
         dimensions: dimensions.map(|length| u32::try_from(length).unwrap_or(u32::MAX)),
+        context_tokens: options.context_tokens,
         keep_alive: given.keep_alive.map(|field| field.0),
         dialect: DialectOptions { ollama: options.engine, ..DialectOptions::default() },
         ..CoreRequest::new(model.clone(), inputs)
@@ -49,7 +50,7 @@ pub(crate) async fn create(
         model,
         embeddings: made.vectors,
         total_duration,
-        load_duration: if loads_only { total_duration } else { 0 },
+        load_duration: if loads_only { total_duration } else { nanoseconds_of(made.load_ms) },
         prompt_eval_count: made.prompt_tokens,
     };
     Ok(([(ROUTE_HEADER, route)], Json(answer)).into_response())
@@ -66,9 +67,12 @@ pub(crate) async fn create_one(
     let options = Options::read(given.options)?;
     let text = given.prompt.filter(|text| !text.is_empty());
     let inputs = text.into_iter().map(EmbedInput::Text).collect();
-    let keep_alive = given.keep_alive.map(|field| field.0);
-    let dialect = DialectOptions { ollama: options.engine, ..DialectOptions::default() };
-    let request = CoreRequest { keep_alive, dialect, ..CoreRequest::new(model_name(&app, given.model)?, inputs) };
+    let request = CoreRequest {
+        context_tokens: options.context_tokens,
+        keep_alive: given.keep_alive.map(|field| field.0),
+        dialect: DialectOptions { ollama: options.engine, ..DialectOptions::default() },
+        ..CoreRequest::new(model_name(&app, given.model)?, inputs)
+    };
     let (made, route) = make(&app, request, scope).await?;
     let answer = EmbeddingsResponse { embedding: made.vectors.into_iter().next().unwrap_or_default() };
     Ok(([(ROUTE_HEADER, route)], Json(answer)).into_response())
@@ -97,7 +101,7 @@ fn inputs(given: Option<Value>) -> Result<Vec<EmbedInput>, ApiError> {
 async fn make(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResponse, HeaderValue), ApiError> {
     let model = request.model.clone();
     let made = if request.inputs.is_empty() {
-        let route = load(app, request, scope).await;
+        let route = load(app, &request, scope).await;
         route.map(|route| (CoreResponse::new(Vec::new(), 0), route))
     } else {
         embed(app, request, scope).await
@@ -110,13 +114,12 @@ async fn make(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResp
     })
 }
 
-async fn load(app: &App, request: CoreRequest, scope: Scope) -> Result<HeaderValue, ApiError> {
-    let CoreRequest { model, keep_alive, dialect, .. } = request;
-    if residence::ends_at_once(keep_alive) {
-        return residence::unload(app, &model, &scope).await;
+async fn load(app: &App, request: &CoreRequest, scope: Scope) -> Result<HeaderValue, ApiError> {
+    if residence::ends_at_once(request.keep_alive) {
+        return residence::unload(app, &request.model, &scope).await;
     }
-    let target = Target::find(app, Some(model.clone()), Need::default().within(scope)).await?;
-    residence::load(app, &target, LoadRequest { keep_alive, dialect, ..LoadRequest::new(model) }).await
+    let target = Target::find(app, Some(request.model.clone()), Need::default().within(scope)).await?;
+    residence::load(app, &target, LoadRequest::from(request)).await
 }
 
 async fn embed(app: &App, request: CoreRequest, scope: Scope) -> Result<(CoreResponse, HeaderValue), ApiError> {

@@ -143,7 +143,7 @@ pub(super) fn nanoseconds(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn nanoseconds_of(milliseconds: f64) -> u64 {
+pub(super) fn nanoseconds_of(milliseconds: f64) -> u64 {
     (milliseconds * 1e6) as u64
 }
 
@@ -194,7 +194,7 @@ pub(crate) struct EmbedResponse {
     pub(super) embeddings: Vec<Vec<f32>>,
     /// From the request to its end, in nanoseconds.
     pub(super) total_duration: u64,
-    /// Loading the model, in nanoseconds, where that was all that was asked for.
+    /// Loading the model, in nanoseconds; 0 where the backend does not tell.
     pub(super) load_duration: u64,
     /// Tokens of all texts together.
     pub(super) prompt_eval_count: u32,

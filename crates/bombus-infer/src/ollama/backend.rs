@@ -264,7 +264,7 @@ impl Backend for OllamaBackend {
         let name = parse(&request.model)?;
         let mut body = request::embed(&request)?;
         let longest = body.input.iter().map(String::len).max().unwrap_or(0);
-        let (known, _) = self.catalogue.context_of(&name, None).await;
+        let (known, _) = self.catalogue.context_of(&name, request.context_tokens).await;
         let need = Need::of(longest, 0, Some(0));
         let mut num_ctx = known.num_ctx(need);
         let response = loop {
@@ -282,7 +282,8 @@ impl Backend for OllamaBackend {
             let reason = format!("it made {} vectors of {} inputs", response.embeddings.len(), body.input.len());
             return Err(self.fail(OllamaError::Garbage { reason }, &request.model));
         }
-        Ok(EmbedResponse::new(response.embeddings, response.prompt_eval_count))
+        let load_ms = response.load_duration.max(0) as f64 / 1e6;
+        Ok(EmbedResponse { load_ms, ..EmbedResponse::new(response.embeddings, response.prompt_eval_count) })
     }
 
     async fn health(&self) -> Health {

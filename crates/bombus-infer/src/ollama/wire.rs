@@ -279,6 +279,9 @@ pub struct EmbedResponse {
     /// One vector for each text, in order.
     #[serde(default, deserialize_with = "or_empty")]
     pub embeddings: Vec<Vec<f32>>,
+    /// Waiting for the model to be loaded.
+    #[serde(default, deserialize_with = "or_empty")]
+    pub load_duration: i64,
     /// Tokens of all texts together.
     #[serde(default, deserialize_with = "or_empty")]
     pub prompt_eval_count: u32,

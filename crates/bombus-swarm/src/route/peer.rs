@@ -288,6 +288,7 @@ impl Backend for PeerBackend {
                 Heard::Embedded(end) if vectors.len() == request.inputs.len() => {
                     return Ok(EmbedResponse {
                         by: self.maker(&end),
+                        load_ms: end.load_ms.unwrap_or_default(),
                         ..EmbedResponse::new(vectors, end.prompt_tokens)
                     });
                 }

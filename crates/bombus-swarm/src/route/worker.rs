@@ -290,7 +290,8 @@ impl Worker {
                     }
                 }
                 let model = model.to_string();
-                client.push(&Reply::Embedded(Embedded { prompt_tokens: value.prompt_tokens, backend, model }))
+                let load_ms = Some(value.load_ms).filter(|load_ms| *load_ms > 0.0);
+                client.push(&Reply::Embedded(Embedded { prompt_tokens: value.prompt_tokens, load_ms, backend, model }))
             }
             Err(error) => client.push(&Reply::Error(Failure::from(&error))),
         }

@@ -167,6 +167,7 @@ async fn vectors_are_made_of_texts() {
     assert_snapshot!("embeddings", one.shown());
     let seen = seen.lock().unwrap();
     assert_eq!((seen[0].truncate, seen[0].inputs.len(), seen[1].truncate), (true, 2, false));
+    assert_eq!(seen[0].context_tokens, Some(512));
 }
 
 #[tokio::test]

@@ -231,10 +231,10 @@ async fn a_model_is_loaded_where_it_can_be_with_the_options_of_the_request() {
     }
     let loads = loads.lock().unwrap();
     for load in loads.iter() {
-        assert_eq!(load.keep_alive, Some(KeepAlive::Seconds(60)));
+        assert_eq!((load.keep_alive, load.context_tokens), (Some(KeepAlive::Seconds(60)), Some(8192)));
         assert_eq!(load.dialect.ollama["num_gpu"], 3);
     }
-    assert_eq!((loads.len(), loads[0].context_tokens), (5, Some(8192)));
+    assert_eq!(loads.len(), 5);
     drop(loads);
     let states = get(&router, "/backends").await.json();
     assert_eq!(states["backends"][0]["breaker"], "open", "{states}");

@@ -161,6 +161,18 @@ async fn vectors_that_are_missing_are_no_answer() {
 }
 
 #[tokio::test]
+async fn vectors_are_made_in_the_context_that_is_asked_for_and_the_time_of_loading_is_told() {
+    let upstream = server().await;
+    let made = json!({"embeddings": [[1.0]], "load_duration": 2_500_000, "prompt_eval_count": 3});
+    upstream.on("POST /api/embed", Script::json(200, &made));
+    let inputs = vec![EmbedInput::Text("a".into())];
+    let request = EmbedRequest { context_tokens: Some(512), ..EmbedRequest::new("small", inputs) };
+    let response = backend(&upstream).embed(request).await.unwrap();
+    assert_eq!((response.load_ms, response.prompt_tokens), (2.5, 3));
+    assert_eq!(requests(&upstream, "POST /api/embed")[0].json()["options"], json!({"num_ctx": 512}));
+}
+
+#[tokio::test]
 async fn details_and_what_is_in_memory_are_told() {
     let upstream = server().await;
     upstream.on("GET /api/ps", loaded("small:latest", 4096));

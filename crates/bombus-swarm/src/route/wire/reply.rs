@@ -30,10 +30,13 @@ pub(in crate::route) enum Reply {
 }
 
 /// The end of what came of a request for vectors.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(in crate::route) struct Embedded {
     #[serde(default)]
     pub(in crate::route) prompt_tokens: u32,
+    /// How long the model took to load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::route) load_ms: Option<f64>,
     /// The backend that made them, and the model's name there.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(in crate::route) backend: String,

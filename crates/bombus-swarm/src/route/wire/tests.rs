@@ -86,7 +86,7 @@ fn recorded_frames_are_read() {
 }
 
 fn embedded() -> Embedded {
-    Embedded { prompt_tokens: 9, backend: String::new(), model: String::new() }
+    Embedded { prompt_tokens: 9, load_ms: None, backend: String::new(), model: String::new() }
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn what_is_told_about_models_comes_out_as_it_went_in() {
     let bytes = written(&Telling { v: 1, models: Some(&[]), by_text: &by_text, load: Load::default() });
     let mut told = messages_of(&bytes, OFFER_BYTES_MAX).next::<Told>().unwrap().unwrap();
     assert_eq!((told.by_text(), told.models()), ([name].into(), Some(vec![])));
-    let made = Embedded { backend: "b".into(), model: "m".into(), ..embedded() };
+    let made = Embedded { load_ms: Some(2.5), backend: "b".into(), model: "m".into(), ..embedded() };
     assert_eq!(heard(&Reply::Embedded(made.clone())), Heard::Embedded(made));
 }
 
