@@ -35,8 +35,8 @@ pub(crate) fn goes_on_by_text(request: &ChatRequest) -> bool {
 }
 
 /// Returns whether a prompt has pictures, which no rendered text has a place for.
-pub(crate) fn has_pictures(prompt: &Prompt) -> bool {
-    let Prompt::Chat(messages) = prompt else { return false };
+pub(crate) fn has_pictures(request: &ChatRequest) -> bool {
+    let Prompt::Chat(messages) = &request.prompt else { return !request.images.is_empty() };
     let is_picture = |part: &Part| matches!(part, Part::Image(_));
     messages.iter().any(|message: &Message| message.content.iter().any(is_picture))
 }
@@ -44,7 +44,7 @@ pub(crate) fn has_pictures(prompt: &Prompt) -> bool {
 /// Returns whether an answer to this can go on wherever its text is enough to go on: it has no form, no tools and no pictures.
 #[must_use]
 pub fn goes_on_as_text(request: &ChatRequest) -> bool {
-    goes_on_by_text(request) && !has_pictures(&request.prompt)
+    goes_on_by_text(request) && !has_pictures(request)
 }
 
 /// Makes the filter for the thoughts in a raw answer to a rendered conversation.

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Answerer, Message, Resume};
+use super::{Answerer, Image, Message, Resume};
 
 /// A request to generate text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +40,9 @@ pub struct ChatRequest {
     /// What is to stand after the answer, for models that can fill in; only with [`Prompt::Raw`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suffix: Option<String>,
+    /// Pictures that go with the prompt, which says itself where they stand; only with [`Prompt::Raw`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<Image>,
     /// A prompt template in place of the model's own: Go's notation, as Ollama has it, or Jinja.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
@@ -89,6 +92,7 @@ impl ChatRequest {
             ignore_eos: false,
             logprobs: None,
             suffix: None,
+            images: Vec::new(),
             template: None,
             think: None,
             earlier_tokens: Vec::new(),

@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use axum::response::Response;
-use bombus_core::chat::{Message, Prompt, Role};
+use bombus_core::chat::{Message, Part, Prompt, Role};
 use bombus_core::model::ModelCapability;
 use bombus_infer::LoadRequest;
 use tokio::time::Instant;
@@ -52,14 +52,16 @@ pub(crate) async fn create(
     request.return_tokens = !form.raw;
     request.template = form.template;
     request.earlier_tokens = form.context;
+    let images = translate::pictures("images", form.images)?;
     if form.raw || form.suffix.is_some() {
         // Raw means raw: what would make a template of it is left out.
         request.suffix = form.suffix.filter(|_| !form.raw);
         request.prompt = Prompt::Raw(form.prompt);
+        request.images = images;
     } else {
         let system = form.system.map(|system| Message::text(Role::System, system));
         let mut asked = Message::text(Role::User, form.prompt);
-        asked.content.extend(translate::pictures("images", form.images)?);
+        asked.content.extend(images.into_iter().map(Part::Image));
         request.prompt = Prompt::Chat(system.into_iter().chain([asked]).collect());
     }
     let answers = Answers::begin(&app, target, vec![request]).await?;
@@ -92,9 +94,6 @@ impl PromptForm {
         if form.raw && (form.template.is_some() || form.system.is_some() || !form.context.is_empty()) {
             let message = "raw mode does not support template, system, or context";
             return Err(ApiError::unsupported("raw", message));
-        }
-        if form.raw && !form.images.is_empty() {
-            return Err(ApiError::unsupported("raw", "raw mode does not support images"));
         }
         if form.context.len() > translate::CONTEXT_TOKENS_MAX {
             let message = format!("'context' may hold up to {} tokens", translate::CONTEXT_TOKENS_MAX);

@@ -3,7 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bombus_core::chat::{
-    ChatRequest, DialectOptions, ImageSource, Message, Overflow, Part, Prompt, ResponseFormat, Role, Tool, ToolCall,
+    ChatRequest, DialectOptions, Image, ImageSource, Message, Overflow, Part, Prompt, ResponseFormat, Role, Tool,
+    ToolCall,
 };
 use serde_json::{Value, json};
 
@@ -100,7 +101,7 @@ fn message(index: usize, turn: RequestMessage) -> Result<Message, ApiError> {
     if !text.is_empty() {
         content.push(Part::Text(text));
     }
-    content.extend(pictures(&format!("messages[{index}].images"), images)?);
+    content.extend(pictures(&format!("messages[{index}].images"), images)?.into_iter().map(Part::Image));
     let calls = turn.tool_calls.unwrap_or_default().into_iter().enumerate();
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
     Ok(Message {
@@ -134,18 +135,18 @@ pub(super) fn is_object(text: &str) -> bool {
     text.trim_start().starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
-/// Turns pictures in base64 into parts of a message.
-pub(super) fn pictures(place: &str, images: Vec<String>) -> Result<impl Iterator<Item = Part>, ApiError> {
-    let mut parts = Vec::with_capacity(images.len());
+/// Reads pictures in base64.
+pub(super) fn pictures(place: &str, images: Vec<String>) -> Result<Vec<Image>, ApiError> {
+    let mut pictures = Vec::with_capacity(images.len());
     for (at, mut base64) in images.into_iter().enumerate() {
         // Some writers of base64 break its lines.
         base64.retain(|character| !matches!(character, '\r' | '\n'));
         let bytes = STANDARD.decode(&base64).map_err(|error| {
             ApiError::invalid_value(format!("{place}[{at}]"), format!("'{place}[{at}]' is no base64: {error}"))
         })?;
-        parts.push(Part::Image(ImageSource::Data { media_type: media_type(&bytes).to_owned(), base64 }.into()));
+        pictures.push(ImageSource::Data { media_type: media_type(&bytes).to_owned(), base64 }.into());
     }
-    Ok(parts.into_iter())
+    Ok(pictures)
 }
 
 /// Tells the kind of a picture by its first bytes (WHATWG's MIME Sniffing Standard, 6.1), since this dialect does not name it.

@@ -191,7 +191,7 @@ impl OllamaBackend {
         mut request: ChatRequest,
         resume: &Resume,
     ) -> Result<ChatStream, BackendError> {
-        if !goes_on_by_text(&request) || has_pictures(&request.prompt) {
+        if !goes_on_by_text(&request) || has_pictures(&request) {
             return Err(unsupported("Ollama cannot bring its end into the form that was asked for"));
         }
         let facts = self.catalogue.facts(name).await.unwrap_or_default();
@@ -253,7 +253,7 @@ impl Backend for OllamaBackend {
             Some(self.renderer.is_some() && facts.can_be_prompted())
         };
         let has_prompt = matches!(request.prompt, Prompt::Raw(_)) || renders() == Some(true);
-        goes_on_by_text(request) && !has_pictures(&request.prompt) && has_prompt
+        goes_on_by_text(request) && !has_pictures(request) && has_prompt
     }
 
     fn without_retries(&self) -> Option<Arc<dyn Backend>> {

@@ -1,7 +1,7 @@
 //! Says a request in Ollama's words.
 
 use bombus_core::chat::{
-    ChatRequest, DialectOptions, EmbedInput, EmbedRequest, ImageSource, KeepAlive, Message, Part, Prompt,
+    ChatRequest, DialectOptions, EmbedInput, EmbedRequest, Image, ImageSource, KeepAlive, Message, Part, Prompt,
     ResponseFormat, Role, Think, Tool, ToolCall, ToolChoice,
 };
 use serde_json::{Map, Value, json};
@@ -132,7 +132,7 @@ impl<'a> Single<'a> {
             system: self.system.map(Message::joined_text),
             template: request.template.clone(),
             context: request.earlier_tokens.clone(),
-            images: images(self.user)?,
+            images: data_of(pictures(self.user))?,
             run,
             ..wire::GenerateRequest::default()
         })
@@ -154,6 +154,7 @@ fn raw(request: &ChatRequest, text: &str, run: wire::RunOptions) -> Result<wire:
         prompt: text.to_owned(),
         suffix: request.suffix.clone(),
         template: request.template.clone(),
+        images: data_of(&request.images)?,
         // The model's own template has the place of a suffix.
         raw: request.suffix.is_none() && request.template.is_none(),
         run,
@@ -261,7 +262,7 @@ pub(super) fn conversation(messages: &[Message]) -> Result<Vec<wire::Message>, B
             role: message.role.as_str().to_owned(),
             content: message.joined_text(),
             thinking: message.thinking.clone().unwrap_or_default(),
-            images: images(message)?,
+            images: data_of(pictures(message))?,
             tool_calls: message.tool_calls.iter().map(tool_call).collect::<Result<_, _>>()?,
             tool_name: message.name.clone().or_else(|| called(message.tool_call_id.as_deref()?)).filter(|_| is_tool),
             tool_call_id: message.tool_call_id.clone().filter(|_| is_tool),
@@ -287,12 +288,15 @@ fn tool_call(call: &ToolCall) -> Result<wire::ToolCall, BackendError> {
     }
 }
 
-fn images(message: &Message) -> Result<Vec<String>, BackendError> {
-    let pictures = message.content.iter().filter_map(|part| match part {
+fn pictures(message: &Message) -> impl Iterator<Item = &Image> {
+    message.content.iter().filter_map(|part| match part {
         Part::Text(_) => None,
         Part::Image(image) => Some(image),
-    });
-    let data = pictures.map(|image| match &image.source {
+    })
+}
+
+fn data_of<'a>(pictures: impl IntoIterator<Item = &'a Image>) -> Result<Vec<String>, BackendError> {
+    let data = pictures.into_iter().map(|image| match &image.source {
         ImageSource::Data { base64, .. } => Ok(base64.clone()),
         ImageSource::Url(url) => match url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
             Some((_, base64)) => Ok(base64.to_owned()),

@@ -104,6 +104,9 @@ fn check(request: &ChatRequest, provider: Provider) -> Result<(), BackendError> 
     if request.suffix.is_some() && !provider.knows_suffix() {
         return refuse("suffix", "a suffix");
     }
+    if !request.images.is_empty() {
+        return refuse("images", "a picture beside a raw prompt");
+    }
     if request.ignore_eos && !provider.knows_local_sampling() {
         return refuse("ignore_eos", "'ignore_eos'");
     }

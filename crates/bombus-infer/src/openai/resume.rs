@@ -28,7 +28,7 @@ pub(super) fn is_possible(request: &ChatRequest, provider: Provider) -> bool {
     provider.continues()
         && goes_on_by_text(request)
         && match provider {
-            Provider::LlamaCpp => !has_pictures(&request.prompt),
+            Provider::LlamaCpp => !has_pictures(request),
             // Templates put thoughts in order that stand in a message, and vLLM does not find the place to go on from again.
             _ => !is_chat || !request.resume.as_ref().is_some_and(has_no_text),
         }

@@ -70,6 +70,9 @@ impl<'m> PromptReader<'m> {
 
     /// Reads the prompt of a request to generate text. Where the request allows it, the prompt is made to have fewer than `limit` tokens.
     pub(crate) fn read(&self, request: &ChatRequest, limit: usize) -> Result<ReadPrompt, RunError> {
+        if !request.images.is_empty() {
+            return Err(RunError::unsupported("images", "this model does not see pictures"));
+        }
         let brought = request.template.as_deref().map(|source| self.compile_brought(source)).transpose()?;
         if let Some(suffix) = &request.suffix {
             let Prompt::Raw(text) = &request.prompt else {

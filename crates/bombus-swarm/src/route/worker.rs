@@ -367,9 +367,12 @@ pub(crate) fn need_of(request: &ChatRequest) -> Need {
     if !request.tools.is_empty() && request.tool_choice != ToolChoice::None {
         need.capabilities.push(ModelCapability::Tools);
     }
-    if let Prompt::Chat(messages) = &request.prompt
-        && messages.iter().flat_map(|message| &message.content).any(|part| matches!(part, Part::Image(_)))
-    {
+    let is_picture = |part: &Part| matches!(part, Part::Image(_));
+    let has_pictures = match &request.prompt {
+        Prompt::Chat(messages) => messages.iter().flat_map(|message| &message.content).any(is_picture),
+        Prompt::Raw(_) | Prompt::Tokens(_) => !request.images.is_empty(),
+    };
+    if has_pictures {
         need.capabilities.push(ModelCapability::Vision);
     }
     need.context_tokens = request.context_tokens;

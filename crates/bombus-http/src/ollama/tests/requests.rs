@@ -178,6 +178,14 @@ async fn pictures_are_known_by_their_first_bytes() {
 }
 
 #[tokio::test]
+async fn pictures_go_with_a_raw_prompt_which_says_where_they_stand() {
+    let base64 = STANDARD.encode([0xff, 0xd8, 0xff]);
+    let seen = generate_seen(json!({"raw": true, "prompt": "[img-0]What is it?", "images": [base64]})).await;
+    assert_eq!(seen.prompt, Prompt::Raw("[img-0]What is it?".into()));
+    assert_eq!(seen.images, [ImageSource::Data { media_type: "image/jpeg".into(), base64 }.into()]);
+}
+
+#[tokio::test]
 async fn without_anything_to_answer_a_model_is_loaded_or_unloaded() {
     let backend = saying_good_day();
     let moves = backend.moves.clone();

@@ -1,4 +1,4 @@
-use bombus_core::chat::{Image, Overflow, Sampling};
+use bombus_core::chat::{Overflow, Sampling};
 
 use super::*;
 
@@ -205,4 +205,16 @@ fn what_ollama_cannot_do_is_not_dropped_in_silence() {
     assert_eq!(refused(&ChatRequest { response_format, ..request }), "response_format");
     let tokens = EmbedRequest::new("m", vec![EmbedInput::Tokens(vec![1])]);
     assert!(matches!(embed(&tokens), Err(BackendError::Unsupported { param: "inputs", .. })));
+}
+
+#[test]
+fn pictures_beside_a_raw_prompt_are_handed_on() {
+    let image = ImageSource::Data { media_type: "image/png".into(), base64: "AAAA".into() };
+    let request =
+        ChatRequest { images: vec![image.into()], ..ChatRequest::new("m", Prompt::Raw("[img-0]What?".into())) };
+    let said = said(&request);
+    assert_eq!(
+        (&said["images"], &said["raw"], &said["prompt"]),
+        (&json!(["AAAA"]), &json!(true), &json!("[img-0]What?"))
+    );
 }
