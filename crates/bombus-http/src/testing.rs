@@ -52,6 +52,8 @@ pub(crate) struct Scripted {
     pub(crate) vectors: Vec<Vec<f32>>,
     pub(crate) embeds_seen: Arc<Mutex<Vec<EmbedRequest>>>,
     pub(crate) details: ModelDetails,
+    /// Never tells the details of a model.
+    pub(crate) keeps_details: bool,
     pub(crate) running: Vec<RunningModel>,
     pub(crate) loads_seen: Arc<Mutex<Vec<LoadRequest>>>,
     /// What was loaded and unloaded, in words.
@@ -208,7 +210,10 @@ impl Backend for Scripted {
     }
 
     async fn details(&self, _: &ModelName) -> Result<Option<ModelDetails>, BackendError> {
-        Ok(Some(self.details.clone()))
+        if self.keeps_details {
+            std::future::pending::<()>().await;
+        }
+        self.refusal.clone().map_or_else(|| Ok(Some(self.details.clone())), Err)
     }
 
     async fn running(&self) -> Result<Vec<RunningModel>, BackendError> {

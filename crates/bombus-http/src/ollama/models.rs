@@ -112,19 +112,39 @@ pub(crate) async fn show(
     JsonBody { value: given, .. }: JsonBody<ShowRequest>,
 ) -> Result<Json<ShowResponse>, ApiError> {
     let model = model_name(&app, given.model.filter(|name| !name.is_empty()).or(given.name))?;
-    let place = places::having(&app, &model).await?.swap_remove(0);
-    let name = place.name_there();
-    let details = places::wait(&app, places::ASK_TIME_MAX, place.backend.backend.details(&name)).await?;
-    let mut details = details.ok_or_else(|| ApiError::model_not_found(&model))?;
+    let (info, mut details) = described(&app, &model).await?;
     if let Some(system) = given.system.filter(|system| !system.is_empty()) {
         details.system = system;
     }
-    let mut model_info = model_info(&place.info, &mut details, given.verbose.unwrap_or(false));
+    let mut model_info = model_info(&info, &mut details, given.verbose.unwrap_or(false));
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
     if agent.is_some_and(|agent| agent.starts_with(COPILOT_AGENT)) {
         model_info.insert("general.basename".to_owned(), model.into());
     }
-    Ok(Json(shown(&place.info, details, model_info)))
+    Ok(Json(shown(&info, details, model_info)))
+}
+
+/// Asks the backends that have a model about it, most preferred first, until one tells.
+async fn described(app: &App, model: &str) -> Result<(ModelInfo, ModelDetails), ApiError> {
+    let places = places::having(app, model).await?;
+    let mut trouble = None;
+    for (index, place) in places.iter().enumerate() {
+        // One that hangs does not make the client wait while others are left.
+        let limit = if index + 1 < places.len() { places::LIST_TIME_MAX } else { places::ASK_TIME_MAX };
+        match places::wait(app, limit, place.backend.backend.details(&place.name_there())).await {
+            Ok(Some(details)) => return Ok((place.info.clone(), details)),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(
+                    backend.name = place.backend.name,
+                    error = error.message,
+                    "a model could not be described"
+                );
+                trouble.get_or_insert(error);
+            }
+        }
+    }
+    Err(trouble.unwrap_or_else(|| ApiError::model_not_found(model)))
 }
 
 fn shown(info: &ModelInfo, details: ModelDetails, model_info: Map<String, Value>) -> ShowResponse {

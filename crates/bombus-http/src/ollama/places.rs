@@ -13,7 +13,7 @@ use crate::error::ApiError;
 /// Longest wait for a backend to say something about a model, or to change its name.
 pub(super) const ASK_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Longest wait for a backend to say what it has in memory: one that hangs must not make the others wait.
+/// Longest wait for a backend to say what it has in memory, or what a model is that others have, too: one that hangs must not make them wait.
 pub(super) const LIST_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Finds the backends that have a model, most preferred first; there is at least one.

@@ -1,16 +1,21 @@
 //! What is told about models and the node.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
 use bombus_core::chat::{Message, Role};
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
-use bombus_infer::NamedBackend;
+use bombus_infer::{BackendError, NamedBackend};
 use insta::assert_snapshot;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use crate::testing::{Scripted, get, loopback, model, other_node, post, send, services, swarm_of};
+use super::saying_good_day;
+use crate::testing::{
+    Scripted, get, loopback, model, other_node, post, refusing, send, services, services_over, swarm_of,
+};
 
 fn known() -> ModelInfo {
     ModelInfo {
@@ -134,4 +139,22 @@ async fn clients_find_what_they_look_for_first() {
         let answer = send(&router, Request::head(path).body(Body::empty()).unwrap()).await;
         assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, ""), "{path}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_is_described_by_the_next_backend_that_has_it_where_one_hangs_or_fails() {
+    let broken = BackendError::Unavailable { reason: "no connection".into() };
+    let hangs = Scripted { keeps_details: true, ..saying_good_day() };
+    let fails = Scripted { refusal: Some(broken.clone()), ..saying_good_day() };
+    let details = ModelDetails { system: "Be brief".into(), ..ModelDetails::default() };
+    let tells = Scripted { details, ..saying_good_day() };
+    let named = |name: &str, backend: Scripted| NamedBackend::new(name, "fake", Arc::new(backend));
+    let router = loopback(services_over(vec![named("a", hangs), named("b", fails), named("c", tells)]));
+    let begun = Instant::now();
+    let shown = post(&router, "/api/show", json!({"model": "m"})).await;
+    assert_eq!((shown.status.as_u16(), &shown.json()["system"]), (200, &json!("Be brief")));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+
+    let refused = post(&loopback(services(refusing(broken))), "/api/show", json!({"model": "m"})).await;
+    assert_eq!((refused.status.as_u16(), refused.body.contains("no connection")), (503, true), "{}", refused.body);
 }
