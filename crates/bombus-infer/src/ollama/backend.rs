@@ -328,15 +328,16 @@ impl Backend for OllamaBackend {
         let options = wire::Options { num_ctx, others: request::others(&dialect), ..wire::Options::default() };
         let keep_alive = keep_alive.map(request::seconds);
         let loaded = if only_embeds {
+            let model = model.clone();
             let embed = wire::EmbedRequest { model, keep_alive, options, ..wire::EmbedRequest::default() };
             self.client.embed(&embed).await.map(|_| ())
         } else {
             let run = wire::RunOptions { keep_alive, options, ..wire::RunOptions::default() };
-            let generate = wire::GenerateRequest { model, run, ..wire::GenerateRequest::default() };
+            let generate = wire::GenerateRequest { model: model.clone(), run, ..wire::GenerateRequest::default() };
             self.client.generate(&generate).await.map(|_| ())
         };
         self.catalogue.forget_loaded();
-        loaded.map_err(|error| self.fail(error, name.as_str()))
+        loaded.map_err(|error| self.fail(error, &model))
     }
 
     async fn unload(&self, model: &str) -> Result<(), BackendError> {

@@ -168,14 +168,9 @@ impl Work for LoadRequest {
 
     async fn send(self, mut turn: Turn) -> Result<(), BackendError> {
         let backend = turn.backend();
-        match backend.load(self).await {
-            // Backends that load models by themselves say so without asking their server: it tells the breaker nothing.
-            Ok(()) => turn.place().loaded(),
-            Err(error) => {
-                turn.failed(&error);
-                return Err(error);
-            }
-        }
+        backend.load(self).await.inspect_err(|error| turn.failed(error))?;
+        // The breaker is not told: a backend whose server loads models by itself says yes without asking it.
+        turn.place().loaded();
         Ok(())
     }
 }
