@@ -53,7 +53,8 @@ pub struct OpenAiConfig {
     pub api_key_file: Option<PathBuf>,
     /// Sent with every request.
     pub headers: BTreeMap<String, String>,
-    /// Ids of the models that are used, as the server writes them. Empty: all that it lists.
+    /// Ids of the models that are used, as the server writes them. Empty: all that it lists. Where they are given the server need not have
+    /// a list; it is asked for one all the same, to see that it answers and takes the key.
     pub models: Vec<String>,
     /// Whose differences apply. `None`: told by the address and by what the server lists.
     pub provider: Option<Provider>,
@@ -168,6 +169,15 @@ impl OpenAiBackend {
         let known = Known { provider, models: models.into() };
         known.clone_into(&mut self.known.write().unwrap_or_else(PoisonError::into_inner));
         Ok(known)
+    }
+
+    /// Asks whether the server answers and takes the key.
+    async fn is_there(&self) -> Result<(), UpstreamError> {
+        match self.client.probe("models").await {
+            // A server that has no list, or has none for this key, can still run what the configuration names.
+            Err(UpstreamError::Status { status, .. }) if self.models_given && says_nothing_of_answers(status) => Ok(()),
+            answer => answer,
+        }
     }
 
     /// Asks llama-server about itself; that stands beside the dialect's own paths.
@@ -291,7 +301,8 @@ impl OpenAiBackend {
 #[async_trait]
 impl Backend for OpenAiBackend {
     async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
-        let known = self.list().await.map_err(|error| self.failed(error, ""))?;
+        let known = if self.models_given { self.is_there().await.map(|()| self.known()) } else { self.list().await };
+        let known = known.map_err(|error| self.failed(error, ""))?;
         Ok(known.models.iter().map(|listed| listed.info.clone()).collect())
     }
 
@@ -325,11 +336,9 @@ impl Backend for OpenAiBackend {
     }
 
     async fn health(&self) -> Health {
-        let asked = timeout(HEALTH_TIME_MAX, self.client.send(Method::GET, "models", None, None::<&()>)).await;
+        let asked = timeout(HEALTH_TIME_MAX, self.is_there()).await;
         match asked.unwrap_or(Err(UpstreamError::Timeout { after: HEALTH_TIME_MAX })) {
-            // A server that has no list, but answers, can still run what the configuration names.
-            Ok(_) | Err(UpstreamError::Status { status: 404 | 405, .. }) if self.models_given => Health::Ready,
-            Ok(_) => Health::Ready,
+            Ok(()) => Health::Ready,
             Err(error) => Health::Unavailable(self.failed(error, "").to_string()),
         }
     }
@@ -362,6 +371,12 @@ impl Backend for OpenAiBackend {
         };
         Ok(Some(properties.map(Properties::into_details).unwrap_or_default()))
     }
+}
+
+/// Returns whether a server that refuses its list with this status may still take requests: all but those for a wrong key, an unpaid
+/// account, another address, or a fault of the server.
+fn says_nothing_of_answers(status: u16) -> bool {
+    matches!(status, 400 | 403..=499 | 501)
 }
 
 /// Adds `v1/` to an address unless it names a version already, as `/v1`, `/api/paas/v4` and `/v1beta/openai` do.

@@ -45,6 +45,8 @@ struct Ask<'a> {
     path: &'a str,
     /// The model that is asked for, where one is.
     model: Option<&'a str>,
+    /// Whether it is only to see that the server answers: then a refusal is no error.
+    is_probe: bool,
 }
 
 /// What an [`UpstreamClient`] needs to know.
@@ -126,7 +128,7 @@ impl UpstreamClient {
         path: &str,
         limit_bytes: usize,
     ) -> Result<T, UpstreamError> {
-        let (begun, ask) = (Instant::now(), Ask { method: Method::GET, path, model: None });
+        let (begun, ask) = (Instant::now(), Ask { method: Method::GET, path, model: None, is_probe: false });
         let response = self.send(Method::GET, path, None, None::<&()>).await?;
         self.logged(&ask, begun, self.json(response, limit_bytes).await)
     }
@@ -143,7 +145,7 @@ impl UpstreamClient {
         body: &B,
         limit_bytes: usize,
     ) -> Result<T, UpstreamError> {
-        let (begun, ask) = (Instant::now(), Ask { method: Method::POST, path, model });
+        let (begun, ask) = (Instant::now(), Ask { method: Method::POST, path, model, is_probe: false });
         let response = self.send(Method::POST, path, model, Some(body)).await?;
         self.logged(&ask, begun, self.json(response, limit_bytes).await)
     }
@@ -164,17 +166,29 @@ impl UpstreamClient {
     ) -> Result<Response, UpstreamError> {
         let body = body.map(serde_json::to_vec).transpose();
         let body = body.map_err(|error| UpstreamError::Config { reason: format!("not to be had as JSON: {error}") })?;
-        let body = body.map(Bytes::from);
+        self.send_anew(&Ask { method, path, model, is_probe: false }, body.map(Bytes::from)).await
+    }
+
+    /// Asks for what is at a path, to see that the server answers; what it answers is not read.
+    ///
+    /// # Errors
+    ///
+    /// As [`UpstreamClient::send`].
+    pub(crate) async fn probe(&self, path: &str) -> Result<(), UpstreamError> {
+        self.send_anew(&Ask { method: Method::GET, path, model: None, is_probe: true }, None).await.map(drop)
+    }
+
+    /// Sends a request, and once more where it met the end of a kept connection.
+    async fn send_anew(&self, ask: &Ask<'_>, body: Option<Bytes>) -> Result<Response, UpstreamError> {
         let send = async || {
             let json = HeaderValue::from_static("application/json");
-            let ask = Ask { method: method.clone(), path, model };
-            self.ask(&ask, body.clone().map(|body| (Body::from(body), json))).await
+            self.ask(ask, body.clone().map(|body| (Body::from(body), json))).await
         };
         let begun = Instant::now();
         match send().await {
             // What is asked with these two may be asked twice.
             Err(UpstreamError::Broken { .. })
-                if begun.elapsed() < STALE_TIME_MAX && matches!(method, Method::GET | Method::POST) =>
+                if begun.elapsed() < STALE_TIME_MAX && matches!(ask.method, Method::GET | Method::POST) =>
             {
                 send().await
             }
@@ -193,17 +207,20 @@ impl UpstreamClient {
         path: &str,
         body: Option<(Body, HeaderValue)>,
     ) -> Result<Response, UpstreamError> {
-        self.ask(&Ask { method, path, model: None }, body).await
+        self.ask(&Ask { method, path, model: None, is_probe: false }, body).await
     }
 
     async fn ask(&self, ask: &Ask<'_>, body: Option<(Body, HeaderValue)>) -> Result<Response, UpstreamError> {
         let begun = Instant::now();
         let answer = self.try_send(ask.method.clone(), ask.path, body).await;
         let ms = milliseconds_since(begun);
-        let Ask { method, path, model } = ask;
+        let Ask { method, path, model, is_probe } = ask;
         let (backend, url) = (self.name.as_str(), self.base.as_str());
-        if let Ok(response) = &answer {
-            let status = response.status().as_u16();
+        let answered = match &answer {
+            Ok(response) => Some(response.status().as_u16()),
+            Err(error) => error.status().filter(|_| *is_probe),
+        };
+        if let Some(status) = answered {
             tracing::debug!(
                 backend.name = backend,
                 upstream.url = url,
@@ -227,6 +244,9 @@ impl UpstreamClient {
                 ms,
                 "upstream is still away"
             );
+            return answer;
+        }
+        if answered.is_some() {
             return answer;
         }
         self.logged(ask, begun, answer)
@@ -333,7 +353,7 @@ impl UpstreamClient {
         if let Err(error) = &answer {
             let (backend, url, kind) = (self.name.as_str(), self.base.as_str(), error.kind());
             let (status, ms) = (error.status(), milliseconds_since(begun));
-            let Ask { method, path, model } = ask;
+            let Ask { method, path, model, .. } = ask;
             tracing::error!(
                 backend.name = backend,
                 upstream.url = url,

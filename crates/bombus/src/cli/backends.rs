@@ -138,6 +138,7 @@ impl State {
         let because = self.error.as_deref().map(|error| format!(": {}", printable(error))).unwrap_or_default();
         match (self.ready, self.breaker.as_str()) {
             (true, "closed") if self.models == 0 => "no models".to_owned(),
+            (true, "closed") if self.error.is_some() => format!("ready, but last{because}"),
             (true, "closed") => "ready".to_owned(),
             (true, _) => format!("being tried again{because}"),
             (false, "open") => {
@@ -202,6 +203,7 @@ mod tests {
     #[test]
     fn a_backend_that_does_not_work_says_why() {
         assert_eq!(state(true, "closed", None).words(), "ready");
+        assert_eq!(state(true, "closed", Some("refused")).words(), "ready, but last: refused");
         assert_eq!(state(false, "open", Some("refused")).words(), "resting, tried again in 2 s: refused");
         assert_eq!(state(false, "closed", Some("refused")).words(), "down: refused");
         assert_eq!(

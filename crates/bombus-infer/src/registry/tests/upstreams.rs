@@ -5,6 +5,7 @@ use bombus_testkit::upstream::{Script, Upstream};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::captured::Log;
 use crate::{OllamaBackend, OllamaConfig, OpenAiBackend, OpenAiConfig};
 
 /// A wait that no test reaches.
@@ -238,6 +239,51 @@ async fn a_server_that_works_again_gets_requests_again() {
         backends.refresh("a").await;
         assert_eq!(words(converse(&backends).await.unwrap()).await, Ok(1));
         assert_eq!(state(&backends, "a").breaker, "closed");
+    }
+}
+
+/// A server of OpenAI's dialect whose model `m` is given.
+fn with_given_models(url: String) -> Arc<dyn Backend> {
+    let config = OpenAiConfig { url, models: vec!["m".into()], timeout_ms: 20_000, ..OpenAiConfig::default() };
+    Arc::new(OpenAiBackend::new("far", config).unwrap())
+}
+
+#[tokio::test]
+async fn given_models_make_no_server_ready_that_is_away_or_refuses_the_key() {
+    let upstream = Upstream::start().await.unwrap();
+    let away = Upstream::refusing().await.unwrap();
+    for (url, status, told) in
+        [(away, 200, "Is the server running?"), (upstream.url(), 401, "Incorrect key"), (upstream.url(), 500, "500")]
+    {
+        let refusal = Script::json(status, &json!({"error": {"message": "Incorrect key"}}));
+        upstream.on("GET /v1/models", refusal.clone());
+        upstream.on(OpenAi.chat(), refusal);
+        let backends = known(vec![named("a", with_given_models(url))]).await;
+        let seen = state(&backends, "a");
+        assert!(!seen.ready && seen.error.as_deref().is_some_and(|error| error.contains(told)), "{status}: {seen:?}");
+        backends.refresh("a").await;
+        assert_eq!(backends.rank("m", &text()).await.unwrap()[0].score(), None, "{status}: nobody is sent there");
+        let error = converse(&backends).await.err().unwrap();
+        assert!(error.to_string().contains(told), "{error}");
+        assert_eq!(conversations(&upstream, OpenAi), 0, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn given_models_are_used_at_a_server_that_has_no_list() {
+    for status in [200, 400, 403, 404, 405, 429, 501] {
+        let upstream = Upstream::start().await.unwrap();
+        upstream.on("GET /v1/models", Script::text(status, "no list"));
+        upstream.on(OpenAi.chat(), OpenAi.answer());
+        let log = Log::capture();
+        let backends = known(vec![named("a", with_given_models(upstream.url()))]).await;
+        for _ in 0..3 {
+            backends.refresh("a").await;
+            let seen = state(&backends, "a");
+            assert!(seen.ready && seen.models == 1 && seen.error.is_none(), "{status}: {seen:?}");
+        }
+        assert_eq!(words(converse(&backends).await.unwrap()).await, Ok(1), "{status}");
+        assert!(!log.text().contains("ERROR") && !log.text().contains("WARN"), "{status}: {}", log.text());
     }
 }
 
