@@ -83,6 +83,19 @@ pub struct Breaker {
     doublings: u32,
     /// Whether nothing came for too long when it last opened.
     timed_out: bool,
+    /// What it means that the backend can be reached.
+    reach: Reach,
+}
+
+/// What it means to a [`Breaker`] that the backend answers something cheap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// It may work again.
+    Promising,
+    /// A probe was let through early for it.
+    Tried,
+    /// That probe failed, so it means nothing.
+    Empty,
 }
 
 impl Default for Breaker {
@@ -102,6 +115,7 @@ impl Breaker {
             failures: VecDeque::new(),
             doublings: 0,
             timed_out: false,
+            reach: Reach::Promising,
         }
     }
 
@@ -152,6 +166,9 @@ impl Breaker {
                 self.timed_out = outcome == Outcome::TimedOut;
                 if half_open {
                     self.doublings = self.doublings.saturating_add(1);
+                    if self.reach == Reach::Tried {
+                        self.reach = Reach::Empty;
+                    }
                     self.open(now);
                 } else {
                     self.count_failure(now);
@@ -161,13 +178,22 @@ impl Breaker {
     }
 
     /// Takes note that the backend answered something cheap, for example listed its models. One that could not be reached is then
-    /// probed at once; one that keeps requests waiting has proved nothing by it.
+    /// probed at once; one that keeps requests waiting has proved nothing by it, nor has one that failed such a probe, until it was away or
+    /// works again.
     pub fn reachable(&mut self, now: u64) {
         if let BreakerState::Open { until_ms } = self.state
+            && until_ms > now
             && !self.timed_out
+            && self.reach != Reach::Empty
         {
-            self.state = BreakerState::Open { until_ms: until_ms.min(now) };
+            self.state = BreakerState::Open { until_ms: now };
+            self.reach = Reach::Tried;
         }
+    }
+
+    /// Takes note that the backend could not be asked for something cheap: it may be repaired when it can be reached again.
+    pub fn unreachable(&mut self) {
+        self.reach = Reach::Promising;
     }
 
     fn count_failure(&mut self, now: u64) {
@@ -187,6 +213,7 @@ impl Breaker {
 
     fn close(&mut self) {
         self.doublings = 0;
+        self.reach = Reach::Promising;
         self.enter(BreakerState::Closed);
     }
 
@@ -321,13 +348,34 @@ mod tests {
         assert!(!breaker.admits(500));
     }
 
-    /// What may happen to a breaker: time passes, a request begins, an earlier one ends, the backend is seen.
+    #[test]
+    fn a_probe_that_fails_though_the_backend_can_be_reached_lets_no_more_through_early() {
+        let mut breaker = opened(0);
+        breaker.reachable(500);
+        fail(&mut breaker, 500);
+        breaker.reachable(501);
+        assert!(!breaker.admits(2_499) && breaker.admits(2_500));
+
+        let mut restarted = breaker.clone();
+        restarted.unreachable();
+        restarted.reachable(502);
+        assert!(restarted.admits(502), "it was away since");
+
+        let probe = breaker.begin(2_500).unwrap();
+        breaker.on(2_500, probe, Outcome::Answered);
+        (0..3).for_each(|_| fail(&mut breaker, 2_500));
+        breaker.reachable(2_501);
+        assert!(breaker.admits(2_501), "it worked since");
+    }
+
+    /// What may happen to a breaker: time passes, a request begins, an earlier one ends, the backend is seen or is away.
     #[derive(Debug, Clone)]
     enum Step {
         Wait(u64),
         Begin,
         End(usize, Outcome),
         Reachable,
+        Unreachable,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -345,6 +393,7 @@ mod tests {
             Just(Step::Begin),
             (any::<usize>(), outcome).prop_map(|(which, outcome)| Step::End(which, outcome)),
             Just(Step::Reachable),
+            Just(Step::Unreachable),
         ]
     }
 
@@ -369,6 +418,7 @@ mod tests {
                     }
                     Step::End(..) => {}
                     Step::Reachable => breaker.reachable(now),
+                    Step::Unreachable => breaker.unreachable(),
                 }
                 prop_assert!(breaker.admits(now + config.cooldown_ms_max.max(config.probe_ms)));
             }

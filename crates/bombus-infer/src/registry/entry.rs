@@ -325,6 +325,7 @@ impl Entry {
                 Listing::of(&self.names, models)
             }
             Err(error) => {
+                self.vitals().breaker.unreachable();
                 if earlier.error.is_none() {
                     tracing::warn!(backend.name = &*self.name, error = %error.in_log(), "models could not be listed");
                 } else {

@@ -172,6 +172,25 @@ async fn an_open_breaker_says_so_and_lets_one_request_through_when_its_time_has_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backend_that_lists_its_models_and_fails_all_requests_rests_longer_and_longer() {
+    let failing = Player::always(Play::Refuse(unavailable()));
+    let backends = backends_of(&[failing.clone(), Player::always(Play::Say(1))]);
+    let requests = async {
+        for _ in 0..120 {
+            assert_eq!(chat(&backends).await.unwrap().backend, "b");
+            sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        () = backends.watch() => unreachable!("a watch does not end"),
+        () = requests => {}
+    }
+    let asked = failing.asked().len();
+    assert!((5..=10).contains(&asked), "within a minute it was asked {asked} times");
+    assert!(failing.lists.load(Ordering::SeqCst) >= 12, "its list was there all the time");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_whose_client_goes_away_does_not_keep_the_breaker_half_open() {
     let plays = Mutex::new(vec![Play::Say(1), Play::Hang]);
     let player = Player::new(move || {
