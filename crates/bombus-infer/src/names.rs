@@ -114,6 +114,10 @@ impl Backend for NamingBackend {
         Ok(models)
     }
 
+    fn given(&self) -> Vec<ModelName> {
+        self.server.given()
+    }
+
     async fn model(&self, name: &ModelName) -> Result<Option<ModelInfo>, BackendError> {
         match self.names.now().get(name) {
             Some(named) => {

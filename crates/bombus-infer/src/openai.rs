@@ -306,6 +306,13 @@ impl Backend for OpenAiBackend {
         Ok(known.models.iter().map(|listed| listed.info.clone()).collect())
     }
 
+    fn given(&self) -> Vec<ModelName> {
+        if !self.models_given {
+            return Vec::new();
+        }
+        self.known().models.iter().map(|listed| listed.info.name.clone()).collect()
+    }
+
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
         let begun = Instant::now();
         let (id, provider) = self.resolve(&request.model).await?;

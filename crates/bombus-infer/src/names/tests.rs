@@ -196,6 +196,15 @@ async fn what_only_the_server_could_do_is_refused() {
     make(&backend, same).await.unwrap();
 }
 
+#[test]
+fn the_models_that_a_server_was_given_are_told() {
+    let folder = TempDir::new().unwrap();
+    for (models, given) in [(vec![], vec![]), (vec!["smol".to_owned()], vec![name("smol")])] {
+        let server = Arc::new(OpenAiBackend::new("far", OpenAiConfig { models, ..OpenAiConfig::default() }).unwrap());
+        assert_eq!(NamingBackend::open("far", &folder.path().join("names"), server).unwrap().given(), given);
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_cannot_be_read_is_told_and_left_alone() {
     let (upstream, folder) = (server().await, TempDir::new().unwrap());

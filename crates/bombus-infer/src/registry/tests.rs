@@ -44,6 +44,7 @@ enum Play {
 /// A backend that does what the test wants, and remembers what it was asked.
 struct Player {
     models: Mutex<Result<Vec<ModelInfo>, BackendError>>,
+    given: Vec<ModelName>,
     play: Box<dyn Fn() -> Play + Send + Sync>,
     asked: Mutex<Vec<String>>,
     lists: AtomicU32,
@@ -55,6 +56,7 @@ impl Player {
     fn new(play: impl Fn() -> Play + Send + Sync + 'static) -> Self {
         Self {
             models: Mutex::new(Ok(vec![text_model("m")])),
+            given: Vec::new(),
             play: Box::new(play),
             asked: Mutex::default(),
             lists: AtomicU32::new(0),
@@ -85,6 +87,10 @@ impl Backend for Player {
             gate.notified().await;
         }
         self.models.lock().unwrap().clone()
+    }
+
+    fn given(&self) -> Vec<ModelName> {
+        self.given.clone()
     }
 
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {

@@ -169,6 +169,22 @@ async fn a_backend_that_stays_away_counts_for_what_its_settings_name() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backend_that_stays_away_counts_for_the_models_that_it_was_given() {
+    let given = Arc::new(Player { given: vec![text_model("mine").name], ..Player::new(|| Play::Say(1)) });
+    *given.models.lock().unwrap() = Err(unavailable());
+    let options =
+        BackendOptions { aliases: [("nick".to_owned(), "mine".to_owned())].into(), ..BackendOptions::default() };
+    let first = NamedBackend { options, ..named("a", given) };
+    let backends = Backends::new(vec![first, named("b", Player::always(Play::Say(1)))]);
+    assert!(backends.find("new").await.is_err());
+    advance(TROUBLE_AGE_MAX).await;
+    for model in ["mine", "nick"] {
+        assert_eq!(missed(&backends, model).await, unavailable(), "{model}");
+    }
+    assert_eq!(missed(&backends, "new").await, not_found("new"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_backend_that_stays_away_counts_for_what_it_had() {
     let going = Player::with_models(vec![text_model("x")]);
     let backends = backends_of(&[going.clone(), Player::always(Play::Say(1))]);
