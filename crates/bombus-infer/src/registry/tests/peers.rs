@@ -191,6 +191,20 @@ async fn a_scope_keeps_requests_where_they_are_to_be() {
 }
 
 #[tokio::test]
+async fn a_backend_that_a_request_must_not_go_to_is_not_to_blame() {
+    let away = Player::always(Play::Say(1));
+    *away.models.lock().unwrap() = Err(unavailable());
+    let one = Facts::new(1, "one");
+    let backends = with_peers(vec![named("own", away)], &[(&one, Player::with_models(vec![text_model("other")]))]);
+    for scope in [Scope::Remote, Scope::Node(one.node.clone())] {
+        assert_eq!(node_of(&backends, scope).await, Err(BackendError::ModelNotFound { model: "m".into() }));
+    }
+    for scope in [Scope::Anywhere, Scope::Local] {
+        assert_eq!(node_of(&backends, scope).await, Err(unavailable()));
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_is_to_keep_its_requests_sends_none_away() {
     let facts = Facts::new(1, "one");
     let backends = Backends::configured(Vec::new(), RouteConfig { remote: false, ..RouteConfig::default() });
