@@ -367,7 +367,7 @@ impl Backends {
             return Ok(found);
         }
         let troubles = self.look_for(&name, || self.listed(&name).is_some()).await;
-        self.listed(&name).ok_or_else(|| self.absence(model, &name, &Scope::Anywhere, &troubles))
+        self.listed(&name).ok_or_else(|| self.absence(model, &name, &troubles))
     }
 
     /// Judges all backends and peers for a request, best first.
@@ -503,12 +503,8 @@ impl Backends {
     }
 
     /// Says why a model is not there: with the trouble of the most preferred backend that may have it. What peers have is known, or they
-    /// do not count; nor do this node's backends where the request must not go there.
-    fn absence(&self, model: &str, name: &ModelName, scope: &Scope, troubles: &Troubles) -> BackendError {
-        let missing = || BackendError::ModelNotFound { model: model.to_owned() };
-        if matches!(scope, Scope::Remote | Scope::Node(_)) {
-            return missing();
-        }
+    /// do not count.
+    fn absence(&self, model: &str, name: &ModelName, troubles: &Troubles) -> BackendError {
         let entries = self.entries();
         let own = entries[..self.0.own].iter().enumerate();
         let troubled: Vec<_> = own
@@ -520,6 +516,7 @@ impl Backends {
         let nobody_knows = troubled.len() == self.0.own;
         let mut possible =
             troubled.into_iter().filter(|(entry, trouble)| nobody_knows || entry.may_have(name, trouble));
+        let missing = || BackendError::ModelNotFound { model: model.to_owned() };
         possible.next().map_or_else(missing, |(_, trouble)| trouble)
     }
 
@@ -552,7 +549,11 @@ impl Backends {
             let label = entry_of(&entries, ranked).label();
             return unavailable(format!("model '{model}' is at '{label}' alone: {rejection}"));
         }
-        self.absence(model, name, &need.scope, troubles)
+        // What is wrong with this node's backends is no reason where the request must not go there.
+        if matches!(need.scope, Scope::Remote | Scope::Node(_)) {
+            return BackendError::ModelNotFound { model: model.to_owned() };
+        }
+        self.absence(model, name, troubles)
     }
 }
 

@@ -21,14 +21,16 @@ async fn a_server_that_does_not_answer_is_told_with_the_reason() {
     let config = no_backends()
         + &fake_named("script", "max_concurrent = 2")
         + &server("openai", "works", &upstream.url("/v1"), "")
-        + &server("openai", "dead", &format!("http://{}", free_address()), "");
+        + &server("openai", "dead", &format!("http://{}", free_address()), "")
+        + &server("openai", "given", &format!("http://{}", free_address()), "models = ['gone']");
     let home = Home::new(&config);
     let alone = shown(&home).await;
     assert_eq!(alone["node"], Value::Null);
     let node = Node::start(&home).await;
     eventually("both backends looked at", async || {
         let now = shown(&home).await;
-        by_name(&now, "works")["ready"] == true && by_name(&now, "dead")["error"].is_string()
+        let told = |name| by_name(&now, name)["error"].is_string();
+        by_name(&now, "works")["ready"] == true && told("dead") && told("given")
     })
     .await;
     let with_node = shown(&home).await;
@@ -36,12 +38,16 @@ async fn a_server_that_does_not_answer_is_told_with_the_reason() {
     for seen in [alone, with_node] {
         assert_eq!(by_name(&seen, "script")["max_concurrent"], 2);
         assert_eq!((&by_name(&seen, "works")["ready"], &by_name(&seen, "works")["models"]), (&true.into(), &1.into()));
-        assert_eq!(by_name(&seen, "dead")["ready"], false);
-        assert!(by_name(&seen, "dead")["error"].is_string(), "{seen}");
+        for away in ["dead", "given"] {
+            assert_eq!(by_name(&seen, away)["ready"], false);
+            assert!(by_name(&seen, away)["error"].is_string(), "{seen}");
+        }
     }
     let table = home.run(&["backends"]).await.stdout;
     assert!(table.lines().next().unwrap().starts_with("NAME "), "{table}");
-    assert!(table.lines().any(|line| line.starts_with("dead ") && line.contains("down: ")), "{table}");
+    for away in ["dead ", "given "] {
+        assert!(table.lines().any(|line| line.starts_with(away) && line.contains("down: ")), "{table}");
+    }
 }
 
 #[tokio::test]
