@@ -172,10 +172,12 @@ impl Detected {
         } else {
             on_cpu
         };
-        if self.models_advised.is_empty() {
-            return size;
+        match self.models_advised.as_slice() {
+            [] => size,
+            [only] => format!("{size}; bombus models pull {only}"),
+            // A pull takes one name.
+            [first, others @ ..] => format!("{size}; bombus models pull {first}, or {}", others.join(", ")),
         }
-        format!("{size}; bombus models pull {}", self.models_advised.join(", "))
     }
 }
 
@@ -316,5 +318,17 @@ mod tests {
         let text = Detected::new(machine(), vec![server], vec![used]).text();
         assert!(text.contains("backend        near: ollama, http://localhost:11434/, down: refused"), "{text}");
         assert!(text.contains("found          Ollama 0.24.0, 1 model; it is the backend near"), "{text}");
+    }
+
+    #[test]
+    fn the_pull_that_is_advised_names_one_model() {
+        let mut detected = Detected::new(machine(), Vec::new(), Vec::new());
+        let mut advised = |names: &[&str]| {
+            detected.models_advised = names.iter().map(|name| (*name).to_owned()).collect();
+            detected.largest_model()
+        };
+        assert!(advised(&["small"]).ends_with("; bombus models pull small"));
+        assert!(advised(&["small", "large", "base"]).ends_with("; bombus models pull small, or large, base"));
+        assert!(!advised(&[]).contains("pull"));
     }
 }
