@@ -20,6 +20,9 @@ use crate::running::RunningNode;
 
 mod remote;
 
+/// Says that there is nobody to ask.
+pub(super) const NO_BACKEND: &str = "no backend is configured";
+
 /// What answers.
 pub(super) enum Answerer {
     /// The node of the data directory.
@@ -275,7 +278,7 @@ impl Placement {
     /// Lays the candidates out, one to a line, best first.
     pub(super) fn lines(&self) -> Vec<String> {
         if self.candidates.is_empty() {
-            return vec!["no backend is configured".to_owned()];
+            return vec![NO_BACKEND.to_owned()];
         }
         let width = self.candidates.iter().map(|candidate| candidate.shown().chars().count()).max().unwrap_or(0);
         self.candidates.iter().map(|candidate| format!("{:width$}  {}", candidate.shown(), candidate.line())).collect()

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::answerer::Answerer;
+use super::answerer::{Answerer, NO_BACKEND};
 use super::peers::printable;
 use super::{Global, output};
 use crate::node::RunningBackends;
@@ -72,7 +72,9 @@ pub(super) fn run(global: &Global, args: &BackendsArgs) -> Result<ExitCode> {
     if args.json {
         output::print_json(&shown)?;
     } else {
-        if shown.node.is_none() {
+        if shown.backends.is_empty() {
+            global.notice(NO_BACKEND);
+        } else if shown.node.is_none() {
             global.notice("no node runs; each backend was asked once");
         }
         output::print(&table(&shown.backends))?;

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use super::answerer::{Answerer, Placement};
+use super::answerer::{Answerer, NO_BACKEND, Placement};
 use super::scope::ScopeArgs;
 use super::{Global, output};
 
@@ -34,6 +34,9 @@ pub(super) fn run(global: &Global, args: &RouteArgs) -> Result<ExitCode> {
         answerer.stop().await;
         placement
     })?;
+    if !args.json && placement.candidates.is_empty() {
+        global.notice(NO_BACKEND);
+    }
     if args.json {
         output::print_json(&placement)?;
     } else if args.explain {

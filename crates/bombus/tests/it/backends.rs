@@ -51,6 +51,22 @@ async fn a_server_that_does_not_answer_is_told_with_the_reason() {
 }
 
 #[tokio::test]
+async fn where_no_backend_is_configured_that_is_said() {
+    let home = Home::new(&("backends = []\n".to_owned() + &no_backends()));
+    for with_node in [false, true] {
+        let _node = if with_node { Some(Node::start(&home).await) } else { None };
+        let told = home.run(&["backends"]).await;
+        assert_eq!((told.code, told.stdout.as_str()), (Some(0), ""), "{}", told.stderr);
+        assert_eq!(told.stderr, "no backend is configured\n");
+        let explained = home.run(&["route", "--explain"]).await;
+        assert_eq!((explained.code, explained.stdout.as_str()), (Some(3), ""), "{}", explained.stderr);
+        assert!(explained.stderr.starts_with("no backend is configured\n"), "{}", explained.stderr);
+        let quiet = home.run(&["backends", "--quiet"]).await;
+        assert_eq!(quiet.stderr, "");
+    }
+}
+
+#[tokio::test]
 async fn both_dialects_carry_an_answer_through_a_second_node() {
     let upstream_home = Home::new(&fake("models = ['far']"));
     let upstream = Node::start(&upstream_home).await;
