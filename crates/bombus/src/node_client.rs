@@ -177,7 +177,11 @@ impl Refusal {
         if self.status != 404 || !missing {
             return None;
         }
-        Some(self.message.split_once("model '")?.1.split_once('\'')?.0)
+        // Ollama's own messages have either kind of quotation marks.
+        ['\'', '"'].into_iter().find_map(|mark| {
+            let (_, named) = self.message.split_once(&format!("model {mark}"))?;
+            Some(named.split_once(mark)?.0)
+        })
     }
 
     /// Returns whether the conversation was too long for the model.
@@ -211,6 +215,8 @@ mod tests {
         assert_eq!(openai.missing_model(), Some("m"));
         let ollama = refusal(404, r#"{"error":"model 'm:8b' not found"}"#);
         assert_eq!((ollama.message.as_str(), ollama.missing_model()), ("model 'm:8b' not found", Some("m:8b")));
+        let copied = refusal(404, r#"{"error":"model \"m:8b\" not found"}"#);
+        assert_eq!(copied.missing_model(), Some("m:8b"));
         let native = refusal(503, r#"{"type":"about:blank","detail":"no","code":"shutting_down","status":503}"#);
         assert_eq!((native.message.as_str(), native.code.as_deref()), ("no", Some("shutting_down")));
         assert!(refusal(502, "<html>").message.contains("502"));
