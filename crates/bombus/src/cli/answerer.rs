@@ -271,7 +271,10 @@ impl Placement {
         if self.candidates.iter().all(|candidate| candidate.rejected.as_ref() == Some(&missing)) {
             return Err(BackendError::ModelNotFound { model: self.model.clone() }.into());
         }
-        let message = format!("no backend can answer as '{}' now: {}", self.model, self.lines().join("; "));
+        let refusal =
+            |candidate: &Candidate| Some(format!("{}: {}", candidate.shown(), candidate.rejected.as_deref()?));
+        let refusals = self.candidates.iter().filter_map(refusal).collect::<Vec<_>>().join("; ");
+        let message = format!("no backend can answer as '{}' now: {refusals}", self.model);
         Err(Failure::new(Exit::Unavailable, message).hint("bombus backends shows how they are").into())
     }
 
@@ -328,6 +331,23 @@ fn temperature(text: &str) -> Result<f32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_names_those_who_cannot_answer_without_columns() {
+        let candidate = |backend: &str, rejected: &str| Candidate {
+            backend: backend.to_owned(),
+            node_id: None,
+            node: None,
+            here: true,
+            model: None,
+            score: None,
+            rejected: Some(rejected.to_owned()),
+            reasons: Vec::new(),
+        };
+        let candidates = vec![candidate("a", "it rests"), candidate("far-away", "it is paused")];
+        let error = Placement { model: "m".to_owned(), candidates }.best().unwrap_err();
+        assert_eq!(error.to_string(), "no backend can answer as 'm' now: a: it rests; far-away: it is paused");
+    }
 
     #[test]
     fn a_temperature_out_of_range_is_refused() {
