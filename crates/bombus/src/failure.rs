@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bombus_http::HttpError;
 use bombus_infer::BackendError;
@@ -80,8 +81,8 @@ impl Failure {
             BackendError::ContextExceeded { .. }
             | BackendError::InvalidRequest { .. }
             | BackendError::Unsupported { .. } => failure(Exit::Usage),
-            BackendError::Overloaded { .. }
-            | BackendError::Rejected { .. }
+            BackendError::Overloaded { retry_after } => Self::overloaded(*retry_after),
+            BackendError::Rejected { .. }
             | BackendError::Unavailable { .. }
             | BackendError::Interrupted { .. }
             | BackendError::TimedOut { .. } => failure(Exit::Unavailable).hint("bombus doctor says what is wrong here"),
@@ -89,10 +90,19 @@ impl Failure {
         }
     }
 
+    fn overloaded(retry_after: Duration) -> Self {
+        let seconds = retry_after.as_secs_f64().ceil();
+        Self::new(Exit::Unavailable, format!("the backends of this model ask for less; try again in {seconds} s"))
+            .hint("bombus backends shows how they are")
+    }
+
     /// Translates what the running node refused.
     fn of_refusal(refusal: &Refusal) -> Self {
         if let Some(model) = refusal.missing_model() {
             return Self::of_backend(&BackendError::ModelNotFound { model: model.to_owned() });
+        }
+        if let (Some("overloaded"), Some(retry_after)) = (refusal.code.as_deref(), refusal.retry_after) {
+            return Self::overloaded(retry_after);
         }
         let failure = |exit| Self::new(exit, refusal.message.clone());
         match (refusal.status, refusal.code.as_deref()) {
@@ -247,6 +257,23 @@ mod tests {
         let failure = Failure::of(&error);
         assert_eq!((failure.exit, failure.message.as_str()), (Exit::NotFound, "model 'm' not found"));
         assert!(failure.hint.unwrap().starts_with("bombus models pull m"));
+    }
+
+    #[test]
+    fn who_has_too_much_to_do_says_when_to_try_again() {
+        let here = anyhow::Error::from(BackendError::Overloaded { retry_after: Duration::from_millis(6_200) });
+        let refusal = Refusal {
+            status: 429,
+            code: Some("overloaded".to_owned()),
+            message: "too many requests are waiting".to_owned(),
+            retry_after: Some(Duration::from_secs(7)),
+        };
+        for error in [here, refusal.into()] {
+            let failure = Failure::of(&error);
+            let told = (failure.exit, failure.message.as_str(), failure.hint.as_deref());
+            let message = "the backends of this model ask for less; try again in 7 s";
+            assert_eq!(told, (Exit::Unavailable, message, Some("bombus backends shows how they are")));
+        }
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The HTTP API of the running node, as commands use it.
 
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::Result;
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -85,8 +86,9 @@ impl NodeClient {
             return Ok(response);
         }
         let status = response.status();
+        let retry_after = retry_after(response.headers());
         let text = read(response, REFUSAL_BYTES_MAX).await.unwrap_or_default();
-        Err(Refusal::parse(status, &String::from_utf8_lossy(&text)).into())
+        Err(Refusal { retry_after, ..Refusal::parse(status, &String::from_utf8_lossy(&text)) }.into())
     }
 
     async fn document<T: DeserializeOwned>(&self, response: Response) -> Result<T> {
@@ -117,6 +119,11 @@ async fn read(mut response: Response, bytes_max: usize) -> Result<Vec<u8>, Strin
     Ok(bytes)
 }
 
+/// Reads how long to wait; a node writes seconds.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
 /// Makes a text fit for a query or a segment of a path.
 pub(crate) fn encoded(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);
@@ -132,6 +139,8 @@ pub(crate) struct Refusal {
     pub(crate) code: Option<String>,
     /// The text for people.
     pub(crate) message: String,
+    /// When it may be worth trying again, where the node says so.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// The shapes of errors: OpenAI's, Ollama's, and that of the native routes.
@@ -151,13 +160,13 @@ struct OpenAiError {
 }
 
 impl Refusal {
-    /// Reads a refusal in any of the node's dialects.
+    /// Reads the body of a refusal in any of the node's dialects.
     pub(crate) fn parse(status: StatusCode, text: &str) -> Self {
         let (message, code) = match Self::message(text) {
             Some(read) => read,
             None => (format!("the node answered {status}: {}", text.chars().take(200).collect::<String>()), None),
         };
-        Self { status: status.as_u16(), code, message }
+        Self { status: status.as_u16(), code, message, retry_after: None }
     }
 
     /// Reads the text and the code of an error; `None` where it is none.

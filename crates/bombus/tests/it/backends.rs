@@ -1,4 +1,5 @@
-use serde_json::Value;
+use bombus_testkit::upstream::{Script, Upstream};
+use serde_json::{Value, json};
 
 use crate::harness::{Home, Node, fake, fake_named, finish, free_address, no_backends, server};
 use crate::model::eventually;
@@ -99,6 +100,25 @@ async fn a_backend_may_come_after_the_node() {
     .await;
     let after = home.run(&["ask", "--model", "fake", "hi"]).await;
     assert_eq!((after.code, after.stdout.as_str()), (Some(0), "hi\n"), "{}", after.stderr);
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_less_is_tried_again_when_it_says() {
+    let upstream = Upstream::start().await.unwrap();
+    upstream.on("GET /v1/models", Script::json(200, &json!({ "data": [{ "id": "fake" }] })));
+    let busy = Script::json(429, &json!({ "error": { "message": "slow down" } })).header("retry-after", "7");
+    upstream.on("POST /v1/chat/completions", busy);
+    let home = Home::new(&(no_backends() + &server("openai", "busy", &format!("{}/v1", upstream.url()), "")));
+    for with_node in [false, true] {
+        let _node = if with_node { Some(Node::start(&home).await) } else { None };
+        let asked = home.run(&["ask", "hi"]).await;
+        assert_eq!(asked.code, Some(4), "{}", asked.stderr);
+        assert!(
+            asked.stderr.contains("error: the backends of this model ask for less; try again in 7 s"),
+            "{}",
+            asked.stderr
+        );
+    }
 }
 
 #[tokio::test]
