@@ -77,8 +77,13 @@ struct Round {
     completion_tokens: u32,
     first_token_ms: f64,
     total_ms: f64,
+    /// None where the tokens came too close together to measure it.
     tokens_per_second: Option<f64>,
 }
+
+/// Shortest time between the first token and the last from which a speed is told. What takes less came in a packet or two, and says how fast
+/// the network is.
+const GENERATING_MIN: Duration = Duration::from_millis(10);
 
 pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<ExitCode> {
     let settings = global.settings(&[])?;
@@ -259,13 +264,14 @@ impl Round {
         let ms = |time: Duration| time.as_secs_f64() * 1000.0;
         // Not every server counts.
         let tokens = if usage.completion_tokens > 0 { usage.completion_tokens } else { pieces };
-        let generating = last.saturating_duration_since(first).as_secs_f64();
+        let generating = last.saturating_duration_since(first);
+        let is_measured = tokens > 1 && generating >= GENERATING_MIN;
         Self {
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: tokens,
             first_token_ms: ms(first - begun),
             total_ms: ms(begun.elapsed()),
-            tokens_per_second: (tokens > 1 && generating > 0.0).then(|| f64::from(tokens - 1) / generating),
+            tokens_per_second: is_measured.then(|| f64::from(tokens - 1) / generating.as_secs_f64()),
         }
     }
 }
@@ -357,6 +363,15 @@ mod tests {
         assert_eq!((round.first_token_ms.round(), round.tokens_per_second.map(f64::round)), (100.0, Some(20.0)));
         let uncounted = Round::new((begun, at(100), at(600)), 6, Usage::default());
         assert_eq!(uncounted.tokens_per_second.map(f64::round), Some(10.0));
+    }
+
+    #[test]
+    fn tokens_that_came_in_one_packet_have_no_speed() {
+        let begun = Instant::now();
+        let first = begun + Duration::from_millis(100);
+        let usage = Usage { prompt_tokens: 5, completion_tokens: 64, ..Usage::default() };
+        let round = Round::new((begun, first, first + Duration::from_micros(8)), 64, usage);
+        assert_eq!((round.completion_tokens, round.tokens_per_second), (64, None));
     }
 
     #[test]
