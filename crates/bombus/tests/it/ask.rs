@@ -55,6 +55,18 @@ async fn the_prompt_comes_from_arguments_and_stdin() {
 }
 
 #[tokio::test]
+async fn a_piece_of_an_answer_may_be_long() {
+    let home = Home::new(&fake(""));
+    let word = "x".repeat(2_000_000);
+    for with_node in [false, true] {
+        let _node = if with_node { Some(Node::start(&home).await) } else { None };
+        let asked = home.run_with_stdin(&["ask"], &word).await;
+        assert_eq!((asked.code, asked.stdout.len()), (Some(0), word.len() + 1), "{}", asked.stderr);
+        assert_eq!(asked.stdout.trim_end(), word);
+    }
+}
+
+#[tokio::test]
 async fn a_loop_over_lines_can_keep_them_for_its_next_question() {
     let home = Home::new(&fake(""));
     std::fs::write(home.path("list"), "second\nthird\n").unwrap();

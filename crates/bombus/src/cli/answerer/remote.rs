@@ -18,8 +18,8 @@ use crate::cli::scope::ScopeArgs;
 use crate::failure::{Exit, Failure};
 use crate::node_client::{NodeClient, Refusal};
 
-/// Longest accepted line of a stream of events.
-const LINE_BYTES_MAX: usize = 1 << 20;
+/// Longest accepted line of a stream of events: twice what a node takes from a server in one line, since the text may need more escapes here.
+const LINE_BYTES_MAX: usize = 16 << 20;
 
 /// Asks the running node over its HTTP API.
 pub(super) async fn chat(node: &NodeClient, request: &ChatRequest, scope: &ScopeArgs) -> Result<Started> {
