@@ -88,8 +88,7 @@ pub(super) fn run(global: &Global, args: &DetectArgs) -> Result<ExitCode> {
 impl Detected {
     fn new(hardware: Hardware, servers: Vec<FoundServer>, backends: Vec<Configured>) -> Self {
         let engine = engine();
-        let has_backend =
-            engine.is_ok() || !servers.is_empty() || backends.iter().any(|backend| backend.ready == Some(true));
+        let has_backend = backends.iter().any(|backend| backend.works(engine.is_ok(), &servers));
         let available_mb = hardware.ram_available_mb;
         let mut notes = Vec::new();
         if let Err(reason) = &engine {
@@ -318,6 +317,38 @@ mod tests {
         let text = Detected::new(machine(), vec![server], vec![used]).text();
         assert!(text.contains("backend        near: ollama, http://localhost:11434/, down: refused"), "{text}");
         assert!(text.contains("found          Ollama 0.24.0, 1 model; it is the backend near"), "{text}");
+    }
+
+    #[test]
+    fn inference_takes_a_backend_that_works() {
+        let infers = |servers: &[FoundServer], backends: &[Configured]| {
+            let detected = Detected::new(machine(), servers.to_vec(), backends.to_vec());
+            detected.capabilities.contains(&Capability::CpuInference)
+        };
+        let found = [FoundServer {
+            kind: ServerKind::Ollama,
+            url: "http://127.0.0.1:11434".into(),
+            version: None,
+            models: None,
+            needs_key: false,
+        }];
+        let backend = |kind: &str, url: Option<&str>, ready| Configured {
+            name: kind.into(),
+            kind: kind.into(),
+            url: url.map(str::to_owned),
+            ready,
+            error: None,
+            models: None,
+        };
+        let near = |ready| [backend("ollama", Some("http://localhost:11434"), ready)];
+        assert!(!infers(&[], &[]), "an engine that nobody configured runs nothing");
+        assert!(!infers(&found, &[]), "a server that is no backend is not asked");
+        assert!(!infers(&[], &near(None)));
+        assert!(infers(&found, &near(None)));
+        assert!(!infers(&found, &near(Some(false))), "the node knows better");
+        assert_eq!(infers(&[], &[backend("embedded", None, None)]), engine().is_ok());
+        assert!(!infers(&[], &[backend("embedded", None, Some(false))]));
+        assert!(infers(&[], &[backend("openai", Some("https://api.example.com/v1"), Some(true))]));
     }
 
     #[test]

@@ -16,12 +16,20 @@ async fn the_machine_is_described_as_the_node_describes_it() {
     })
     .await;
     let identity: Value = node.get(path).await.json().await.unwrap();
-    for same in
-        ["cpu_model", "cpu_cores", "ram_total_mb", "gpu_tier", "node_tier", "gpu_name", "vram_total_mb", "lan_ip"]
-    {
+    for same in [
+        "cpu_model",
+        "cpu_cores",
+        "ram_total_mb",
+        "gpu_tier",
+        "node_tier",
+        "gpu_name",
+        "vram_total_mb",
+        "lan_ip",
+        "capabilities",
+    ] {
         assert_eq!(detected[same], identity[same], "{same}");
     }
-    assert!(detected["max_model_params_b_cpu"].is_number() && detected["capabilities"].is_array(), "{detected}");
+    assert!(detected["max_model_params_b_cpu"].is_number(), "{detected}");
     assert_eq!(detected["embedded_engine"], cfg!(feature = "embedded"), "{detected}");
 }
 
@@ -39,6 +47,29 @@ async fn servers_of_models_are_found_and_told_as_backends() {
     }
     let wrong = home.run(&["detect", "--probe", "somewhere"]).await;
     assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
+}
+
+#[tokio::test]
+async fn a_machine_whose_backends_do_not_work_can_infer_nothing() {
+    let other_home = Home::new(&fake(""));
+    let other = Node::start(&other_home).await;
+    let no_backend_of_it = other.url("").replace("http://", "");
+    let dead = format!("http://{}/v1", free_address());
+    let home = Home::new(&(no_backends() + &server("openai", "dead", &dead, "")));
+    for with_node in [false, true] {
+        let node = if with_node { Some(Node::start(&home).await) } else { None };
+        let detected = home.run(&["detect", "--json", "--probe", &no_backend_of_it]).await;
+        let detected: Value = serde_json::from_str(&detected.stdout).unwrap_or_else(|_| panic!("{}", detected.stderr));
+        assert!(!detected["servers"].as_array().unwrap().is_empty(), "{detected}");
+        let mut told = vec![detected];
+        if let Some(node) = &node {
+            told.push(node.get("/identity").await.json().await.unwrap());
+        }
+        for told in told {
+            let infers = |capability: &Value| capability.as_str().is_some_and(|name| name.ends_with("_inference"));
+            assert!(!told["capabilities"].as_array().unwrap().iter().any(infers), "{told}");
+        }
+    }
 }
 
 #[tokio::test]

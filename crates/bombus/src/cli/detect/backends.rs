@@ -13,7 +13,7 @@ use crate::config::{BackendConfig, Settings};
 use crate::data_dir::DataDir;
 
 /// A backend of the configuration.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct Configured {
     pub(super) name: String,
     pub(super) kind: String,
@@ -84,6 +84,16 @@ impl Configured {
             (None, ..) => String::new(),
         };
         format!("{}: {}{at}{state}", self.name, self.kind)
+    }
+
+    /// Returns whether it can answer: as the running node says, or else as far as this process sees.
+    pub(super) fn works(&self, engine_runs: bool, servers: &[FoundServer]) -> bool {
+        match (self.ready, self.kind.as_str()) {
+            (Some(ready), _) => ready,
+            (None, "embedded") => engine_runs,
+            (None, "fake") => true,
+            (None, _) => servers.iter().any(|server| self.is(server)),
+        }
     }
 
     /// Returns whether it is this server.
