@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::answerer::running_node;
 use super::{Global, output};
+use crate::config::{BackendConfig, BackendKind, Settings};
 use crate::failure::{Exit, Failure};
 use crate::node::open_models;
 use crate::platform::StopSignals;
@@ -178,7 +179,7 @@ pub(super) fn run(global: &Global, args: &ModelsArgs) -> Result<ExitCode> {
             if at.is_elsewhere() {
                 return super::block_on(remote::run(global, remote::Work::Pull, name, at));
             }
-            return super::block_on(pull_model(global, name, at.json));
+            return super::block_on(pull_model(global, &settings, name, at.json));
         }
         ModelsCommand::Import { file, name, json } => import(global, file, name.as_ref(), *json)?,
         ModelsCommand::Rm { name, at } => {
@@ -196,11 +197,12 @@ pub(super) fn run(global: &Global, args: &ModelsArgs) -> Result<ExitCode> {
 }
 
 /// Fetches a model: the running node does where one of its backends can, else this process.
-async fn pull_model(global: &Global, name: &str, as_json: bool) -> Result<ExitCode> {
+async fn pull_model(global: &Global, settings: &Settings, name: &str, as_json: bool) -> Result<ExitCode> {
     let data_dir = global.data_dir()?;
     let mut signals = StopSignals::listen()?;
     let node = running_node(&data_dir).await?;
-    if node.is_none() {
+    let has_node = node.is_some();
+    if !has_node {
         global.notice("no node runs here, so no other node is asked: the model comes from the internet");
     }
     // Not before the notice, which would break a bar in two.
@@ -233,7 +235,13 @@ async fn pull_model(global: &Global, name: &str, as_json: bool) -> Result<ExitCo
     let Some(model) = pulled else {
         return Ok(stopped(global, goes_on_later(&store, &sources, name)));
     };
-    arrived(&model.map_err(of_pull)?, as_json)?;
+    let model = model.map_err(of_pull)?;
+    let is_embedded = |backend: &BackendConfig| matches!(backend.kind, BackendKind::Embedded(_));
+    // A node that could run it would have fetched it itself.
+    if has_node || !settings.config.backends.iter().any(is_embedded) {
+        global.notice("note: nothing here runs it: no backend of the kind embedded is configured");
+    }
+    arrived(&model, as_json)?;
     Ok(ExitCode::SUCCESS)
 }
 

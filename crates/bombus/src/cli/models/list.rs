@@ -98,6 +98,16 @@ struct ToldBackends {
 }
 
 impl Row {
+    /// Describes a model of this machine's store.
+    pub(super) fn of_store(model: LocalModel, backend: Option<String>) -> Self {
+        Self { info: model.to_model_info(), backend, local: Some(model), places: Vec::new() }
+    }
+
+    /// Returns whether it is this model, and a backend of the node that was asked has it.
+    fn is_here(&self, name: &ModelName) -> bool {
+        self.info.name == *name && self.places.iter().any(|place| place.here)
+    }
+
     fn of_node(told: Told, store: &ModelStore, embedded: &[String]) -> Option<Self> {
         let name = ModelName::parse(&told.id).ok()?;
         let local = embedded.contains(&told.owned_by).then(|| store.get(&name).ok().flatten()).flatten();
@@ -235,7 +245,15 @@ async fn of_swarm(node: &NodeClient, store: &ModelStore, args: &ListArgs) -> Res
         let told = described.iter().position(|row| row.info.name.as_str() == name).map(|at| described.swap_remove(at));
         Row::at_places(&name, capabilities, nodes, told, store)
     });
-    Ok(rows.collect())
+    let mut rows: Vec<Row> = rows.collect();
+    let is_own = wanted.is_none_or(|node_id| node_id == node.record().node_id.as_str());
+    if is_own && embedded.is_empty() {
+        // The node lists what its backends have, and none of them runs what is in the store.
+        let stored = store.list()?.into_iter().filter(|model| !rows.iter().any(|row| row.is_here(&model.name)));
+        let stored: Vec<Row> = stored.map(|model| Row::of_store(model, None)).collect();
+        rows.extend(stored);
+    }
+    Ok(rows)
 }
 
 /// Lists the nodes that can be named, by id and name: those with models, and those that are seen.
@@ -283,13 +301,7 @@ async fn of_this_machine(settings: &Settings, data_dir: &DataDir, store: &ModelS
     let backends = &settings.config.backends;
     let is_embedded = |kind: &BackendKind| matches!(kind, BackendKind::Embedded(_));
     let embedded = backends.iter().find(|backend| is_embedded(&backend.kind)).map(|backend| backend.name.clone());
-    let own = store.list()?.into_iter().map(|model| Row {
-        info: model.to_model_info(),
-        backend: embedded.clone(),
-        local: Some(model),
-        places: Vec::new(),
-    });
-    let mut rows: Vec<Row> = own.collect();
+    let mut rows: Vec<Row> = store.list()?.into_iter().map(|model| Row::of_store(model, embedded.clone())).collect();
     if backends.iter().all(|backend| is_embedded(&backend.kind)) {
         return Ok(rows);
     }

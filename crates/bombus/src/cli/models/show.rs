@@ -1,4 +1,4 @@
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bombus_core::chat::{Message, Role};
 use bombus_core::model::{ModelDetails, ModelName};
 use bombus_infer::BackendError;
@@ -11,7 +11,7 @@ use crate::cli::{Global, output};
 use crate::config::Settings;
 use crate::data_dir::DataDir;
 use crate::node::{RunningBackends, open_models};
-use crate::node_client::NodeClient;
+use crate::node_client::{NodeClient, Refusal};
 
 /// How much of a long text is shown in the overview, in lines.
 const LINES_MAX: usize = 12;
@@ -83,9 +83,14 @@ fn read_parameters(text: &str) -> Map<String, Value> {
 /// Shows everything about one model.
 pub(super) async fn show(global: &Global, settings: &Settings, name: &ModelName, as_json: bool) -> Result<()> {
     let data_dir = global.data_dir()?;
-    let (row, details) = match running_node(&data_dir).await? {
-        Some(node) => of_node(&node, &data_dir, name).await?,
-        None => of_this_machine(settings, &data_dir, name).await?,
+    let found = match running_node(&data_dir).await? {
+        Some(node) => of_node(&node, &data_dir, name).await,
+        None => of_this_machine(settings, &data_dir, name).await,
+    };
+    let (row, details) = match found {
+        // The store may have it, and no backend.
+        Err(error) if error.is::<BackendError>() || error.is::<Refusal>() => of_store(&data_dir, name)?.ok_or(error)?,
+        found => found?,
     };
     if as_json {
         let mut object = row.as_json();
@@ -115,6 +120,13 @@ async fn of_this_machine(settings: &Settings, data_dir: &DataDir, name: &ModelNa
     let shown = found.await;
     running.stop().await;
     shown
+}
+
+/// Describes a model of the store that no backend runs; `None` where the store does not have it.
+fn of_store(data_dir: &DataDir, name: &ModelName) -> Result<Option<(Row, ModelDetails)>> {
+    let Some(model) = open_models(data_dir)?.get(name)? else { return Ok(None) };
+    let details = model.details().with_context(|| format!("{} cannot be read", model.path.display()))?;
+    Ok(Some((Row::of_store(model, None), details)))
 }
 
 fn text(row: &Row, details: &ModelDetails) -> String {
