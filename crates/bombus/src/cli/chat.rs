@@ -184,30 +184,33 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Asks the model. A conversation that its context does not hold is asked again without its oldest half.
+    /// Asks the model. A conversation that its context does not hold is asked again without its oldest half. What is left out stays in the
+    /// conversation until an answer has come.
     async fn say(&mut self, text: String) -> Result<Then> {
         self.conversation.add_question(text);
+        let mut asked = self.conversation.clone();
         let mut left_out = 0;
-        loop {
-            let request = self.args.answer.apply(self.conversation.request());
+        let (answer, outcome) = loop {
+            let request = self.args.answer.apply(asked.request());
             let mut answer = Answer::new();
             let outcome = self.answer(request, &mut answer).await;
-            match &outcome {
-                Err(error) if is_context_exceeded(error) => {
-                    let dropped = self.conversation.drop_oldest_half();
-                    left_out += dropped;
-                    if dropped > 0 {
-                        continue;
-                    }
-                }
-                _ => {}
+            let dropped = match &outcome {
+                Err(error) if is_context_exceeded(error) => asked.drop_oldest_half(),
+                _ => 0,
+            };
+            if dropped == 0 {
+                break (answer, outcome);
             }
-            if left_out + answer.left_out() as usize > 0 {
-                let count = left_out + answer.left_out() as usize;
+            left_out += dropped;
+        };
+        if !answer.text().is_empty() {
+            self.conversation = asked;
+            let count = left_out + answer.left_out() as usize;
+            if count > 0 {
                 self.global.notice(&format!("note: the {count} oldest turns are left out: the context holds no more"));
             }
-            return self.after(&answer, outcome);
         }
+        self.after(&answer, outcome)
     }
 
     async fn answer(&mut self, request: ChatRequest, answer: &mut Answer) -> Result<Ended> {

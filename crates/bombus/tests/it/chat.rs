@@ -1,6 +1,7 @@
+use bombus_testkit::upstream::{Script, Upstream};
 use serde_json::{Value, json};
 
-use crate::harness::{Home, Node, Process, Signal, fake, fake_named, mode, no_backends};
+use crate::harness::{Home, Node, Process, Signal, fake, fake_named, mode, no_backends, server};
 use crate::terminal::{CTRL_C, CTRL_D, Terminal};
 
 #[tokio::test]
@@ -181,6 +182,60 @@ async fn a_line_is_edited_and_one_of_an_earlier_chat_comes_back() {
     second.shows(">>> ").await;
     second.types(CTRL_D);
     assert_eq!(second.ended().await.code(), Some(0), "{}", second.screen());
+}
+
+/// What requests to the scripted server of these tests begin with.
+const CHAT: &str = "POST /v1/chat/completions";
+
+/// A short answer of a server that counts no tokens.
+fn short_answer() -> Script {
+    let said = json!({ "id": "c", "model": "fake", "choices": [{ "index": 0, "delta": { "content": "Hello" } }] });
+    let end = json!({ "id": "c", "model": "fake", "choices": [{ "index": 0, "delta": {}, "finish_reason": "stop" }] });
+    Script::events(&[said, end]).done()
+}
+
+/// The configuration of a node whose only backend is that server.
+fn scripted(upstream: &Upstream) -> String {
+    upstream.on("GET /v1/models", Script::json(200, &json!({ "data": [{ "id": "fake", "owned_by": "test" }] })));
+    no_backends() + &server("openai", "scripted", &upstream.url(), "")
+}
+
+#[tokio::test]
+async fn a_question_that_gets_no_answer_takes_no_turn_with_it() {
+    let upstream = Upstream::start().await.unwrap();
+    let message = "the request exceeds the available context size";
+    let too_long = json!({ "error": { "code": 400, "message": message, "n_prompt_tokens": 900, "n_ctx": 512 } });
+    let too_long = Script::json(400, &too_long);
+    upstream.once(CHAT, short_answer());
+    upstream.once(CHAT, short_answer());
+    upstream.on(CHAT, too_long.clone());
+    let home = Home::new(&scripted(&upstream));
+    let mut chat = Terminal::start(&home.command(&["chat"]));
+    chat.shows(">>> ").await;
+    for question in ["one", "two"] {
+        chat.enters(question);
+        chat.shows("answer tokens").await;
+        chat.shows(">>> ").await;
+    }
+    chat.enters("far too long");
+    chat.shows("error: ").await;
+    chat.shows(">>> ").await;
+    chat.enters("/save talk.json");
+    chat.shows("4 turns saved").await;
+    chat.shows(">>> ").await;
+    assert!(!chat.screen().contains("left out"), "{}", chat.screen());
+
+    // What gets an answer without the oldest turns leaves them out from then on.
+    upstream.once(CHAT, too_long);
+    upstream.on(CHAT, short_answer());
+    chat.enters("three");
+    chat.shows("note: the 4 oldest turns are left out").await;
+    chat.shows(">>> ").await;
+    chat.enters("/save talk.json");
+    chat.shows("2 turns saved").await;
+    chat.shows(">>> ").await;
+    chat.enters("/quit");
+    assert_eq!(chat.ended().await.code(), Some(0), "{}", chat.screen());
 }
 
 #[tokio::test]
