@@ -35,7 +35,7 @@ mod reach;
 mod result;
 mod route;
 mod scope;
-mod screen;
+pub(crate) mod screen;
 mod service;
 mod sharing;
 mod status;

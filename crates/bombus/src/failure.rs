@@ -9,6 +9,7 @@ use bombus_infer::BackendError;
 use bombus_net::NetError;
 use bombus_net::membership::MembershipError;
 
+use crate::cli::screen::printable;
 use crate::config::ConfigError;
 use crate::data_dir::DataDirError;
 use crate::node_client::Refusal;
@@ -206,6 +207,12 @@ impl Failure {
         }
         Self::new(Exit::Failure, format!("{error:#}"))
     }
+
+    /// Lays it out for a terminal, which the words of servers and of other nodes in it cannot control.
+    fn lines(&self) -> String {
+        let hint = self.hint.as_ref().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+        printable(&format!("error: {}\n{hint}", self.message)).into_owned()
+    }
 }
 
 /// Joins an error with its causes, leaving out a cause that the text before it says already.
@@ -233,10 +240,7 @@ impl std::error::Error for Failure {}
 /// Writes `error: ...` and `hint: ...` to stderr and returns the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let failure = Failure::of(error);
-    eprintln!("error: {}", failure.message);
-    if let Some(hint) = failure.hint {
-        eprintln!("hint: {hint}");
-    }
+    eprint!("{}", failure.lines());
     failure.exit.into()
 }
 
@@ -280,5 +284,14 @@ mod tests {
     fn an_unknown_error_keeps_its_whole_chain() {
         let error = anyhow::anyhow!("disk full").context("writing");
         assert_eq!(Failure::of(&error).message, "writing: disk full");
+    }
+
+    #[test]
+    fn what_a_server_says_cannot_control_the_terminal() {
+        let message = "bad \u{1b}[31mRED\u{1b}[2J\nthing\r";
+        let error = BackendError::InvalidRequest { param: None, message: message.to_owned() };
+        let shown = Failure::of_backend(&error).hint("try\u{7} again").lines();
+        assert!(shown.contains("bad [31mRED[2J\nthing\nhint: try again\n"), "{shown:?}");
+        assert!(shown.chars().all(|character| character == '\n' || !character.is_control()), "{shown:?}");
     }
 }

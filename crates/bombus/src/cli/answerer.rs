@@ -242,13 +242,14 @@ impl Candidate {
 
     /// Says in a line how it stands.
     pub(super) fn line(&self) -> String {
-        match (&self.rejected, self.score) {
+        let line = match (&self.rejected, self.score) {
             (Some(reason), _) => format!("no: {reason}"),
             (None, score) => {
                 let score = score.map(|score| format!("{score:.1}")).unwrap_or_default();
                 format!("{score}: {}", self.reasons.join(", "))
             }
-        }
+        };
+        printable(&line)
     }
 }
 
@@ -355,5 +356,20 @@ mod tests {
         for bad in ["-1", "2.1", "hot", "NaN"] {
             assert!(temperature(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn why_a_backend_is_passed_over_cannot_control_the_terminal() {
+        let candidate = Candidate {
+            backend: "far".to_owned(),
+            node_id: None,
+            node: None,
+            here: true,
+            model: None,
+            score: None,
+            rejected: Some("bad \u{1b}[2J\rthing".to_owned()),
+            reasons: Vec::new(),
+        };
+        assert_eq!(candidate.line(), "no: bad [2Jthing");
     }
 }

@@ -6,6 +6,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::peers::printable;
+
 /// Prints a text.
 pub(super) fn print(text: &str) -> Result<()> {
     print_piece(text).map(|_| ())
@@ -46,8 +48,9 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value).context("the result has no JSON form")?))
 }
 
-/// Lays rows out in columns; nothing at all without rows.
+/// Lays rows out in columns; nothing at all without rows. No cell can control the terminal or leave its line.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows = rows.map(|row| row.map(|cell| printable(&cell)));
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     if rows.len() == 1 {
         return String::new();
@@ -114,6 +117,12 @@ mod tests {
         let rows = [["a".to_owned(), "1".to_owned()], ["long".to_owned(), "22".to_owned()]];
         assert_eq!(table(["X", "YY"], rows.into_iter()), "X     YY\na     1\nlong  22\n");
         assert_eq!(table(["X"], std::iter::empty()), "");
+    }
+
+    #[test]
+    fn a_cell_of_a_table_cannot_control_the_terminal() {
+        let row = ["bad \u{1b}[31mRED\u{1b}[2J\nthing".to_owned(), "1".to_owned()];
+        assert_eq!(table(["WHY", "N"], std::iter::once(row)), "WHY                  N\nbad [31mRED[2Jthing  1\n");
     }
 
     #[test]

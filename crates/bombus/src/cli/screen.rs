@@ -103,8 +103,9 @@ fn size() -> Size {
     Size { columns: usize::from(columns).max(20), rows: usize::from(rows).max(2) }
 }
 
-/// Leaves out the characters by which a text could control the terminal: a model says what its prompt makes it say.
-fn printable(text: &str) -> Cow<'_, str> {
+/// Leaves out the characters by which a text could control the terminal: a model says what its prompt makes it say, and a server what it
+/// likes. Lines stay apart.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let controls = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
     if text.contains(controls) { Cow::Owned(text.replace(controls, "")) } else { Cow::Borrowed(text) }
 }
