@@ -101,19 +101,40 @@ impl Line {
     }
 }
 
-/// Makes a line of Markdown, or a whole table, fit to be read in a terminal of that width. What is returned ends with a line break.
+/// Indent in spaces from which a line is code, unless it goes on in a list (CommonMark 0.31.2, section 4.4).
+const CODE_INDENT: usize = 4;
+
+/// Makes a line of Markdown, or a whole table, fit to be read in a terminal of that width. What is returned ends with a line break. Code that
+/// is indented stays as it is, and so does what Markdown would show nothing of.
 pub(super) fn render(markdown: &str, columns: usize, colors: bool) -> String {
     if markdown.trim().is_empty() {
         return "\n".to_owned();
     }
+    let as_it_is = || format!("{markdown}\n");
+    let text = markdown.trim_start_matches(' ');
+    let indent = markdown.len() - text.len();
+    if indent >= CODE_INDENT && !text.starts_with('|') && !begins_with_list_mark(text) {
+        return as_it_is();
+    }
     let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS;
-    // What is indented stays so; to the parser it would be code.
-    let indent = markdown.len() - markdown.trim_start_matches(' ').len();
+    // What is indented in a list stays so; to the parser it would be code.
     let mut page = Page::default();
-    for event in Parser::new_ext(&markdown[indent..], options) {
+    for event in Parser::new_ext(text, options) {
         page.take(event, columns);
     }
+    // Of where a link leads that is used elsewhere, Markdown shows nothing.
+    if page.is_empty() && (page.mark.is_empty() || text.contains(char::is_alphanumeric)) {
+        return as_it_is();
+    }
     page.write(indent, columns, colors)
+}
+
+/// Returns whether a line begins an item of a list: a bullet, or a number with a dot or a parenthesis, and a space.
+fn begins_with_list_mark(line: &str) -> bool {
+    let after_number = line.trim_start_matches(|character: char| character.is_ascii_digit());
+    let marks: &[char] = if after_number.len() == line.len() { &['-', '*', '+'] } else { &['.', ')'] };
+    let after_mark = after_number.strip_prefix(marks);
+    after_mark.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
 }
 
 /// What was read of a piece of Markdown.
@@ -133,6 +154,11 @@ struct Page {
 }
 
 impl Page {
+    /// Returns whether there is nothing behind its mark.
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.table.is_empty()
+    }
+
     fn take(&mut self, event: Event<'_>, columns: usize) {
         match event {
             Event::Start(tag) => self.start(tag),
@@ -290,6 +316,24 @@ mod tests {
             assert_eq!(plain(markdown), shown, "{markdown:?}");
         }
         assert_eq!(plain("---"), format!("{}\n", "─".repeat(30)));
+    }
+
+    #[test]
+    fn code_that_is_indented_stays_as_it_is() {
+        for code in
+            ["    def __init__(self):", "        x = a*b*c", "    -x = `y`", "    # *no* title", "    2.5 * _a_"]
+        {
+            assert_eq!(plain(code), format!("{code}\n"));
+        }
+        assert_eq!(plain("    - *inner*"), "    • inner\n");
+        assert_eq!(plain("      12) *twelfth*"), "      12. twelfth\n");
+    }
+
+    #[test]
+    fn nothing_that_is_said_is_swallowed() {
+        for line in ["[1]: https://example.com/docs", "  [a b]: <x> 'title'", "> [1]: /docs", "- [1]: /docs", "#"] {
+            assert_eq!(plain(line), format!("{line}\n"));
+        }
     }
 
     #[test]
