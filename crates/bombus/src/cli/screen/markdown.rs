@@ -137,9 +137,8 @@ impl Markdown {
     fn replace(&mut self, out: &mut String, size: Size, rendered: &str) {
         let shown = std::mem::take(&mut self.shown);
         let ended = shown.ends_with('\n');
-        let rows_of = |line: &str| measure_text_width(line).div_ceil(size.columns).max(1);
         // A line that is ended leaves the cursor on the one below it.
-        let rows: usize = shown.split('\n').map(rows_of).sum();
+        let rows: usize = shown.split('\n').map(|line| rows_of(line, size.columns)).sum();
         let same = rows == 1 && rendered.strip_suffix('\n') == Some(shown.as_str());
         if same || rows >= size.rows {
             out.push_str(if ended { "" } else { "\n" });
@@ -152,6 +151,19 @@ impl Markdown {
         out.push_str("\x1b[J");
         out.push_str(rendered);
     }
+}
+
+/// Counts the rows that a line takes in a terminal of that width: a wide character for which a row has only one column left begins the next.
+fn rows_of(line: &str, columns: usize) -> usize {
+    let (mut rows, mut row_start) = (1, 0);
+    for (at, character) in line.char_indices() {
+        // Measured together, since what is joined to the character before it takes no room of its own.
+        if measure_text_width(&line[row_start..at + character.len_utf8()]) > columns {
+            rows += 1;
+            row_start = at;
+        }
+    }
+    rows
 }
 
 /// Returns what closes a block of code that this line opens.
@@ -199,7 +211,8 @@ mod tests {
                     }
                 }
                 other => {
-                    if column == SIZE.columns {
+                    let width = measure_text_width(other.encode_utf8(&mut [0; 4]));
+                    if column + width > SIZE.columns {
                         row += 1;
                         column = 0;
                     }
@@ -208,7 +221,9 @@ mod tests {
                     }
                     lines[row].resize(column, ' ');
                     lines[row].push(other);
-                    column += 1;
+                    // The second half of a wide character.
+                    lines[row].resize(column + width, '\0');
+                    column += width;
                 }
             }
             while lines.len() <= row {
@@ -216,7 +231,7 @@ mod tests {
             }
         }
         let lines: Vec<String> =
-            lines.iter().map(|line| line.iter().collect::<String>().trim_end().to_owned()).collect();
+            lines.iter().map(|line| line.iter().collect::<String>().replace('\0', "").trim_end().to_owned()).collect();
         lines.join("\n").trim_end().to_owned()
     }
 
@@ -247,6 +262,15 @@ mod tests {
         }
         assert!(whole.contains("let x = \"**not bold**\";"), "{whole}");
         assert!(whole.ends_with("end"), "{whole}");
+    }
+
+    #[test]
+    fn a_line_of_wide_characters_leaves_nothing_behind() {
+        // 80 columns wide in all, yet three rows: the first and the second have one column left, which is too narrow for what follows.
+        let line = format!("x{}**y**{}", "蜂".repeat(20), "蜂".repeat(17));
+        for piece in [1, line.len()] {
+            assert_eq!(shown(&line, piece), format!("x{}\n蜂y{}", "蜂".repeat(19), "蜂".repeat(17)));
+        }
     }
 
     #[test]
