@@ -275,10 +275,10 @@ impl Global {
         Ok(DataDir::open(&self.data_dir_path()?.0)?)
     }
 
-    /// Begins logging for a command that ends by itself: warnings, unless a level was asked for.
+    /// Begins logging for a command that ends by itself: warnings that it does not tell in its own words, unless a level was asked for.
     pub(crate) fn begin_quiet_logs(&self, settings: &Settings) -> Result<Telemetry> {
-        let level = if settings.is_set("log.level") { &settings.config.log.level } else { "warn" };
-        telemetry::begin(&settings.config.log, level)
+        let log = &settings.config.log;
+        if settings.is_set("log.level") { telemetry::begin(log, &log.level) } else { telemetry::begin_quiet(log) }
     }
 
     /// Says something to the person at the terminal.

@@ -48,9 +48,29 @@ fn without_chatter(level: &str) -> String {
     format!("{level}{quieter}")
 }
 
+/// Where requests to backends and lists of their models are logged that failed. A command that asks by itself tells that in its own words.
+const TOLD_BY_COMMANDS: &str = "bombus_infer::upstream=off,bombus_infer::openai::answer=off,bombus_infer::ollama::client=off,\
+                                bombus_infer::registry::entry=off";
+
 /// Begins logging for the rest of the process.
 pub(crate) fn begin(config: &LogConfig, level: &str) -> Result<Telemetry> {
-    let filter = || parse_level(&without_chatter(level)).map_err(anyhow::Error::msg);
+    let on_stderr = if config.file.is_some() { "warn" } else { level };
+    start(config, &without_chatter(on_stderr), &without_chatter(level))
+}
+
+/// Begins logging for a command that ends by itself, where nobody asked for a level: warnings, but for those on stderr that the command
+/// tells anyway.
+pub(crate) fn begin_quiet(config: &LogConfig) -> Result<Telemetry> {
+    start(config, &quiet_on_stderr(), &without_chatter("warn"))
+}
+
+fn quiet_on_stderr() -> String {
+    format!("{},{TOLD_BY_COMMANDS}", without_chatter("warn"))
+}
+
+/// Begins logging with what stderr gets, and what the file gets where there is one.
+fn start(config: &LogConfig, stderr_level: &str, file_level: &str) -> Result<Telemetry> {
+    let filter = |level: &str| parse_level(level).map_err(anyhow::Error::msg);
     let mut guards = Vec::new();
     let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
 
@@ -61,16 +81,12 @@ pub(crate) fn begin(config: &LogConfig, level: &str) -> Result<Telemetry> {
     } else {
         tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr).boxed()
     };
-    match &config.file {
-        None => layers.push(on_stderr.with_filter(filter()?).boxed()),
-        Some(_) => layers
-            .push(on_stderr.with_filter(parse_level(&without_chatter("warn")).map_err(anyhow::Error::msg)?).boxed()),
-    }
+    layers.push(on_stderr.with_filter(filter(stderr_level)?).boxed());
     if let Some(path) = &config.file {
         let (file, guard) = batched(log_file(config, path)?).context("the thread that writes logs cannot start")?;
         guards.push(guard);
         let in_file = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(file);
-        layers.push(in_file.with_filter(filter()?).boxed());
+        layers.push(in_file.with_filter(filter(file_level)?).boxed());
     }
     tracing_subscriber::registry().with(layers).try_init().context("logging was set up already")?;
     Ok(Telemetry(guards))
@@ -176,6 +192,7 @@ mod tests {
             assert_eq!(without_chatter(level), wanted);
             assert!(parse_level(&without_chatter(level)).is_ok(), "{level}");
         }
+        assert!(parse_level(&quiet_on_stderr()).is_ok());
     }
 
     #[test]

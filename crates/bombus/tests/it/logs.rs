@@ -1,6 +1,6 @@
 use serde_json::Value;
 
-use crate::harness::{Home, Node, client, fake, within};
+use crate::harness::{Home, Node, client, fake, free_address, server, within};
 
 /// A text that occurs nowhere but in a prompt.
 const PROMPT: &str = "xyzzy-plugh-4711";
@@ -53,4 +53,24 @@ async fn commands_that_end_by_themselves_log_only_when_asked_to() {
         loud.stderr
     );
     assert_eq!(loud.stdout, "hi\n");
+}
+
+#[tokio::test]
+async fn a_backend_that_cannot_be_asked_is_told_by_the_command_alone() {
+    let dead = server("openai", "dead", &format!("http://{}", free_address()), "");
+    let home = Home::new(&(fake("") + &dead));
+    for arguments in [&["backends"][..], &["models", "list"], &["route", "--explain"], &["ask", "hi"]] {
+        let quiet = home.run(&[arguments, &["--quiet"]].concat()).await;
+        assert_eq!((quiet.code, quiet.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+    let table = home.run(&["backends", "--quiet"]).await.stdout;
+    assert!(table.lines().any(|line| line.starts_with("dead ") && line.contains("down: ")), "{table}");
+    let models = home.run(&["models", "list"]).await;
+    assert!(models.stdout.contains("fake:latest"), "{}", models.stdout);
+    assert!(models.stderr.starts_with("note: the models of dead are not known: "), "{}", models.stderr);
+
+    let asked_for = home.run(&["backends", "--quiet", "--log-level", "warn"]).await;
+    for message in ["upstream request failed", "models could not be listed"] {
+        assert!(asked_for.stderr.contains(message), "{}", asked_for.stderr);
+    }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::ListArgs;
 use crate::cli::answerer::running_node;
 use crate::cli::backends::State;
+use crate::cli::peers::printable;
 use crate::cli::{Global, output};
 use crate::config::{BackendKind, Settings};
 use crate::data_dir::DataDir;
@@ -215,7 +216,7 @@ pub(super) async fn list(global: &Global, settings: &Settings, args: &ListArgs) 
                 .hint("bombus up starts one; without --node the models of this machine are listed")
                 .into());
         }
-        None => of_this_machine(settings, &data_dir, &store).await?,
+        None => of_this_machine(global, settings, &data_dir, &store).await?,
     };
     if args.json {
         return output::print_json(&rows.iter().map(Row::as_json).collect::<Vec<_>>());
@@ -297,7 +298,12 @@ pub(super) async fn find_at_node(node: &NodeClient, store: &ModelStore, name: &M
     Ok(row.map(|row| Row { places: of_name.map(|model| model.nodes).unwrap_or_default(), ..row }))
 }
 
-async fn of_this_machine(settings: &Settings, data_dir: &DataDir, store: &ModelStore) -> Result<Vec<Row>> {
+async fn of_this_machine(
+    global: &Global,
+    settings: &Settings,
+    data_dir: &DataDir,
+    store: &ModelStore,
+) -> Result<Vec<Row>> {
     let backends = &settings.config.backends;
     let is_embedded = |kind: &BackendKind| matches!(kind, BackendKind::Embedded(_));
     let embedded = backends.iter().find(|backend| is_embedded(&backend.kind)).map(|backend| backend.name.clone());
@@ -307,6 +313,11 @@ async fn of_this_machine(settings: &Settings, data_dir: &DataDir, store: &ModelS
     }
     let running = RunningBackends::start(&settings.config, data_dir)?;
     let listed = running.backends().models().await;
+    for state in running.backends().states() {
+        if let Some(error) = state.error {
+            global.notice(&printable(&format!("note: the models of {} are not known: {error}", state.name)));
+        }
+    }
     let others = listed.into_iter().filter(|listed| listed.backend.kind != "embedded").map(|listed| Row {
         backend: Some(listed.backend.name.clone()),
         info: listed.info,
