@@ -38,6 +38,11 @@ impl NodeClient {
         &self.record
     }
 
+    /// Returns whether a node was started since on the data directory: each start makes another key.
+    pub(crate) fn is_outdated(&self, data_dir: &DataDir) -> bool {
+        data_dir.session_key().is_some_and(|key| self.key.as_ref() != Some(&key))
+    }
+
     /// Gets a JSON document.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let response = self.send(Method::GET, path, None).await?;

@@ -177,6 +177,21 @@ impl Answerer {
         }
     }
 
+    /// Goes over to the node that runs now, where the one that was found was started again: it has another key, and often another port.
+    ///
+    /// # Errors
+    ///
+    /// The node does not answer.
+    pub(super) async fn renew(&mut self, data_dir: &DataDir) -> Result<()> {
+        if let Self::Node(node) = self
+            && node.is_outdated(data_dir)
+            && let Some(now) = running_node(data_dir).await?
+        {
+            *node = now;
+        }
+        Ok(())
+    }
+
     /// Ends what was started for the command.
     pub(super) async fn stop(self) {
         if let Self::Here(running) = self {

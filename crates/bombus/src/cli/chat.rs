@@ -14,6 +14,7 @@ use super::answerer::{AnswerArgs, Answerer};
 use super::screen::Screen;
 use super::{Global, output};
 use crate::config::Settings;
+use crate::data_dir::DataDir;
 use crate::failure::{self, Exit, Failure};
 use crate::node_client::Refusal;
 use crate::platform::{RepeatedStop, StopSignal, TerminalMode};
@@ -61,6 +62,7 @@ async fn chat(global: &Global, args: &ChatArgs, settings: &Settings) -> Result<E
     let mut chat = Chat {
         global,
         args,
+        data_dir: &data_dir,
         interactive,
         conversation: Conversation::new(model, args.answer.system.clone()),
         screen: if args.json { Screen::Silent } else { Screen::readable() },
@@ -78,6 +80,7 @@ async fn chat(global: &Global, args: &ChatArgs, settings: &Settings) -> Result<E
 struct Chat<'a> {
     global: &'a Global,
     args: &'a ChatArgs,
+    data_dir: &'a DataDir,
     interactive: bool,
     conversation: Conversation,
     screen: Screen,
@@ -156,10 +159,12 @@ impl Chat<'_> {
         match command {
             Command::Help => eprintln!("{}", command::HELP),
             Command::ShowModel => {
+                self.answerer.renew(self.data_dir).await?;
                 let names = self.answerer.model_names().await?;
                 eprintln!("{}; there are: {}", self.conversation.model(), names.join(", "));
             }
             Command::UseModel(name) => {
+                self.answerer.renew(self.data_dir).await?;
                 let placement = self.answerer.placement(&name, &self.args.answer.scope).await?;
                 // One that is only busy answers after a while.
                 if !placement.candidates.iter().any(|candidate| candidate.model.is_some()) {
@@ -214,8 +219,9 @@ impl Chat<'_> {
     }
 
     async fn answer(&mut self, request: ChatRequest, answer: &mut Answer) -> Result<Ended> {
-        let (answerer, screen) = (&self.answerer, &mut self.screen);
+        let (answerer, screen) = (&mut self.answerer, &mut self.screen);
         let work = async {
+            answerer.renew(self.data_dir).await?;
             let started = answerer.chat(request, &self.args.answer.scope).await?;
             let ended = answer.read(started, screen).await?;
             answer.name_nodes(answerer).await;

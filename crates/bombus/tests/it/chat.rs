@@ -239,6 +239,39 @@ async fn a_question_that_gets_no_answer_takes_no_turn_with_it() {
 }
 
 #[tokio::test]
+async fn a_chat_goes_on_with_the_node_that_was_started_again() {
+    let home = Home::new(&fake(""));
+    let node = Node::start(&home).await;
+    let mut chat = Terminal::start(&home.command(&["chat"]));
+    chat.shows(">>> ").await;
+    chat.enters("one");
+    chat.shows(": 1 prompt tokens").await;
+    chat.shows(">>> ").await;
+
+    node.stop().await;
+    chat.enters("two");
+    chat.shows("does not answer").await;
+    chat.shows(">>> ").await;
+
+    let again = Node::start(&home).await;
+    chat.enters("/model");
+    chat.shows("there are: fake").await;
+    chat.shows(">>> ").await;
+    chat.enters("three");
+    // The question that got no answer is forgotten, the turn before it is not.
+    chat.shows(": 3 prompt tokens").await;
+    chat.shows(">>> ").await;
+    again.crash().await;
+
+    let _third = Node::start(&home).await;
+    chat.enters("four");
+    chat.shows(": 5 prompt tokens").await;
+    chat.shows(">>> ").await;
+    chat.enters("/quit");
+    assert_eq!(chat.ended().await.code(), Some(0), "{}", chat.screen());
+}
+
+#[tokio::test]
 async fn ctrl_c_stops_the_answer_and_then_the_chat() {
     let home = Home::new(&fake("reply = 'tick'\ntokens = 1000000\ntoken_ms = 10"));
     let mut chat = Terminal::start(&home.command(&["chat"]));
