@@ -245,7 +245,7 @@ async fn a_model_is_loaded_where_it_can_be_with_the_options_of_the_request() {
     assert_eq!(loads.len(), 5);
     drop(loads);
     let states = get(&router, "/backends").await.json();
-    assert_eq!(states["backends"][0]["breaker"], "open", "{states}");
+    assert_eq!(states["backends"][0]["error"], "the runner stopped", "{states}");
 }
 
 #[tokio::test]
