@@ -368,7 +368,7 @@ impl Entry {
         matches!(trouble, BackendError::ModelUnusable { .. })
             || listing.failing_since_ms.is_none_or(|since_ms| age(since_ms) < TROUBLE_AGE_MAX)
             || self.names.mention(name)
-            || self.named.backend.given().contains(self.names.there(name))
+            || self.named.backend.given().iter().any(|given| given.is_like(self.names.there(name)))
             || listing.offered_before(name)
     }
 
