@@ -22,7 +22,7 @@ pub enum WholeRequest {
     /// Vectors are made.
     Embed {
         /// Of what.
-        request: EmbedRequest,
+        request: Box<EmbedRequest>,
         /// A word of the requester's own, which the answer carries.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         form: String,
@@ -203,7 +203,8 @@ mod tests {
         };
         assert!(chat(Prompt::Chat(Vec::new())).is_empty());
         assert!(!chat(Prompt::Raw(String::new())).is_empty(), "a model may begin a text of its own");
-        let embed = |inputs| WholeRequest::Embed { request: EmbedRequest::new("m", inputs), form: String::new() };
+        let embed =
+            |inputs| WholeRequest::Embed { request: Box::new(EmbedRequest::new("m", inputs)), form: String::new() };
         assert!(embed(Vec::new()).is_empty() && embed(vec![EmbedInput::Text(String::new())]).is_empty());
         assert!(!embed(vec![EmbedInput::Tokens(vec![1])]).is_empty());
     }

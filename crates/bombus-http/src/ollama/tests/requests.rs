@@ -237,15 +237,14 @@ async fn a_model_is_loaded_where_it_can_be_with_the_options_of_the_request() {
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
         assert!(answer.header("x-bombus-route").unwrap().contains(";m:latest;second;"), "{path}");
     }
+    let states = get(&router, "/backends").await.json();
+    assert_eq!(states["backends"][0]["error"], "the runner stopped", "{states}");
     let loads = loads.lock().unwrap();
     for load in loads.iter() {
         assert_eq!((load.keep_alive, load.context_tokens), (Some(KeepAlive::Seconds(60)), Some(8192)));
         assert_eq!(load.dialect.ollama["num_gpu"], 3);
     }
     assert_eq!(loads.len(), 5);
-    drop(loads);
-    let states = get(&router, "/backends").await.json();
-    assert_eq!(states["backends"][0]["error"], "the runner stopped", "{states}");
 }
 
 #[tokio::test]

@@ -111,7 +111,8 @@ fn embeddings(
     });
     let form = if request.encoding_format == Some(EncodingFormat::Base64) { BASE64.to_owned() } else { String::new() };
     let embed = EmbedRequest::new(named(request.model)?, inputs.collect());
-    Ok(WholeRequest::Embed { request: EmbedRequest { dimensions: request.dimensions, ..embed }, form })
+    let request = Box::new(EmbedRequest { dimensions: request.dimensions, ..embed });
+    Ok(WholeRequest::Embed { request, form })
 }
 
 #[cfg(test)]
