@@ -411,9 +411,10 @@ class TestManaging:
 
     @pytest.mark.only_over("llama-server")
     def test_a_model_of_the_server_behind_is_not_deleted(self, ollama_client, model):
-        with pytest.raises(ollama.ResponseError) as caught:
-            ollama_client.delete(model)
-        assert caught.value.status_code == 400 and "belongs to the server" in caught.value.error
+        for name, why in ((model, "is an alias of"), ("a-name-of-its-own", "belongs to the server")):
+            with pytest.raises(ollama.ResponseError) as caught:
+                ollama_client.delete(name)
+            assert caught.value.status_code == 400 and why in caught.value.error
         assert model in {entry.model for entry in ollama_client.list().models}
 
 

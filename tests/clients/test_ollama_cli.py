@@ -220,7 +220,8 @@ def test_create_of_a_model_that_was_made_adds_to_it(cli, talker, tmp_path):
 
 @pytest.mark.only_over("llama-server")
 def test_what_is_up_to_the_server_behind_is_refused(cli, fails, model, embedder_file, tmp_path):
-    assert "belongs to the server" in fails("rm", model)
+    assert "is an alias of" in fails("rm", model)
+    assert "belongs to the server" in fails("rm", "a-name-of-its-own")
     assert model in table(cli("list"))
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text(f"FROM {embedder_file}\n")
