@@ -95,6 +95,8 @@ pub(crate) struct Inner {
     guard: Option<Database>,
     /// Held while a list of capabilities is read, changed and put, where this database guards others: one at a time changes it.
     granting: tokio::sync::Mutex<()>,
+    /// Held while what waits for nothing more is checked and joins, part by part and each after those that it follows.
+    joining: tokio::sync::Mutex<()>,
     /// Told once, by whoever opened the database, when the last handle is gone.
     on_drop: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -132,9 +134,10 @@ impl Database {
             drop(jobs.try_send(Job::Readmit(guard.inner.shared.granted())));
         }
         writer::start(Arc::clone(&shared), receiver, finished)?;
-        let (granting, on_drop) = (tokio::sync::Mutex::default(), Mutex::new(Some(on_drop)));
-        let database = Self { inner: Arc::new(Inner { shared, jobs, signer, index_by, guard, granting, on_drop }) };
-        Ok((database, ended))
+        let (granting, joining) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+        let on_drop = Mutex::new(Some(on_drop));
+        let inner = Inner { shared, jobs, signer, index_by, guard, granting, joining, on_drop };
+        Ok((Self { inner: Arc::new(inner) }, ended))
     }
 
     /// Returns the address.
@@ -311,13 +314,44 @@ impl Database {
             return self.join(now, examined).await.map(drop);
         }
         let is_tick = matches!(input, Input::Tick);
-        self.step(is_tick, |replica| replica.on(now, input)).await
+        self.step(now, is_tick, |replica| replica.begin(now, input)).await
     }
 
     /// Lets the replica take something, and has done what is to be done for it.
-    async fn step(&self, is_tick: bool, take: impl FnOnce(&mut Replica) -> Vec<Effect>) -> Result<(), DatabaseError> {
-        let shared = &self.inner.shared;
+    async fn step(
+        &self,
+        now: Duration,
+        is_tick: bool,
+        take: impl FnOnce(&mut Replica) -> Vec<Effect>,
+    ) -> Result<(), DatabaseError> {
         let permit = self.inner.jobs.reserve().await.map_err(|_| DatabaseError::Closed)?;
+        self.take(permit, is_tick, take)?;
+        self.join_released(now).await
+    }
+
+    /// Checks what waits for nothing more and lets it join: whoever writes meanwhile waits for one part of it at most.
+    async fn join_released(&self, now: Duration) -> Result<(), DatabaseError> {
+        let shared = &self.inner.shared;
+        if !shared.state().replica.has_part() {
+            return Ok(());
+        }
+        let _joining = self.inner.joining.lock().await;
+        loop {
+            let permit = self.inner.jobs.reserve().await.map_err(|_| DatabaseError::Closed)?;
+            let Some(part) = shared.state().replica.part() else { return Ok(()) };
+            let checked = part.check();
+            self.take(permit, false, |replica| replica.take_part(now, checked))?;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn take(
+        &self,
+        permit: mpsc::Permit<'_, Job>,
+        is_tick: bool,
+        take: impl FnOnce(&mut Replica) -> Vec<Effect>,
+    ) -> Result<(), DatabaseError> {
+        let shared = &self.inner.shared;
         let mut rest = Vec::new();
         {
             let mut state = shared.state();
@@ -361,7 +395,10 @@ impl Database {
     /// Returns when [`Database::handle`] wants a [`Input::Tick`] next, in the same measure of time.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.inner.shared.state().replica.sync().deadline()
+        let state = self.inner.shared.state();
+        // What was given up halfway goes on at once.
+        let goes_on = state.replica.has_part() && state.check_open().is_ok();
+        if goes_on { Some(Duration::ZERO) } else { state.replica.sync().deadline() }
     }
 
     /// Returns the blocks of the heads that are safe, newest first: towards peers in JavaScript each goes on a stream of its own.

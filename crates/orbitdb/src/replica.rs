@@ -3,6 +3,7 @@
 mod bulk;
 mod check;
 mod load;
+mod released;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +11,7 @@ pub(crate) use check::on_all_cores;
 
 pub use bulk::{Examined, Examiner, Known};
 pub use load::{Kept, Loader, Restored};
+pub use released::{CheckedPart, Part};
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -136,12 +138,14 @@ pub struct Replica {
     codec: Codec,
     log: Log,
     sync: Sync,
-    /// Those that are known; none for a block that is no valid identity.
-    identities: HashMap<Hash, Option<Identity>>,
+    /// Those that are known; none for a block that is no valid identity. Shared with parts that are being checked.
+    identities: Arc<HashMap<Hash, Option<Identity>>>,
     /// Blocks of those of which no entry has joined yet: strangers could make a node keep as many as they like. None for what is far too large.
     unjoined: HashMap<Hash, Option<Arc<[u8]>>>,
     /// Those that were put there, oldest first, whether or not an entry has joined since.
     unjoined_order: VecDeque<Hash>,
+    /// Blocks that wait for nothing more and are to be checked yet.
+    released: released::Queue,
     joined: BTreeSet<Peer>,
     refused: HashMap<Refusal, u64>,
     broken: u64,
@@ -156,9 +160,10 @@ impl Replica {
             codec,
             log,
             sync,
-            identities: HashMap::new(),
+            identities: Arc::default(),
             unjoined: HashMap::new(),
             unjoined_order: VecDeque::new(),
+            released: released::Queue::default(),
             joined: BTreeSet::new(),
             refused: HashMap::new(),
             broken: 0,
@@ -220,7 +225,8 @@ impl Replica {
         }
         let written = self.codec.write(signer, self.log.draft(step)?, operation.into_payload())?;
         let mut stored = Vec::with_capacity(2);
-        let is_new = self.identities.insert(identity.hash(), Some(identity.clone())).is_none();
+        let known = Arc::make_mut(&mut self.identities);
+        let is_new = known.insert(identity.hash(), Some(identity.clone())).is_none();
         if is_new || self.unjoined.remove(&identity.hash()).is_some() {
             stored.push(Stored { hash: identity.hash(), block: signer.block().into(), what: What::Identity });
         }
@@ -237,6 +243,15 @@ impl Replica {
 
     /// Takes an input, at a time since any one moment. Returns what is to be done.
     pub fn on(&mut self, now: Duration, input: Input) -> Vec<Effect> {
+        let mut effects = self.begin(now, input);
+        while let Some(part) = self.part() {
+            effects.extend(self.take_part(now, part.check()));
+        }
+        effects
+    }
+
+    /// Takes an input as [`Replica::on`] does, but leaves what it releases to [`Replica::part`] where that is much.
+    pub fn begin(&mut self, now: Duration, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {
             Input::Subscribed(peer) => drop(self.sync.subscribed(now, peer)),
@@ -295,7 +310,7 @@ impl Replica {
             && let Some(oldest) = self.unjoined_order.pop_front()
         {
             if self.unjoined.remove(&oldest).is_some() {
-                self.identities.remove(&oldest);
+                Arc::make_mut(&mut self.identities).remove(&oldest);
             }
         }
         effects.extend(self.sync.poll(now).into_iter().map(Effect::Request));
@@ -336,7 +351,7 @@ impl Replica {
         identity: Option<Identity>,
         effects: &mut Vec<Effect>,
     ) {
-        if self.identities.insert(hash, identity).is_none() {
+        if Arc::make_mut(&mut self.identities).insert(hash, identity).is_none() {
             // It is kept with the first entry that names it and joins. What is far too large is no identity, and looked at anew once it is
             // loaded.
             self.unjoined.insert(hash, (bytes.len() <= IDENTITY_BYTES_MAX).then_some(bytes));
@@ -356,7 +371,7 @@ impl Replica {
 
     /// Returns whether a block is known, so that nothing is to be done with it.
     fn passes_over(&mut self, hash: &Hash) -> bool {
-        let is_known = self.log.contains(hash) || self.sync.is_parked(hash);
+        let is_known = self.log.contains(hash) || self.sync.is_parked(hash) || self.released.contains(hash);
         if is_known {
             self.sync.forget(hash);
         }
@@ -410,10 +425,15 @@ impl Replica {
             }
             needs.extend(links_of(&received.links));
         }
-        let (log, identities) = (&self.log, &self.identities);
-        let known = |hash: &Hash| log.contains(hash) || identities.contains_key(hash);
+        let (log, identities, released) = (&self.log, &self.identities, &self.released);
+        let known = |hash: &Hash| log.contains(hash) || identities.contains_key(hash) || released.contains(hash);
         if let (Offered::Ready, Some(block)) = self.sync.offer(now, block, &needs, known) {
             let hash = block.hash;
+            if links_of(&received.links).any(|(link, _)| self.released.contains(&link)) {
+                // It joins behind them.
+                self.released.push(block);
+                return;
+            }
             if let Some(stamp) = stamp {
                 self.join(block.bytes, block.peer, received, Ok(stamp), effects);
                 let ready = self.sync.arrived(now, &hash);
@@ -433,10 +453,24 @@ impl Replica {
     }
 
     /// Lets blocks join that have what they need, each after those that it follows, and looks again at those that do not join yet.
+    /// Those that are too many for one go are left to [`Replica::part`].
     fn settle(&mut self, now: Duration, ready: Vec<Block>, effects: &mut Vec<Effect>) {
+        if ready.len() > released::PART {
+            ready.into_iter().for_each(|block| self.released.push(block));
+            return;
+        }
         let checked = check::all(&self.codec, &self.identities, &ready);
+        self.join_checked(now, ready.into_iter().zip(checked), effects);
+    }
+
+    fn join_checked(
+        &mut self,
+        now: Duration,
+        checked: impl Iterator<Item = (Block, check::Checked)>,
+        effects: &mut Vec<Effect>,
+    ) {
         let mut again = Vec::new();
-        for (block, checked) in ready.into_iter().zip(checked) {
+        for (block, checked) in checked {
             let Ok((received, stamp)) = checked else { continue };
             // The identity that it waited for may have been forgotten meanwhile, and what it follows may have to wait for one.
             if block.joins && self.is_whole(&received) {

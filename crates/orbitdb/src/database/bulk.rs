@@ -72,7 +72,7 @@ impl Database {
     /// [`DatabaseError::Closed`] when the database is closed.
     pub async fn take_published(&self, now: Duration, peer: &Peer, block: &[u8]) -> Result<bool, DatabaseError> {
         let mut is_whole = true;
-        self.step(false, |replica| {
+        self.step(now, false, |replica| {
             let effects = replica.published(now, peer, block);
             is_whole = effects.is_some();
             effects.unwrap_or_default()
@@ -104,7 +104,7 @@ impl Database {
     /// [`DatabaseError::Closed`] when the database is closed.
     pub async fn join(&self, now: Duration, examined: Examined) -> Result<Gain, DatabaseError> {
         let mut gain = Gain::default();
-        self.step(false, |replica| {
+        self.step(now, false, |replica| {
             let names = examined.names().to_vec();
             let joined = |replica: &Replica| names.iter().filter(|name| replica.log().contains(name)).count();
             gain.known = joined(replica);

@@ -68,7 +68,7 @@ impl Loader {
     pub fn finish(mut self, config: SyncConfig) -> Replica {
         self.log.judge();
         let mut replica = Replica::new(self.codec, Admission::Everyone, config);
-        (replica.log, replica.identities) = (self.log, self.identities);
+        (replica.log, replica.identities) = (self.log, Arc::new(self.identities));
         replica
     }
 }

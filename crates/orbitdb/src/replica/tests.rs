@@ -107,6 +107,42 @@ fn an_entry_joins_once_its_writer_and_its_ancestors_are_there() {
 }
 
 #[test]
+fn a_long_log_joins_in_parts_between_which_others_get_their_turn() {
+    let bob = signer(2);
+    let (mut source, head, blocks) = long_log(1_000);
+    let oldest = source.log().newest_first().last().unwrap().hash;
+    let mut replica = replica(Admission::Everyone);
+    let mut inputs = VecDeque::from([Input::Heads(peer(), head.to_vec())]);
+    while let Some(input) = inputs.pop_front() {
+        for effect in replica.begin(NOW, input) {
+            let Effect::Request(Request::Want { peer, hashes }) = effect else { continue };
+            let given = hashes.iter().filter(|hash| **hash != oldest);
+            inputs.extend(given.map(|hash| Input::Block(peer.clone(), blocks[hash].to_vec())));
+        }
+    }
+    assert!(replica.begin(NOW, Input::Block(peer(), blocks[&oldest].to_vec())).is_empty());
+    assert_eq!((replica.log().len(), replica.sync().waiting()), (0, (0, 0)), "all wait for their turn");
+
+    // What comes meanwhile on top of all asks for nothing, and joins behind it.
+    let newest = source.append(&bob, Operation::add("newest"), 1).unwrap();
+    let effects = replica.begin(NOW, Input::Published(peer(), newest.block.to_vec()));
+    let [Effect::Request(Request::Want { hashes, .. })] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!(*hashes, [bob.identity().hash()], "of the writer nothing is known yet");
+    assert!(replica.begin(NOW, Input::Block(peer(), bob.block().to_vec())).is_empty());
+    let mut again = replica.begin(NOW, Input::Heads(peer(), newest.block.to_vec()));
+    assert!(again.is_empty(), "it waits already");
+
+    while let Some(part) = replica.part() {
+        let before = replica.log().len();
+        again.extend(replica.take_part(NOW, part.check()));
+        assert!((1..=released::PART).contains(&(replica.log().len() - before)));
+    }
+    assert_eq!(stored(&again), 1_003, "all entries and their writers");
+    assert!(replica.log().newest_first().eq(source.log().newest_first()));
+    assert_eq!(replica.sync().waiting(), (0, 0));
+}
+
+#[test]
 fn a_log_that_does_not_fit_into_memory_joins_block_by_block() {
     let (source, head, blocks) = long_log(400);
     let bytes: usize = blocks.values().map(|block| block.len()).sum();

@@ -539,6 +539,38 @@ async fn puts_go_on_while_it_is_worked_out_what_a_peer_lacks() {
 }
 
 #[tokio::test]
+async fn puts_go_on_while_a_long_log_joins() {
+    let ((far_orbit, _outputs), (orbit, mut outputs)) = (node(), node());
+    let far = far_orbit.open("log", everyone(DatabaseType::Events)).await.unwrap();
+    let log = orbit.open("log", everyone(DatabaseType::Events)).await.unwrap();
+    let oldest = far.add(0_u64).await.unwrap();
+    for number in 1..1_500_u64 {
+        far.add(number).await.unwrap();
+    }
+    let (now, peer) = (Duration::from_secs(1), Peer::new("far"));
+    for head in far.head_blocks().unwrap() {
+        log.handle(now, Input::Heads(peer.clone(), head)).await.unwrap();
+    }
+    // The peer gives blocks and nothing else, so that the oldest comes last.
+    while let Ok(output) = outputs.try_recv() {
+        let Output::Want { hashes, .. } = output else { continue };
+        for hash in hashes.into_iter().filter(|hash| *hash != oldest) {
+            let block = far_orbit.block(&hash).unwrap().unwrap();
+            log.handle(now, Input::Block(peer.clone(), block)).await.unwrap();
+        }
+    }
+    assert_eq!(log.info().unwrap().entries, 0);
+    let block = far_orbit.block(&oldest).unwrap().unwrap();
+    let (joined, own) = tokio::join!(log.handle(now, Input::Block(peer, block)), log.add("own"));
+    joined.unwrap();
+    own.unwrap();
+    log.flush().await.unwrap();
+    let info = log.info().unwrap();
+    assert_eq!(info.entries, 1_501);
+    assert_eq!(info.heads.len(), 2, "the own entry waited for the whole log");
+}
+
+#[tokio::test]
 async fn what_is_open_can_be_watched() {
     let (orbit, _outputs) = node();
     let mut addresses = orbit.addresses();
