@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::harness::{Home, Node, fake, fake_named, finish, no_backends, server};
+use crate::harness::{Home, Node, fake, fake_named, finish, free_address, no_backends, server};
 use crate::terminal::Terminal;
 
 #[tokio::test]
@@ -156,6 +156,20 @@ async fn what_the_store_has_is_seen_where_no_backend_runs_it() {
         assert!(shown["details"]["metadata"]["general.architecture"].is_string(), "{shown}");
     }
     assert_eq!(home.run(&["models", "rm", "tiny"]).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn what_the_store_has_hides_no_backend_that_fails() {
+    let away = format!("http://{}", free_address());
+    let home = Home::new(&(no_backends() + &server("openai", "away", &away, "models = ['tiny']")));
+    std::fs::write(home.path("tiny.gguf"), tiny_model("tiny", 4096)).unwrap();
+    assert_eq!(home.run(&["models", "import", "tiny.gguf"]).await.code, Some(0));
+    for with_node in [false, true] {
+        let _node = if with_node { Some(Node::start(&home).await) } else { None };
+        let shown = home.run(&["models", "show", "tiny"]).await;
+        assert_eq!((shown.code, shown.stdout.as_str()), (Some(4), ""), "{}", shown.stderr);
+        assert!(shown.stderr.contains("backend 'away': no connection"), "{}", shown.stderr);
+    }
 }
 
 #[tokio::test]

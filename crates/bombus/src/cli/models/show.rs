@@ -89,7 +89,7 @@ pub(super) async fn show(global: &Global, settings: &Settings, name: &ModelName,
     };
     let (row, details) = match found {
         // The store may have it, and no backend.
-        Err(error) if error.is::<BackendError>() || error.is::<Refusal>() => of_store(&data_dir, name)?.ok_or(error)?,
+        Err(error) if is_missing(&error) => of_store(&data_dir, name)?.ok_or(error)?,
         found => found?,
     };
     if as_json {
@@ -98,6 +98,12 @@ pub(super) async fn show(global: &Global, settings: &Settings, name: &ModelName,
         return output::print_json(&object);
     }
     output::print(&text(&row, &details))
+}
+
+/// Returns whether an error says that no backend has the model. Any other one may be that of a backend which has it.
+fn is_missing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<BackendError>(), Some(BackendError::ModelNotFound { .. }))
+        || error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == 404)
 }
 
 async fn of_node(node: &NodeClient, data_dir: &DataDir, name: &ModelName) -> Result<(Row, ModelDetails)> {
