@@ -311,6 +311,16 @@ async fn the_models_of_all_backends_of_a_node_are_listed_and_shown() {
     }
 }
 
+#[tokio::test]
+async fn a_removal_that_finds_nothing_says_which_backend_could_not_be_asked() {
+    let away = format!("http://{}", free_address());
+    let home = Home::new(&(no_backends() + &fake_named("near", "") + &server("openai", "away", &away, "")));
+    let refused = home.run(&["models", "rm", "far", "--quiet"]).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(4), ""), "{}", refused.stderr);
+    let why = "model 'far:latest' is not in the store; the models of away are not known: backend 'away': no connection";
+    assert!(refused.stderr.contains(why), "{}", refused.stderr);
+}
+
 #[cfg(feature = "embedded")]
 #[tokio::test]
 async fn a_model_of_the_store_is_copied_shown_and_removed_with_and_without_a_node() {

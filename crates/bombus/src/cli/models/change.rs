@@ -1,8 +1,8 @@
 use anyhow::{Context, Result};
 use bombus_core::model::ModelName;
-use bombus_infer::Listed;
 use bombus_infer::models::StoreError;
 use bombus_infer::models::catalogue::{catalogue, find};
+use bombus_infer::{Backends, Listed};
 use futures::{StreamExt, TryStreamExt};
 use reqwest::Method;
 use serde::Deserialize;
@@ -113,11 +113,9 @@ pub(super) async fn remove(global: &Global, settings: &Settings, name: &ModelNam
     }
     match open_models(&data_dir)?.remove(name) {
         Ok(()) => removed(global, name),
-        Err(error @ (StoreError::NotFound { .. } | StoreError::BelongsToOllama { .. })) => {
-            if remove_elsewhere(settings, &data_dir, name).await? {
-                return removed(global, name);
-            }
-            Err(of_store(error))
+        Err(not_here @ (StoreError::NotFound { .. } | StoreError::BelongsToOllama { .. })) => {
+            remove_elsewhere(settings, &data_dir, name, not_here).await?;
+            removed(global, name)
         }
         Err(error) => Err(of_store(error)),
     }
@@ -128,27 +126,45 @@ fn removed(global: &Global, name: &ModelName) -> Result<()> {
     Ok(())
 }
 
-/// Removes a model from a configured backend that is not the embedded engine.
-async fn remove_elsewhere(settings: &Settings, data_dir: &DataDir, name: &ModelName) -> Result<bool> {
+/// Removes a model that the store cannot remove from a configured backend that is not the embedded engine.
+async fn remove_elsewhere(
+    settings: &Settings,
+    data_dir: &DataDir,
+    name: &ModelName,
+    not_here: StoreError,
+) -> Result<()> {
     let running = RunningBackends::start(&settings.config, data_dir)?;
     let work = async {
         let listed = running.backends().models().await;
         let elsewhere = listed.into_iter().filter(|listed| listed.backend.kind != "embedded");
-        let Some(place) = managed(elsewhere, name) else { return Ok(false) };
+        let Some(place) = managed(elsewhere, name) else { return Err(nowhere(running.backends(), not_here)) };
         if let Some(there) = &place.alias_of {
             let backend = &place.backend.name;
             let what = format!("'{name}' is an alias of '{there}' in the configuration of backend '{backend}'");
             let hint = format!("bombus models rm {there} removes the model; the alias is removed there");
             return Err(Failure::new(Exit::Usage, what).hint(hint).into());
         }
-        match place.backend.backend.library() {
-            Some(library) => Ok(library.delete(&place.name_there()).await?),
-            None => Err(unmanaged(&place.backend.name).into()),
-        }
+        let library = place.backend.backend.library().ok_or_else(|| unmanaged(&place.backend.name))?;
+        if library.delete(&place.name_there()).await? { Ok(()) } else { Err(of_store(not_here)) }
     };
     let outcome = work.await;
     running.stop().await;
     outcome
+}
+
+/// Says why a model cannot be removed that no backend is known to have. One that does not tell its models may have it.
+fn nowhere(backends: &Backends, not_here: StoreError) -> anyhow::Error {
+    let others = backends.states().into_iter().filter(|state| state.kind != "embedded");
+    let unknown: Vec<String> = others
+        .filter_map(|state| Some(format!("the models of {} are not known: {}", state.name, state.error?)))
+        .collect();
+    match not_here {
+        StoreError::NotFound { name } if !unknown.is_empty() => {
+            let message = format!("model '{name}' is not in the store; {}", unknown.join("; "));
+            Failure::new(Exit::Unavailable, message).hint("bombus backends shows how they are").into()
+        }
+        not_here => of_store(not_here),
+    }
 }
 
 /// Finds the place of a model whose backend manages its models, as a node does: one that has the weights, too, before one that keeps names
