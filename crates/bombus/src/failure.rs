@@ -91,10 +91,11 @@ impl Failure {
         }
     }
 
+    /// Says when to try again: a server asked for less, or all slots here are taken.
     fn overloaded(retry_after: Duration) -> Self {
         let seconds = retry_after.as_secs_f64().ceil();
-        Self::new(Exit::Unavailable, format!("the backends of this model ask for less; try again in {seconds} s"))
-            .hint("bombus backends shows how they are")
+        let message = format!("all backends of this model have too much to do; try again in {seconds} s");
+        Self::new(Exit::Unavailable, message).hint("bombus backends shows how they are")
     }
 
     /// Translates what the running node refused.
@@ -275,7 +276,7 @@ mod tests {
         for error in [here, refusal.into()] {
             let failure = Failure::of(&error);
             let told = (failure.exit, failure.message.as_str(), failure.hint.as_deref());
-            let message = "the backends of this model ask for less; try again in 7 s";
+            let message = "all backends of this model have too much to do; try again in 7 s";
             assert_eq!(told, (Exit::Unavailable, message, Some("bombus backends shows how they are")));
         }
     }

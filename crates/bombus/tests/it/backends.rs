@@ -114,7 +114,7 @@ async fn a_server_that_asks_for_less_is_tried_again_when_it_says() {
         let asked = home.run(&["ask", "hi"]).await;
         assert_eq!(asked.code, Some(4), "{}", asked.stderr);
         assert!(
-            asked.stderr.contains("error: the backends of this model ask for less; try again in 7 s"),
+            asked.stderr.contains("error: all backends of this model have too much to do; try again in 7 s"),
             "{}",
             asked.stderr
         );
