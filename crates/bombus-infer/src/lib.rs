@@ -25,6 +25,7 @@ pub use names::{NamesError, NamingBackend};
 pub use ollama::{OllamaBackend, OllamaClient, OllamaConfig, OllamaError};
 pub use openai::{OpenAiBackend, OpenAiConfig, OpenAiError};
 pub use registry::{
-    BackendOptions, BackendState, Backends, Listed, NamedBackend, PeerFacts, PeerNow, Route, RouteConfig, Routed,
+    ANSWER_MIB_MAX, BackendOptions, BackendState, Backends, Listed, NamedBackend, PeerFacts, PeerNow, Route,
+    RouteConfig, Routed,
 };
 pub use resumed::goes_on_as_text;

@@ -36,6 +36,7 @@ use self::entry::{Entry, Shared};
 use self::listing::Spelling;
 pub use self::peer::{PeerFacts, PeerNow};
 pub use self::route::{Route, Routed};
+pub use self::run::ANSWER_MIB_MAX;
 use crate::{Backend, BackendError, ModelLibrary};
 
 /// Longest wait for a backend to say what models it has: one that hangs must not make the others wait.

@@ -15,7 +15,7 @@ const MEASURED_TOKENS_MIN: u32 = 8;
 /// Events that may stand before an answer's first token.
 const PREFACE_MAX: usize = 8;
 /// Most text, thoughts and calls of tools in one answer, in MiB, with what other runs wrote of it.
-const ANSWER_MIB_MAX: usize = 64;
+pub const ANSWER_MIB_MAX: usize = 64;
 
 /// A request that can be sent to one backend after another.
 pub(super) trait Work: Clone + Send {

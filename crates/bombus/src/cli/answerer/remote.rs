@@ -4,12 +4,13 @@ use std::time::Instant;
 use anyhow::Result;
 use bombus_core::chat::{Answerer, ChatEvent, ChatRequest, Delta, FinishReason, Prompt, Role, Timings, Usage};
 use bombus_core::identity::NodeId;
-use bombus_infer::BackendError;
+use bombus_infer::{ANSWER_MIB_MAX, BackendError};
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::io::AsyncRead;
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
@@ -18,8 +19,11 @@ use crate::cli::scope::ScopeArgs;
 use crate::failure::{Exit, Failure};
 use crate::node_client::{NodeClient, Refusal};
 
-/// Longest accepted line of a stream of events: twice what a node takes from a server in one line, since the text may need more escapes here.
-const LINE_BYTES_MAX: usize = 16 << 20;
+/// Bytes that JSON may need for one byte of a text: `\u001b`.
+const ESCAPE_BYTES_MAX: usize = 6;
+/// Longest accepted line of a stream of events. A server may answer whole, and a node hands that on as one piece: a line may have a whole
+/// answer, with all of it escaped, and what stands around it.
+const LINE_BYTES_MAX: usize = ESCAPE_BYTES_MAX * (ANSWER_MIB_MAX << 20) + (1 << 20);
 
 /// Asks the running node over its HTTP API.
 pub(super) async fn chat(node: &NodeClient, request: &ChatRequest, scope: &ScopeArgs) -> Result<Started> {
@@ -31,13 +35,15 @@ pub(super) async fn chat(node: &NodeClient, request: &ChatRequest, scope: &Scope
     }
     let response = node.send_with(Method::POST, "/v1/chat/completions", Some(&body(request)), headers).await?;
     let route = response.headers().get("x-bombus-route").and_then(|value| value.to_str().ok()).map(Route::parse);
-    let lines = FramedRead::new(
-        StreamReader::new(response.bytes_stream().map_err(std::io::Error::other)),
-        LinesCodec::new_with_max_length(LINE_BYTES_MAX),
-    );
+    let lines = lines(StreamReader::new(response.bytes_stream().map_err(std::io::Error::other)));
     let (model, mut route) = route.unwrap_or_else(|| (request.model.clone(), Route::default()));
     route.node.get_or_insert_with(|| node.record().node_id.to_string());
-    Ok(Started { model, route, events: events(lines.map_err(|error| error.to_string())).boxed() })
+    Ok(Started { model, route, events: events(lines).boxed() })
+}
+
+/// Splits the body of an answer.
+fn lines(body: impl AsyncRead + Send + 'static) -> impl Stream<Item = Result<String, String>> + Send + 'static {
+    FramedRead::new(body, LinesCodec::new_with_max_length(LINE_BYTES_MAX)).map_err(|error| error.to_string())
 }
 
 fn body(request: &ChatRequest) -> Value {
@@ -265,6 +271,19 @@ mod tests {
         assert_eq!(events[0], Ok(ChatEvent::Delta(Delta { text: "hi".into(), ..Delta::default() })));
         let Ok(ChatEvent::Done { finish, usage: counted, .. }) = &events[1] else { panic!("{events:?}") };
         assert_eq!((*finish, *counted, events.len()), (FinishReason::Length, usage, 2));
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_come_whole_in_one_line() {
+        // Longer in its escapes than the longest answer that a server of OpenAI's dialect may give whole.
+        let text = "\u{1b}".repeat(6 << 20);
+        let chunk = json!({ "choices": [{ "delta": { "content": text }, "finish_reason": "stop" }] });
+        let body = std::io::Cursor::new(format!("data: {chunk}\n\ndata: [DONE]\n"));
+        let events: Vec<_> = events(lines(body)).collect().await;
+        let [Ok(ChatEvent::Delta(delta)), Ok(ChatEvent::Done { .. })] = events.as_slice() else {
+            panic!("{} events", events.len())
+        };
+        assert!(delta.text == text);
     }
 
     #[tokio::test]
