@@ -35,7 +35,7 @@ mod reach;
 mod result;
 mod route;
 mod scope;
-pub(crate) mod screen;
+mod screen;
 mod service;
 mod sharing;
 mod status;

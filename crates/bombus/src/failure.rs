@@ -9,10 +9,10 @@ use bombus_infer::BackendError;
 use bombus_net::NetError;
 use bombus_net::membership::MembershipError;
 
-use crate::cli::screen::printable;
 use crate::config::ConfigError;
 use crate::data_dir::DataDirError;
 use crate::node_client::Refusal;
+use crate::printable;
 
 /// Exit codes of every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,7 +212,7 @@ impl Failure {
     /// Lays it out for a terminal, which the words of servers and of other nodes in it cannot control.
     fn lines(&self) -> String {
         let hint = self.hint.as_ref().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
-        printable(&format!("error: {}\n{hint}", self.message)).into_owned()
+        printable::lines(&format!("error: {}\n{hint}", self.message)).into_owned()
     }
 }
 

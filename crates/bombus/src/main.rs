@@ -9,6 +9,7 @@ mod failure;
 mod node;
 mod node_client;
 mod platform;
+mod printable;
 mod running;
 mod telemetry;
 

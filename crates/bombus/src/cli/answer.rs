@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::answerer::{Answerer, Route, Started};
-use super::peers::printable;
 use super::screen::Screen;
 use crate::failure::{Exit, Failure};
 use crate::platform::StopSignal;
+use crate::printable::one_line;
 
 /// How a reason begins that says once more that an answer broke off.
 const BROKE_OFF: &str = "the answer broke off: ";
@@ -54,7 +54,7 @@ impl Route {
     /// Names what ran the model.
     pub(super) fn runner(&self) -> String {
         match self.node_name.as_ref().or(self.node.as_ref()) {
-            Some(node) => format!("{} of node {}", printable(&self.backend), printable(node)),
+            Some(node) => format!("{} of node {}", one_line(&self.backend), one_line(node)),
             None => format!("{} in this process", self.backend),
         }
     }
@@ -148,7 +148,7 @@ impl Answer {
         for Continued { by, .. } in &self.continued {
             let reason = by.reason.as_deref().map(|reason| reason.strip_prefix(BROKE_OFF).unwrap_or(reason));
             let reason = reason.filter(|reason| !reason.is_empty());
-            let because = reason.map(|reason| format!(" ({})", printable(reason))).unwrap_or_default();
+            let because = reason.map(|reason| format!(" ({})", one_line(reason))).unwrap_or_default();
             lines.push(format!("{} broke off{because}; {} went on", before.runner(), by.runner()));
             before = by;
         }

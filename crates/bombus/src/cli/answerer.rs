@@ -9,13 +9,14 @@ use bombus_infer::{BackendError, ChatStream};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::peers::{Peer, printable};
+use super::peers::Peer;
 use super::scope::ScopeArgs;
 use crate::config::Settings;
 use crate::data_dir::{DataDir, NodeRecord};
 use crate::failure::{Exit, Failure};
 use crate::node::RunningBackends;
 use crate::node_client::{NodeClient, encoded};
+use crate::printable::one_line;
 use crate::running::RunningNode;
 
 mod remote;
@@ -144,7 +145,7 @@ impl Answerer {
         let mut names = BTreeMap::from([own]);
         if nodes.iter().any(|node| !names.contains_key(*node)) {
             match node.get::<Vec<Peer>>("/peers").await {
-                Ok(peers) => names.extend(peers.into_iter().map(|peer| (peer.node_id, printable(&peer.hostname)))),
+                Ok(peers) => names.extend(peers.into_iter().map(|peer| (peer.node_id, one_line(&peer.hostname)))),
                 Err(error) => tracing::debug!(%error, "the names of the other nodes are not known"),
             }
         }
@@ -250,7 +251,7 @@ impl Candidate {
     /// Names it: a backend, or another node.
     pub(super) fn shown(&self) -> String {
         match &self.node {
-            Some(node) if !self.here => format!("node {}", printable(node)),
+            Some(node) if !self.here => format!("node {}", one_line(node)),
             _ => self.backend.clone(),
         }
     }
@@ -264,7 +265,7 @@ impl Candidate {
                 format!("{score}: {}", self.reasons.join(", "))
             }
         };
-        printable(&line)
+        one_line(&line)
     }
 }
 

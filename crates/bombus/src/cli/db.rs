@@ -7,10 +7,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
-use super::peers::printable;
 use super::{Global, mesh, output};
 use crate::failure::{Exit, Failure};
 use crate::node_client::{NodeClient, encoded};
+use crate::printable::{self, one_line};
 
 mod show;
 mod transfer;
@@ -291,7 +291,7 @@ fn opened(global: &Global, answer: &Value, as_json: bool) -> Result<()> {
         return output::print_json(answer);
     }
     let info = Info::read(answer)?;
-    output::print(&format!("{}\n", printable(&info.address)))?;
+    output::print(&format!("{}\n", one_line(&info.address)))?;
     if let Some(limit) = info.read_only() {
         global.notice(&limit);
     }
@@ -332,7 +332,7 @@ async fn get(node: &NodeClient, args: &KeyArgs) -> Result<()> {
     }
     // A text is shown as it is, without what could control a terminal.
     match &row["value"] {
-        Value::String(text) => output::print(&format!("{}\n", show::text_of(text))),
+        Value::String(text) => output::print(&format!("{}\n", printable::lines(text))),
         value => output::print_json(value),
     }
 }

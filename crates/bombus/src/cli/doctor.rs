@@ -8,11 +8,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::membership::secret;
-use super::peers::printable;
 use super::reach::Target;
 use super::{Global, output};
 use crate::config::{Config, Settings};
 use crate::failure::Exit;
+use crate::printable::one_line;
 
 mod backends;
 mod engine;
@@ -168,10 +168,10 @@ fn as_text(report: &Report, width: usize) -> String {
             Verdict::Warn => "warn",
             Verdict::Fail => "FAIL",
         };
-        let found = printable(&format!("{}: {}", check.name, check.found));
+        let found = one_line(&format!("{}: {}", check.name, check.found));
         text.push_str(&output::wrapped(&format!("{verdict}  "), &found, width));
         if let Some(remedy) = &check.remedy {
-            text.push_str(&output::wrapped("      -> ", &printable(remedy), width));
+            text.push_str(&output::wrapped("      -> ", &one_line(remedy), width));
         }
     }
     text

@@ -15,10 +15,10 @@ use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
 use super::answerer::running_node;
-use super::peers::printable;
 use super::{Global, mesh, output};
 use crate::data_dir::DataDir;
 use crate::node_client::{NodeClient, encoded};
+use crate::printable::one_line;
 
 /// Longest accepted line of the stream.
 const LINE_BYTES_MAX: usize = 1 << 20;
@@ -176,7 +176,7 @@ impl Event {
     fn line(&self) -> String {
         let time = OffsetDateTime::from_unix_timestamp(self.timestamp as i64).ok();
         let time = time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| "-".to_owned());
-        printable(&format!("{}  {time}  {:14}  {}", self.id, self.kind, words(&self.data))).trim_end().to_owned() + "\n"
+        one_line(&format!("{}  {time}  {:14}  {}", self.id, self.kind, words(&self.data))).trim_end().to_owned() + "\n"
     }
 }
 

@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::mesh::{OnDisk, Place};
-use super::peers::printable;
 use super::{Global, output};
 use crate::config::Settings;
 use crate::data_dir::DataDir;
 use crate::failure::{Exit, Failure};
 use crate::node::own_addresses;
+use crate::printable::one_line;
 
 mod join;
 
@@ -184,7 +184,7 @@ pub(super) fn kick(global: &Global, args: &KickArgs) -> Result<ExitCode> {
     if args.json {
         output::print_json(&handed)?;
     } else {
-        output::print(&format!("removed {}; {}", printable(&args.peer), handed.text(by_node)))?;
+        output::print(&format!("removed {}; {}", one_line(&args.peer), handed.text(by_node)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -304,7 +304,7 @@ fn of_disk(disk: &OnDisk) -> Handed {
 
 impl Handed {
     fn text(&self, by_node: bool) -> String {
-        let names = |list: &[Named]| list.iter().map(|named| printable(&named.hostname)).collect::<Vec<_>>().join(", ");
+        let names = |list: &[Named]| list.iter().map(|named| one_line(&named.hostname)).collect::<Vec<_>>().join(", ");
         let mut text = format!("the swarm's key is changed (number {})\n", self.generation);
         if !by_node {
             text.push_str("no node runs here: the members hear of it when it does (bombus up)\n");

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::Global;
 use super::answerer::running_node;
-use super::peers::printable;
 use crate::data_dir::{DataDir, NodeLock};
 use crate::failure::{Exit, Failure};
 use crate::node_client::NodeClient;
+use crate::printable::one_line;
 
 /// Finds the running node.
 pub(super) async fn need_node(data_dir: &DataDir) -> Result<NodeClient> {
@@ -26,7 +26,7 @@ pub(super) async fn tell_left_behind(global: &Global, node: &NodeClient) -> Resu
     let report: Value = node.get("/mesh/report").await?;
     let left_behind = left_behind(&report);
     if let Some(text) = left_behind {
-        let text = printable(text);
+        let text = one_line(text);
         global.notice(&format!(
             "{text}; ask a member for a new ticket (bombus invite), and join again: bombus join TICKET"
         ));

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::peers::printable;
+use crate::printable::one_line;
 
 /// Prints a text.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -50,7 +50,7 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
 
 /// Lays rows out in columns; nothing at all without rows. No cell can control the terminal or leave its line.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows = rows.map(|row| row.map(|cell| printable(&cell)));
+    let rows = rows.map(|row| row.map(|cell| one_line(&cell)));
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     if rows.len() == 1 {
         return String::new();

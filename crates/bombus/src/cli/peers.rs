@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{Global, mesh, output};
 use crate::node_client::NodeClient;
+use crate::printable::one_line;
 
 /// Time between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -166,12 +167,12 @@ impl Peer {
 
     /// Writes what does not fit into the table's line.
     fn details(&self, width: usize) -> String {
-        let mut text = format!("  {}\n", printable(&self.node_id));
+        let mut text = format!("  {}\n", one_line(&self.node_id));
         let mut line = |name: &str, value: &str| text.push_str(&output::wrapped(&format!("  {name:7} "), value, width));
         match (self.state.as_str(), &self.reason, &self.path) {
             ("alive", _, Some(path)) if path != "direct" => line("path", path),
             ("alive", ..) => {}
-            (_, Some(reason), _) if !reason.is_empty() => line("why", &printable(reason)),
+            (_, Some(reason), _) if !reason.is_empty() => line("why", &one_line(reason)),
             _ => {}
         }
         if let Some(sharing) = &self.sharing {
@@ -181,12 +182,12 @@ impl Peer {
             line("clock", &format!("{} compared to this node's: set it right, messages are ignored", skew(skew_ms)));
         }
         if let Some(gpu) = &self.gpu_name {
-            line("gpu", &format!("{}, {} MB", printable(gpu), self.vram_total_mb));
+            line("gpu", &format!("{}, {} MB", one_line(gpu), self.vram_total_mb));
         }
         for (name, list) in [("can", &self.capabilities), ("models", &self.available_models), ("has", &self.installed)]
         {
             if !list.is_empty() {
-                line(name, &printable(&list.join(", ")));
+                line(name, &one_line(&list.join(", ")));
             }
         }
         text
@@ -221,13 +222,8 @@ pub(super) fn skew(skew_ms: i64) -> String {
     format!("{amount} {}", if skew_ms < 0 { "behind" } else { "ahead" })
 }
 
-/// Takes away what could control a terminal: other machines wrote it.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).collect()
-}
-
 fn short_name(name: &str) -> String {
-    let name = printable(name);
+    let name = one_line(name);
     if name.chars().count() <= NAME_MAX {
         return name;
     }
@@ -256,13 +252,13 @@ fn text(peers: &[Peer], now_unix_s: f64, width: usize) -> String {
     let rows = peers.iter().map(|peer| {
         [
             short_name(&peer.hostname),
-            printable(&peer.state),
-            peer.node_tier.as_deref().map_or_else(|| "-".to_owned(), printable),
+            peer.state.clone(),
+            peer.node_tier.clone().unwrap_or_else(|| "-".to_owned()),
             peer.runs(),
             peer.cpu_usage_percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent:.0}%")),
             peer.latency_ms.map_or_else(|| "-".to_owned(), round_trip),
             ago(peer.last_seen, now_unix_s),
-            peer.version.as_deref().map_or_else(|| "-".to_owned(), printable),
+            peer.version.clone().unwrap_or_else(|| "-".to_owned()),
         ]
     });
     let table = output::table(["NAME", "STATE", "TIER", "RUNS", "CPU", "LATENCY", "SEEN", "VERSION"], rows);

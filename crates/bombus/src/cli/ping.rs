@@ -7,10 +7,11 @@ use anyhow::Result;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::peers::{printable, round_trip};
+use super::peers::round_trip;
 use super::{Global, mesh, output};
 use crate::failure::{Exit, Failure, message_of};
 use crate::node_client::{NodeClient, Refusal, encoded};
+use crate::printable::one_line;
 
 /// Time between two pings.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -66,7 +67,7 @@ pub(super) fn run(global: &Global, args: &PingArgs) -> Result<ExitCode> {
     }
     match trouble {
         Some(reason) if summary.round_trips_ms.is_empty() => {
-            let message = format!("{} does not answer: {reason}", printable(&args.peer));
+            let message = format!("{} does not answer: {reason}", one_line(&args.peer));
             Err(Failure::new(Exit::Unavailable, message).hint("bombus doctor says what was tried").into())
         }
         _ => Ok(ExitCode::SUCCESS),
@@ -93,7 +94,7 @@ async fn ping(node: &NodeClient, args: &PingArgs) -> Result<(Summary, Option<Str
             Err(error) if !is_loss(&error) => return Err(error),
             Err(error) => {
                 let reason = message_of(&error);
-                if !args.json && !output::print_piece(&format!("lost: {}\n", printable(&reason)))? {
+                if !args.json && !output::print_piece(&format!("lost: {}\n", one_line(&reason)))? {
                     break;
                 }
                 summary.lost += 1;
@@ -112,7 +113,7 @@ impl Pong {
     fn line(&self) -> String {
         let way =
             if self.path == "direct" { format!("direct, {}", self.via) } else { format!("relayed by {}", self.via) };
-        printable(&format!("{}: {}, {way}", self.hostname, round_trip(self.round_trip_ms))) + "\n"
+        one_line(&format!("{}: {}, {way}", self.hostname, round_trip(self.round_trip_ms))) + "\n"
     }
 }
 

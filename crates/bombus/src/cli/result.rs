@@ -9,11 +9,11 @@ use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use super::peers::printable;
 use super::tasks::show::{self, Task};
 use super::tasks::{self, Asked};
 use super::{Global, mesh, output};
 use crate::failure::{Exit, Failure};
+use crate::printable::one_line;
 
 /// Results that are asked for at a time.
 const AT_ONCE: usize = 16;
@@ -69,7 +69,7 @@ pub(super) fn tell(global: &Global, told: &Value, as_json: bool) -> Result<ExitC
     }
     if let Some(node) = task.sealed_to() {
         let message =
-            format!("the answer is sealed: only the node that submitted the task, {}, can read it", printable(node));
+            format!("the answer is sealed: only the node that submitted the task, {}, can read it", one_line(node));
         return Err(Failure::new(Exit::Failure, message).hint("ask for it on that machine").into());
     }
     if !as_json {
@@ -131,7 +131,7 @@ pub(super) async fn of_batch(global: &Global, asked: &Asked<'_>, batch: &str) ->
         match task.status.as_str() {
             "completed" => {
                 if let Some(node) = task.sealed_to() {
-                    let (count, _) = sealed.get_or_insert_with(|| (0, printable(node)));
+                    let (count, _) = sealed.get_or_insert_with(|| (0, one_line(node)));
                     *count += 1;
                 }
             }

@@ -1,11 +1,11 @@
 //! Where the text of an answer goes as it comes.
 
-use std::borrow::Cow;
 use std::io::IsTerminal;
 
 use anyhow::Result;
 
 use super::output;
+use crate::printable;
 
 mod markdown;
 mod render;
@@ -59,18 +59,18 @@ impl Screen {
                 output::print_piece(text)
             }
             Self::Terminal { at_line_start } => {
-                let text = printable(text);
+                let text = printable::lines(text);
                 *at_line_start = ends_a_line(&text, *at_line_start);
                 output::print_piece(&text)
             }
-            Self::Markdown(markdown) => output::print_piece(&markdown.push(&printable(text), size())),
+            Self::Markdown(markdown) => output::print_piece(&markdown.push(&printable::lines(text), size())),
         }
     }
 
     /// Shows more of what the model thinks before it answers; only where a person reads along.
     pub(super) fn thought(&mut self, text: &str) -> Result<bool> {
         match self {
-            Self::Markdown(markdown) => output::print_piece(&markdown.push_thought(&printable(text))),
+            Self::Markdown(markdown) => output::print_piece(&markdown.push_thought(&printable::lines(text))),
             Self::Silent | Self::Plain { .. } | Self::Terminal { .. } => Ok(true),
         }
     }
@@ -101,22 +101,4 @@ struct Size {
 fn size() -> Size {
     let (rows, columns) = console::Term::stdout().size();
     Size { columns: usize::from(columns).max(20), rows: usize::from(rows).max(2) }
-}
-
-/// Leaves out the characters by which a text could control the terminal: a model says what its prompt makes it say, and a server what it
-/// likes. Lines stay apart.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    let controls = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
-    if text.contains(controls) { Cow::Owned(text.replace(controls, "")) } else { Cow::Borrowed(text) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_cannot_control_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\x07\u{9b}2J\r\n\tc"), "a[2Jb2J\n\tc");
-        assert!(matches!(printable("ümläut\n"), Cow::Borrowed(_)));
-    }
 }

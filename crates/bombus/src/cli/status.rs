@@ -10,9 +10,9 @@ use clap::builder::NonEmptyStringValueParser;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::peers::printable;
 use super::tasks::show::{self, Task};
 use super::{Global, mesh, output, tasks};
+use crate::printable::one_line;
 
 /// Arguments of `bombus status`.
 #[derive(Debug, Args)]
@@ -92,7 +92,7 @@ impl Node {
     fn text(&self, width: usize) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: &str| {
-            text.push_str(&output::wrapped(&format!("{name:10} "), &printable(value), width));
+            text.push_str(&output::wrapped(&format!("{name:10} "), &one_line(value), width));
         };
         line("node", &format!("{}, {}, version {}", self.hostname, self.node_id, self.version));
         let up = Duration::from_secs_f64(self.uptime_seconds.clamp(0.0, 1e12));

@@ -8,8 +8,8 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::peers::printable;
 use super::{Global, mesh, output};
+use crate::printable::one_line;
 
 /// Arguments of `bombus swarm`.
 #[derive(Debug, Args)]
@@ -78,8 +78,7 @@ impl Overview {
         let others = [(self.nodes.suspect, "suspect"), (self.nodes.gone, "gone")];
         let others = others.iter().filter(|(count, _)| *count > 0).map(|(count, state)| format!(", {count} {state}"));
         lines.push(("nodes", format!("{} alive{}", self.nodes.alive, others.collect::<String>())));
-        let tiers: Vec<String> =
-            self.tiers.iter().map(|(tier, count)| format!("{count} {}", printable(tier))).collect();
+        let tiers: Vec<String> = self.tiers.iter().map(|(tier, count)| format!("{count} {}", one_line(tier))).collect();
         lines.push(("tiers", tiers.join(", ")));
         let busy = self.cpu_usage_percent.map(|percent| format!(", processors {percent:.0}% busy")).unwrap_or_default();
         let running = match self.slots {
@@ -89,11 +88,11 @@ impl Overview {
         lines.push(("load", format!("{running}{busy}")));
         for (name, nodes) in [("paused", &self.paused), ("draining", &self.draining)] {
             if !nodes.is_empty() {
-                lines.push((name, printable(&nodes.join(", "))));
+                lines.push((name, one_line(&nodes.join(", "))));
             }
         }
         for (index, model) in self.models.iter().enumerate() {
-            let place = printable(&format!("{} on {}", model.name, model.nodes.join(", ")));
+            let place = one_line(&format!("{} on {}", model.name, model.nodes.join(", ")));
             lines.push((if index == 0 { "models" } else { "" }, place));
         }
         if self.models.is_empty() {

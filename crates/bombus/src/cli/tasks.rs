@@ -16,6 +16,7 @@ use super::{Global, mesh, output};
 use crate::data_dir::DataDir;
 use crate::failure::{Exit, Failure};
 use crate::node_client::{NodeClient, Refusal, encoded};
+use crate::printable::one_line;
 
 mod prune;
 pub(super) mod show;
@@ -267,7 +268,7 @@ impl<'a> Asked<'a> {
 
 /// Says that the node knows of no such batch.
 pub(super) fn no_batch(batch: &str) -> anyhow::Error {
-    let batch = super::peers::printable(batch);
+    let batch = one_line(batch);
     let failure = Failure::new(Exit::NotFound, format!("this node knows of no batch '{batch}'"));
     failure.hint("bombus tasks lists the tasks that it knows").into()
 }
@@ -278,12 +279,12 @@ pub(super) fn without_result(task: &Task) -> Failure {
     match task.status.as_str() {
         "failed" => {
             let why = task.error.as_deref().unwrap_or("its requester says so");
-            Failure::new(Exit::Failure, format!("the task failed: {}", super::peers::printable(why)))
+            Failure::new(Exit::Failure, format!("the task failed: {}", one_line(why)))
                 .hint(format!("bombus status {id} shows its attempts"))
         }
         "cancelled" => Failure::new(Exit::Failure, "the task was cancelled"),
         status => {
-            let waits = task.waiting.as_ref().map(|why| format!(": {}", super::peers::printable(why)));
+            let waits = task.waiting.as_ref().map(|why| format!(": {}", one_line(why)));
             let message = format!("the task is {status}, and has no result yet{}", waits.unwrap_or_default());
             Failure::new(Exit::Unavailable, message).hint(format!("bombus result {id} --wait waits for it"))
         }

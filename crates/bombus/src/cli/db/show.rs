@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::cli::output;
-use crate::cli::peers::printable;
 use crate::failure::{Exit, Failure};
+use crate::printable::one_line;
 
 /// What `bombus db list` shows.
 #[derive(Debug, Deserialize)]
@@ -98,10 +98,10 @@ impl List {
         let rows = self
             .databases
             .iter()
-            .map(|entry| [printable(&entry.name), printable(&entry.r#type), state(entry), printable(&entry.address)]);
+            .map(|entry| [entry.name.clone(), entry.r#type.clone(), state(entry), entry.address.clone()]);
         let table = output::table(["NAME", "TYPE", "STATE", "ADDRESS"], rows);
         let space = if table.is_empty() { "" } else { "\n" };
-        format!("{table}{space}this node writes as {}\n", printable(&self.identity))
+        format!("{table}{space}this node writes as {}\n", one_line(&self.identity))
     }
 }
 
@@ -114,16 +114,16 @@ impl Info {
     pub(super) fn read_only(&self) -> Option<String> {
         let how = match (self.access.writable, self.access.grantable) {
             (true, _) => return None,
-            (false, true) => format!("an admin grants more: bombus db grant DATABASE {}", printable(&self.identity)),
+            (false, true) => format!("an admin grants more: bombus db grant DATABASE {}", one_line(&self.identity)),
             (false, false) => "its writers were fixed when it was created".to_owned(),
         };
         Some(format!("this node may read it only; {how}"))
     }
 
     pub(super) fn text(&self, width: usize) -> String {
-        let mut text = format!("{}\n", printable(&self.address));
+        let mut text = format!("{}\n", one_line(&self.address));
         let mut line =
-            |name: &str, value: &str| text.push_str(&output::wrapped(&line_head(name), &printable(value), width));
+            |name: &str, value: &str| text.push_str(&output::wrapped(&line_head(name), &one_line(value), width));
         line("name", &self.name);
         let key = self.index_by.as_ref().map(|field| format!(", with their keys in {field}"));
         line("type", &format!("{}{}", self.r#type, key.unwrap_or_default()));
@@ -179,7 +179,7 @@ impl Access {
     pub(super) fn text(&self, width: usize) -> String {
         let mut text = String::new();
         let mut line =
-            |name: &str, value: &str| text.push_str(&output::wrapped(&line_head(name), &printable(value), width));
+            |name: &str, value: &str| text.push_str(&output::wrapped(&line_head(name), &one_line(value), width));
         let writers = match self.write.as_slice() {
             [] => "nobody".to_owned(),
             [all] if all == "*" => "everybody".to_owned(),
@@ -201,17 +201,12 @@ impl Row {
 
     /// Writes key and value in one line.
     pub(super) fn text(&self) -> String {
-        let value = printable(&self.value.to_string());
+        let value = one_line(&self.value.to_string());
         match &self.key {
-            Some(key) => format!("{}  {value}\n", printable(key)),
+            Some(key) => format!("{}  {value}\n", one_line(key)),
             None => format!("{value}\n"),
         }
     }
-}
-
-/// Takes out of a text what could control a terminal, and leaves its lines.
-pub(super) fn text_of(text: &str) -> String {
-    text.chars().filter(|character| *character == '\n' || *character == '\t' || !character.is_control()).collect()
 }
 
 fn line_head(name: &str) -> String {
@@ -297,7 +292,6 @@ mod tests {
         let row = |line: &str| Row::read(line).unwrap().text();
         assert_eq!(row(r#"{"hash":"h","key":"a\nb","value":"x\ny"}"#), "ab  \"x\\ny\"\n");
         assert_eq!(row(r#"{"hash":"h","value":{"n":1}}"#), "{\"n\":1}\n");
-        assert_eq!(text_of("a\u{1b}[2J\nb"), "a[2J\nb");
     }
 
     #[test]

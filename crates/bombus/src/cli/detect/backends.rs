@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use crate::cli::answerer::running_node;
 use crate::cli::backends::{State, states_of};
-use crate::cli::peers::printable;
 use crate::config::{BackendConfig, Settings};
 use crate::data_dir::DataDir;
+use crate::printable::one_line;
 
 /// A backend of the configuration.
 #[derive(Debug, Clone, Serialize)]
@@ -79,7 +79,7 @@ impl Configured {
         let state = match (self.ready, self.models, &self.error) {
             (Some(true), Some(1), _) => ", ready, 1 model".to_owned(),
             (Some(true), models, _) => format!(", ready, {} models", models.unwrap_or(0)),
-            (Some(false), _, Some(error)) => format!(", down: {}", printable(error)),
+            (Some(false), _, Some(error)) => format!(", down: {}", one_line(error)),
             (Some(false), _, None) => ", down".to_owned(),
             (None, ..) => String::new(),
         };

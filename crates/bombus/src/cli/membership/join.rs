@@ -10,12 +10,13 @@ use tokio::time::Instant;
 
 use super::{JoinArgs, Moved, of_join, secret, with_place};
 use crate::cli::mesh::Place;
-use crate::cli::peers::{Peer, printable};
+use crate::cli::peers::Peer;
 use crate::cli::reach::{self, Around, Finding};
 use crate::cli::{Global, output};
 use crate::data_dir::DataDir;
 use crate::failure::{Exit, Failure};
 use crate::node_client::NodeClient;
+use crate::printable::one_line;
 
 /// Longest wait for the first member to be connected.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -128,9 +129,9 @@ impl Member {
     }
 
     fn text(&self) -> String {
-        let name = self.hostname.as_deref().map(|name| format!("{} ", printable(name))).unwrap_or_default();
+        let name = self.hostname.as_deref().map(|name| format!("{} ", one_line(name))).unwrap_or_default();
         let path = self.path.as_deref().map(|path| format!(", {path}")).unwrap_or_default();
-        format!("{name}({}{path})", printable(&self.node_id))
+        format!("{name}({}{path})", one_line(&self.node_id))
     }
 }
 
@@ -150,10 +151,10 @@ impl Outcome {
             (true, _) => {}
         }
         for failure in &self.failures {
-            text.push_str(&format!("no: {}\n", printable(&failure.address)));
-            text.push_str(&output::wrapped("    ", &printable(&failure.found), width));
+            text.push_str(&format!("no: {}\n", one_line(&failure.address)));
+            text.push_str(&output::wrapped("    ", &one_line(&failure.found), width));
             if let Some(remedy) = &failure.remedy {
-                text.push_str(&output::wrapped("    -> ", &printable(remedy), width));
+                text.push_str(&output::wrapped("    -> ", &one_line(remedy), width));
             }
         }
         text

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use super::ListArgs;
 use crate::cli::answerer::running_node;
 use crate::cli::backends::State;
-use crate::cli::peers::printable;
 use crate::cli::{Global, output};
 use crate::config::{BackendKind, Settings};
 use crate::data_dir::DataDir;
 use crate::failure::{Exit, Failure};
 use crate::node::{RunningBackends, open_models};
 use crate::node_client::{NodeClient, encoded};
+use crate::printable::one_line;
 
 /// How many nodes are named for a model.
 const NODES_SHOWN: usize = 3;
@@ -315,7 +315,7 @@ async fn of_this_machine(
     let listed = running.backends().models().await;
     for state in running.backends().states() {
         if let Some(error) = state.error {
-            global.notice(&printable(&format!("note: the models of {} are not known: {error}", state.name)));
+            global.notice(&one_line(&format!("note: the models of {} are not known: {error}", state.name)));
         }
     }
     let others = listed.into_iter().filter(|listed| listed.backend.kind != "embedded").map(|listed| Row {

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::show;
-use crate::cli::peers::printable;
 use crate::cli::{Global, mesh, output};
+use crate::printable::one_line;
 
 /// Arguments of `bombus tasks prune`.
 #[derive(Debug, Args)]
@@ -81,7 +81,7 @@ impl Pruned {
             text += &format!("{} {goes}, {} {is_free}\n", tasks(self.tasks), output::size(self.bytes));
         }
         let mut line = |generation: u64, words: &str| {
-            text += &output::wrapped(&format!("  generation {generation}: "), &printable(words), width);
+            text += &output::wrapped(&format!("  generation {generation}: "), &one_line(words), width);
         };
         for Dropped { generation, tasks: count, bytes } in &self.dropped {
             line(*generation, &format!("{goes}, {}, {}", tasks(*count), output::size(*bytes)));

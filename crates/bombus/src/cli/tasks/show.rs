@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::cli::output;
-use crate::cli::peers::printable;
 use crate::failure::{Exit, Failure};
+use crate::printable::{self, one_line};
 
 /// Longest name of a node or a model that a column is made for.
 const NAME_MAX: usize = 24;
@@ -111,7 +111,7 @@ pub(in crate::cli) fn has_ended(told: &Value) -> bool {
 pub(in crate::cli) fn table(tasks: &[Task], now: f64) -> String {
     let rows = tasks.iter().map(|task| {
         [
-            printable(&task.task_id),
+            task.task_id.clone(),
             task.state(),
             short(task.model.as_deref().unwrap_or(&task.task_type)),
             task.hostname.as_deref().map_or_else(|| "-".to_owned(), short),
@@ -148,8 +148,8 @@ impl Task {
     fn state(&self) -> String {
         match self.status.as_str() {
             "completed" if !self.settled => "completed, not settled".to_owned(),
-            status if self.cancelling => format!("{}, cancelling", printable(status)),
-            status => printable(status),
+            status if self.cancelling => format!("{status}, cancelling"),
+            status => status.to_owned(),
         }
     }
 
@@ -164,9 +164,9 @@ impl Task {
 
     /// Writes everything that there is to know, but the result.
     pub(in crate::cli) fn text(&self, width: usize) -> String {
-        let mut text = format!("{}\n", printable(&self.task_id));
+        let mut text = format!("{}\n", one_line(&self.task_id));
         let mut line = |name: &str, value: &str| {
-            text.push_str(&output::wrapped(&format!("  {name:9} "), &printable(value), width));
+            text.push_str(&output::wrapped(&format!("  {name:9} "), &one_line(value), width));
         };
         line("status", &format!("{}, after {}", self.state(), seconds(self.duration_seconds)));
         if let Some(waiting) = &self.waiting {
@@ -243,11 +243,8 @@ impl Task {
         let Some(response) = result.and_then(|result| result["response"].as_str()) else {
             return format!("{}\n", result.unwrap_or(&Value::Null));
         };
-        let mut text = if std::io::stdout().is_terminal() {
-            response.chars().filter(|character| !character.is_control() || "\n\t".contains(*character)).collect()
-        } else {
-            response.to_owned()
-        };
+        let mut text =
+            if std::io::stdout().is_terminal() { printable::lines(response).into_owned() } else { response.to_owned() };
         if !text.ends_with('\n') {
             text.push('\n');
         }
@@ -265,7 +262,7 @@ impl Task {
         let place = self.hostname.as_ref().map(|name| format!(" by {name}")).unwrap_or_default();
         let settled = if self.settled { "" } else { "; not settled by its requester yet, so it may be replaced" };
         let model = self.model.as_deref().unwrap_or(&self.task_type);
-        printable(&format!("{model}{place}, {}{tokens}{speed}{settled}", seconds(self.duration_seconds)))
+        one_line(&format!("{model}{place}, {}{tokens}{speed}{settled}", seconds(self.duration_seconds)))
     }
 }
 
@@ -274,7 +271,7 @@ fn named(id: &str, name: &str) -> String {
 }
 
 fn short(name: &str) -> String {
-    let name = printable(name);
+    let name = one_line(name);
     if name.chars().count() <= NAME_MAX {
         return name;
     }
