@@ -8,6 +8,7 @@ use super::output;
 use crate::printable;
 
 mod markdown;
+mod outline;
 mod render;
 
 use markdown::Markdown;

@@ -1,6 +1,7 @@
 use console::measure_text_width;
 
 use super::Size;
+use super::outline::Outline;
 use super::render::render;
 
 const DIM: &str = "\x1b[2m";
@@ -17,6 +18,8 @@ pub(in crate::cli) struct Markdown {
     shown: String,
     /// What ends the block of code that has begun.
     fence: Option<String>,
+    /// What the lines so far leave open.
+    outline: Outline,
     /// Whether the last that was shown is a thought.
     thinking: bool,
     at_line_start: bool,
@@ -25,7 +28,8 @@ pub(in crate::cli) struct Markdown {
 impl Markdown {
     /// Begins with an empty answer. Without colours only what needs none is changed: lists, tables, rules.
     pub(super) fn new(colors: bool) -> Self {
-        Self { colors, shown: String::new(), fence: None, thinking: false, at_line_start: true }
+        let (shown, outline) = (String::new(), Outline::default());
+        Self { colors, shown, fence: None, outline, thinking: false, at_line_start: true }
     }
 
     /// Takes more of the answer and returns what to write to the terminal.
@@ -108,7 +112,8 @@ impl Markdown {
             }
             return;
         }
-        if line.trim_start().starts_with('|') {
+        let is_code = self.outline.take(&line);
+        if !is_code && line.trim_start().starts_with('|') {
             self.shown.push('\n');
             out.push('\n');
             return;
@@ -116,8 +121,10 @@ impl Markdown {
         // A table takes every line for a row that has no mark of its own, so it is read without the line that ends it.
         let table = self.shown.strip_suffix(&line).unwrap_or_default().trim_end_matches('\n');
         let mut rendered = if table.is_empty() { String::new() } else { render(table, size.columns, self.colors) };
-        self.fence = opening_fence(&line);
-        if self.fence.is_some() {
+        self.fence = opening_fence(&line).filter(|_| !is_code);
+        if is_code {
+            rendered.push_str(&format!("{line}\n"));
+        } else if self.fence.is_some() {
             rendered.push_str(&format!("{}{line}{}\n", self.code(DIM), self.code(RESET)));
         } else {
             rendered.push_str(&render(&line, size.columns, self.colors));
@@ -167,7 +174,7 @@ fn rows_of(line: &str, columns: usize) -> usize {
 }
 
 /// Returns what closes a block of code that this line opens.
-fn opening_fence(line: &str) -> Option<String> {
+pub(super) fn opening_fence(line: &str) -> Option<String> {
     let line = line.trim_start();
     ['`', '~'].into_iter().find_map(|mark| {
         let length = line.chars().take_while(|character| *character == mark).count();
@@ -262,6 +269,21 @@ mod tests {
         }
         assert!(whole.contains("let x = \"**not bold**\";"), "{whole}");
         assert!(whole.ends_with("end"), "{whole}");
+    }
+
+    #[test]
+    fn a_list_goes_on_with_what_is_indented_until_it_ends() {
+        let markdown = "10. Foo\n    **Note:** see `x` and [a](http://b)\n\n    - bar\n\n      \
+                        a **long** paragraph of the inner item, in words\n\n          y = a*b*c\n\n\
+                        Text.\n\n    z = a*b*c\n";
+        for piece in [1, 7, markdown.len()] {
+            assert_eq!(
+                shown(markdown, piece),
+                "10. Foo\n    Note: see x and a (http://b)\n\n    • bar\n\n      \
+                 a long paragraph of the inner\n      item, in words\n\n          y = a*b*c\n\n\
+                 Text.\n\n    z = a*b*c"
+            );
+        }
     }
 
     #[test]

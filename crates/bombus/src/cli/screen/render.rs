@@ -101,21 +101,14 @@ impl Line {
     }
 }
 
-/// Indent in spaces from which a line is code, unless it goes on in a list (CommonMark 0.31.2, section 4.4).
-const CODE_INDENT: usize = 4;
-
-/// Makes a line of Markdown, or a whole table, fit to be read in a terminal of that width. What is returned ends with a line break. Code that
-/// is indented stays as it is, and so does what Markdown would show nothing of.
+/// Makes a line of Markdown, or a whole table, fit to be read in a terminal of that width. What is returned ends with a line break. What
+/// Markdown would show nothing of stays as it is.
 pub(super) fn render(markdown: &str, columns: usize, colors: bool) -> String {
     if markdown.trim().is_empty() {
         return "\n".to_owned();
     }
-    let as_it_is = || format!("{markdown}\n");
     let text = markdown.trim_start_matches(' ');
     let indent = markdown.len() - text.len();
-    if indent >= CODE_INDENT && !text.starts_with('|') && !begins_with_list_mark(text) {
-        return as_it_is();
-    }
     let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS;
     // What is indented in a list stays so; to the parser it would be code.
     let mut page = Page::default();
@@ -124,17 +117,9 @@ pub(super) fn render(markdown: &str, columns: usize, colors: bool) -> String {
     }
     // Of where a link leads that is used elsewhere, Markdown shows nothing.
     if page.is_empty() && (page.mark.is_empty() || text.contains(char::is_alphanumeric)) {
-        return as_it_is();
+        return format!("{markdown}\n");
     }
     page.write(indent, columns, colors)
-}
-
-/// Returns whether a line begins an item of a list: a bullet, or a number with a dot or a parenthesis, and a space.
-fn begins_with_list_mark(line: &str) -> bool {
-    let after_number = line.trim_start_matches(|character: char| character.is_ascii_digit());
-    let marks: &[char] = if after_number.len() == line.len() { &['-', '*', '+'] } else { &['.', ')'] };
-    let after_mark = after_number.strip_prefix(marks);
-    after_mark.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
 }
 
 /// What was read of a piece of Markdown.
@@ -305,6 +290,9 @@ mod tests {
             ("- one", "• one\n"),
             ("  * inner", "  • inner\n"),
             ("12. twelfth", "12. twelfth\n"),
+            ("    - *inner*", "    • inner\n"),
+            ("      12) *twelfth*", "      12. twelfth\n"),
+            ("    **text** of an item", "    text of an item\n"),
             ("- [x] done", "• [x] done\n"),
             ("> said", "│ said\n"),
             ("a **b** _c_ ~~d~~ `e*f`", "a b c d e*f\n"),
@@ -316,17 +304,6 @@ mod tests {
             assert_eq!(plain(markdown), shown, "{markdown:?}");
         }
         assert_eq!(plain("---"), format!("{}\n", "─".repeat(30)));
-    }
-
-    #[test]
-    fn code_that_is_indented_stays_as_it_is() {
-        for code in
-            ["    def __init__(self):", "        x = a*b*c", "    -x = `y`", "    # *no* title", "    2.5 * _a_"]
-        {
-            assert_eq!(plain(code), format!("{code}\n"));
-        }
-        assert_eq!(plain("    - *inner*"), "    • inner\n");
-        assert_eq!(plain("      12) *twelfth*"), "      12. twelfth\n");
     }
 
     #[test]
