@@ -104,7 +104,7 @@ enum Command {
     Ask(ask::AskArgs),
     /// Talk with a model; the running node answers, or this process where none runs
     Chat(chat::ChatArgs),
-    /// List, fetch, show, copy and remove models
+    /// List, fetch, import, show, copy and remove models
     Models(models::ModelsArgs),
     /// Show the backends: how they are, how fast they are
     Backends(backends::BackendsArgs),

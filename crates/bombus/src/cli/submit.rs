@@ -47,7 +47,7 @@ pub(crate) struct SubmitArgs {
     /// Cut a long prompt into tasks of their own; the answers are put together in their order
     #[arg(long, value_name = "HOW", default_value = "none")]
     chunk: Chunk,
-    /// Most characters of a chunk
+    /// Most characters of a chunk [default: 4000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     max_chunk: Option<u32>,
     /// What stands between the answers of the chunks
@@ -74,7 +74,7 @@ pub(crate) struct SubmitArgs {
     /// Seconds that an attempt may take, 1 to 3600 [default: 300]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=3_600))]
     timeout: Option<u32>,
-    /// How often it is tried, 1 to 10
+    /// How often it is tried, 1 to 10 [default: tasks.max_attempts of the node's configuration]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10))]
     attempts: Option<u32>,
     /// A word of your own: the same command with the same key is the same task, on any machine. Of a file of prompts it is the batch's id
@@ -238,4 +238,19 @@ async fn submit(node: &NodeClient, body: &Value, key: Option<&str>) -> Result<(A
     let told: Value = response.json().await.map_err(|error| broken(&error))?;
     let accepted = serde_json::from_value(told.clone()).map_err(|error| broken(&error))?;
     Ok((accepted, told))
+}
+
+#[cfg(test)]
+mod tests {
+    use bombus_core::tasks::chunk::CHUNK_CHARS;
+
+    use super::*;
+
+    #[test]
+    fn the_default_that_is_told_of_chunks_is_that_of_nodes() {
+        let command = SubmitArgs::augment_args(clap::Command::new("submit"));
+        let argument = command.get_arguments().find(|argument| argument.get_id().as_str() == "max_chunk").unwrap();
+        let help = argument.get_help().unwrap().to_string();
+        assert!(help.ends_with(&format!("[default: {CHUNK_CHARS}]")), "{help}");
+    }
 }
