@@ -10,7 +10,7 @@ mod writer;
 pub use bulk::{Gain, Told};
 pub(crate) use entries::fuzzing as entries_fuzzing;
 pub use event::{Event, Output, Update};
-pub use read::{Bounds, Info, Take};
+pub use read::{Bounds, Info, Pages, Take};
 
 use std::{
     collections::BTreeSet,

@@ -25,5 +25,5 @@ pub mod replica;
 pub mod storage;
 pub mod sync;
 
-pub use database::{Bounds, Database, DatabaseError, Event, Gain, Info, Output, Take, Told, Update};
+pub use database::{Bounds, Database, DatabaseError, Event, Gain, Info, Output, Pages, Take, Told, Update};
 pub use orbit::{Access, BuildError, Builder, Known, OpenError, OpenOptions, OrbitDb, generation_name};

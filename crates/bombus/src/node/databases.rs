@@ -23,7 +23,7 @@ use orbitdb::entry::Refusal;
 use orbitdb::index::Row;
 use orbitdb::log::Admission;
 use orbitdb::manifest::ControllerAddress;
-use orbitdb::{Access, Bounds, Database, OpenError, OpenOptions, Take};
+use orbitdb::{Access, Bounds, Database, OpenError, OpenOptions, Pages, Take};
 use serde_json::{Map, Value as Json};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -509,46 +509,30 @@ async fn pages(
         let parsed = text.as_ref().map(|text| text.parse::<Hash>()).transpose();
         parsed.map_err(|_| DatabasesError::Invalid { param, message: format!("'{param}' has to be a hash, zdpu...") })
     };
-    let mut page = Bounds {
-        amount: None,
+    let bounds = Bounds {
+        amount: bounds.amount,
         take: if bounds.newest_first { Take::Newest } else { Take::Oldest },
         gt: hash("gt", &bounds.gt)?,
         gte: hash("gte", &bounds.gte)?,
         lt: hash("lt", &bounds.lt)?,
         lte: hash("lte", &bounds.lte)?,
     };
-    let newest_first = bounds.newest_first;
-    let mut left = bounds.amount.unwrap_or(usize::MAX);
-    let read = move |page: Bounds| {
-        let database = database.clone();
+    let read = |mut pages: Pages| {
         aside(move || {
-            let mut rows = database.iterate(page).map_err(of_database)?;
-            if !newest_first {
-                rows.reverse();
-            }
-            Ok(rows)
+            let rows = pages.read(PAGE_ROWS).map_err(of_database)?;
+            Ok((pages, rows))
         })
     };
-    page.amount = Some(left.min(PAGE_ROWS));
     // A bound that is not there is told before the answer begins.
-    let mut rows = read(page).await?;
+    let pages = aside(move || database.pages(bounds).map_err(of_database)).await?;
+    let (mut pages, mut rows) = read(pages).await?;
     let rows = async_stream::stream! {
-        while let Some(last) = rows.last().map(|row| row.hash) {
-            left -= rows.len().min(left);
+        while !rows.is_empty() {
             for row in rows {
                 yield Ok(row);
             }
-            if left == 0 {
-                return;
-            }
-            if newest_first {
-                page.lt = Some(last);
-            } else {
-                page.gt = Some(last);
-            }
-            page.amount = Some(left.min(PAGE_ROWS));
-            rows = match read(page).await {
-                Ok(rows) => rows,
+            (pages, rows) = match read(pages).await {
+                Ok(next) => next,
                 Err(error) => {
                     yield Err(error);
                     return;
@@ -615,4 +599,48 @@ fn ids_of(admission: &Admission) -> Vec<String> {
 
 fn value_of(json: &Json) -> Result<Value, DatabasesError> {
     Value::from_json(json).map_err(|error| DatabasesError::Invalid { param: "value", message: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use orbitdb::OrbitDb;
+    use orbitdb::crypt::Encryption;
+    use orbitdb::entry::{Codec, Limits, Operation};
+    use orbitdb::identity::Signer;
+    use orbitdb::key::SecretKey;
+    use orbitdb::replica::{Input, Replica};
+    use orbitdb::sync::{Peer, SyncConfig};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_rows_come_although_a_revocation_takes_away_where_a_page_ended() {
+        let (orbit, _outputs) = OrbitDb::builder().build().unwrap();
+        let guarded = OpenOptions::of(orbitdb::manifest::DatabaseType::KeyValue);
+        let guarded = guarded.access(Access::Capabilities(Vec::new()));
+        let database = orbit.open("guarded", guarded).await.unwrap();
+        for number in 1..PAGE_ROWS {
+            database.put(&number.to_string(), 1_u64).await.unwrap();
+        }
+        // The last row of the first page is somebody else's.
+        let signer = Signer::new(&SecretKey::generate().unwrap(), &SecretKey::generate().unwrap());
+        database.grant("write", signer.identity().id()).await.unwrap();
+        let codec = Codec::new(database.address().to_string(), Encryption::default(), Limits::default());
+        let mut theirs = Replica::new(codec, Admission::Everyone, SyncConfig::default());
+        let time = u64::try_from(PAGE_ROWS).unwrap();
+        let written = theirs.append(&signer, Operation::put("theirs", 1_u64), time).unwrap();
+        let blocks = written.stored.iter().map(|stored| stored.block.to_vec()).collect();
+        database.handle(Duration::ZERO, Input::Bulk(Peer::new("them"), blocks)).await.unwrap();
+        database.flush().await.unwrap();
+        for number in 0..PAGE_ROWS {
+            database.put(&format!("more {number}"), 1_u64).await.unwrap();
+        }
+
+        let mut rows = pages(database.clone(), &RowBounds::default()).await.unwrap();
+        let first: Vec<_> = rows.by_ref().take(PAGE_ROWS).collect().await;
+        assert_eq!(&*first.last().unwrap().as_ref().unwrap().key, "theirs");
+        database.revoke("write", signer.identity().id()).await.unwrap();
+        let rest: Vec<_> = rows.collect().await;
+        assert_eq!((rest.len(), rest.iter().filter(|row| row.is_ok()).count()), (PAGE_ROWS, PAGE_ROWS));
+    }
 }

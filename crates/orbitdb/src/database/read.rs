@@ -47,6 +47,47 @@ pub struct Bounds {
     pub lte: Option<Hash>,
 }
 
+/// Which places of the order are read, and from which end.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    lower: Bound<Position>,
+    upper: Bound<Position>,
+    from_below: bool,
+}
+
+/// Rows that are read page by page, so that few of them are in memory at once; made by [`Database::pages`].
+///
+/// Each page goes on at the place in the order where the one before ended, whatever became of the entry that stood there. Oldest first, every
+/// row comes that was there all the while; one that is put anew meanwhile stands at the end from then on, and may come twice. Newest first,
+/// such a row may be missed. One of which a revocation shows an older value may be missed, or come twice, in both directions.
+#[derive(Clone, Debug)]
+pub struct Pages {
+    database: Database,
+    span: Span,
+    left: usize,
+}
+
+impl Pages {
+    /// Reads the next rows, at most so many; none when all were read.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError`] when the storage fails.
+    pub fn read(&mut self, rows_max: usize) -> Result<Vec<Row>, DatabaseError> {
+        loop {
+            let (rows, last) = self.database.read(self.span, rows_max.min(self.left))?;
+            let Some(last) = last else { return Ok(rows) };
+            let end = if self.span.from_below { &mut self.span.lower } else { &mut self.span.upper };
+            *end = Bound::Excluded(last);
+            // What is taken away while it is read leaves a gap, and that is not the end.
+            if !rows.is_empty() {
+                self.left -= rows.len();
+                return Ok(rows);
+            }
+        }
+    }
+}
+
 /// What there is to see of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
@@ -87,6 +128,25 @@ impl Database {
     ///
     /// [`DatabaseError::NotFound`] for a bound that is not there, and when the storage fails.
     pub fn iterate(&self, bounds: Bounds) -> Result<Vec<Row>, DatabaseError> {
+        let span = self.span(&bounds)?;
+        let (mut rows, _) = self.read(span, bounds.amount.unwrap_or(usize::MAX))?;
+        if span.from_below {
+            rows.reverse();
+        }
+        Ok(rows)
+    }
+
+    /// Begins to read rows within bounds page by page: oldest first where the oldest are taken, and newest first otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError::NotFound`] for a bound that is not there.
+    pub fn pages(&self, bounds: Bounds) -> Result<Pages, DatabaseError> {
+        let (span, left) = (self.span(&bounds)?, bounds.amount.unwrap_or(usize::MAX));
+        Ok(Pages { database: self.clone(), span, left })
+    }
+
+    fn span(&self, bounds: &Bounds) -> Result<Span, DatabaseError> {
         let position = |hash: Hash| {
             let position = self.inner.shared.state().replica.log().position(&hash);
             position.ok_or(DatabaseError::NotFound(hash))
@@ -97,27 +157,34 @@ impl Database {
             (None, None) => Ok(Bound::Unbounded),
         };
         let (lower, upper) = (bound(bounds.gte, bounds.gt)?, bound(bounds.lte, bounds.lt)?);
-        if is_empty(&lower, &upper) {
-            return Ok(Vec::new());
-        }
-        let amount = bounds.amount.unwrap_or(usize::MAX);
         let from_below = match bounds.take {
             Take::Nearest => !matches!(lower, Bound::Unbounded) && matches!(upper, Bound::Unbounded),
             Take::Oldest => true,
             Take::Newest => false,
         };
-        let places: Vec<(Position, Arc<str>)> = {
+        Ok(Span { lower, upper, from_below })
+    }
+
+    /// Reads at most so many rows from one end of a span, and says where the last place is that was looked at; none where there is none.
+    fn read(&self, span: Span, amount: usize) -> Result<(Vec<Row>, Option<Position>), DatabaseError> {
+        if is_empty(&span.lower, &span.upper) {
+            return Ok((Vec::new(), None));
+        }
+        let has_keys = self.manifest().r#type != DatabaseType::Events;
+        // A row is taken along with its place: a moment later its key may stand elsewhere.
+        let places: Vec<(Position, Option<Row>)> = {
             let index = self.inner.shared.index();
-            let range = index.range((lower, upper)).map(|(position, key)| (*position, Arc::clone(key)));
-            if from_below {
-                let mut places: Vec<_> = range.take(amount).collect();
-                places.reverse();
-                places
-            } else {
-                range.rev().take(amount).collect()
-            }
+            let row = |key: &str| if has_keys { index.get(key) } else { None };
+            let places = index.range((span.lower, span.upper)).map(|(position, key)| (*position, row(key)));
+            if span.from_below { places.take(amount).collect() } else { places.rev().take(amount).collect() }
         };
-        self.rows(places)
+        let last = places.last().map(|(position, _)| *position);
+        if has_keys {
+            return Ok((places.into_iter().filter_map(|(_, row)| row).collect(), last));
+        }
+        let space = self.inner.shared.space()?;
+        let rows = places.iter().filter_map(|(position, _)| self.row_of_event(&*space, position.hash));
+        Ok((rows.collect(), last))
     }
 
     /// Returns all rows, oldest first.
@@ -153,15 +220,6 @@ impl Database {
     /// [`DatabaseError`] when the storage fails.
     pub fn each_record(&self, mut each: impl FnMut(Record)) -> Result<(), DatabaseError> {
         self.inner.shared.read_records(|records| records.for_each(&mut each))
-    }
-
-    fn rows(&self, places: Vec<(Position, Arc<str>)>) -> Result<Vec<Row>, DatabaseError> {
-        if self.manifest().r#type != DatabaseType::Events {
-            let index = self.inner.shared.index();
-            return Ok(places.into_iter().filter_map(|(_, key)| index.get(&key)).collect());
-        }
-        let space = self.inner.shared.space()?;
-        Ok(places.iter().filter_map(|(position, _)| self.row_of_event(&*space, position.hash)).collect())
     }
 
     /// Returns an event that counts and is stored.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use orbitdb::{
-    Access, Bounds, DatabaseError, Event, OpenError, OpenOptions, OrbitDb, Output, Update,
+    Access, Bounds, DatabaseError, Event, OpenError, OpenOptions, OrbitDb, Output, Take, Update,
     cbor::Value,
     cid::Hash,
     crypt::{Algorithm, Encryption},
@@ -139,7 +139,82 @@ async fn events_are_read_within_bounds() {
     let unknown = Hash::of(b"unknown");
     assert_eq!(log.iterate(Bounds { gt: Some(unknown), ..none }), Err(DatabaseError::NotFound(unknown)));
     assert_eq!(log.all().unwrap().len(), 10);
+    let mut pages = log.pages(Bounds { gt: at(2), lte: at(8), amount: Some(5), take: Take::Oldest, ..none }).unwrap();
+    let mut page = || pages.read(3).unwrap().iter().map(n_of).collect::<Vec<_>>();
+    assert_eq!([page(), page(), page()], [vec![3, 4, 5], vec![6, 7], vec![]]);
+    assert_eq!(log.pages(Bounds { lt: Some(unknown), ..none }).unwrap_err(), DatabaseError::NotFound(unknown));
     assert_eq!(log.del("x").await, Err(DatabaseError::Type(DatabaseType::Events)));
+}
+
+#[tokio::test]
+async fn rows_stand_in_the_order_of_their_entries_while_they_are_put_anew() {
+    let (orbit, _outputs) = node();
+    let numbers = orbit.open_key_value("numbers").await.unwrap();
+    for number in 0..64_u64 {
+        numbers.put(&number.to_string(), number).await.unwrap();
+    }
+    let writing = tokio::spawn({
+        let numbers = numbers.clone();
+        async move {
+            for number in 64..1_000_u64 {
+                numbers.put(&(number % 64).to_string(), number).await.unwrap();
+            }
+        }
+    });
+    while !writing.is_finished() {
+        let rows: Vec<u64> = numbers.all().unwrap().iter().map(n_of).collect();
+        assert!(rows.len() == 64 && rows.is_sorted(), "a row stands where its key stood before: {rows:?}");
+        tokio::task::yield_now().await;
+    }
+    writing.await.unwrap();
+}
+
+#[tokio::test]
+async fn pages_go_on_where_they_were_whatever_is_put_between_them() {
+    let (orbit, _outputs) = node();
+    let database = orbit.open_key_value("letters").await.unwrap();
+    for letter in ["a", "b", "c", "d", "e", "f"] {
+        database.put(letter, 1_u64).await.unwrap();
+    }
+    let pages = |take| database.pages(Bounds { take, ..Bounds::default() }).unwrap();
+    let (mut oldest, mut newest) = (pages(Take::Oldest), pages(Take::Newest));
+    assert_eq!(keys(&oldest.read(2).unwrap()), ["a", "b"]);
+    assert_eq!(keys(&newest.read(2).unwrap()), ["f", "e"]);
+    for letter in ["b", "e"] {
+        database.put(letter, 2_u64).await.unwrap();
+    }
+    assert_eq!(keys(&oldest.read(2).unwrap()), ["c", "d"]);
+    assert_eq!(keys(&newest.read(2).unwrap()), ["d", "c"]);
+    database.del("d").await.unwrap();
+    assert_eq!(keys(&oldest.read(2).unwrap()), ["f", "b"]);
+    assert_eq!(keys(&newest.read(2).unwrap()), ["a"]);
+    let last = oldest.read(2).unwrap();
+    assert_eq!((keys(&last), last.iter().map(n_of).collect::<Vec<_>>()), (vec!["e"], vec![2]));
+    assert!(oldest.read(2).unwrap().is_empty() && newest.read(2).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn pages_go_on_where_an_entry_was_that_a_revocation_took_away() {
+    let mut wire = Wire::of(2);
+    let options = OpenOptions::of(DatabaseType::KeyValue).access(Access::Capabilities(vec![]));
+    let first = wire.orbit(0).open("guarded", options).await.unwrap();
+    let (orbit, address) = (wire.orbit(1).clone(), first.address().to_string());
+    let opening = tokio::spawn(async move { orbit.open(&address, OpenOptions::default()).await });
+    let second = wire.supply_until(opening).await.unwrap();
+    let id = wire.orbit(1).identity().id().to_owned();
+    first.grant("write", &id).await.unwrap();
+    first.put("a", 1_u64).await.unwrap();
+    wire.until(|| second.admission().admits(&id) && second.get("a").is_some()).await;
+    second.put("b", 2_u64).await.unwrap();
+    wire.until(|| first.get("b").is_some()).await;
+    first.put("c", 3_u64).await.unwrap();
+
+    let mut pages = first.pages(Bounds { take: Take::Oldest, ..Bounds::default() }).unwrap();
+    assert_eq!(keys(&pages.read(2).unwrap()), ["a", "b"]);
+    first.revoke("write", &id).await.unwrap();
+    assert_eq!(first.get("b"), None);
+    assert_eq!(keys(&pages.read(2).unwrap()), ["c"]);
+    assert!(pages.read(2).unwrap().is_empty());
 }
 
 #[tokio::test]
