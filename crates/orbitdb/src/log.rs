@@ -360,10 +360,21 @@ impl Log {
     ///
     /// [`ClockExhausted`] when there is no such time.
     pub fn draft(&self, step: u64) -> Result<Draft, ClockExhausted> {
-        let next: Vec<Hash> = self.heads().take(NEXT_MAX).map(|position| position.hash).collect();
+        self.draft_within(step, NEXT_MAX)
+    }
+
+    /// Returns the same for an entry that names at most so many `next`, and as many `refs`. Heads that it does not name stay heads, and the
+    /// entries after it name them. One head, the newest, is named in any case.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::draft`].
+    pub fn draft_within(&self, step: u64, links_max: usize) -> Result<Draft, ClockExhausted> {
+        let next_max = links_max.clamp(1, NEXT_MAX);
+        let next: Vec<Hash> = self.heads().take(next_max).map(|position| position.hash).collect();
         let followed = next.iter().map(|hash| self.nodes[hash].time);
         let time = Time::greatest(followed).next(step).ok_or(ClockExhausted)?;
-        let refs = self.newest_first().skip(next.len()).take(REFS).map(|position| position.hash).collect();
-        Ok(Draft { time, next, refs })
+        let refs = self.newest_first().skip(next.len()).take(REFS.min(links_max));
+        Ok(Draft { time, refs: refs.map(|position| position.hash).collect(), next })
     }
 }

@@ -223,7 +223,8 @@ impl Replica {
         if !self.log.admission().admits(identity.id()) {
             return Err(AppendError::NotAdmitted);
         }
-        let written = self.codec.write(signer, self.log.draft(step)?, operation.into_payload())?;
+        let draft = self.log.draft_within(step, self.codec.limits().links)?;
+        let written = self.codec.write(signer, draft, operation.into_payload())?;
         let mut stored = Vec::with_capacity(2);
         let known = Arc::make_mut(&mut self.identities);
         let is_new = known.insert(identity.hash(), Some(identity.clone())).is_none();

@@ -6,6 +6,7 @@ use bombus_net::MESSAGE_MAX;
 use bombus_net::bitswap::BitswapConfig;
 use orbitdb::OpenOptions;
 use orbitdb::entry::Limits;
+use orbitdb::log::REFS;
 use orbitdb::replica::HEADS_BYTES_MAX;
 use orbitdb::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,7 @@ pub struct DbConfig {
     /// Greatest size of a block that is looked at, in KiB; nothing that builds on a larger one joins. More than `entry_kb_max`, and no more
     /// than `bitswap.block_bytes_max` lets be fetched.
     pub block_kb_max: usize,
-    /// Most `next`, and most `refs`, that an entry may name.
+    /// Most `next`, and most `refs`, that an entry may name: at least 16, since entries name so many `refs`.
     pub links_max: usize,
     /// How long to wait for what a database is, where it is opened by the address of a peer's, in milliseconds.
     pub open_limit_ms: u64,
@@ -232,6 +233,9 @@ pub enum DbConfigError {
         /// What it is set to.
         value: usize,
     },
+    /// Most entries would not count.
+    #[error("links_max = {0} has to be at least {REFS}: entries name so many before them, and would not count")]
+    Links(usize),
     /// Larger entries could not be published.
     #[error(
         "entry_kb_max = {0} is more than {ENTRY_KB_MAX}, which is what fits into a message of a topic (1 MiB) with its envelope"
@@ -310,6 +314,9 @@ impl DbConfig {
         }
         if entry == 0 {
             return Err(DbConfigError::NoEntry);
+        }
+        if self.links_max < REFS {
+            return Err(DbConfigError::Links(self.links_max));
         }
         if entry > ENTRY_KB_MAX {
             return Err(DbConfigError::EntryOfTopic(entry));
@@ -428,7 +435,9 @@ mod tests {
         };
         assert_eq!(check(|config| config.entry_kb_max = ENTRY_KB_MAX), Ok(()));
         assert_eq!(check(|config| config.heads_kb_max = HEADS_KB_MAX), Ok(()));
-        let cases: [Case; 12] = [
+        assert_eq!(check(|config| config.links_max = 16), Ok(()));
+        let cases: [Case; 13] = [
+            (|config| config.links_max = 15, &["links_max = 15", "at least 16"]),
             (|config| config.entry_kb_max = 0, &["entry_kb_max = 0"]),
             (|config| config.opening_max = usize::MAX, &["opening_max", "1048576"]),
             (|config| config.queues.heard_max = 1 << 21, &["queues.heard_max = 2097152"]),

@@ -26,7 +26,8 @@ pub struct Limits {
     /// Greatest size of an entry that counts, in bytes. Default 1,000 KiB: with its envelope it fits the message of 1 MiB that topics take.
     /// Peers in JavaScript cannot exchange heads of 256 KiB.
     pub entry_bytes: usize,
-    /// Greatest number of `next`, and of `refs`, of an entry that counts. Default 1,024.
+    /// Greatest number of `next`, and of `refs`, of an entry that counts. Default 1,024. Entries name up to [`REFS`](crate::log::REFS) `refs`,
+    /// so that those of others would not count with fewer.
     pub links: usize,
 }
 
@@ -62,12 +63,20 @@ pub enum WriteError {
     /// It cannot be encrypted.
     #[error("the entry cannot be encrypted: {0}")]
     Encryption(#[from] CipherError),
-    /// The entry would be larger than [`Limits::entry_bytes`].
+    /// The entry would be larger than [`Limits::entry_bytes`], or its block than [`Limits::block_bytes`].
     #[error("the entry would take {bytes} bytes, and {limit} is the limit: put large values into blocks of their own")]
     Oversize {
         /// What it would take.
         bytes: usize,
         /// What it may take.
+        limit: usize,
+    },
+    /// The entry would name more ancestors than [`Limits::links`].
+    #[error("the entry would name {links} ancestors of one kind, and {limit} is the limit")]
+    Links {
+        /// How many `next`, or `refs`, it would name.
+        links: usize,
+        /// How many it may name.
         limit: usize,
     },
 }
@@ -114,6 +123,12 @@ impl Codec {
         &self.log
     }
 
+    /// Returns the bounds of what is read and written.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Reads a block.
     ///
     /// # Errors
@@ -137,7 +152,7 @@ impl Codec {
             return Ok(Received { links: self.outline(hash, &plain)?, entry: Err(Refusal::Oversize) });
         }
         if let Ok((links, mut entry)) = self.strict(hash, &plain) {
-            if links.next.len().max(links.refs.len()) > self.limits.links {
+            if links_of(&links.next, &links.refs) > self.limits.links {
                 return Ok(Received { links, entry: Err(Refusal::Oversize) });
             }
             entry.plain = plain.into_owned();
@@ -215,8 +230,12 @@ impl Codec {
     ///
     /// # Errors
     ///
-    /// [`WriteError`] when the payload has no form, cannot be encrypted, or is too large.
+    /// [`WriteError`] when the payload has no form, cannot be encrypted, or is too large, and when the draft names too many ancestors.
     pub fn write(&self, signer: &Signer, draft: Draft, payload: Value) -> Result<Written, WriteError> {
+        let (links, limit) = (links_of(&draft.next, &draft.refs), self.limits.links);
+        if links > limit {
+            return Err(WriteError::Links { links, limit });
+        }
         let payload = match &self.encryption.data {
             Some(cipher) => Value::Bytes(cipher.encrypt(&payload.encode()?)?),
             None => payload,
@@ -252,13 +271,20 @@ impl Codec {
 
     /// Returns the block of nine fields.
     fn block(&self, plain: &[u8]) -> Result<Vec<u8>, WriteError> {
-        if plain.len() > self.limits.entry_bytes {
-            return Err(WriteError::Oversize { bytes: plain.len(), limit: self.limits.entry_bytes });
-        }
-        let Some(cipher) = &self.encryption.replication else { return Ok(plain.to_vec()) };
-        let encrypted = cipher.encrypt(plain)?;
-        let mut block = Vec::with_capacity(encrypted.len() + 5);
-        write::byte_string(&mut block, &encrypted);
+        let fits = |bytes: usize, limit: usize| {
+            if bytes <= limit { Ok(()) } else { Err(WriteError::Oversize { bytes, limit }) }
+        };
+        fits(plain.len(), self.limits.entry_bytes)?;
+        let block = match &self.encryption.replication {
+            Some(cipher) => {
+                let encrypted = cipher.encrypt(plain)?;
+                let mut block = Vec::with_capacity(encrypted.len() + 5);
+                write::byte_string(&mut block, &encrypted);
+                block
+            }
+            None => plain.to_vec(),
+        };
+        fits(block.len(), self.limits.block_bytes)?;
         Ok(block)
     }
 
@@ -303,6 +329,11 @@ fn back(key: &str, draft: &Draft, payload: &Value) -> Result<Vec<u8>, EncodeErro
     write::text(&mut bytes, "payload");
     write::value(&mut bytes, payload, DEPTH_MAX)?;
     Ok(bytes)
+}
+
+/// Returns how many ancestors an entry names, of the kind of which it names more.
+fn links_of(next: &[Hash], refs: &[Hash]) -> usize {
+    next.len().max(refs.len())
 }
 
 fn field(bytes: &mut Vec<u8>, name: &str, text: &str) {

@@ -11,6 +11,11 @@ pub(crate) fn codec() -> Codec {
     Codec::new(LOG, Encryption::default(), Limits::default())
 }
 
+/// Writes what others would not take: as many ancestors as there are.
+pub(crate) fn unbounded() -> Codec {
+    Codec::new(LOG, Encryption::default(), Limits { links: usize::MAX, ..Limits::default() })
+}
+
 fn draft(time: u64) -> Draft {
     Draft { time, next: vec![Hash::of(b"next")], refs: vec![Hash::of(b"a"), Hash::of(b"b")] }
 }
@@ -119,12 +124,14 @@ fn blocks_without_a_place_in_the_graph_are_refused() {
 fn an_entry_with_too_many_ancestors_does_not_count_and_keeps_its_place_in_the_graph() {
     let of = |next: usize, refs: usize| {
         let draft = Draft { time: 7, next: vec![Hash::of(b"a"); next], refs: vec![Hash::of(b"b"); refs] };
-        codec().write(&signer(1), draft, payload()).unwrap()
+        (unbounded().write(&signer(1), draft.clone(), payload()).unwrap(), draft)
     };
     let most = Limits::default().links;
-    assert!(codec().read(&of(most, most).block).unwrap().entry.is_ok());
+    assert!(codec().read(&of(most, most).0.block).unwrap().entry.is_ok());
     for (next, refs) in [(most + 1, 0), (0, most + 1), (8 * most, 8 * most)] {
-        let written = of(next, refs);
+        let (written, draft) = of(next, refs);
+        let refused = codec().write(&signer(1), draft, payload()).map(drop);
+        assert_eq!(refused, Err(WriteError::Links { links: next.max(refs), limit: most }), "nor is it written");
         let received = codec().read(&written.block).unwrap();
         assert_eq!((received.entry.unwrap_err(), received.links), (Refusal::Oversize, written.links));
     }
@@ -142,6 +149,9 @@ fn too_large_entries_do_not_count_and_far_larger_blocks_are_not_read() {
     assert_eq!(bounded.read(&of(4000).block).unwrap_err(), BlockError::Size);
     let refused = bounded.write(&signer(1), draft(7), Value::Bytes(vec![0; 2000]));
     assert!(matches!(refused, Err(WriteError::Oversize { limit: 2000, .. })));
+    let narrow = Codec::new(LOG, Encryption::default(), Limits { block_bytes: 1000, ..limits });
+    let refused = narrow.write(&signer(1), draft(7), Value::Bytes(vec![0; 1000]));
+    assert!(matches!(refused, Err(WriteError::Oversize { limit: 1000, .. })), "nobody would look at the block");
 }
 
 #[test]

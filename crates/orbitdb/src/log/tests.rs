@@ -371,6 +371,25 @@ fn a_change_of_admission_gives_what_a_fresh_replica_has() {
 }
 
 #[test]
+fn heads_that_an_entry_does_not_name_stay_heads_until_another_one_names_them() {
+    let mut log = everyone();
+    for writer in 1..=40_u8 {
+        log.join(&links(&writer.to_string(), 1, &[]), Ok(stamp(writer))).unwrap();
+    }
+    let mut heads = Vec::new();
+    for number in 0..4 {
+        let Draft { time, next, refs } = log.draft_within(1, 16).unwrap();
+        assert!(next.len() <= 16 && refs.len() <= 16);
+        let own = Links { refs, ..links(&format!("own {number}"), time, &next) };
+        assert!(matches!(log.join(&own, Ok(stamp(50))), Ok(Joined::Admitted(_))));
+        assert_eq!(log.newest_first().next().map(|position| position.hash), Some(own.hash));
+        heads.push(log.heads().len());
+    }
+    assert_eq!(heads, [25, 10, 1, 1]);
+    assert_eq!(log.len(), 44);
+}
+
+#[test]
 fn the_clock_ends_where_javascript_stops_counting() {
     let at = |time: u64| {
         let mut log = everyone();

@@ -314,7 +314,8 @@ fn an_entry_with_too_many_ancestors_does_not_count_and_holds_up_nothing_that_fol
     for (next, refs) in [(too_many.clone(), vec![]), (vec![first.links.hash], too_many)] {
         let mut replica = replica(Admission::Everyone);
         let draft = Draft { time: 2, next, refs };
-        let large = codec().write(&mallory, draft, Operation::put("k", "too many").into_payload()).unwrap();
+        let payload = Operation::put("k", "too many").into_payload();
+        let large = crate::entry::tests::unbounded().write(&mallory, draft, payload).unwrap();
         let on_top = write(&alice, 3, &[large.links.hash], "on top");
         let blocks = [alice.block(), mallory.block(), &first.block[..], &large.block];
         let effects = feed(&mut replica, &on_top, &blocks);

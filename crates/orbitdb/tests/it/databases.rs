@@ -10,7 +10,7 @@ use std::{
 };
 
 use orbitdb::{
-    Access, Bounds, DatabaseError, Event, OpenError, OpenOptions, OrbitDb, Output, Take, Update,
+    Access, Bounds, Database, DatabaseError, Event, OpenError, OpenOptions, OrbitDb, Output, Take, Told, Update,
     cbor::Value,
     cid::Hash,
     crypt::{Algorithm, Encryption},
@@ -243,6 +243,39 @@ async fn what_was_put_is_there_after_opening_again() {
     assert_eq!(settings.info().unwrap().entries_grown, 1);
     let known = orbit.databases().unwrap();
     assert_eq!((known.len(), &*known[0].name, known[0].address), (1, "settings", address));
+}
+
+#[tokio::test]
+async fn own_entries_name_no_more_than_may_be_read_of_them_after_opening_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = everyone(DatabaseType::Events).limits(Limits { links: 4, ..Limits::default() });
+    let open = async || {
+        let (orbit, outputs) = OrbitDb::builder().directory(directory.path()).build().unwrap();
+        let log = orbit.open("log", options.clone()).await.unwrap();
+        (orbit, outputs, log)
+    };
+    let numbers = |log: &Database| -> BTreeSet<u64> { log.all().unwrap().iter().map(n_of).collect() };
+    let (orbit, _outputs, log) = open().await;
+    for number in 0..10_u64 {
+        let (other, _outputs) = node();
+        let theirs = other.open("log", options.clone()).await.unwrap();
+        let hash = theirs.add(number).await.unwrap();
+        let (_, blocks) = theirs.bulk(&[hash], usize::MAX, &mut Told::default()).unwrap();
+        log.handle(Duration::ZERO, Input::Bulk(Peer::new("other"), blocks)).await.unwrap();
+    }
+    log.flush().await.unwrap();
+    assert_eq!(log.info().unwrap().heads.len(), 10);
+    for number in 10..40_u64 {
+        log.add(number).await.unwrap();
+    }
+    assert_eq!(log.info().unwrap().heads.len(), 1, "the later ones follow what the first could not name");
+    assert_eq!(numbers(&log), (0..40).collect());
+    orbit.close().await.unwrap();
+    drop((orbit, log));
+
+    let (_orbit, _outputs, log) = open().await;
+    assert_eq!(numbers(&log), (0..40).collect());
+    assert!(log.info().unwrap().refused.is_empty());
 }
 
 #[tokio::test]
@@ -503,7 +536,7 @@ async fn the_history_of_a_key_has_all_its_entries_oldest_first() {
         }
         hashes.push(database.del("a").await.unwrap());
         let wanted = [hashes[0], hashes[2], hashes[3], hashes[4]];
-        let check = |database: &orbitdb::Database| {
+        let check = |database: &Database| {
             let history = database.history("a").unwrap();
             let found: Vec<Hash> = history.iter().map(|record| record.position.hash).collect();
             assert_eq!(found, wanted, "{name}");
