@@ -1,9 +1,6 @@
 //! Opening databases by name or by address.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Weak},
-};
+use std::sync::{Arc, Weak};
 
 use super::{Node, Opened, OrbitDb};
 use crate::{
@@ -160,9 +157,9 @@ impl OpenOptions {
         self.view.is_none() && self.encryption.data.is_none() && self.encryption.replication.is_none()
     }
 
-    /// Takes the bounds of other options, for what is opened along with them.
-    const fn bounded_as(self, other: &Self) -> Self {
-        self.limits(other.limits).sync(other.sync)
+    /// Returns how that is opened which guards a database with these options.
+    fn of_guard(&self) -> Self {
+        Self::of(DatabaseType::KeyValue).limits(self.limits).sync(self.sync)
     }
 
     /// Returns whether a new database is guarded by another one, which is opened with it.
@@ -186,10 +183,9 @@ struct Described {
     manifest: Manifest,
     blocks: Vec<Vec<u8>>,
     list: Vec<String>,
-    guard: Option<Database>,
+    /// The database of capabilities that guards it.
+    guard: Option<Box<Self>>,
 }
-
-type Opening<'a> = Pin<Box<dyn Future<Output = Result<Database, OpenError>> + Send + 'a>>;
 
 impl OrbitDb {
     /// Opens a database by its address, or by a name that gives one with the options.
@@ -205,7 +201,7 @@ impl OrbitDb {
     pub async fn open(&self, name_or_address: &str, options: OpenOptions) -> Result<Database, OpenError> {
         let described = match name_or_address.parse() {
             Ok(address) => self.find(address, &options).await?,
-            Err(_) => self.describe(name_or_address, &options).await?,
+            Err(_) => self.describe(name_or_address, &options)?,
         };
         self.start(described, &options).await
     }
@@ -237,55 +233,51 @@ impl OrbitDb {
         self.open(name_or_address, OpenOptions::of(DatabaseType::KeyValue)).await
     }
 
-    /// Opens the database of capabilities that guards another.
-    fn open_guard<'a>(&'a self, name_or_address: &'a str, options: OpenOptions) -> Opening<'a> {
-        Box::pin(async move {
-            let guard = self.open(name_or_address, options).await?;
-            // A guard with a guard could lead in a circle.
-            if guard.guard().is_some() { Err(OpenError::Guard) } else { Ok(guard) }
-        })
-    }
-
     /// Describes the database that a name and options give.
-    async fn describe(&self, name: &str, options: &OpenOptions) -> Result<Described, OpenError> {
+    fn describe(&self, name: &str, options: &OpenOptions) -> Result<Described, OpenError> {
         let own = || vec![self.identity().id().to_owned()];
-        let list = match &options.access {
-            Access::Creator => own(),
-            Access::Everyone => vec!["*".to_owned()],
-            Access::Writers(list) => list.clone(),
+        match &options.access {
+            Access::Creator => listed(name, options, own()),
+            Access::Everyone => listed(name, options, vec!["*".to_owned()]),
+            Access::Writers(list) => listed(name, options, list.clone()),
             Access::Capabilities(admins) => {
                 let admins = if admins.is_empty() { own() } else { admins.clone() };
-                let guard_options = OpenOptions::of(DatabaseType::KeyValue).access(Access::Writers(admins));
-                let guard = self.open_guard(name, guard_options.bounded_as(options)).await?;
-                let controller = ControllerAddress::OrbitDb(guard.address());
-                return described(name, options, controller, Vec::new(), Vec::new(), Some(guard));
+                let guard = listed(name, &options.of_guard(), admins)?;
+                let mut described = described(name, options, ControllerAddress::OrbitDb(guard.address))?;
+                described.guard = Some(Box::new(guard));
+                Ok(described)
             }
-        };
-        let block = controller_block(&list);
-        described(name, options, ControllerAddress::Ipfs(Hash::of(&block)), vec![block], list, None)
+        }
     }
 
-    /// Describes the database of an address, by blocks that are here or that others give.
+    /// Describes the database of an address and what guards it, by blocks that are here or that others give.
     async fn find(&self, address: Address, options: &OpenOptions) -> Result<Described, OpenError> {
+        let mut described = self.find_one(address, options.r#type).await?;
+        if let ControllerAddress::OrbitDb(guard) = described.manifest.controller {
+            let guard = self.find_one(guard, Some(DatabaseType::KeyValue)).await?;
+            // A peer could make a chain of guards as long as it likes: not even the next one is looked for.
+            if let ControllerAddress::OrbitDb(_) = guard.manifest.controller {
+                return Err(OpenError::Guard);
+            }
+            described.guard = Some(Box::new(guard));
+        }
+        Ok(described)
+    }
+
+    /// Describes the database of an address, without what guards it.
+    async fn find_one(&self, address: Address, asked: Option<DatabaseType>) -> Result<Described, OpenError> {
         let space =
             if self.node.has(&address)? { Some(database::space_of(&*self.node.storage, address)?) } else { None };
         let block = self.find_block(space.as_deref(), address.manifest()).await?;
         let manifest = Manifest::read(&block)?;
-        if let Some(asked) = options.r#type.filter(|asked| *asked != manifest.r#type) {
+        if let Some(asked) = asked.filter(|asked| *asked != manifest.r#type) {
             return Err(OpenError::Type { asked, found: manifest.r#type });
         }
         let mut described = Described { address, blocks: vec![block], list: Vec::new(), guard: None, manifest };
-        match described.manifest.controller {
-            ControllerAddress::Ipfs(hash) => {
-                let block = self.find_block(space.as_deref(), hash).await?;
-                described.list = read_controller(&block)?;
-                described.blocks.push(block);
-            }
-            ControllerAddress::OrbitDb(guard) if guard == address => return Err(OpenError::Guard),
-            ControllerAddress::OrbitDb(guard) => {
-                let options = OpenOptions::of(DatabaseType::KeyValue).bounded_as(options);
-                described.guard = Some(self.open_guard(&guard.to_string(), options).await?);
-            }
+        if let ControllerAddress::Ipfs(hash) = described.manifest.controller {
+            let block = self.find_block(space.as_deref(), hash).await?;
+            described.list = read_controller(&block)?;
+            described.blocks.push(block);
         }
         Ok(described)
     }
@@ -298,14 +290,41 @@ impl OrbitDb {
         })
     }
 
-    async fn start(&self, described: Described, options: &OpenOptions) -> Result<Database, OpenError> {
+    /// Starts a database, and what guards it before it.
+    async fn start(&self, mut described: Described, options: &OpenOptions) -> Result<Database, OpenError> {
         let _opening = self.node.opening.lock().await;
-        let Described { address, manifest, blocks, list, guard } = described;
-        if let Some(open) = self.database(&address).filter(|open| !open.is_closed()) {
+        if let Some(open) = self.open_now(&described.address) {
             return Ok(open);
         }
         // One that was closed or dropped may still be writing.
-        self.node.ended(&address).await;
+        self.node.ended(&described.address).await;
+        let guard = match described.guard.take() {
+            Some(guard) => {
+                if self.open_now(&guard.address).is_none() {
+                    self.node.ended(&guard.address).await;
+                }
+                Some(self.start_one(*guard, None, &options.of_guard())?)
+            }
+            None => None,
+        };
+        self.start_one(described, guard, options)
+    }
+
+    fn open_now(&self, address: &Address) -> Option<Database> {
+        self.database(address).filter(|open| !open.is_closed())
+    }
+
+    /// Starts a database whose guard is started, unless it is open.
+    fn start_one(
+        &self,
+        described: Described,
+        guard: Option<Database>,
+        options: &OpenOptions,
+    ) -> Result<Database, OpenError> {
+        let Described { address, manifest, blocks, list, guard: _ } = described;
+        if let Some(open) = self.open_now(&address) {
+            return Ok(open);
+        }
         self.node.finish_dropping_one(&address)?;
         let space = database::space_of(&*self.node.storage, address)?;
         let mut batch = Batch::default();
@@ -346,18 +365,19 @@ impl OrbitDb {
     }
 }
 
-fn described(
-    name: &str,
-    options: &OpenOptions,
-    controller: ControllerAddress,
-    mut blocks: Vec<Vec<u8>>,
-    list: Vec<String>,
-    guard: Option<Database>,
-) -> Result<Described, OpenError> {
+/// Describes a database with a list of writers that never changes.
+fn listed(name: &str, options: &OpenOptions, list: Vec<String>) -> Result<Described, OpenError> {
+    let block = controller_block(&list);
+    let mut described = described(name, options, ControllerAddress::Ipfs(Hash::of(&block)))?;
+    described.blocks.push(block);
+    described.list = list;
+    Ok(described)
+}
+
+fn described(name: &str, options: &OpenOptions, controller: ControllerAddress) -> Result<Described, OpenError> {
     let r#type = options.r#type.unwrap_or(DatabaseType::Events);
     let manifest = Manifest { name: name.to_owned(), r#type, controller, meta: options.meta.clone() };
     let block = manifest.block()?;
     let address = Address::new(Hash::of(&block));
-    blocks.push(block);
-    Ok(Described { address, manifest, blocks, list, guard })
+    Ok(Described { address, manifest, blocks: vec![block], list: Vec::new(), guard: None })
 }

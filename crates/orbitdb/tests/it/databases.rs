@@ -17,12 +17,15 @@ use orbitdb::{
     entry::{Limits, Op, Operation, WriteError},
     generation_name,
     index::{Record, Row, View},
-    manifest::{Address, DatabaseType},
+    manifest::{Address, ControllerAddress, DatabaseType, Manifest, controller_block},
     replica::{AppendError, Input},
     storage::{Memory, Redb, RedbConfig, Storage},
     sync::Peer,
 };
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
 
 use crate::wire::{Failing, Wire, node};
 
@@ -699,7 +702,7 @@ async fn a_wait_for_a_block_can_be_given_up() {
     let address = Address::new(Hash::of(b"nobody has this")).to_string();
     let missing = orbit.missing();
     let opening = orbit.open(&address, OpenOptions::default());
-    assert!(tokio::time::timeout(Duration::from_millis(10), opening).await.is_err());
+    assert!(timeout(Duration::from_millis(10), opening).await.is_err());
     assert!(missing.borrow().is_empty());
     let opening = tokio::spawn({
         let orbit = orbit.clone();
@@ -709,6 +712,32 @@ async fn a_wait_for_a_block_can_be_given_up() {
     orbit.supply(b"something else");
     orbit.supply(b"no manifest");
     assert!(matches!(opening.await.unwrap(), Err(OpenError::Manifest(_))));
+}
+
+#[tokio::test]
+async fn a_chain_of_guards_is_refused_before_it_is_followed() {
+    let (orbit, _outputs) = node();
+    let list = controller_block(&["*".to_owned()]);
+    let mut controller = ControllerAddress::Ipfs(Hash::of(&list));
+    let mut manifests = Vec::new();
+    for name in ["first", "second", "third"] {
+        let manifest = Manifest { name: name.to_owned(), r#type: DatabaseType::KeyValue, controller, meta: None };
+        manifests.push(manifest.block().unwrap());
+        controller = ControllerAddress::OrbitDb(Address::new(Hash::of(manifests.last().unwrap())));
+    }
+    let mut missing = orbit.missing();
+    let opening = tokio::spawn({
+        let (orbit, address) = (orbit.clone(), controller.to_string());
+        async move { orbit.open(&address, OpenOptions::default()).await }
+    });
+    for manifest in manifests[1..].iter().rev() {
+        let asked = missing.wait_for(|missing| !missing.is_empty()).await.unwrap().clone();
+        assert_eq!(asked, BTreeSet::from([Hash::of(manifest)]));
+        orbit.supply(manifest);
+    }
+    let refused = timeout(Duration::from_secs(20), opening).await.expect("nothing more is waited for").unwrap();
+    assert!(matches!(refused, Err(OpenError::Guard)), "{refused:?}");
+    assert!(missing.borrow().is_empty() && orbit.databases().unwrap().is_empty());
 }
 
 #[tokio::test]
