@@ -153,12 +153,7 @@ impl OrbitDb {
             database.close().await?;
         }
         self.node.ended(address).await;
-        // Should this be interrupted, the next start goes on with it, or whoever opens the database anew before that.
-        let mut batch = Batch::default();
-        batch.delete(Table::Meta, record_key(DATABASE, address).as_bytes());
-        batch.put(Table::Meta, record_key(DROPPED, address).as_bytes(), Vec::new());
-        self.node.space.commit(&batch, Durability::Full)?;
-        Ok(self.node.remove(address)?)
+        Ok(self.node.discard(address)?)
     }
 
     /// Closes all databases.
@@ -207,6 +202,16 @@ impl Node {
             let is_open = self.open().get(address).is_some_and(|opened| opened.inner.strong_count() > 0);
             !is_open && addresses.remove(address)
         });
+    }
+
+    /// Removes everything of a database that is not open. Should this be interrupted, the next start goes on with it, or whoever opens the
+    /// database anew before that.
+    fn discard(&self, address: &Address) -> Result<(), StorageError> {
+        let mut batch = Batch::default();
+        batch.delete(Table::Meta, record_key(DATABASE, address).as_bytes());
+        batch.put(Table::Meta, record_key(DROPPED, address).as_bytes(), Vec::new());
+        self.space.commit(&batch, Durability::Full)?;
+        self.remove(address)
     }
 
     fn remove(&self, address: &Address) -> Result<(), StorageError> {

@@ -1,6 +1,5 @@
 //! The handle through which everybody but the service uses the databases.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -73,44 +72,17 @@ impl DbHandle {
         let shared = &self.shared;
         shared.ready().await?;
         let _changing = shared.changing().await;
-        let (stored, open) = (shared.stored()?, shared.orbit.addresses().borrow().clone());
         let is_plain = options.is_plain();
         // What the configuration says counts as long as it says so, and is in no record.
         let relaxed = options.is_relaxed();
-        let database = shared.keep(name.to_owned(), options).await?;
-        let record = Record::of(&database, relaxed, is_plain);
+        let opened = shared.open(name.to_owned(), options).await?;
+        let record = Record::of(&opened.database, relaxed, is_plain);
         // One that is kept here already may have got a namesake from a peer.
         let records = shared.records();
         let is_kept = records.iter().any(|other| other.address == record.address);
-        if let Some(other) = records.into_iter().find(|other| !is_kept && other.name == name) {
-            drop(database);
-            self.undo(&record, &stored, &open).await?;
-            return Err(DbError::NameTaken { name: name.to_owned(), address: other.address });
-        }
-        shared.note(|records| records.put(record)).await?;
-        Ok(database)
-    }
-
-    /// Takes back what was opened, and what that stored.
-    async fn undo(
-        &self,
-        record: &Record,
-        stored_before: &BTreeSet<Address>,
-        open_before: &BTreeSet<Address>,
-    ) -> Result<(), DbError> {
-        let shared = &self.shared;
-        if open_before.contains(&record.address) {
-            shared.release(&record.address);
-            return Ok(());
-        }
-        if stored_before.contains(&record.address) {
-            return shared.close(&record.address).await;
-        }
-        shared.remove(record.address).await?;
-        match record.guard.filter(|guard| !stored_before.contains(guard)) {
-            Some(guard) => shared.remove(guard).await,
-            None => Ok(()),
-        }
+        let namesake = records.into_iter().find(|other| !is_kept && other.name == name);
+        let taken = namesake.map(|other| DbError::NameTaken { name: name.to_owned(), address: other.address });
+        shared.keep(opened, record, taken).await
     }
 
     /// Opens a database that is kept here by its name or address, or that of a peer by its address.
@@ -148,19 +120,12 @@ impl DbHandle {
         let is_plain = options.is_plain();
         let is_known = known.is_some();
         let relaxed = options.is_relaxed() || known.is_some_and(|known| known.relaxed);
-        let (stored, open) = (shared.stored()?, shared.orbit.addresses().borrow().clone());
-        let database = shared.keep(address.to_string(), options.relaxed(relaxed)).await?;
-        let record = Record::of(&database, relaxed, is_plain);
+        let opened = shared.open(address.to_string(), options.relaxed(relaxed)).await?;
+        let record = Record::of(&opened.database, relaxed, is_plain);
         let _changing = shared.changing().await;
-        if !is_known && is_foreign(&record.name, &record.address) {
-            drop(database);
-            self.undo(&record, &stored, &open).await?;
-            return Err(DbError::Reserved(record.name));
-        }
-        if !shared.records().contains(&record) {
-            shared.note(|records| records.put(record)).await?;
-        }
-        Ok(database)
+        let is_reserved = !is_known && is_foreign(&record.name, &record.address);
+        let reserved = is_reserved.then(|| DbError::Reserved(record.name.clone()));
+        shared.keep(opened, record, reserved).await
     }
 
     /// Returns an open database by its name or address.
@@ -223,15 +188,7 @@ impl DbHandle {
         }
         // Should what follows be interrupted, the list says no more of it, and the library finishes what it began.
         shared.note(|records| records.remove(&record.address)).await?;
-        shared.remove(record.address).await?;
-        let others = shared.records();
-        match record
-            .guard
-            .filter(|guard| others.iter().all(|other| other.guard != Some(*guard) && other.address != *guard))
-        {
-            Some(guard) => shared.remove(guard).await,
-            None => Ok(()),
-        }
+        shared.remove_with(record.address, record.guard).await
     }
 
     /// Returns the connected peers that have a database open; ordered by id. None where it is not open here.

@@ -46,6 +46,13 @@ impl Drop for Claim<'_> {
     }
 }
 
+/// A database that was opened, and what there was before, so that it can be taken back.
+pub(super) struct Opened {
+    pub(super) database: Database,
+    stored_before: BTreeSet<Address>,
+    open_before: BTreeSet<Address>,
+}
+
 /// No lock is held across a wait, except that of `changing`.
 pub(super) struct Shared {
     pub(super) config: DbConfig,
@@ -228,19 +235,20 @@ impl Shared {
         if let Some(index_by) = &record.index_by {
             options = options.index_by(index_by);
         }
-        self.keep(record.address.to_string(), options).await
+        let opened = self.open(record.address.to_string(), options).await?;
+        self.keep(opened, record.clone(), None).await
     }
 
-    /// Opens a database, and keeps it open.
-    pub(super) async fn keep(
+    /// Opens a database, for [`Shared::keep`].
+    pub(super) async fn open(
         self: &Arc<Self>,
         name_or_address: String,
         options: OpenOptions,
-    ) -> Result<Database, DbError> {
+    ) -> Result<Opened, DbError> {
+        let (stored_before, open_before) = (self.stored()?, self.orbit.addresses().borrow().clone());
         let address: Option<Address> = name_or_address.parse().ok();
         if let Some(database) = address.and_then(|address| self.database(&address)) {
-            lock(&self.kept).insert(database.address(), database.clone());
-            return Ok(database);
+            return Ok(Opened { database, stored_before, open_before });
         }
         // By an address it shows only later whether another one guards it.
         let count = if address.is_none() && options.is_guarded() { 2 } else { 1 };
@@ -265,13 +273,55 @@ impl Shared {
         })
         .await?;
         drop(claim);
-        let open = self.orbit.addresses().borrow().len();
-        if open > self.config.databases_max {
-            database.close().await?;
+        Ok(Opened { database, stored_before, open_before })
+    }
+
+    /// Keeps a database open that was opened, and notes it. What is refused, for the reason given or since it cannot be kept, is taken back.
+    /// One at a time does so, as [`Shared::changing`] sees to it: others may be opening the same database, or what guards it.
+    pub(super) async fn keep(
+        self: &Arc<Self>,
+        opened: Opened,
+        record: Record,
+        refusal: Option<DbError>,
+    ) -> Result<Database, DbError> {
+        let kept = match refusal.map_or_else(|| self.check(&opened), Err) {
+            Ok(()) if !self.records().contains(&record) => self.note(|records| records.put(record)).await,
+            checked => checked,
+        };
+        if let Err(error) = kept {
+            self.take_back(opened).await?;
+            return Err(error);
+        }
+        lock(&self.kept).insert(opened.database.address(), opened.database.clone());
+        Ok(opened.database)
+    }
+
+    /// Checks that what was opened can be kept open.
+    fn check(&self, opened: &Opened) -> Result<(), DbError> {
+        let (database, open) = (&opened.database, self.orbit.addresses().borrow().len());
+        // Whoever had to take back the same one, or what guards it, closed it.
+        if database.is_closed() || database.guard().is_some_and(Database::is_closed) {
+            return Err(DatabaseError::Closed.into());
+        }
+        if open > self.config.databases_max && !opened.open_before.contains(&database.address()) {
             return Err(DbError::TooMany(open));
         }
-        lock(&self.kept).insert(database.address(), database.clone());
-        Ok(database)
+        Ok(())
+    }
+
+    /// Takes back what was opened, and what that stored.
+    async fn take_back(self: &Arc<Self>, opened: Opened) -> Result<(), DbError> {
+        let Opened { database, stored_before, open_before } = opened;
+        let (address, guard) = (database.address(), database.guard().map(Database::address));
+        drop(database);
+        // Somebody else has it open.
+        if open_before.contains(&address) || lock(&self.kept).contains_key(&address) {
+            return Ok(());
+        }
+        if stored_before.contains(&address) {
+            return self.close(&address).await;
+        }
+        self.remove_with(address, guard.filter(|guard| !stored_before.contains(guard))).await
     }
 
     /// Claims room for so many more databases, until the claim is dropped. One that is being opened may be counted twice for a moment.
@@ -315,7 +365,7 @@ impl Shared {
     }
 
     /// Removes what is stored of a database.
-    pub(super) async fn remove(self: &Arc<Self>, address: Address) -> Result<(), DbError> {
+    async fn remove(self: &Arc<Self>, address: Address) -> Result<(), DbError> {
         self.release(&address);
         let shared = Arc::clone(self);
         aside(async move {
@@ -334,8 +384,18 @@ impl Shared {
         .await
     }
 
+    /// Removes what is stored of a database, and of what guards it where that guards nothing else that is kept here.
+    pub(super) async fn remove_with(self: &Arc<Self>, address: Address, guard: Option<Address>) -> Result<(), DbError> {
+        self.remove(address).await?;
+        let others = self.records();
+        match guard.filter(|guard| others.iter().all(|other| other.guard != Some(*guard) && other.address != *guard)) {
+            Some(guard) => self.remove(guard).await,
+            None => Ok(()),
+        }
+    }
+
     /// Returns the addresses of all databases that are stored here, those that guard others included.
-    pub(super) fn stored(&self) -> Result<BTreeSet<Address>, DbError> {
+    fn stored(&self) -> Result<BTreeSet<Address>, DbError> {
         Ok(self.orbit.databases()?.into_iter().map(|known| known.address).collect())
     }
 

@@ -290,24 +290,28 @@ impl OrbitDb {
         })
     }
 
-    /// Starts a database, and what guards it before it.
+    /// Starts a database, and what guards it before it. Where that fails, nothing is left that was not there before.
     async fn start(&self, mut described: Described, options: &OpenOptions) -> Result<Database, OpenError> {
         let _opening = self.node.opening.lock().await;
         if let Some(open) = self.open_now(&described.address) {
             return Ok(open);
         }
-        // One that was closed or dropped may still be writing.
+        // One that was closed or dropped may still be writing. Who gives up waits here, and has stored nothing yet.
         self.node.ended(&described.address).await;
-        let guard = match described.guard.take() {
-            Some(guard) => {
-                if self.open_now(&guard.address).is_none() {
-                    self.node.ended(&guard.address).await;
-                }
-                Some(self.start_one(*guard, None, &options.of_guard())?)
-            }
-            None => None,
-        };
-        self.start_one(described, guard, options)
+        let Some(guard) = described.guard.take() else { return self.start_one(described, None, options) };
+        if self.open_now(&guard.address).is_none() {
+            self.node.ended(&guard.address).await;
+        }
+        let is_new = !self.node.has(&guard.address)?;
+        let guard = self.start_one(*guard, None, &options.of_guard())?;
+        let started = self.start_one(described, Some(guard.clone()), options);
+        if started.is_err() && is_new {
+            // Why it could not be started says more than why something could not be taken back, which goes at the next start then.
+            drop(guard.close().await);
+            self.node.ended(&guard.address()).await;
+            drop(self.node.discard(&guard.address()));
+        }
+        started
     }
 
     fn open_now(&self, address: &Address) -> Option<Database> {
@@ -321,10 +325,26 @@ impl OrbitDb {
         guard: Option<Database>,
         options: &OpenOptions,
     ) -> Result<Database, OpenError> {
-        let Described { address, manifest, blocks, list, guard: _ } = described;
+        let address = described.address;
         if let Some(open) = self.open_now(&address) {
             return Ok(open);
         }
+        let is_new = !self.node.has(&address)?;
+        let started = self.start_stored(described, guard, options);
+        if started.is_err() && is_new {
+            drop(self.node.discard(&address));
+        }
+        started
+    }
+
+    /// Stores what a database is, and starts it.
+    fn start_stored(
+        &self,
+        described: Described,
+        guard: Option<Database>,
+        options: &OpenOptions,
+    ) -> Result<Database, OpenError> {
+        let Described { address, manifest, blocks, list, guard: _ } = described;
         self.node.finish_dropping_one(&address)?;
         let space = database::space_of(&*self.node.storage, address)?;
         let mut batch = Batch::default();

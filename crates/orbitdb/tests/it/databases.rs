@@ -19,7 +19,7 @@ use orbitdb::{
     index::{Record, Row, View},
     manifest::{Address, ControllerAddress, DatabaseType, Manifest, controller_block},
     replica::{AppendError, Input},
-    storage::{Memory, Redb, RedbConfig, Storage},
+    storage::{Memory, Redb, RedbConfig, Space, Storage, StorageError},
     sync::Peer,
 };
 use tokio::{
@@ -431,6 +431,41 @@ async fn what_guards_a_database_has_the_same_limits() {
     drop(guarded);
     let again = orbit.open(&address, options).await.unwrap();
     assert!(is_too_large(again.grant("write", &too_long).await), "by its address, too");
+}
+
+/// Keeps everything in memory, but for one space.
+struct Without {
+    inner: Memory,
+    space: String,
+}
+
+impl Storage for Without {
+    fn open(&self, space: &str) -> Result<Arc<dyn Space>, StorageError> {
+        if space == self.space {
+            return Err(StorageError::Failed { place: "here".into(), reason: "no space is left".into() });
+        }
+        self.inner.open(space)
+    }
+
+    fn remove(&self, space: &str) -> Result<(), StorageError> {
+        self.inner.remove(space)
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_what_guards_a_database_that_cannot_be_opened() {
+    let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec!["admin".to_owned()]));
+    let (other, _outputs) = node();
+    let guarded = other.open("guarded", options.clone()).await.unwrap();
+    let storage = Without { inner: Memory::default(), space: guarded.address().manifest().to_string() };
+    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    assert!(matches!(orbit.open("guarded", options).await, Err(OpenError::Database(DatabaseError::Storage(_)))));
+    assert_eq!((orbit.databases().unwrap(), orbit.addresses().borrow().len()), (vec![], 0));
+    let guard = guarded.guard().unwrap().address().to_string();
+    let missing = orbit.missing();
+    let opening = orbit.open(&guard, OpenOptions::default());
+    assert!(timeout(Duration::from_millis(10), opening).await.is_err(), "it is not known any more");
+    assert!(missing.borrow().is_empty());
 }
 
 #[tokio::test]

@@ -196,6 +196,66 @@ async fn what_guards_a_database_is_counted_too() {
     a.stop().await;
 }
 
+/// Returns whether a node has a file of a database.
+fn has_file(keeper: &Keeper, address: &Address) -> bool {
+    let name = address.manifest().to_string();
+    let mut files = std::fs::read_dir(keeper.db.directory()).unwrap();
+    files.any(|file| file.unwrap().file_name().to_string_lossy().contains(&name))
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_database_that_is_not_opened_since_too_many_are_open() {
+    let a = Keeper::start(1, &[]).await;
+    let guarded = a.db.create("guarded", documents().access(Access::Capabilities(Vec::new()))).await.unwrap();
+    let both = [guarded.address(), guarded.guard().unwrap().address()];
+    assert!(both.iter().all(|address| has_file(&a, address)));
+    let b = Keeper::start_with(2, &[&a], DbConfig { databases_max: 1, ..config() }, TempDir::new().unwrap()).await;
+    let opened = b.db.open(&guarded.address().to_string()).await;
+    assert!(matches!(opened, Err(DbError::TooMany(2))), "{opened:?}");
+    assert_eq!((b.db.orbit().databases().unwrap(), b.db.orbit().addresses().borrow().len()), (vec![], 0));
+    assert!(both.iter().all(|address| !has_file(&b, address)));
+    b.create("another").await;
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_was_kept_before_stays_when_too_many_are_open() {
+    let a = Keeper::start_with(1, &[], DbConfig { databases_max: 2, ..config() }, TempDir::new().unwrap()).await;
+    let guarded = a.db.create("guarded", documents().access(Access::Capabilities(Vec::new()))).await.unwrap();
+    put(&guarded, "a", "kept").await;
+    drop(guarded);
+    a.db.close("guarded").await.unwrap();
+    let none_is_open = || a.db.orbit().addresses().borrow().is_empty();
+    until_it_shows(|| async {}, none_is_open).await;
+    a.create("another").await;
+    let opened = a.db.open("guarded").await;
+    assert!(matches!(opened, Err(DbError::TooMany(3))), "{opened:?}");
+    a.db.close("another").await.unwrap();
+    until_it_shows(|| async {}, none_is_open).await;
+    let guarded = a.db.open("guarded").await.unwrap();
+    says(&guarded, &[("a", "kept")]).await;
+    drop(guarded);
+    a.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_database_that_cannot_be_noted() {
+    let a = Keeper::start(1, &[]).await;
+    let guarded = || documents().access(Access::Capabilities(Vec::new()));
+    // No file takes the place of a directory.
+    let in_the_way = a.db.directory().join("databases.json");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let created = a.db.create("guarded", guarded()).await;
+    assert!(matches!(created, Err(DbError::Records { doing: "written", .. })), "{created:?}");
+    assert_eq!((a.db.orbit().databases().unwrap(), a.db.orbit().addresses().borrow().len()), (vec![], 0));
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let created = a.db.create("guarded", guarded()).await.unwrap();
+    put(&created, "a", "kept").await;
+    drop(created);
+    a.stop().await;
+}
+
 #[tokio::test]
 async fn those_that_are_opened_at_once_are_no_more_than_may_be() {
     let a = Keeper::start_with(1, &[], DbConfig { databases_max: 2, ..config() }, TempDir::new().unwrap()).await;
