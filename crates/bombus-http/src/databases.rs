@@ -184,7 +184,7 @@ pub type Rows = BoxStream<'static, Result<DatabaseRow, DatabasesError>>;
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum DatabaseChange {
-    /// An entry came to count, and is safe.
+    /// An entry came to count. An own one is safe on the disk then, unless `[db] relaxed` is set; one of a peer's is stored, and synced next.
     Update {
         /// Its hash.
         hash: String,

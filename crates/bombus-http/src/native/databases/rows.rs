@@ -101,7 +101,7 @@ fn exact<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Res
     exact_json(raw.get().as_bytes()).map_err(D::Error::custom)
 }
 
-/// Puts a value under a key, or a document under the key in it. It is safe on the disk when the answer comes.
+/// Puts a value under a key, or a document under the key in it. It is safe on the disk when the answer comes, unless `[db] relaxed` is set.
 #[utoipa::path(post, operation_id = "databases_put", path = "/db/{database}/put", tag = "databases", request_body = PutRequest,
     params(("database" = String, Path, description = "Its name, or its address with each `/` written as `%2F`")),
     responses(
@@ -119,7 +119,7 @@ pub(crate) async fn put(
     Ok(Json(WrittenAnswer { hash }))
 }
 
-/// Takes a key away. It is safe on the disk when the answer comes.
+/// Takes a key away. It is safe on the disk when the answer comes, unless `[db] relaxed` is set.
 #[utoipa::path(post, operation_id = "databases_del", path = "/db/{database}/del", tag = "databases", request_body = DelRequest,
     params(("database" = String, Path, description = "Its name, or its address with each `/` written as `%2F`")),
     responses(
@@ -137,7 +137,7 @@ pub(crate) async fn del(
     Ok(Json(WrittenAnswer { hash }))
 }
 
-/// Adds an event. It is safe on the disk when the answer comes.
+/// Adds an event. It is safe on the disk when the answer comes, unless `[db] relaxed` is set.
 #[utoipa::path(post, operation_id = "databases_add", path = "/db/{database}/add", tag = "databases", request_body = AddRequest,
     params(("database" = String, Path, description = "Its name, or its address with each `/` written as `%2F`")),
     responses(
