@@ -215,7 +215,8 @@ impl OpenAiBackend {
             }
             self.refused(error, body, &model)
         })?;
-        Ok(Box::pin(answer::read(Arc::clone(&self.client), model, response, begun)))
+        let with_logprobs = body.contains_key("logprobs");
+        Ok(Box::pin(answer::read(Arc::clone(&self.client), model, response, begun, with_logprobs)))
     }
 
     /// Says a refusal of a request. Where the server says that the prompt is too long, but not by how much, its words are told, and for whoever

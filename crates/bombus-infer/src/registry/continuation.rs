@@ -45,6 +45,8 @@ pub(super) struct Unbroken {
     continued: u32,
     /// Time that earlier runs spent on writing, in milliseconds.
     earlier_ms: f64,
+    /// How many bytes the answer had when the run before this one broke off.
+    earlier_bytes: usize,
     /// Whether the answer has come to its end.
     is_done: bool,
 }
@@ -159,6 +161,7 @@ impl Unbroken {
             failed: Vec::new(),
             continued: 0,
             earlier_ms: 0.0,
+            earlier_bytes: 0,
             is_done: false,
         }
     }
@@ -202,10 +205,12 @@ impl Unbroken {
 
     /// Asks another one to go on where one can; else the answer ends with the error.
     fn go_on(&mut self, cause: BackendError, failed_too: bool) -> Result<(), BackendError> {
+        let mut is_full = false;
         if let State::Running(run) = std::mem::replace(&mut self.state, State::Ended) {
             self.earlier_ms += run.first_token_at().elapsed().as_secs_f64() * 1_000.0;
+            (self.earlier_bytes, is_full) = (run.bytes(), run.is_full());
         }
-        if !breaks_off(&cause) {
+        if is_full || !breaks_off(&cause) {
             return Err(cause);
         }
         let name = &self.answering.entry.name;
@@ -224,7 +229,8 @@ impl Unbroken {
     }
 
     /// Lets a run go on that has taken over, and tells who it is.
-    fn taken_over(&mut self, attempted: Attempted<Begun>, cause: &BackendError) -> ChatEvent {
+    fn taken_over(&mut self, mut attempted: Attempted<Begun>, cause: &BackendError) -> ChatEvent {
+        attempted.answer.run.goes_on_after(self.earlier_bytes);
         self.answering = Answering::new(&self.route, &attempted);
         self.told.taken_over(attempted.info.sha256.clone());
         self.state = State::Running(Box::new(attempted.answer.run));

@@ -3,7 +3,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bombus_core::chat::{Answerer, ChatEvent, ChatRequest, EmbedRequest, EmbedResponse, Resume, Usage};
+use bombus_core::chat::{
+    Answerer, ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, Resume, TokenAlternative, TokenLogprob,
+    ToolCallDelta, Usage,
+};
 use futures::stream::{self, Stream, StreamExt};
 use tokio::time::Instant;
 
@@ -14,7 +17,8 @@ use crate::{Backend, BackendError, ChatStream, LoadRequest};
 const MEASURED_TOKENS_MIN: u32 = 8;
 /// Events that may stand before an answer's first token.
 const PREFACE_MAX: usize = 8;
-/// Most text, thoughts and calls of tools in one answer, in MiB, with what other runs wrote of it.
+/// Most that one answer may take in memory, in MiB, with what other runs wrote of it: text, thoughts, calls of tools, tokens and their log
+/// probabilities. A token with 20 others beside it takes about 800 bytes, so that this is room for 80,000 of them; 32,768 take 25 MiB.
 pub const ANSWER_MIB_MAX: usize = 64;
 
 /// A request that can be sent to one backend after another.
@@ -187,18 +191,28 @@ fn shorten(vector: &mut Vec<f32>, dimensions: usize) {
     }
 }
 
+/// Returns about how much memory an event takes where an answer is put together: also pieces without text may be kept.
 fn bytes_of(event: &ChatEvent) -> usize {
     match event {
-        ChatEvent::Thinking(delta) | ChatEvent::Delta(delta) => delta.text.len(),
+        ChatEvent::Thinking(delta) | ChatEvent::Delta(delta) => bytes_of_delta(delta),
         ChatEvent::ToolCall(call) => {
             let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-            text(&call.id) + text(&call.name) + call.arguments.len()
+            size_of::<ToolCallDelta>() + text(&call.id) + text(&call.name) + call.arguments.len()
         }
-        ChatEvent::AnsweredBy(_)
-        | ChatEvent::Continued { .. }
-        | ChatEvent::Truncated { .. }
-        | ChatEvent::Done { .. } => 0,
+        ChatEvent::Continued { by, reason } => {
+            size_of::<ChatEvent>() + by.backend.len() + by.model.len() + reason.len()
+        }
+        ChatEvent::AnsweredBy(_) | ChatEvent::Truncated { .. } | ChatEvent::Done { .. } => 0,
     }
+}
+
+fn bytes_of_delta(delta: &Delta) -> usize {
+    let tokens = delta.trace.as_ref().map_or(0, |trace| size_of_val(trace.tokens.as_slice()));
+    let others = |one: &TokenAlternative| size_of::<TokenAlternative>() + one.bytes.len();
+    let probable = |one: &TokenLogprob| {
+        size_of::<TokenLogprob>() + one.token.bytes.len() + one.top.iter().map(others).sum::<usize>()
+    };
+    delta.text.len() + tokens + delta.logprobs.iter().map(probable).sum::<usize>()
 }
 
 pub(super) fn without_end() -> BackendError {
@@ -223,6 +237,21 @@ impl Run {
         self.first_token
     }
 
+    /// Returns how many bytes the answer has so far, with those of other runs.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Returns whether it ended the answer for its length.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes > ANSWER_MIB_MAX << 20
+    }
+
+    /// Takes note of how many bytes the answer had before: what it goes on from does not have all of them.
+    pub(super) fn goes_on_after(&mut self, bytes: usize) {
+        self.bytes = self.bytes.max(bytes);
+    }
+
     /// Takes note that it failed, though it does not say so itself.
     pub(super) fn failed(&mut self, error: &BackendError) {
         self.turn.failed(error);
@@ -231,7 +260,7 @@ impl Run {
     /// Counts an event, or ends the run where the answer becomes too long with it: whoever puts an answer together holds all of it.
     fn count(&mut self, event: &ChatEvent) -> Result<(), BackendError> {
         self.bytes = self.bytes.saturating_add(bytes_of(event));
-        if self.bytes <= ANSWER_MIB_MAX << 20 {
+        if !self.is_full() {
             return Ok(());
         }
         let error = BackendError::Interrupted { reason: format!("it is longer than {ANSWER_MIB_MAX} MiB") };

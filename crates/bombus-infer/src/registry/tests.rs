@@ -37,8 +37,8 @@ enum Play {
     Stall,
     /// Never begins.
     Hang,
-    /// Says the same without end.
-    Flood(Arc<ChatEvent>),
+    /// Says the same so many times, and breaks off.
+    Flood(Arc<ChatEvent>, usize),
 }
 
 /// A backend that does what the test wants, and remembers what it was asked.
@@ -99,7 +99,7 @@ impl Backend for Player {
         let words = match &play {
             Play::Refuse(error) => return Err(error.clone()),
             Play::Hang => std::future::pending().await,
-            Play::RefuseInStream(_) | Play::Flood(_) => 0,
+            Play::RefuseInStream(_) | Play::Flood(..) => 0,
             Play::BreakOff | Play::Stall => 1,
             Play::Say(words) => *words,
         };
@@ -111,9 +111,12 @@ impl Backend for Player {
                 Play::RefuseInStream(error) => yield Err(error),
                 Play::BreakOff => yield Err(BackendError::Interrupted { reason: "broken".into() }),
                 Play::Stall => std::future::pending().await,
-                Play::Flood(event) => loop {
-                    yield Ok((*event).clone());
-                },
+                Play::Flood(event, times) => {
+                    for _ in 0..times {
+                        yield Ok((*event).clone());
+                    }
+                    yield Err(BackendError::Interrupted { reason: "broken".into() });
+                }
                 _ => yield Ok(done(words)),
             }
         }

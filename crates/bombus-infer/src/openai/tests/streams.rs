@@ -105,7 +105,8 @@ async fn log_probabilities_are_read_in_both_shapes() {
     let top = json!([{"id": 5, "token": "a", "bytes": [97], "logprob": -0.5}, {"id": 6, "token": "b", "bytes": null, "logprob": -1.5}]);
     let content = json!([{"id": 5, "token": "a", "bytes": [97], "logprob": -0.5, "top_logprobs": top}]);
     let choice = json!({"index": 0, "delta": {"content": "a"}, "logprobs": {"content": content, "refusal": null}});
-    let events = chatted(&[json!({"choices": [choice]}), ended("stop")]).await;
+    let request = ChatRequest { logprobs: Some(2), ..ask("x") };
+    let events = answered(CHAT, &[json!({"choices": [choice]}), ended("stop")], request).await.unwrap();
     let token = alternative(5, b"a", -0.5);
     let top = vec![token.clone(), alternative(6, b"b", -1.5)];
     let expected = Delta { text: "a".to_owned(), logprobs: vec![TokenLogprob { token, top }], trace: None };
@@ -119,6 +120,16 @@ async fn log_probabilities_are_read_in_both_shapes() {
     let top = vec![token.clone(), alternative(0, b"b", -1.5)];
     let expected = Delta { text: "a".to_owned(), logprobs: vec![TokenLogprob { token, top }], trace: None };
     assert_eq!(events[0], ChatEvent::Delta(expected));
+}
+
+#[tokio::test]
+async fn log_probabilities_that_nobody_asked_for_are_passed_over() {
+    let piece = |text: &str| {
+        let logprobs = json!({"content": [{"token": "a", "logprob": -0.5}]});
+        json!({"choices": [{"index": 0, "delta": {"content": text}, "logprobs": logprobs}]})
+    };
+    let events = chatted(&[piece(""), piece("a"), ended("stop")]).await;
+    assert_eq!((events.len(), &events[0]), (2, &ChatEvent::Delta(Delta::text("a"))));
 }
 
 #[tokio::test]
