@@ -24,7 +24,8 @@ pub trait Backend: Send + Sync + 'static {
     /// [`BackendError::Unavailable`] where the list cannot be had.
     async fn models(&self) -> Result<Vec<ModelInfo>, BackendError>;
 
-    /// Names the models that its settings give it, whether it can be asked or not. Empty where it has those that it lists.
+    /// Names the models that are known to be its own whether it can be asked or not, since its settings name them or the node keeps their names.
+    /// Empty where it has those that it lists.
     fn given(&self) -> Vec<ModelName> {
         Vec::new()
     }

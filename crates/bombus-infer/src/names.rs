@@ -115,7 +115,9 @@ impl Backend for NamingBackend {
     }
 
     fn given(&self) -> Vec<ModelName> {
-        self.server.given()
+        let mut given = self.server.given();
+        given.extend(self.names.now().keys().cloned());
+        given
     }
 
     async fn model(&self, name: &ModelName) -> Result<Option<ModelInfo>, BackendError> {

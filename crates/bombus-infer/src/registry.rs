@@ -51,7 +51,8 @@ const LIST_AGE_MAX: Duration = Duration::from_secs(15);
 const MISS_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait right after the start for this node's backends, where a peer has what is asked for.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(1);
-/// So long a backend that cannot be asked may have any model. Later, it may have those that it had before and those that its settings name.
+/// So long a backend that cannot be asked may have any model. Later, it may have those that it had before, and those that its settings or names
+/// kept here give it.
 const TROUBLE_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long a more preferred backend may still answer when a name was looked for and found.
 const FOUND_GRACE: Duration = Duration::from_millis(200);
@@ -360,8 +361,8 @@ impl Backends {
     /// # Errors
     ///
     /// [`BackendError::ModelNotFound`]; or, where no backend has the model but one could not be asked, that backend's error, as long as the
-    /// model may well be there: for a minute, or where that backend had it or its settings name it, or where none of this node's could be
-    /// asked. A backend that does not answer within 5 s is [`BackendError::Unavailable`].
+    /// model may well be there: for a minute, or where that backend had it, or its settings or names kept here give it, or where none of this
+    /// node's could be asked. A backend that does not answer within 5 s is [`BackendError::Unavailable`].
     pub async fn find(&self, model: &str) -> Result<Listed, BackendError> {
         let name = parse(model)?;
         if let Some(found) = self.listed(&name) {

@@ -1,11 +1,15 @@
+use std::time::Duration;
+
 use bombus_core::chat::{Message, Prompt, Role};
 use bombus_testkit::upstream::{Script, Upstream};
 use futures::TryStreamExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::advance;
 
 use super::*;
-use crate::{OpenAiBackend, OpenAiConfig};
+use crate::fake::{FakeBackend, FakeConfig};
+use crate::{Backends, NamedBackend, OpenAiBackend, OpenAiConfig};
 
 const CHAT: &str = "POST /v1/chat/completions";
 
@@ -202,6 +206,50 @@ fn the_models_that_a_server_was_given_are_told() {
     for (models, given) in [(vec![], vec![]), (vec!["smol".to_owned()], vec![name("smol")])] {
         let server = Arc::new(OpenAiBackend::new("far", OpenAiConfig { models, ..OpenAiConfig::default() }).unwrap());
         assert_eq!(NamingBackend::open("far", &folder.path().join("names"), server).unwrap().given(), given);
+    }
+}
+
+/// A server that is not reached.
+struct Away;
+
+fn away() -> BackendError {
+    BackendError::Unavailable { reason: "it is away".into() }
+}
+
+#[async_trait]
+impl Backend for Away {
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        Err(away())
+    }
+
+    async fn chat(&self, _request: ChatRequest) -> Result<ChatStream, BackendError> {
+        Err(away())
+    }
+
+    async fn embed(&self, _request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        Err(away())
+    }
+
+    async fn health(&self) -> Health {
+        Health::Unavailable(away().to_string())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_over_a_server_that_stays_away_is_no_unknown_one() {
+    let folder = TempDir::new().unwrap();
+    let backend = NamingBackend::open("far", &folder.path().join("names"), Arc::new(Away)).unwrap();
+    backend.names.change(|names| names.insert(name("beekeeper"), of_smol())).unwrap();
+    // The node starts while the server is away.
+    let backend = NamingBackend::open("far", &folder.path().join("names"), Arc::new(Away)).unwrap();
+    let here = NamedBackend::new("here", "fake", Arc::new(FakeBackend::new(FakeConfig::default())));
+    let backends = Backends::new(vec![NamedBackend::new("far", "openai", Arc::new(backend)), here]);
+    assert_eq!(backends.find("other").await.err(), Some(away()), "the model may well be there");
+    advance(Duration::from_secs(60)).await;
+    let not_found = BackendError::ModelNotFound { model: "other".into() };
+    assert_eq!(backends.find("other").await.err(), Some(not_found));
+    for asked in ["beekeeper", "library/Beekeeper"] {
+        assert_eq!(backends.find(asked).await.err(), Some(away()), "{asked}");
     }
 }
 
