@@ -10,6 +10,7 @@ use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use futures::stream::BoxStream;
 
 use crate::ModelLibrary;
+use crate::upstream::ADVICE;
 
 /// The events of one answer. Dropping the stream cancels the run.
 pub type ChatStream = BoxStream<'static, Result<ChatEvent, BackendError>>;
@@ -261,17 +262,23 @@ impl BackendError {
         match self {
             Self::InvalidRequest { .. } => "it refuses the request".into(),
             Self::Unsupported { .. } => "it cannot do what the request asks for".into(),
-            error => without_words(&error.to_string()).to_owned().into(),
+            error => without_words(&error.to_string()).into(),
         }
     }
 }
 
-/// Leaves out of an error's text the words that a server gave with its status: they may quote the request, too.
-pub(crate) fn without_words(error: &str) -> &str {
+/// Leaves out of an error's text the words that a server gave with its status: they may quote the request, too. What this node advises behind
+/// them stays. Errors of other nodes come as texts alone, so that it is found by what it says.
+pub(crate) fn without_words(error: &str) -> String {
     const STATUS: &str = ": status ";
     let words = error.find(STATUS).and_then(|at| {
         let code = at + STATUS.len();
         error[code..].find(':').map(|colon| code + colon)
     });
-    &error[..words.unwrap_or(error.len())]
+    let Some(words) = words else { return error.to_owned() };
+    let kept = &error[..words];
+    match ADVICE.iter().find(|advice| error.ends_with(**advice)) {
+        Some(advice) => format!("{kept}. {advice}"),
+        None => kept.to_owned(),
+    }
 }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
 
-pub(crate) use error::UpstreamError;
+pub(crate) use error::{ADVICE, UpstreamError};
 pub(crate) use settings::{KeySource, base_url, headers};
 
 /// Longest wait for a connection.

@@ -26,7 +26,7 @@ pub(super) struct Vitals {
     /// Until when it is tried after all others.
     pub(super) held_back_until_ms: u64,
     /// What went wrong last, as long as nothing has gone well since: without the server's own words, which may quote the request of
-    /// somebody else than whoever is told of it.
+    /// somebody else than whoever is told of it. What this node advises stays.
     pub(super) error: Option<Arc<str>>,
 }
 

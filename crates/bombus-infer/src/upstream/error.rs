@@ -15,6 +15,12 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 /// Longest wait that is passed on.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
+const CHECK_KEY: &str = "Set `api_key_env` or `api_key_file` of this backend to a key that it accepts";
+const CHECK_ACCOUNT: &str = "See to the balance of the account that the key of this backend belongs to";
+const CHECK_URL: &str = "Check the `url` of this backend";
+/// What may stand behind the words of a server that rejects this node, for the person who set it up.
+pub(crate) const ADVICE: [&str; 3] = [CHECK_KEY, CHECK_ACCOUNT, CHECK_URL];
+
 /// Why a server did not answer.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(crate) enum UpstreamError {
@@ -176,6 +182,7 @@ impl UpstreamError {
     /// server says of the request (4xx) is told as such even then: it is no failure of the server.
     pub(crate) fn into_backend(self, backend: &str, model: &str, begun: bool) -> BackendError {
         let reason = format!("backend '{backend}': {self}");
+        let rejected = |advice: &str| BackendError::Rejected { reason: format!("{reason}. {advice}") };
         match self {
             Self::Timeout { after } => BackendError::TimedOut { after },
             Self::Connect { .. } => BackendError::Unavailable { reason: format!("{reason}. Is the server running?") },
@@ -186,22 +193,12 @@ impl UpstreamError {
                 (400..=499, Some((prompt_tokens, context_tokens)), _) if !begun => {
                     BackendError::ContextExceeded { prompt_tokens, context_tokens }
                 }
-                (401 | 403, ..) => BackendError::Rejected {
-                    reason: format!(
-                        "{reason}. Set `api_key_env` or `api_key_file` of this backend to a key that it accepts"
-                    ),
-                },
-                (402, ..) => BackendError::Rejected {
-                    reason: format!(
-                        "{reason}. See to the balance of the account that the key of this backend belongs to"
-                    ),
-                },
+                (401 | 403, ..) => rejected(CHECK_KEY),
+                (402, ..) => rejected(CHECK_ACCOUNT),
                 (404, ..) if !model.is_empty() && names_a_model(&message) => {
                     BackendError::ModelNotFound { model: model.to_owned() }
                 }
-                (404 | 405 | 300..=399, ..) => {
-                    BackendError::Rejected { reason: format!("{reason}. Check the `url` of this backend") }
-                }
+                (404 | 405 | 300..=399, ..) => rejected(CHECK_URL),
                 (408 | 429, ..) | (503, _, Some(_)) => {
                     BackendError::Overloaded { retry_after: retry_after.unwrap_or(RETRY_AFTER_DEFAULT) }
                 }

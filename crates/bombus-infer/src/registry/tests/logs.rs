@@ -134,7 +134,12 @@ async fn what_a_server_says_of_one_request_is_told_to_nobody_else() {
     let directory = tempfile::tempdir().unwrap();
     let quoting = json!({"error": {"message": format!("you asked {PROMPT:?}")}});
     for dialect in [Ollama, OpenAi] {
-        for (status, told) in [(500, "status 500"), (401, "status 401")] {
+        for (status, told, advice) in [
+            (500, "status 500", ""),
+            (401, "status 401", "Set `api_key_env` or `api_key_file`"),
+            (402, "status 402", "balance of the account"),
+            (404, "status 404", "Check the `url`"),
+        ] {
             let upstream = dialect.server().await;
             let backends = known(vec![named("a", with_key(dialect, &upstream, &directory))]).await;
             upstream.on(dialect.chat(), Script::json(status, &quoting));
@@ -142,6 +147,7 @@ async fn what_a_server_says_of_one_request_is_told_to_nobody_else() {
             assert!(own.contains(PROMPT), "whoever asked is told all of it: {own}");
             let shown = state(&backends, "a").error.unwrap();
             assert!(shown.contains(told) && !shown.contains(PROMPT), "{dialect:?}: {shown}");
+            assert!(shown.contains(advice), "what to do is told to all: {shown}");
         }
 
         let upstream = dialect.server().await;
