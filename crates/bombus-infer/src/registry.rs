@@ -328,8 +328,7 @@ impl Backends {
     /// cannot be asked, or do not answer within 5 s, are left out and logged; so are peers that take no requests now.
     pub async fn models(&self) -> Vec<Listed> {
         let entries = self.entries();
-        let stale = entries[..self.0.own].iter().filter(|entry| entry.lists_cheaply || entry.list_age() > LIST_AGE_MAX);
-        join_all(stale.map(|entry| entry.refresh())).await;
+        self.refresh_stale(&entries).await;
         let mut listed: Vec<Listed> = Vec::new();
         let mut seen = HashSet::new();
         for entry in entries.iter().filter(|entry| self.shows(entry)) {
@@ -370,6 +369,20 @@ impl Backends {
         }
         let troubles = self.look_for(&name, || self.listed(&name).is_some()).await;
         self.listed(&name).ok_or_else(|| self.absence(model, &name, &troubles))
+    }
+
+    /// Finds all that have a model, most preferred backend first and peers last. Names are compared as for a request, so that it may have names
+    /// there that are only like this one. There is at least one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Backends::find`].
+    pub async fn having(&self, model: &str) -> Result<Vec<Listed>, BackendError> {
+        let name = parse(model)?;
+        let first = self.find(model).await?;
+        self.refresh_stale(&self.entries()).await;
+        let places = self.places(&name);
+        Ok(if places.is_empty() { vec![first] } else { places })
     }
 
     /// Judges all backends and peers for a request, best first.
@@ -426,13 +439,27 @@ impl Backends {
         if is_written_so { Spelling::Exact } else { Spelling::Alike }
     }
 
+    /// Asks those of this node's backends for their models whose lists may be out of date.
+    async fn refresh_stale(&self, entries: &Entries) {
+        let stale = entries[..self.0.own].iter().filter(|entry| entry.lists_cheaply || entry.list_age() > LIST_AGE_MAX);
+        join_all(stale.map(|entry| entry.refresh())).await;
+    }
+
     fn listed(&self, name: &ModelName) -> Option<Listed> {
+        self.places(name).into_iter().next()
+    }
+
+    /// Lists what is shown to be there by a name, compared as for a request.
+    fn places(&self, name: &ModelName) -> Vec<Listed> {
         let entries = self.entries();
         let spelling = self.spelling(&entries, name);
-        entries.iter().filter(|entry| self.shows(entry)).find_map(|entry| {
+        let mut seen = HashSet::new();
+        let place = |entry: &Arc<Entry>| {
             let Offer::Has { info, alias_of } = entry.listing().offer(name, spelling) else { return None };
-            Some(Listed::of(entry, (*info).clone(), alias_of.as_deref(), true))
-        })
+            let first = seen.insert(info.name.clone());
+            Some(Listed::of(entry, (*info).clone(), alias_of.as_deref(), first))
+        };
+        entries.iter().filter(|entry| self.shows(entry)).filter_map(place).collect()
     }
 
     /// Asks this node's backends of which nothing is known yet, where a peer has the model: what is here is not asked of others only

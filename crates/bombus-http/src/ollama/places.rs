@@ -18,14 +18,7 @@ pub(super) const LIST_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Finds the backends that have a model, most preferred first; there is at least one.
 pub(super) async fn having(app: &App, model: &str) -> Result<Vec<Listed>, ApiError> {
-    let backends = &app.services.backends;
-    let first = backends.find(model).await?;
-    let mut places: Vec<_> =
-        backends.models().await.into_iter().filter(|place| place.info.name == first.info.name).collect();
-    if places.is_empty() {
-        places.push(first);
-    }
-    Ok(places)
+    Ok(app.services.backends.having(model).await?)
 }
 
 /// Finds those of them that a request with this scope may go to; there is at least one.

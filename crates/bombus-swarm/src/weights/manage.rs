@@ -162,11 +162,9 @@ pub(super) fn remove(backends: Backends, name: String) -> ProgressStream {
 /// Finds the backend of this node that has a model and manages its models, and the model's name there. One that has the weights, too,
 /// comes before one that keeps names alone.
 async fn having(backends: &Backends, name: &str) -> Option<(NamedBackend, ModelName)> {
-    let name = ModelName::parse(name).ok()?;
-    let listed = backends.models().await;
-    let places = || listed.iter().filter(|place| place.info.name == name);
-    let managed = || places().find(|place| place.backend.backend.library().is_some());
-    let place = places().find(|place| place.backend.takes_weights()).or_else(managed)?;
+    let places = backends.having(name).await.ok()?;
+    let managed = || places.iter().find(|place| place.backend.backend.library().is_some());
+    let place = places.iter().find(|place| place.backend.takes_weights()).or_else(managed)?;
     Some((place.backend.clone(), place.name_there()))
 }
 
@@ -200,7 +198,9 @@ mod tests {
         remove(backends.clone(), "second".to_owned()).try_collect::<Vec<_>>().await.unwrap();
         let left: Vec<_> = backends.models().await.into_iter().map(|listed| listed.info.name).collect();
         assert_eq!(left, [name("fake")]);
-        let error = remove(backends, "fake".to_owned()).try_collect::<Vec<_>>().await.unwrap_err();
-        assert!(error.to_string().contains("tools of that server"), "{error}");
+        for alike in ["fake", "library/Fake"] {
+            let error = remove(backends.clone(), alike.to_owned()).try_collect::<Vec<_>>().await.unwrap_err();
+            assert!(error.to_string().contains("tools of that server"), "{error}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use bombus_core::chat::{Message, Role};
+use bombus_core::model::ModelCapability::Completion;
 use bombus_infer::{BackendError, BackendOptions, CreateRequest, NamedBackend, Progress};
 use futures::StreamExt;
 use insta::assert_snapshot;
@@ -134,6 +135,25 @@ async fn a_model_is_copied_and_removed() {
     let (_, backend) = keeping(Vec::new());
     let missing = delete(backend, json!({"model": "nope"})).await;
     assert_eq!((missing.status.as_u16(), missing.json()), (404, json!({"error": "model 'nope' not found"})));
+}
+
+#[tokio::test]
+async fn a_name_that_is_like_several_models_stands_for_each_of_them() {
+    let (library, managing) = keeping(Vec::new());
+    let first = Scripted { models: vec![model("Q", &[Completion])], ..saying_good_day() };
+    let second = Scripted { models: vec![model("q", &[Completion])], ..managing };
+    let moves = [first.moves.clone(), second.moves.clone()];
+    let named = |name: &str, backend: Scripted| NamedBackend::new(name, "fake", Arc::new(backend));
+    let router = loopback(services_over(vec![named("far", first), named("near", second)]));
+    let unloaded = post(&router, "/api/generate", json!({"model": "library/q", "keep_alive": 0})).await;
+    assert_eq!(unloaded.status, 200, "{}", unloaded.body);
+    let moves = moves.map(|moves| moves.lock().unwrap().clone());
+    assert_eq!(moves, [["unload Q:latest"], ["unload q:latest"]]);
+
+    let request = Request::delete("/api/delete").body(Body::from(json!({"model": "library/q"}).to_string()));
+    let deleted = send(&router, request.unwrap()).await;
+    assert_eq!(deleted.status, 200, "{}", deleted.body);
+    assert_eq!(*library.told.lock().unwrap(), ["delete q:latest"], "the backend that manages models is asked");
 }
 
 #[tokio::test]

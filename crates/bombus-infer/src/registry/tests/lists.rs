@@ -265,6 +265,22 @@ async fn a_name_as_it_is_written_comes_before_those_that_are_like_it() {
     assert!(backends.find("Hidden").await.is_err(), "what is left out is so by each of its names");
 }
 
+#[tokio::test]
+async fn those_that_have_a_model_are_those_that_requests_for_it_may_go_to() {
+    let [upper, lower] = [vec![text_model("Q")], vec![text_model("q")]].map(Player::with_models);
+    let backends = known(vec![named("a", upper), named("b", lower)]).await;
+    for (asked, having) in
+        [("library/q", vec!["a Q:latest", "b q:latest"]), ("Q", vec!["a Q:latest"]), ("q", vec!["b q:latest"])]
+    {
+        let places = backends.having(asked).await.unwrap();
+        let told: Vec<_> = places.iter().map(|place| format!("{} {}", place.backend.name, place.info.name)).collect();
+        assert_eq!(told, having, "{asked}");
+        let route = backends.route(asked, &text()).await.unwrap();
+        assert_eq!(route.explain().iter().filter(|ranked| ranked.model().is_some()).count(), told.len(), "{asked}");
+    }
+    assert_eq!(backends.having("new").await.err(), Some(not_found("new")));
+}
+
 #[tokio::test(start_paused = true)]
 async fn requests_by_other_names_of_a_model_share_its_breaker() {
     let player = Player::always(Play::Refuse(unavailable()));
