@@ -4,11 +4,12 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, RunningModel};
-use bombus_infer::NamedBackend;
+use bombus_infer::{BackendError, NamedBackend};
 use futures::future::join_all;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::response::{Details, Process, Processes, ShowResponse, ShownMessage, Tag, Tags};
@@ -124,27 +125,35 @@ pub(crate) async fn show(
     Ok(Json(shown(&info, details, model_info)))
 }
 
-/// Asks the backends that have a model about it, most preferred first, until one tells.
+/// Asks the backends that have a model about it, most preferred first, until one tells; all together no longer than a single one.
 async fn described(app: &App, model: &str) -> Result<(ModelInfo, ModelDetails), ApiError> {
     let places = places::having(app, model).await?;
     let mut trouble = None;
-    for (index, place) in places.iter().enumerate() {
-        // One that hangs does not make the client wait while others are left.
-        let limit = if index + 1 < places.len() { places::LIST_TIME_MAX } else { places::ASK_TIME_MAX };
-        match places::wait(app, limit, place.backend.backend.details(&place.name_there())).await {
-            Ok(Some(details)) => return Ok((place.info.clone(), details)),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::debug!(
-                    backend.name = place.backend.name,
-                    error = error.message,
-                    "a model could not be described"
-                );
-                trouble.get_or_insert(error);
+    let told = async {
+        for (index, place) in places.iter().enumerate() {
+            // One that hangs does not make the client wait while others are left.
+            let limit = if index + 1 < places.len() { places::LIST_TIME_MAX } else { places::ASK_TIME_MAX };
+            match places::wait(app, limit, place.backend.backend.details(&place.name_there())).await {
+                Ok(Some(details)) => return Some((place.info.clone(), details)),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(
+                        backend.name = place.backend.name,
+                        error = error.message,
+                        "a model could not be described"
+                    );
+                    trouble.get_or_insert(error);
+                }
             }
         }
+        None
+    };
+    let told = timeout(places::ASK_TIME_MAX, told).await;
+    match told {
+        Ok(Some(told)) => Ok(told),
+        Ok(None) => Err(trouble.unwrap_or_else(|| ApiError::model_not_found(model))),
+        Err(_) => Err(trouble.unwrap_or_else(|| BackendError::TimedOut { after: places::ASK_TIME_MAX }.into())),
     }
-    Err(trouble.unwrap_or_else(|| ApiError::model_not_found(model)))
 }
 
 fn shown(info: &ModelInfo, details: ModelDetails, model_info: Map<String, Value>) -> ShowResponse {

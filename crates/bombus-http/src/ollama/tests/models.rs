@@ -155,6 +155,14 @@ async fn a_model_is_described_by_the_next_backend_that_has_it_where_one_hangs_or
     assert_eq!((shown.status.as_u16(), &shown.json()["system"]), (200, &json!("Be brief")));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 
+    let hang = (0..20).map(|number| {
+        let hangs = Scripted { keeps_details: true, ..saying_good_day() };
+        named(&number.to_string(), hangs)
+    });
+    let (router, begun) = (loopback(services_over(hang.collect())), Instant::now());
+    let late = post(&router, "/api/show", json!({"model": "m"})).await;
+    assert_eq!((late.status.as_u16(), begun.elapsed()), (504, Duration::from_mins(1)), "{}", late.body);
+
     let refused = post(&loopback(services(refusing(broken))), "/api/show", json!({"model": "m"})).await;
     assert_eq!((refused.status.as_u16(), refused.body.contains("no connection")), (503, true), "{}", refused.body);
 }
