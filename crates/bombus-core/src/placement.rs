@@ -16,7 +16,7 @@ pub use verdict::{Factor, Points, Ranked, Rejection, Verdict, lack};
 
 use crate::breaker::BreakerState;
 use crate::identity::NodeId;
-use crate::model::{ModelCapability, ModelInfo};
+use crate::model::{ModelCapability, ModelInfo, ModelName};
 use points::Home;
 
 /// What a request needs of the model that answers it, and of the place where it runs.
@@ -33,6 +33,8 @@ pub struct Need {
     pub continuation: bool,
     /// SHA-256 of the weights that began the answer, in lower-case hex: a candidate with the same ones is preferred.
     pub weights: Option<String>,
+    /// The models that may answer, by the names that they are offered by or have there, as they are written. `None`: all.
+    pub only: Option<Vec<ModelName>>,
 }
 
 impl Need {
@@ -46,6 +48,19 @@ impl Need {
     #[must_use]
     pub fn within(self, scope: Scope) -> Self {
         Self { scope, ..self }
+    }
+
+    /// Returns the same need, for these models; `None`: for all.
+    #[must_use]
+    pub fn only(self, only: Option<Vec<ModelName>>) -> Self {
+        Self { only, ..self }
+    }
+
+    fn allows(&self, info: &ModelInfo, alias_of: Option<&str>) -> bool {
+        self.only.as_ref().is_none_or(|only| {
+            let there = alias_of.and_then(|name| ModelName::parse(name).ok());
+            only.contains(&info.name) || there.is_some_and(|there| only.contains(&there))
+        })
     }
 }
 
@@ -120,7 +135,8 @@ fn is_speed(factor: &Factor) -> bool {
 fn filter<'a>(need: &Need, candidate: &'a Candidate) -> Result<&'a ModelInfo, Rejection> {
     in_scope(need, candidate)?;
     let info = match &candidate.offer {
-        Offer::Has { info, .. } => info,
+        Offer::Has { info, alias_of } if need.allows(info, alias_of.as_deref()) => info,
+        Offer::Has { .. } => return Err(Rejection::NotAllowed),
         Offer::Hidden => return Err(Rejection::Hidden),
         Offer::Missing => return Err(Rejection::Missing),
         Offer::Unknown(reason) => return Err(Rejection::Unknown(reason.clone())),

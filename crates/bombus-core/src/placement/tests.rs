@@ -206,6 +206,21 @@ fn the_same_weights_go_on_but_nobody_waits_for_them_to_be_loaded() {
 }
 
 #[test]
+fn where_models_are_named_others_do_not_answer_whatever_they_are_like() {
+    let with = |backend: &str, name: &str, alias_of: Option<&str>| {
+        let name = ModelName::parse(name).unwrap();
+        let info = ModelInfo { name, ..(*model(&[ModelCapability::Completion], true)).clone() };
+        Candidate::new(backend, Offer::Has { info: Arc::new(info), alias_of: alias_of.map(Into::into) })
+    };
+    let candidates = vec![with("like", "Q", None), with("alias", "best", Some("q")), with("own", "q:latest", None)];
+    let need = text().only(Some(vec![ModelName::parse("q").unwrap()]));
+    let ranking = rank(&need, candidates.clone());
+    assert_eq!(names(&ranking), ["alias", "own", "like"]);
+    assert_eq!(ranking[2].rejection(), Some(&Rejection::NotAllowed));
+    assert!(rank(&text().only(None), candidates).iter().all(|ranked| ranked.score().is_some()));
+}
+
+#[test]
 fn a_peer_says_in_words_what_speaks_for_it() {
     let peer = changed(at(1, candidate("peer", 0)), |peer| peer.latency_ms = Some(25.0));
     let peer = Candidate { running: 2, waiting: 2, slots: Some(4), gpu_memory_mb: 12_288, ..peer };
@@ -317,6 +332,7 @@ fn any_need() -> impl Strategy<Value = Need> {
             scope,
             continuation,
             weights,
+            only: None,
         },
     )
 }

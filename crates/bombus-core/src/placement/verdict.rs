@@ -104,6 +104,9 @@ pub enum Rejection {
     /// The configuration does not offer the model.
     #[error("its setting 'models' leaves this model out")]
     Hidden,
+    /// The request is not for what the model is called there.
+    #[error("the request is not for this model")]
+    NotAllowed,
     /// The model cannot do what the request needs.
     #[error("the model {}", lack(*.0))]
     Lacks(ModelCapability),

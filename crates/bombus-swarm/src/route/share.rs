@@ -28,19 +28,18 @@ pub(super) fn is_told(share: &ShareConfig, peer: &NodeId, name: &str) -> bool {
     share.serve && share.is_for(peer, name)
 }
 
-/// Says whether others may use a model by the name that it is offered by.
-pub(super) fn shares(share: &ShareConfig, listed: &Listed) -> bool {
-    share.models.is_empty() || {
-        let there = listed.name_there();
-        share
-            .models
-            .iter()
-            .filter_map(|name| ModelName::parse(name).ok())
-            .any(|name| name == listed.info.name || name == there)
-    }
+/// Names the models that others may use, by the names that they are offered by or have at their backends; `None`: all.
+pub(super) fn models(share: &ShareConfig) -> Option<Vec<ModelName>> {
+    let names = || share.models.iter().filter_map(|name| ModelName::parse(name).ok()).collect();
+    (!share.models.is_empty()).then(names)
 }
 
-/// Says whether others may use what this name stands for, as far as that is known.
+/// Says whether others may use a model by the name that it is offered by.
+pub(super) fn shares(share: &ShareConfig, listed: &Listed) -> bool {
+    models(share).is_none_or(|shared| shared.contains(&listed.info.name) || shared.contains(&listed.name_there()))
+}
+
+/// Says whether others may use what this name stands for, as far as that is known. What answers in the end is held to [`models`] again.
 pub(super) fn shares_name(share: &ShareConfig, name: &ModelName, known: &[Listed]) -> bool {
     if share.models.is_empty() {
         return true;
@@ -49,7 +48,7 @@ pub(super) fn shares_name(share: &ShareConfig, name: &ModelName, known: &[Listed
     match listed.peek() {
         Some(_) => listed.any(|listed| shares(share, listed)),
         // What came since the lists were read may be asked for by its own name.
-        None => share.models.iter().any(|allowed| ModelName::parse(allowed).is_ok_and(|allowed| allowed == *name)),
+        None => models(share).is_none_or(|shared| shared.contains(name)),
     }
 }
 

@@ -237,7 +237,8 @@ impl Worker {
         alive: &mut Interval,
     ) -> io::Result<()> {
         let begun = async {
-            let route = self.shared.backends.route(&request.model, &need_of(&request)).await?;
+            let need = need_of(&request).only(share::models(&self.shared.config.share));
+            let route = self.shared.backends.route(&request.model, &need).await?;
             route.chat(request).await
         };
         let begun = while_there(client, alive, begun).await?;
@@ -274,7 +275,8 @@ impl Worker {
         body: SemaphorePermit<'_>,
         alive: &mut Interval,
     ) -> io::Result<()> {
-        let need = Need::of([ModelCapability::Embedding]).within(Scope::Local);
+        let shared = share::models(&self.shared.config.share);
+        let need = Need::of([ModelCapability::Embedding]).within(Scope::Local).only(shared);
         let made = async {
             let route = self.shared.backends.route(&request.model, &need).await?;
             route.embed(request).await

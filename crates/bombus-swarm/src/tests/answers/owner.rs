@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use bombus_core::chat::ChatRequest;
 use bombus_core::model::ModelName;
 use bombus_infer::fake::{FakeBackend, FakeConfig};
 use bombus_infer::{BackendError, NamedBackend};
@@ -101,4 +102,22 @@ async fn only_shared_models_are_offered_and_answered() {
     let told = answering.backends.known();
     let for_all: Vec<_> = told.iter().filter(|listed| answering.route.is_for_all(listed)).collect();
     assert_eq!(for_all.len(), 2);
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_shared_answers_by_no_shared_name_that_is_like_its_own() {
+    let models = ["fake", "Q"].map(|name| ModelName::parse(name).unwrap()).to_vec();
+    let script = FakeConfig { models, ..FakeConfig::default() };
+    let backend = NamedBackend::new("fake", "fake", Arc::new(FakeBackend::new(script)));
+    let share = ShareConfig { models: ["fake", "q"].map(str::to_owned).to_vec(), ..ShareConfig::default() };
+    let (asking, answering) = pair(vec![backend], sharing(share)).await;
+    let peer = asking.peer(&answering.id()).await;
+    let request = ChatRequest { model: "q".to_owned(), ..ask("x") };
+    let refused = match timeout(LIMIT, peer.chat(request)).await.unwrap() {
+        Ok(events) => collect(events).await.remove(0),
+        Err(error) => Err(error),
+    };
+    assert!(matches!(refused, Err(BackendError::ModelNotFound { .. })), "{refused:?}");
+    let answered = collect(peer.chat(ask("x")).await.unwrap()).await;
+    assert!(answered.iter().all(Result::is_ok), "{answered:?}");
 }
