@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bombus_core::chat::{Delta, Prompt, Think, ToolCallDelta};
+use bombus_core::chat::{ChatRequest, Delta, Prompt, Think, ToolCallDelta};
 use bombus_core::model::ModelCapability;
 use bombus_core::placement::Need;
 
 use super::logprobs::CompletionLogprobs;
-use super::request::CompletionRequest;
+use super::request::{Common, CompletionRequest};
 use super::response::{Completion, CompletionChoice, ServerSentEvent, Usage};
 use super::stream::{self, Chunks, Collected, End, EventWriter, StreamPlan, finish_name};
 use super::text_or_list::TextOrList;
@@ -22,9 +22,7 @@ use crate::error::ApiError;
 use crate::inference::{Answers, Scoped, Target};
 
 /// The dialect's own default for `max_tokens`.
-pub(super) const MAX_TOKENS_DEFAULT: u32 = 16;
-/// What a model that can think is told: Ollama would look for thoughts in what continues a text, too, and this dialect has no place for them.
-pub(super) const NO_THOUGHTS: Think = Think::Off;
+const MAX_TOKENS_DEFAULT: u32 = 16;
 /// Most continuations of all prompts together.
 pub(super) const ANSWERS_MAX: usize = 128;
 
@@ -42,7 +40,7 @@ pub(crate) async fn create(
     let (stream, include_usage, count) = (common.stream, common.include_usage, common.n);
     translate::check_count(count)?;
     check_unsupported(&request, count)?;
-    let prompt = request.prompt.unwrap_or_else(|| TextOrList::Text(String::new()));
+    let prompt = request.prompt.take().unwrap_or_else(|| TextOrList::Text(String::new()));
     let inputs = translate::inputs("prompt", prompt, EmptyText::Allowed)?;
     let plan = StreamPlan { include_usage, answers_per_prompt: count as usize, answers: inputs.len() * count as usize };
     if plan.answers > ANSWERS_MAX {
@@ -54,22 +52,13 @@ pub(crate) async fn create(
     translate::check_copies("n", count as usize, prompt_bytes)?;
     translate::check_copies("prompt", plan.answers, bytes.saturating_sub(prompt_bytes))?;
     let echoes = if request.echo.unwrap_or(false) { echoes(&inputs, count)? } else { Vec::new() };
-    let max_tokens = Some(request.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT));
-    let nothing = Prompt::Raw(String::new());
-    let mut form = translate::generation(common, String::new(), nothing, max_tokens, "logprobs", request.logprobs)?;
-    form.suffix = suffix(request.suffix.take(), &inputs)?;
-
+    let form = form(&mut request, common, String::new(), &inputs)?;
     let mut need = Need::of([ModelCapability::Completion]).within(scope);
     need.capabilities.extend(form.suffix.as_ref().map(|_| ModelCapability::Insert));
     let target = Target::find(&app, request.model, need).await?.for_answers(count);
-    form.think = Some(NO_THOUGHTS).filter(|_| target.info().capabilities.contains(&ModelCapability::Thinking));
     let model = target.model.clone();
     let requests = inputs.into_iter().flat_map(|input| {
-        let prompt = match input {
-            Input::Text(text) => Prompt::Raw(text),
-            Input::Tokens(tokens) => Prompt::Tokens(tokens),
-        };
-        let request = bombus_core::chat::ChatRequest { model: model.clone(), prompt, ..form.clone() };
+        let request = ChatRequest { model: model.clone(), ..of_input(&form, input) };
         translate::repeat(&request, count).collect::<Vec<_>>()
     });
     let requests = requests.collect();
@@ -108,8 +97,32 @@ pub(super) fn check_unsupported(request: &CompletionRequest, count: u32) -> Resu
     Ok(())
 }
 
+/// Reads what the requests for all inputs have in common.
+pub(super) fn form(
+    request: &mut CompletionRequest,
+    common: Common,
+    model: String,
+    inputs: &[Input],
+) -> Result<ChatRequest, ApiError> {
+    let max_tokens = Some(request.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT));
+    let nothing = Prompt::Raw(String::new());
+    let form = translate::generation(common, model, nothing, max_tokens, "logprobs", request.logprobs)?;
+    // Ollama looks for thoughts in what continues a text, too, and this dialect has no place for them. All are told not to: whoever answers in
+    // the end, the model may be one that thinks.
+    Ok(ChatRequest { suffix: suffix(request.suffix.take(), inputs)?, think: Some(Think::Off), ..form })
+}
+
+/// Makes the request for an input.
+pub(super) fn of_input(form: &ChatRequest, input: Input) -> ChatRequest {
+    let prompt = match input {
+        Input::Text(text) => Prompt::Raw(text),
+        Input::Tokens(tokens) => Prompt::Tokens(tokens),
+    };
+    ChatRequest { prompt, ..form.clone() }
+}
+
 /// Returns what is to stand after each continuation, where that is anything.
-pub(super) fn suffix(suffix: Option<String>, inputs: &[Input]) -> Result<Option<String>, ApiError> {
+fn suffix(suffix: Option<String>, inputs: &[Input]) -> Result<Option<String>, ApiError> {
     let suffix = suffix.filter(|text| !text.is_empty());
     if suffix.is_some() && inputs.iter().any(|input| matches!(input, Input::Tokens(_))) {
         return Err(ApiError::unsupported("suffix", "'suffix' is not supported for prompts of token ids"));
@@ -189,7 +202,7 @@ impl Chunks for CompletionChunks {
         self.write(CompletionChoice { index, text: &delta.text, logprobs, finish_reason: None }, out);
     }
 
-    /// Backends are told not to look for thoughts ([`NO_THOUGHTS`]); where one comes all the same, there is no place for it.
+    /// Backends are told not to look for thoughts ([`form`]); where one comes all the same, there is no place for it.
     fn thinking(&mut self, _: usize, _: &str, _: &mut EventWriter) {}
 
     /// Calls of tools do not occur without a chat template.

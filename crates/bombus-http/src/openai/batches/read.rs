@@ -1,10 +1,10 @@
 //! What the lines of a batch ask, read as requests by themselves are.
 
 use bombus_core::batches::Endpoint;
-use bombus_core::chat::{ChatRequest, EmbedInput, EmbedRequest, Prompt};
+use bombus_core::chat::{EmbedInput, EmbedRequest};
 use bombus_core::tasks::WholeRequest;
 
-use super::super::completions::{self, ANSWERS_MAX, MAX_TOKENS_DEFAULT, NO_THOUGHTS};
+use super::super::completions::{self, ANSWERS_MAX};
 use super::super::request::{ChatCompletionRequest, Common, CompletionRequest, EmbeddingRequest, EncodingFormat};
 use super::super::text_or_list::TextOrList;
 use super::super::translate::{self, EmptyText, Input};
@@ -81,18 +81,8 @@ fn completions(
     }
     translate::check_copies("prompt", wanted, bytes)?;
     let model = named(request.model.take())?;
-    let max_tokens = Some(request.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT));
-    let nothing = Prompt::Raw(String::new());
-    let mut one = translate::generation(common, model, nothing, max_tokens, "logprobs", request.logprobs)?;
-    one.suffix = completions::suffix(request.suffix.take(), &inputs)?;
-    one.think = Some(NO_THOUGHTS);
-    let requests = inputs.into_iter().map(|input| {
-        let prompt = match input {
-            Input::Text(text) => Prompt::Raw(text),
-            Input::Tokens(tokens) => Prompt::Tokens(tokens),
-        };
-        ChatRequest { prompt, ..one.clone() }
-    });
+    let one = completions::form(&mut request, common, model, &inputs)?;
+    let requests = inputs.into_iter().map(|input| completions::of_input(&one, input));
     let form = form("text", one.logprobs.is_some());
     Ok(WholeRequest::Chat { requests: requests.collect(), answers, form })
 }
@@ -117,6 +107,7 @@ fn embeddings(
 
 #[cfg(test)]
 mod tests {
+    use bombus_core::chat::{Prompt, Think};
     use serde_json::json;
 
     use super::*;
@@ -144,7 +135,7 @@ mod tests {
             panic!()
         };
         assert_eq!((requests.len(), answers, form.as_str()), (2, 2, "text"));
-        assert!(requests.iter().all(|request| request.think == Some(NO_THOUGHTS)));
+        assert!(requests.iter().all(|request| request.think == Some(Think::Off)));
         assert_eq!((&requests[1].prompt, requests[1].max_tokens), (&Prompt::Raw("b".into()), Some(16)));
 
         let body = json!({ "model": "m", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 8 });

@@ -1,21 +1,21 @@
 //! What reaches the backend of what a client sends.
 
+use std::sync::Arc;
+
 use bombus_core::chat::{
     ChatRequest, FinishReason, ImageSource, Part, Prompt, ResponseFormat, Role, Think, ToolChoice,
 };
 use bombus_core::model::ModelCapability::Completion;
+use bombus_infer::{BackendError, NamedBackend};
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};
 
 use super::{hello, weather_tool, with};
-use crate::testing::{Scripted, done, loopback, model, post, scripted, services, text};
+use crate::testing::{Scripted, done, loopback, model, post, refusing, scripted, services, services_over, text};
 
 /// Sends a request and returns what the backend was asked.
 async fn asked(path: &str, request: Value) -> Vec<ChatRequest> {
-    asked_of(scripted(vec![text("x"), done(FinishReason::Stop)]), path, request).await
-}
-
-async fn asked_of(backend: Scripted, path: &str, request: Value) -> Vec<ChatRequest> {
+    let backend = scripted(vec![text("x"), done(FinishReason::Stop)]);
     let seen = backend.seen.clone();
     let answer = post(&loopback(services(backend)), path, &request).await;
     assert_eq!(answer.status, 200, "{request}: {}", answer.body);
@@ -129,9 +129,17 @@ async fn how_much_to_think_and_what_was_thought_before_are_understood() {
 async fn a_model_that_thinks_does_not_think_about_how_a_text_goes_on() {
     let request = json!({"model": "m", "prompt": "a"});
     assert_eq!(asked("/v1/completions", request.clone()).await[0].think, Some(Think::Off));
-    let answers = vec![text("x"), done(FinishReason::Stop)];
-    let plain = Scripted { models: vec![model("m", &[Completion])], ..scripted(answers) };
-    assert_eq!(asked_of(plain, "/v1/completions", request).await[0].think, None, "it needs not be told");
+
+    // Nor does one that answers in place of a model that does not think.
+    let failed = BackendError::Unavailable { reason: "no connection".into() };
+    let plain = Scripted { models: vec![model("m", &[Completion])], ..refusing(failed) };
+    let thinking = scripted(vec![text("x"), done(FinishReason::Stop)]);
+    let seen = thinking.seen.clone();
+    let named = |name: &str, backend: Scripted| NamedBackend::new(name, "openai", Arc::new(backend));
+    let router = loopback(services_over(vec![named("plain", plain), named("thinking", thinking)]));
+    let answer = post(&router, "/v1/completions", request).await;
+    assert!(answer.header("x-bombus-route").unwrap().ends_with(";after plain"), "{}", answer.body);
+    assert_eq!(seen.lock().unwrap()[0].think, Some(Think::Off));
 }
 
 #[tokio::test]

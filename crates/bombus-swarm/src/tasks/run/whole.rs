@@ -1,6 +1,6 @@
 //! Runs requests as a whole: everything that a model tells is kept.
 
-use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, TokenLogprob, ToolCall, ToolCallDelta};
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, Prompt, Think, TokenLogprob, ToolCall, ToolCallDelta};
 use bombus_core::model::ModelCapability;
 use bombus_core::placement::{Need, Scope};
 use bombus_core::tasks::{ChatAnswer, Epoch, TaskDocument, WholeAnswer, WholeRequest};
@@ -66,8 +66,7 @@ async fn one(
     let mut need = need_of(&request);
     need.capabilities.extend(request.suffix.as_ref().map(|_| ModelCapability::Insert));
     let route = shared.backends.route(&request.model, &need).await?;
-    // Clients say it to every model, and what cannot think does not need to be told so.
-    request.think = request.think.filter(|_| route.best().1.capabilities.contains(&ModelCapability::Thinking));
+    request.think = think_of(&request, route.best().1.capabilities.contains(&ModelCapability::Thinking));
     let Routed { value: mut events, model, .. } = route.chat(request).await?;
     product.model = named(&model, &document.model);
     let mut written = Written::default();
@@ -102,6 +101,13 @@ async fn one(
         *room = room.checked_sub(bytes).ok_or_else(too_long)?;
     }
     Err(Failure::passing("the answer broke off without saying why"))
+}
+
+/// Says what the model of a request is told of thinking. Clients say it of conversations to every model, and what cannot think does not need to
+/// be told so. Not to think about how a text goes on is told to all: another one, which can, may answer in its place.
+fn think_of(request: &ChatRequest, can_think: bool) -> Option<Think> {
+    let is_chat = matches!(request.prompt, Prompt::Chat(_));
+    request.think.clone().filter(|_| can_think || !is_chat)
 }
 
 /// An answer as far as it has come. Its methods return about how many bytes more it takes.
@@ -164,4 +170,17 @@ async fn embed(
         answer: Some(Box::new(WholeAnswer::Embed { response, form: form.to_owned() })),
         ..Product::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_goes_on_without_thoughts_whoever_answers() {
+        let text = ChatRequest { think: Some(Think::Off), ..ChatRequest::new("m", Prompt::Raw("Once".into())) };
+        let chat = ChatRequest { prompt: Prompt::Chat(Vec::new()), ..text.clone() };
+        assert_eq!([true, false].map(|can| think_of(&text, can)), [Some(Think::Off), Some(Think::Off)]);
+        assert_eq!([true, false].map(|can| think_of(&chat, can)), [Some(Think::Off), None]);
+    }
 }
