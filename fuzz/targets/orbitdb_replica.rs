@@ -206,7 +206,8 @@ fuzz_target!(|data: &[u8]| {
                 block[at] ^= change;
                 Input::Published(peer, block)
             }
-            8 => Input::Heads(peer, BLOCKS[..usize::from(which) % BLOCKS.len()].concat()),
+            // Behind the identities, since what is no entry ends a stream of heads.
+            8 => Input::Heads(peer, BLOCKS[3..][..usize::from(which) % (BLOCKS.len() - 3)].concat()),
             9 => Input::Heads(peer, take(&mut script, usize::from(which)).to_vec()),
             10 => Input::Bulk(peer, BLOCKS[usize::from(which) % BLOCKS.len()..].to_vec()),
             11 => {

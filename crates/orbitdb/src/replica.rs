@@ -15,12 +15,13 @@ pub use released::{CheckedPart, Part};
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    iter,
     sync::Arc,
     time::Duration,
 };
 
 use crate::{
-    cbor::read::Reader,
+    cbor::{DecodeError, read::Reader},
     cid::Hash,
     entry::{BlockError, Codec, Entry, Links, Operation, Received, Refusal, WriteError},
     identity::{BLOCK_BYTES_MAX as IDENTITY_BYTES_MAX, Identity, Signer},
@@ -30,6 +31,10 @@ use crate::{
 
 /// Greatest size of what a stream of heads carries, in bytes.
 pub const HEADS_BYTES_MAX: usize = 8 << 20;
+
+/// Greatest number of heads that a stream carries. Nodes send 64 unless they are told otherwise; a byte may be an item, so that the bytes alone
+/// bound little, and what is told of each fills half of what waits for a slow listener.
+pub const HEADS_MAX: usize = 512;
 
 /// How many identities are remembered, at most, of which no entry has joined; the oldest are forgotten, and asked for anew when named again.
 const UNJOINED_MAX: usize = 1024;
@@ -263,7 +268,7 @@ impl Replica {
                 }
             }
             Input::Heads(peer, bytes) => self.heads(now, &peer, &bytes, &mut effects),
-            Input::Published(peer, block) => self.receive(now, Some(peer), block.into(), &mut effects),
+            Input::Published(peer, block) => drop(self.receive(now, Some(peer), block.into(), &mut effects)),
             Input::Block(peer, block) => self.block(now, peer, block.into(), &mut effects),
             Input::Bulk(peer, blocks) => {
                 let mut examiner = Examiner::new(self.codec.clone(), peer);
@@ -317,16 +322,19 @@ impl Replica {
         effects.extend(self.sync.poll(now).into_iter().map(Effect::Request));
     }
 
-    /// Takes the bytes of a stream of heads apart: blocks without anything between them, each of which knows its end.
+    /// Takes the bytes of a stream of heads, up to the first that is no part of the log: an honest peer has read its own by the same rules.
     fn heads(&mut self, now: Duration, peer: &Peer, bytes: &[u8], effects: &mut Vec<Effect>) {
-        let mut reader = Reader::new(&bytes[..bytes.len().min(HEADS_BYTES_MAX)]);
-        while reader.end().is_err() {
-            let start = reader.position();
-            if let Err(error) = reader.skip() {
-                self.report_broken(Hash::of(&bytes[start..]), error.into(), 0, effects);
+        for (head, item) in heads_of(bytes) {
+            let is_read = match item {
+                Ok(()) => self.receive(now, Some(peer.clone()), head.into(), effects),
+                Err(error) => {
+                    self.report_broken(Hash::of(head), error.into(), 0, effects);
+                    false
+                }
+            };
+            if !is_read {
                 return;
             }
-            self.receive(now, Some(peer.clone()), bytes[start..reader.position()].into(), effects);
         }
     }
 
@@ -334,7 +342,7 @@ impl Replica {
     fn block(&mut self, now: Duration, peer: Peer, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) {
         let hash = Hash::of(&bytes);
         match self.sync.wanted(&hash) {
-            Some(Kind::Entry) => self.receive(now, Some(peer), bytes, effects),
+            Some(Kind::Entry) => drop(self.receive(now, Some(peer), bytes, effects)),
             Some(Kind::Identity) => {
                 let identity = Identity::read(&bytes).ok();
                 self.identity(now, hash, bytes, identity, effects);
@@ -362,12 +370,16 @@ impl Replica {
         self.settle(now, ready, effects);
     }
 
-    fn receive(&mut self, now: Duration, peer: Option<Peer>, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) {
+    /// Takes a block. Returns whether it can be read as one of the log.
+    fn receive(&mut self, now: Duration, peer: Option<Peer>, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) -> bool {
         let hash = Hash::of(&bytes);
-        if !self.passes_over(&hash) {
-            let received = self.codec.read(&bytes);
-            self.received(now, Block { hash, bytes, peer, joins: true }, received, effects);
+        if self.passes_over(&hash) {
+            return true;
         }
+        let received = self.codec.read(&bytes);
+        let is_read = received.is_ok();
+        self.received(now, Block { hash, bytes, peer, joins: true }, received, effects);
+        is_read
     }
 
     /// Returns whether a block is known, so that nothing is to be done with it.
@@ -521,6 +533,24 @@ impl Replica {
         let what = What::Entry { own, position, entry: received.entry.ok().map(Arc::new), writer, peer };
         effects.push(Effect::Store(Stored { hash, block, what }));
     }
+}
+
+/// Takes the bytes of a stream of heads apart: blocks without anything between them, each of which knows its end. What is no such block is all
+/// that is left, and the last. What is beyond the limits is not looked at; it comes with later heads.
+pub(crate) fn heads_of(bytes: &[u8]) -> impl Iterator<Item = (&[u8], Result<(), DecodeError>)> {
+    let mut rest = &bytes[..bytes.len().min(HEADS_BYTES_MAX)];
+    let take = move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut reader = Reader::new(rest);
+        let item = reader.skip();
+        let end = if item.is_ok() { reader.position() } else { rest.len() };
+        let (head, behind) = rest.split_at(end);
+        rest = behind;
+        Some((head, item))
+    };
+    iter::from_fn(take).take(HEADS_MAX)
 }
 
 fn links_of(links: &Links) -> impl Iterator<Item = (Hash, Kind)> {

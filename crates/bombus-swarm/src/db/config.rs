@@ -59,7 +59,7 @@ pub struct DbConfig {
     pub heads_streams_max: usize,
     /// How many of those that peers begin may be one peer's.
     pub heads_streams_per_peer_max: usize,
-    /// Most heads that are sent to a peer, the newest. Who has more gets the others when these have been followed by an entry.
+    /// Most heads that are sent to a peer, the newest, up to 512. Who has more gets the others when these have been followed by an entry.
     pub heads_max: usize,
     /// When to ask whom.
     pub sync: DbSyncConfig,

@@ -4,11 +4,10 @@ use std::{collections::HashSet, time::Duration};
 
 use super::{Database, DatabaseError};
 use crate::{
-    cbor::read::Reader,
     cid::Hash,
     entry::Entry,
     log::{Stamp, lacking},
-    replica::{Examined, Examiner, Replica},
+    replica::{Examined, Examiner, Replica, heads_of},
     storage::{Space, StorageError, Table},
     sync::Peer,
 };
@@ -51,17 +50,10 @@ impl Database {
         self.inner.shared.state().replica.log().contains(entry)
     }
 
-    /// Returns whether all entries of a stream of heads are in the log.
+    /// Returns whether all entries of a stream of heads are in the log, as many of them as [`crate::replica::Input::Heads`] takes.
     #[must_use]
     pub fn contains_heads(&self, bytes: &[u8]) -> bool {
-        let mut reader = Reader::new(bytes);
-        while reader.end().is_err() {
-            let start = reader.position();
-            if reader.skip().is_err() || !self.contains(&Hash::of(&bytes[start..reader.position()])) {
-                return false;
-            }
-        }
-        true
+        heads_of(bytes).all(|(head, item)| item.is_ok() && self.contains(&Hash::of(head)))
     }
 
     /// Takes an entry that a peer published, as [`crate::replica::Input::Published`] does, but only where all that it follows is in the log.

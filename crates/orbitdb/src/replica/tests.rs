@@ -260,12 +260,37 @@ fn an_own_identity_that_a_peer_gave_before_is_kept_with_the_first_own_entry() {
 fn of_heads_that_are_too_large_the_rest_is_not_looked_at() {
     let alice = signer(1);
     let mut replica = replica(Admission::Everyone);
-    // One value of bytes that ends where the limit is.
-    let length = u32::try_from(HEADS_BYTES_MAX - 5).unwrap().to_be_bytes();
-    let mut bytes = [&[0x5a][..], &length, &vec![0; HEADS_BYTES_MAX - 5]].concat();
+    // One that waits for its writer, again and again, and cut where the limit is.
+    let head = write(&alice, 1, &[], &"x".repeat(20_000)).block;
+    let count = HEADS_BYTES_MAX / head.len() + 1;
+    assert!(count < HEADS_MAX);
+    let mut bytes = head.repeat(count);
     bytes.extend(write(&alice, 1, &[], "behind it").block);
     replica.on(NOW, Input::Heads(peer(), bytes));
-    assert_eq!((replica.broken(), replica.sync().waiting()), (1, (0, 0)));
+    assert_eq!((replica.broken(), replica.sync().waiting()), (1, (1, 1)));
+}
+
+#[test]
+fn heads_are_looked_at_up_to_the_first_that_is_none() {
+    let alice = signer(1);
+    let [before, behind] = ["before", "behind"].map(|value| write(&alice, 1, &[], value).block);
+    for nothing in [vec![0; 4 << 20], alice.block().to_vec(), vec![0xff]] {
+        let mut replica = replica(Admission::Everyone);
+        let effects = replica.on(NOW, Input::Heads(peer(), [&before[..], &nothing, &behind].concat()));
+        let broken = effects.iter().filter(|effect| matches!(effect, Effect::Broken(..))).count();
+        assert_eq!((broken, replica.broken(), replica.sync().waiting()), (1, 1, (1, 1)));
+    }
+}
+
+#[test]
+fn of_too_many_heads_so_many_are_taken_and_no_more() {
+    let alice = signer(1);
+    let mut replica = replica(Admission::Everyone);
+    let head = |number: usize| write(&alice, 1, &[], &number.to_string()).block;
+    feed(&mut replica, &write(&alice, 1, &[], "who she is"), &[alice.block()]);
+    let bytes = (0..HEADS_MAX + 8).flat_map(head).collect();
+    replica.on(NOW, Input::Heads(peer(), bytes));
+    assert_eq!((replica.log().len(), replica.broken()), (HEADS_MAX + 1, 0));
 }
 
 #[test]

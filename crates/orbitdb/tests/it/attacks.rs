@@ -13,7 +13,7 @@ use orbitdb::{
     key::SecretKey,
     log::CLOCK_MAX,
     manifest::DatabaseType,
-    replica::Input,
+    replica::{HEADS_MAX, Input},
     sync::{Peer, SyncConfig},
 };
 use tokio::sync::mpsc;
@@ -281,6 +281,21 @@ async fn deep_nesting_is_refused_wherever_it_stands() {
     }
     alice.take_every_way(&block, &bob).await;
     assert_eq!(alice.shown(), [Value::from("flat")]);
+}
+
+#[tokio::test]
+async fn heads_without_number_are_one_event_to_who_listens() {
+    let alice = Alice::alone().await;
+    alice.database.put("key", "value").await.unwrap();
+    let mut events = alice.database.events();
+    alice.take(Input::Heads(mallory(), vec![0; 4 << 20])).await;
+    assert!(matches!(events.try_recv(), Ok(Event::Broken { .. })));
+    assert!(events.try_recv().is_err());
+    assert_eq!(alice.database.info().unwrap().broken, 1);
+    // Whether there is anything to fetch is asked of those that would be taken.
+    let head = alice.database.head_blocks().unwrap().remove(0);
+    assert!(!alice.database.contains_heads(&[&head[..], &[0]].concat()));
+    assert!(alice.database.contains_heads(&[&head.repeat(HEADS_MAX)[..], &[0]].concat()));
 }
 
 #[tokio::test]
