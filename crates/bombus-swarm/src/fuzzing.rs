@@ -5,7 +5,9 @@ use std::io;
 use futures::FutureExt;
 
 pub use crate::db::direct_fuzzing::entries_of_stream;
-pub use crate::db::oplog_fuzzing::{OPLOG_PIECE_MAX, oplog_answer, oplog_pieces, oplog_request};
+pub use crate::db::oplog_fuzzing::{
+    OPLOG_PIECE_BLOCKS_MAX, OPLOG_PIECE_MAX, oplog_answer, oplog_pieces, oplog_request,
+};
 pub(crate) use crate::route::fuzzing::{is_written_as_read, read_all};
 pub use crate::route::fuzzing::{route_offers, route_replies, route_requests};
 pub use crate::tasks::fuzzing::{task_asks, task_sayings, task_words};

@@ -126,9 +126,19 @@ impl Signer {
     /// Joins an outer and an inner key to an identity.
     #[must_use]
     pub fn new(outer: &SecretKey, inner: &SecretKey) -> Self {
+        Self::signed(outer, inner, |id| inner.sign(id.as_bytes()))
+    }
+
+    /// Joins them as one may that wants another identity of the same keys for each number.
+    #[cfg(test)]
+    pub(crate) fn once_more(outer: &SecretKey, inner: &SecretKey, number: u8) -> Self {
+        Self::signed(outer, inner, |id| inner.sign_once_more(id.as_bytes(), number))
+    }
+
+    fn signed(outer: &SecretKey, inner: &SecretKey, sign: impl FnOnce(&str) -> String) -> Self {
         let id = outer.public_key().to_string();
         let public_key = inner.public_key().to_string();
-        let signature_id = inner.sign(id.as_bytes());
+        let signature_id = sign(&id);
         let signature_public_key = outer.sign_parts(&[public_key.as_bytes(), signature_id.as_bytes()]);
         let signatures = Value::map([("id", signature_id), ("publicKey", signature_public_key)]);
         let value = Value::map([

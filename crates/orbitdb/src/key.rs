@@ -108,6 +108,12 @@ impl SecretKey {
         self.sign_parts(&[message])
     }
 
+    /// Signs bytes as others may: each number gives another signature of the same bytes.
+    #[cfg(test)]
+    pub(crate) fn sign_once_more(&self, message: &[u8], number: u8) -> String {
+        hex::encode(CURVE.sign_ecdsa_with_noncedata(digest(&[message]), &self.0, &[number; 32]).serialize_der())
+    }
+
     pub(crate) fn sign_parts(&self, parts: &[&[u8]]) -> String {
         hex::encode(CURVE.sign_ecdsa(digest(parts), &self.0).serialize_der())
     }

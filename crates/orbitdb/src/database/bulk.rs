@@ -24,7 +24,10 @@ pub struct Gain {
 /// Which identities a peer was given along with entries, so that each goes once.
 #[derive(Debug, Default)]
 pub struct Told {
+    /// Of writers with one identity, which was told.
     stamps: HashSet<Stamp>,
+    /// Of writers with several: a key may sign as many as it likes.
+    several: HashSet<Stamp>,
     identities: HashSet<Hash>,
 }
 
@@ -109,8 +112,8 @@ impl Database {
     }
 
     /// Returns the first of some entries, until their blocks take so many bytes, as [`crate::replica::Input::Bulk`] takes them: each behind the
-    /// identity that it names, unless the peer was told that before. Also how many entries these are: fewer than fit where the next one is
-    /// not safe yet.
+    /// identity that it names, unless the peer was told that before, so that an entry is two blocks at most. None is of no bytes. Also how many
+    /// entries these are: fewer than fit where the next one is not safe yet.
     ///
     /// # Errors
     ///
@@ -129,7 +132,7 @@ impl Database {
             if count > 0 && size + block.len() > bytes {
                 break;
             }
-            for identity in self.identities_of(&*space, hash, block, told)? {
+            if let Some(identity) = self.identity_of(&*space, hash, block, told)? {
                 size += identity.len();
                 blocks.push(identity);
             }
@@ -140,34 +143,102 @@ impl Database {
         Ok((count, blocks))
     }
 
-    /// Returns the blocks of the identities that an entry may name, of those that were not told yet.
-    fn identities_of(
+    /// Returns the block of the identity that an entry names, unless it was told.
+    fn identity_of(
         &self,
         space: &dyn Space,
         entry: &Hash,
         block: &[u8],
         told: &mut Told,
-    ) -> Result<Vec<Vec<u8>>, StorageError> {
+    ) -> Result<Option<Vec<u8>>, StorageError> {
         let stamp = self.inner.shared.state().replica.log().stamp(entry).cloned();
-        let named: Vec<Hash> = match stamp {
-            Some(stamp) if told.stamps.contains(&stamp) => Vec::new(),
-            Some(stamp) => {
-                let named = self.inner.shared.state().replica.identities_of(&stamp);
+        let known = match &stamp {
+            Some(stamp) if told.stamps.contains(stamp) => return Ok(None),
+            Some(stamp) if !told.several.contains(stamp) => self.inner.shared.state().replica.identities_of(stamp),
+            _ => Vec::new(),
+        };
+        let named = match (stamp, &known[..]) {
+            (Some(stamp), [only]) => {
                 told.stamps.insert(stamp);
-                named
+                Some(*only)
             }
-            // What does not hold is read once more for what it names.
-            None => {
+            // What does not hold, or may name any of several, is read once more for what it names.
+            (stamp, _) => {
+                told.several.extend(stamp);
                 let read = self.inner.shared.codec.read(block).ok().and_then(|received| received.entry.ok());
-                read.as_ref().map(Entry::identity).into_iter().collect()
+                read.as_ref().map(Entry::identity)
             }
         };
-        let mut blocks = Vec::new();
-        for hash in named {
-            if told.identities.insert(hash) {
-                blocks.extend(space.get(Table::Blocks, hash.digest())?);
-            }
+        let Some(named) = named.filter(|named| told.identities.insert(*named)) else { return Ok(None) };
+        // What does not hold may name anything, even nothing at all.
+        Ok(space.get(Table::Blocks, named.digest())?.filter(|block| !block.is_empty()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Access, OpenOptions, OrbitDb,
+        cbor::Value,
+        entry::{Draft, Operation},
+        identity::Signer,
+        key::SecretKey,
+        manifest::DatabaseType,
+        replica::Input,
+    };
+
+    const NOW: Duration = Duration::ZERO;
+
+    fn keys() -> (SecretKey, SecretKey) {
+        (SecretKey::from_bytes(&[1; 32]).unwrap(), SecretKey::from_bytes(&[2; 32]).unwrap())
+    }
+
+    async fn log() -> (OrbitDb, Database) {
+        let (orbit, _outputs) = OrbitDb::builder().build().unwrap();
+        let options = OpenOptions::of(DatabaseType::Events).access(Access::Everyone);
+        let log = orbit.open("log", options).await.unwrap();
+        (orbit, log)
+    }
+
+    fn write(log: &Database, writer: &Signer, time: u64, next: Vec<Hash>) -> Vec<u8> {
+        let draft = Draft { time, next, refs: Vec::new() };
+        log.inner.shared.codec.write(writer, draft, Operation::add(time).into_payload()).unwrap().block
+    }
+
+    async fn take(log: &Database, blocks: &[Vec<u8>]) {
+        log.handle(NOW, Input::Bulk(Peer::new("peer"), blocks.to_vec())).await.unwrap();
+        log.flush().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_entry_brings_the_identity_that_it_names_and_none_of_the_others_of_its_writer() {
+        let (_orbit, log) = log().await;
+        let (outer, inner) = keys();
+        let mut blocks: Vec<Vec<u8>> = Vec::new();
+        for time in 1..=3_u8 {
+            let writer = Signer::once_more(&outer, &inner, time);
+            let next = blocks.last().map(|block| Hash::of(block)).into_iter().collect();
+            let entry = write(&log, &writer, time.into(), next);
+            blocks.extend([writer.block().to_vec(), entry]);
         }
-        Ok(blocks)
+        take(&log, &blocks).await;
+        let sent = log.bulk(&log.lacking(&[]), 1 << 20, &mut Told::default()).unwrap();
+        assert_eq!(sent, (3, blocks));
+    }
+
+    #[tokio::test]
+    async fn nothing_at_all_is_not_sent_for_an_identity() {
+        let (_orbit, log) = log().await;
+        let (outer, inner) = keys();
+        let writer = Signer::new(&outer, &inner);
+        let Ok(Value::Map(mut map)) = Value::decode(&write(&log, &writer, 1, Vec::new())) else { panic!("a map") };
+        map.insert("identity", Hash::of(&[]).to_string());
+        let forged = Value::Map(map).encode().unwrap();
+        let on_top = write(&log, &writer, 2, vec![Hash::of(&forged)]);
+        let identity = writer.block().to_vec();
+        take(&log, &[Vec::new(), forged.clone(), identity.clone(), on_top.clone()]).await;
+        let sent = log.bulk(&log.lacking(&[]), 1 << 20, &mut Told::default()).unwrap();
+        assert_eq!(sent, (2, vec![forged, identity, on_top]));
     }
 }

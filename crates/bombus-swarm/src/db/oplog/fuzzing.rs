@@ -6,10 +6,12 @@ use futures::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{self, Answer, PIECE_MAX, Request};
+use super::wire::{self, Answer, PIECE_BLOCKS_MAX, PIECE_MAX, Request};
 
 /// Most bytes of a piece of a log in bulk.
 pub const OPLOG_PIECE_MAX: usize = PIECE_MAX;
+/// Most blocks of one.
+pub const OPLOG_PIECE_BLOCKS_MAX: usize = PIECE_BLOCKS_MAX;
 
 /// Reads a request for a log in bulk; returns it as it would be written, or none where it is not one.
 #[must_use]

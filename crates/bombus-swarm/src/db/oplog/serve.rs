@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::error::DbError;
 use super::super::shared::{Shared, aside};
 use super::OPLOG_PROTOCOL;
-use super::wire::{self, Answer, HAVE_MAX, Request};
+use super::wire::{self, Answer, HAVE_MAX, PIECE_ENTRIES_MAX, Request};
 use crate::places::Places;
 use crate::streams::answer_each;
 use crate::supervised::PartEnded;
@@ -108,9 +108,15 @@ async fn read(shared: &Arc<Shared>, address: Address, mut rest: Rest) -> io::Res
     let Some(database) = shared.database(&address) else { return Err(io::Error::other(DatabaseError::Closed)) };
     let bytes = shared.config.oplog.piece_bytes();
     let done = aside(async move {
-        let (count, blocks) = database.bulk(&rest.lacking[rest.at..], bytes, &mut rest.told).map_err(DbError::from)?;
+        let next = first(&rest.lacking[rest.at..]);
+        let (count, blocks) = database.bulk(next, bytes, &mut rest.told).map_err(DbError::from)?;
         rest.at += count;
         Ok((blocks, rest))
     });
     done.await.map_err(io::Error::other)
+}
+
+/// Returns as many entries as a piece may have.
+fn first(entries: &[Hash]) -> &[Hash] {
+    &entries[..entries.len().min(PIECE_ENTRIES_MAX)]
 }

@@ -12,6 +12,11 @@ use crate::wire::{read_frame, read_message, too_large, write_message};
 pub(super) const MESSAGE_MAX: usize = 128 << 10;
 /// Most bytes of a piece.
 pub(in super::super) const PIECE_MAX: usize = 8 << 20;
+/// Most entries of a piece: as many as the largest that a node may be set to sends (`[db.oplog] piece_kb`), where none takes less than 512
+/// bytes. Of smaller ones a piece has fewer bytes.
+pub(super) const PIECE_ENTRIES_MAX: usize = 8 << 10;
+/// Most blocks of a piece, since blocks that are checked take much more than they did in it: each entry may bring the identity that it names.
+pub(super) const PIECE_BLOCKS_MAX: usize = 2 * PIECE_ENTRIES_MAX;
 /// Most names in a request.
 pub(super) const HAVE_MAX: usize = 2_048;
 
@@ -56,6 +61,9 @@ pub(super) async fn write_piece(stream: &mut (impl AsyncWrite + Unpin), blocks: 
     if length > PIECE_MAX {
         return Err(too_large(length, PIECE_MAX));
     }
+    if blocks.len() > PIECE_BLOCKS_MAX {
+        return Err(too_many());
+    }
     let mut bytes = Vec::with_capacity(4 + length);
     bytes.extend_from_slice(&length_of(length)?);
     for block in blocks {
@@ -74,7 +82,7 @@ fn length_of(length: usize) -> io::Result<[u8; 4]> {
 ///
 /// # Errors
 ///
-/// When the stream ends or fails, or the piece is too large, or its blocks do not fill it.
+/// When the stream ends or fails, or the piece is too large or has too many blocks, or these do not fill it.
 pub(super) async fn read_piece(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<Vec<u8>>> {
     let bytes = read_frame(stream, PIECE_MAX).await?;
     let mut rest = bytes.as_slice();
@@ -85,11 +93,18 @@ pub(super) async fn read_piece(stream: &mut (impl AsyncRead + Unpin)) -> io::Res
         if length == 0 {
             return Err(invalid("a block of no bytes"));
         }
+        if blocks.len() >= PIECE_BLOCKS_MAX {
+            return Err(too_many());
+        }
         let (block, behind) = behind.split_at_checked(length).ok_or_else(|| invalid("a block that is cut"))?;
         blocks.push(block.to_vec());
         rest = behind;
     }
     Ok(blocks)
+}
+
+fn too_many() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("more than {PIECE_BLOCKS_MAX} blocks in a piece"))
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -142,6 +157,22 @@ mod tests {
             assert!(write_piece(&mut Vec::new(), &[vec![0; PIECE_MAX]]).await.is_err());
             let mut long = &[0xff_u8; 8][..];
             assert_eq!(read_piece(&mut long).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        });
+    }
+
+    #[test]
+    fn a_piece_has_so_many_blocks_and_no_more() {
+        run(async {
+            let most = vec![vec![7_u8]; PIECE_BLOCKS_MAX];
+            let mut bytes = Vec::new();
+            write_piece(&mut bytes, &most).await.unwrap();
+            assert_eq!(read_piece(&mut bytes.as_slice()).await.unwrap(), most);
+            let more = [most, vec![vec![7_u8]]].concat();
+            assert!(write_piece(&mut Vec::new(), &more).await.is_err());
+            // As one sends it that counts bytes alone.
+            let blocks = [0_u8, 0, 0, 1, 7].repeat(more.len());
+            let bytes = [&u32::try_from(blocks.len()).unwrap().to_be_bytes()[..], &blocks].concat();
+            assert_eq!(read_piece(&mut bytes.as_slice()).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         });
     }
 }
