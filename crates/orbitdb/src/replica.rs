@@ -153,6 +153,8 @@ pub struct Replica {
     released: released::Queue,
     joined: BTreeSet<Peer>,
     refused: HashMap<Refusal, u64>,
+    /// How many of them for want of a grant, when the grants changed last.
+    ungranted: u64,
     broken: u64,
 }
 
@@ -171,6 +173,7 @@ impl Replica {
             released: released::Queue::default(),
             joined: BTreeSet::new(),
             refused: HashMap::new(),
+            ungranted: 0,
             broken: 0,
         }
     }
@@ -206,9 +209,17 @@ impl Replica {
         self.broken
     }
 
-    /// Counts the entries of others from now on. Returns whether anything changed.
-    pub fn readmit(&mut self, admission: Admission) -> bool {
-        self.log.readmit(admission)
+    /// Counts the entries of others from now on. Returns with whom heads are to be exchanged for it, with peers that it is being done with as soon
+    /// as that has ended; none where nothing changed.
+    ///
+    /// An entry may come before the grant of its writer, and is dropped then. Who sent it does not send it again by itself.
+    pub fn readmit(&mut self, admission: Admission) -> Option<Vec<Peer>> {
+        if !self.log.readmit(admission) {
+            return None;
+        }
+        let ungranted = self.refused.get(&Refusal::Access).copied().unwrap_or_default();
+        let is_missing = std::mem::replace(&mut self.ungranted, ungranted) != ungranted;
+        Some(if is_missing { self.sync.peers().cloned().collect() } else { Vec::new() })
     }
 
     /// Returns the names of the identities that a stamp may come from.

@@ -294,7 +294,11 @@ impl Here<'_> {
             self.shared.inputs_aside(self.address, inputs).await;
         }
         for peer in exchanges {
-            self.exchange(peer).await;
+            if self.is_meeting(&peer) {
+                self.owed.insert(peer);
+            } else {
+                self.exchange(peer).await;
+            }
         }
     }
 

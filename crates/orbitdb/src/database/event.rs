@@ -75,7 +75,7 @@ pub enum Output {
         /// The block.
         block: Arc<[u8]>,
     },
-    /// Exchange heads with a peer, and tell by [`crate::replica::Input::Exchanged`] how it went.
+    /// Exchange heads with a peer, and tell by [`crate::replica::Input::Exchanged`] how it went. Where that is being done, once more after it.
     OpenHeads {
         /// Of which database.
         address: Address,

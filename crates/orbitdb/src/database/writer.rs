@@ -120,12 +120,15 @@ impl Writer {
                 }
             }
             Job::Readmit(admission) => {
-                let changed = self.shared.state().replica.readmit(admission);
-                if changed {
+                let readmitted = self.shared.state().replica.readmit(admission);
+                if let Some(peers) = readmitted {
                     if let Err(DatabaseError::Storage(error)) = self.shared.rebuild() {
                         self.fail(&error);
                     }
                     self.shared.event(Event::Readmitted);
+                    for peer in peers {
+                        self.shared.output(Output::OpenHeads { address: self.shared.address, peer });
+                    }
                 }
             }
             Job::Store(_) => unreachable!("those are gathered"),

@@ -215,6 +215,26 @@ fn an_unknown_writer_gets_nothing_in_and_nothing_fetched() {
 }
 
 #[test]
+fn what_came_before_the_grant_of_its_writer_is_asked_for_once_it_is_there() {
+    let (alice, bob) = (signer(1), signer(2));
+    let granted = |signers: &[&Signer]| Admission::of_list(signers.iter().map(|signer| signer.identity().id()));
+    let mut replica = replica(granted(&[&alice]));
+    let peers = ["a", "b"].map(Peer::new);
+    for peer in &peers {
+        replica.on(NOW, Input::Subscribed(peer.clone()));
+        replica.on(NOW, Input::Exchanged(peer.clone(), true));
+    }
+    assert_eq!(replica.readmit(granted(&[&alice, &signer(3)])), Some(vec![]), "nothing was dropped");
+    let early = write(&bob, 1, &[], "early");
+    assert_eq!(refusals(&feed(&mut replica, &early, &[bob.block()])), [Refusal::Access]);
+    assert_eq!(replica.readmit(granted(&[&alice, &signer(3)])), None, "nothing changed");
+    assert_eq!(replica.readmit(granted(&[&alice, &bob])), Some(peers.to_vec()));
+    assert_eq!(replica.readmit(granted(&[&bob])), Some(vec![]), "they were asked");
+    replica.on(NOW, Input::Heads(peers[0].clone(), early.block));
+    assert!(replica.log().position(&early.links.hash).is_some());
+}
+
+#[test]
 fn of_many_strangers_few_are_remembered_and_what_waits_for_a_forgotten_writer_joins_in_the_end() {
     let (alice, bob) = (signer(1), signer(2));
     let mut replica = replica(Admission::of_list([&alice, &bob].map(|writer| writer.identity().id())));

@@ -243,6 +243,29 @@ async fn an_unknown_writer_gets_nothing_in_and_nothing_fetched() {
 }
 
 #[tokio::test]
+async fn what_came_before_the_grant_of_its_writer_is_asked_for_with_the_grant() {
+    let options = OpenOptions::of(DatabaseType::KeyValue).access(Access::Capabilities(vec![]));
+    let mut alice = Alice::with(options).await;
+    let (bob, carol) = (signer(2), Peer::new("carol"));
+    alice.take(Input::Subscribed(carol.clone())).await;
+    alice.take(Input::Exchanged(carol.clone(), true)).await;
+    let early = alice.write(&bob, 1, vec![], "early");
+    alice.take_every_way(&early, &bob).await;
+    alice.expect(&[], &early);
+    while alice.outputs.try_recv().is_ok() {}
+    alice.database.grant("write", bob.identity().id()).await.unwrap();
+    let mut asked = Vec::new();
+    while let Ok(output) = alice.outputs.try_recv() {
+        if let Output::OpenHeads { address, peer } = output {
+            asked.push((address, peer));
+        }
+    }
+    assert_eq!(asked, [(alice.database.address(), carol.clone())]);
+    alice.take(Input::Heads(carol, early)).await;
+    assert_eq!(alice.shown(), [Value::from("early")]);
+}
+
+#[tokio::test]
 async fn what_is_too_large_gets_nothing_in() {
     let limits = Limits { entry_bytes: 4096, block_bytes: 16384, ..Limits::default() };
     let options = OpenOptions::of(DatabaseType::KeyValue).access(Access::Everyone).limits(limits);
