@@ -6,7 +6,8 @@
 //!    records.rs       databases.json: which databases this node keeps, and how it opens them
 //!    service.rs       DbService: the parts, kept going;  shared.rs: what they share
 //!    dispatch.rs      which databases are open, and what they ask for
-//!    replication.rs   one open database: its topic, its peers, its exchanges of heads
+//!    replication.rs   one open database: its topic, its peers, its exchanges of heads;  held.rs: entries that wait for what they follow;
+//!                     owed.rs: who is asked for what was missed
 //!    direct.rs        own entries straight to the nodes that have the database open
 //!    exchange.rs      heads between two nodes, also with peers in JavaScript
 //!    blocks.rs        single blocks by bitswap: for peers, for databases, and to open one by its address

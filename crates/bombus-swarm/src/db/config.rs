@@ -174,11 +174,23 @@ pub struct QueuesConfig {
     pub held_max: usize,
     /// How much these may take together, in KiB.
     pub held_kb_max: usize,
+    /// How many of them may be one peer's, or those of all together whom no connection leads to.
+    pub held_per_peer_max: usize,
+    /// How much these may take, in KiB.
+    pub held_kb_per_peer_max: usize,
 }
 
 impl Default for QueuesConfig {
     fn default() -> Self {
-        Self { orders_max: 64, publications_max: 1_024, heard_max: 64, held_max: 1_024, held_kb_max: 8 << 10 }
+        Self {
+            orders_max: 64,
+            publications_max: 1_024,
+            heard_max: 64,
+            held_max: 1_024,
+            held_kb_max: 8 << 10,
+            held_per_peer_max: 256,
+            held_kb_per_peer_max: 2 << 10,
+        }
     }
 }
 
@@ -384,6 +396,10 @@ impl DbConfig {
 impl QueuesConfig {
     pub(super) fn held_bytes_max(&self) -> usize {
         self.held_kb_max.max(1) << 10
+    }
+
+    pub(super) fn held_bytes_per_peer_max(&self) -> usize {
+        self.held_kb_per_peer_max.max(1).saturating_mul(1 << 10)
     }
 }
 

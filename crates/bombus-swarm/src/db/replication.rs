@@ -1,6 +1,9 @@
 //! One open database on the mesh: its topic, its heads, and what its sync asks for.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod held;
+mod owed;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,6 +18,8 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use self::held::Held;
+use self::owed::Owed;
 use super::config::QueuesConfig;
 use super::direct::Links;
 use super::exchange;
@@ -31,7 +36,7 @@ const LINK_AGAIN: Duration = Duration::from_secs(10);
 const INPUTS_MAX: usize = 256;
 /// For so long, what an entry follows may only be a little later on its way, from another peer. Then a peer is asked for it.
 const LATE_FOR: Duration = Duration::from_millis(50);
-/// While so few entries wait for what they follow, they are tried again whenever something has come.
+/// So many of the entries that wait for what they follow are tried again whenever something has come.
 const TRIED_MAX: usize = 32;
 /// How long they wait for a peer that was asked to begin. Then what they follow is fetched one by one.
 const HELD_FOR: Duration = Duration::from_secs(1);
@@ -115,12 +120,11 @@ pub(super) async fn replicate(
         running: JoinSet::new(),
         partners: HashMap::new(),
         answers: Places::new(shared.config.heads_streams_max, shared.config.heads_streams_per_peer_max),
-        held: VecDeque::new(),
-        held_bytes: 0,
+        held: Held::new(shared.config.queues.clone()),
         held_since: Instant::now(),
         ask_at: None,
         behind,
-        owed: BTreeSet::new(),
+        owed: Owed::default(),
         ticked: Instant::now(),
     };
     tokio::select! {
@@ -189,15 +193,12 @@ struct Here<'a> {
     /// With whom this node began one.
     partners: HashMap<Id, NodeId>,
     answers: Arc<Places>,
-    /// What was published and follows what is not here: by itself, it would have its ancestors fetched one by one.
-    held: VecDeque<Heard>,
-    held_bytes: usize,
+    held: Held,
     held_since: Instant,
     /// When a peer is asked for what they follow, unless that has come by then.
     ask_at: Option<Instant>,
     behind: &'a AtomicBool,
-    /// With whom heads are to be exchanged because of that.
-    owed: BTreeSet<NodeId>,
+    owed: Owed,
     ticked: Instant,
 }
 
@@ -257,13 +258,12 @@ impl Here<'_> {
         }
         self.let_go().await;
         if self.behind.swap(false, Ordering::Relaxed) {
-            self.owed.clone_from(&self.peers);
+            self.owed.all(&self.peers);
         }
-        // An exchange that runs may have begun before what was missed: the next one makes up for it.
-        let (later, now) = std::mem::take(&mut self.owed).into_iter().partition(|peer| self.is_meeting(peer));
-        self.owed = later;
-        for peer in BTreeSet::intersection(&now, &self.peers.clone()) {
-            self.exchange(peer.clone()).await;
+        let partners = &self.partners;
+        let due = self.owed.due(&self.peers, |peer| partners.values().any(|partner| partner == peer));
+        for peer in due {
+            self.exchange(peer).await;
         }
     }
 
@@ -295,7 +295,7 @@ impl Here<'_> {
         }
         for peer in exchanges {
             if self.is_meeting(&peer) {
-                self.owed.insert(peer);
+                self.owed.note(Some(peer));
             } else {
                 self.exchange(peer).await;
             }
@@ -357,16 +357,15 @@ impl Here<'_> {
             self.take_held().await;
             return;
         }
-        let queues = &self.shared.config.queues;
-        if self.held.len() >= queues.held_max.max(1) || self.held_bytes + entry.block.len() > queues.held_bytes_max() {
-            self.behind.store(true, Ordering::Relaxed);
-            return;
-        }
+        let source = self.peers.get(&entry.from).cloned();
         if self.held.is_empty() {
             self.held_since = Instant::now();
         }
-        self.held_bytes += entry.block.len();
-        self.held.push_back(entry);
+        if !self.held.hold(source.clone(), entry) {
+            // It comes with the heads of that one: nobody else is asked for what one peer sends too much of.
+            self.owed.note(source);
+            return;
+        }
         if self.partners.is_empty() && !self.turns.is_flowing() {
             self.ask_at.get_or_insert_with(|| Instant::now() + LATE_FOR);
         }
@@ -380,32 +379,30 @@ impl Here<'_> {
         database.take_published(self.shared.now(), &peer, &entry.block).await.unwrap_or(true)
     }
 
-    /// Takes of what was held back all that can be. Where much was, it comes in bulk.
+    /// Takes of what was held back all that can be. Where much of a peer was, it comes in bulk.
     async fn take_held(&mut self) {
-        if self.held.len() > TRIED_MAX {
-            return;
-        }
+        let mut few = self.held.take_few(TRIED_MAX);
         let mut tried = 0;
-        while tried < self.held.len() {
-            let Some(entry) = self.held.pop_front() else { return };
-            if self.take(&entry).await {
-                self.held_bytes -= entry.block.len();
+        while tried < few.len() {
+            let Some(waiting) = few.pop_front() else { break };
+            if self.take(&waiting.entry).await {
                 tried = 0;
             } else {
-                self.held.push_back(entry);
+                few.push_back(waiting);
                 tried += 1;
             }
         }
+        self.held.put_back(few);
     }
 
     /// Asks for what is still missing.
     async fn on_late(&mut self) {
         self.ask_at = None;
         self.take_held().await;
-        let Some(oldest) = self.held.front() else { return };
+        let Some(writer) = self.held.first() else { return };
         if self.partners.is_empty() && !self.turns.is_flowing() {
             self.held_since = Instant::now();
-            match self.peers.get(&oldest.from).or_else(|| self.peers.first()).cloned() {
+            match self.peers.get(writer).or_else(|| self.peers.first()).cloned() {
                 Some(source) => self.exchange(source).await,
                 None => self.let_go().await,
             }
@@ -418,8 +415,7 @@ impl Here<'_> {
         if self.held.is_empty() || self.turns.is_flowing() || is_asking || self.ask_at.is_some() {
             return;
         }
-        self.held_bytes = 0;
-        for entry in std::mem::take(&mut self.held) {
+        for entry in self.held.take_all() {
             self.input(Input::Published(Peer::new(entry.from.as_str()), entry.block)).await;
         }
     }

@@ -217,7 +217,15 @@ async fn a_stream_on_which_nothing_is_said_is_ended() {
 
 #[tokio::test]
 async fn what_finds_no_place_in_a_queue_comes_with_the_heads() {
-    let queues = QueuesConfig { orders_max: 1, publications_max: 1, heard_max: 1, held_max: 1, held_kb_max: 1 };
+    let queues = QueuesConfig {
+        orders_max: 1,
+        publications_max: 1,
+        heard_max: 1,
+        held_max: 1,
+        held_kb_max: 1,
+        held_per_peer_max: 1,
+        held_kb_per_peer_max: 1,
+    };
     let entries = EntriesConfig { waiting_max: 1, ..EntriesConfig::default() };
     let config = DbConfig { queues, entries, ..config() };
     let a = Keeper::start_with(1, &[], config.clone(), TempDir::new().unwrap()).await;
