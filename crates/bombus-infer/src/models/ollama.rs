@@ -24,7 +24,7 @@ const TEMPLATE_LAYER: &str = "application/vnd.ollama.image.template";
 /// What the media types of all layers begin with.
 const LAYER: &str = "application/vnd.ollama.image.";
 /// Largest layer that is read into memory: templates and licences have some tens of kilobytes.
-const TEXT_LAYER_BYTES_MAX: u64 = 1 << 20;
+pub(super) const TEXT_LAYER_BYTES_MAX: usize = 1 << 20;
 /// The registry that names without a host belong to.
 pub(super) const DEFAULT_REGISTRY: &str = "registry.ollama.ai";
 /// The namespace that names without one belong to.
@@ -52,7 +52,46 @@ pub(super) struct OllamaLayer {
     pub(super) size: u64,
 }
 
+/// What a layer of text says about a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TextKind {
+    /// The prompt template, in Go's notation.
+    Template,
+    /// The system message of conversations that bring none.
+    System,
+    /// Defaults of options, a JSON object.
+    Params,
+    /// A licence; there may be several.
+    License,
+    /// Messages that stand before every conversation, a JSON array.
+    Messages,
+}
+
+impl TextKind {
+    /// Returns what Ollama calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Template => "template",
+            Self::System => "system",
+            Self::Params => "params",
+            Self::License => "license",
+            Self::Messages => "messages",
+        }
+    }
+
+    fn of(layer: &OllamaLayer) -> Option<Self> {
+        let name = layer.media_type.strip_prefix(LAYER)?;
+        let all = [Self::Template, Self::System, Self::Params, Self::License, Self::Messages];
+        all.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 impl OllamaManifest {
+    /// Lists the layers of text, each after what it says.
+    pub(super) fn texts(&self) -> impl Iterator<Item = (TextKind, &OllamaLayer)> {
+        self.layers.iter().filter_map(|layer| Some((TextKind::of(layer)?, layer)))
+    }
+
     /// Returns the hash and size of the weights, or why there are none that could be used.
     pub(super) fn weights(&self) -> Result<(String, u64), &'static str> {
         if self.layers.iter().any(|layer| layer.media_type == ADAPTER_LAYER) {
@@ -62,9 +101,9 @@ impl OllamaManifest {
         match (layers.next(), layers.next()) {
             (None, _) => Err("it has no GGUF weights"),
             (Some(_), Some(_)) => Err("its weights are split into several files, which is not supported"),
-            (Some(layer), None) => match layer.digest.strip_prefix("sha256:") {
-                Some(hash) if super::store::is_sha256(hash) => Ok((hash.to_owned(), layer.size)),
-                _ => Err("its digest is not a SHA-256"),
+            (Some(layer), None) => match layer.sha256() {
+                Some(hash) => Ok((hash.to_owned(), layer.size)),
+                None => Err("its digest is not a SHA-256"),
             },
         }
     }
@@ -148,7 +187,7 @@ impl OllamaModels {
             return None;
         }
         let info = self.header(&sha256, &path)?;
-        let defaults = defaults_of(directory, &parsed, &info);
+        let defaults = defaults_of(parsed.texts(), &info, |layer| layer.text(directory));
         let modified = metadata.modified().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         Some(LocalModel {
             name,
@@ -182,23 +221,25 @@ impl OllamaModels {
     }
 }
 
-/// Reads what an Ollama's model adds to its weights. Its template counts only where the weights have none of their own: the same
-/// template stands in both, and the file's can do more.
-fn defaults_of(directory: &Path, manifest: &OllamaManifest, info: &GgufInfo) -> ModelDefaults {
+/// Makes what a model's name adds to its weights of its layers of text; those that cannot be read are left out. Its template counts
+/// only where the weights have none of their own: the same template stands in both, and the file's can do more.
+pub(super) fn defaults_of<L>(
+    layers: impl IntoIterator<Item = (TextKind, L)>,
+    info: &GgufInfo,
+    read: impl Fn(L) -> Option<String>,
+) -> ModelDefaults {
     let mut defaults = ModelDefaults::default();
-    for layer in &manifest.layers {
-        let Some(kind) = layer.media_type.strip_prefix(LAYER) else { continue };
-        if !matches!(kind, "template" | "system" | "params" | "license" | "messages") {
+    for (kind, layer) in layers {
+        if kind == TextKind::Template && info.chat_template.is_some() {
             continue;
         }
-        let Some(text) = layer.text(directory) else { continue };
+        let Some(text) = read(layer) else { continue };
         match kind {
-            "template" if info.chat_template.is_none() => defaults.template = Some(text),
-            "system" => defaults.system = Some(text),
-            "params" => defaults.parameters = serde_json::from_str(&text).unwrap_or_default(),
-            "license" => defaults.licenses.push(text),
-            "messages" => defaults.messages = messages_of(&text),
-            _ => {}
+            TextKind::Template => defaults.template = Some(text),
+            TextKind::System => defaults.system = Some(text),
+            TextKind::Params => defaults.parameters = serde_json::from_str(&text).unwrap_or_default(),
+            TextKind::License => defaults.licenses.push(text),
+            TextKind::Messages => defaults.messages = messages_of(&text),
         }
     }
     defaults
@@ -216,11 +257,18 @@ fn messages_of(text: &str) -> Vec<Message> {
 }
 
 impl OllamaLayer {
+    /// Returns the hash of what the layer holds, in lower-case hex; `None` where the digest is none.
+    pub(super) fn sha256(&self) -> Option<&str> {
+        self.digest.strip_prefix("sha256:").filter(|hash| super::store::is_sha256(hash))
+    }
+
     /// Reads a layer that is text; `None` for one that is not there or too large.
     fn text(&self, directory: &Path) -> Option<String> {
-        let hash = self.digest.strip_prefix("sha256:").filter(|hash| super::store::is_sha256(hash))?;
-        let path = directory.join("blobs").join(format!("sha256-{hash}"));
-        fs::metadata(&path).ok().filter(|metadata| metadata.len() <= TEXT_LAYER_BYTES_MAX)?;
+        let path = directory.join("blobs").join(format!("sha256-{}", self.sha256()?));
+        let bytes = usize::try_from(fs::metadata(&path).ok()?.len()).ok()?;
+        if bytes > TEXT_LAYER_BYTES_MAX {
+            return None;
+        }
         fs::read_to_string(path).ok()
     }
 }

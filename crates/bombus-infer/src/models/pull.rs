@@ -1,5 +1,6 @@
 //! Fetches models from elsewhere: the catalogue's packages, Hugging Face, Ollama's registry.
 
+mod added;
 mod blocking;
 mod config;
 mod download;
@@ -25,11 +26,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::catalogue::{CatalogueEntry, CatalogueSource};
-use super::defaults::ModelDefaults;
 use super::local::{LocalModel, ModelSource};
 use super::peers::{PeerCopy, SharedModel, Wanted, most_agree};
 use super::store::{Hashed, ModelStore, StoreError, free_bytes, hash_into, inspect};
 
+use added::Added;
 pub use config::PullConfig;
 use peers::NotFetched;
 use reference::Reference;
@@ -184,7 +185,7 @@ struct Target {
     from: String,
     weights: Weights,
     /// What the name adds to the weights.
-    defaults: ModelDefaults,
+    added: Added,
 }
 
 /// Fetches a model and stores it. Dropping the future cancels the pull; what came over HTTP or from other nodes so far is kept and used
@@ -198,7 +199,7 @@ struct Target {
 /// - `hf.co/OWNER/REPO[:QUANT]`, a model on Hugging Face, stored under this name: of the GGUF files the one with that
 ///   quantisation, without one `Q4_K_M` or what comes closest;
 /// - anything else, for example `qwen3:8b`, `user/model:tag` or `registry.example.org/user/model:tag`: a model in Ollama's
-///   registry, or another that speaks its protocol, stored under this name.
+///   registry, or another that speaks its protocol, stored under this name with what it adds to the weights there.
 ///
 /// A model that is here already is not fetched again, unless its weights are no longer what their hash says. Two pulls of one file, also from two processes, fetch it once.
 ///
@@ -261,15 +262,22 @@ impl Puller<'_> {
     /// Asks the source on the internet what a name stands for.
     async fn resolve(&self, reference: &Reference) -> Result<Target, PullError> {
         let (client, config) = (&self.client, self.config);
-        let (name, (from, weights)) = match reference {
-            Reference::Catalogue(entry) => (ModelName::parse(&entry.name)?, of_catalogue(entry)),
+        let (name, from, weights, added) = match reference {
+            Reference::Catalogue(entry) => {
+                let (from, weights) = of_catalogue(entry);
+                (ModelName::parse(&entry.name)?, from, weights, Added::nothing())
+            }
             Reference::HuggingFace { name, repository, quantization } => {
                 let quantization = quantization.as_deref();
-                (name.clone(), hugging_face::resolve(client, config, repository, quantization).await?)
+                let (from, weights) = hugging_face::resolve(client, config, repository, quantization).await?;
+                (name.clone(), from, weights, Added::nothing())
             }
-            Reference::Registry { name, place } => (name.clone(), registry::resolve(client, config, place).await?),
+            Reference::Registry { name, place } => {
+                let (from, weights, added) = registry::resolve(client, config, place).await?;
+                (name.clone(), from, weights, added)
+            }
         };
-        Ok(Target { name, from, weights, defaults: ModelDefaults::default() })
+        Ok(Target { name, from, weights, added })
     }
 
     /// Asks the other nodes for a model, for one of the catalogue by its hash, and takes it from those that have it. `None` where
@@ -298,7 +306,7 @@ impl Puller<'_> {
             from: String::new(),
             weights: Weights { sha256, size_bytes, place: Place::Peers(Vec::new()) },
             // Who asks by hash may be told of a model that is made of those weights.
-            defaults: if of_catalogue.is_some() { ModelDefaults::default() } else { defaults },
+            added: if of_catalogue.is_some() { Added::nothing() } else { Added::Defaults(defaults) },
         };
         self.bring_from_peers(&target, copies, report).await
     }
@@ -323,10 +331,10 @@ impl Puller<'_> {
             return Ok(None);
         }
         let names = peers::names(&copies);
-        let Target { name, weights: Weights { sha256, size_bytes, .. }, defaults, .. } = target;
+        let Target { name, weights: Weights { sha256, size_bytes, .. }, added, .. } = target;
         let weights = Weights { sha256: sha256.clone(), size_bytes: *size_bytes, place: Place::Peers(copies) };
         let from = format!("{FROM_PEER}{names}");
-        let target = Target { name: name.clone(), from, weights, defaults: defaults.clone() };
+        let target = Target { name: name.clone(), from, weights, added: added.clone() };
         let from: Arc<str> = names.into();
         let mut with_names = |step| report(PullProgress { peers: Some(Arc::clone(&from)), ..step });
         match self.bring(target, &mut with_names).await {
@@ -342,14 +350,14 @@ impl Puller<'_> {
     /// Brings a model here from where its weights are.
     async fn bring(&self, target: Target, report: Report<'_>) -> Result<LocalModel, PullError> {
         let Self { store, config, client } = self;
-        let Target { name, from, weights, defaults } = target;
+        let Target { name, from, weights, added } = target;
         let source = ModelSource::Pulled { from };
         let mut sha256 = [0; 32];
         let is_hash = hex::decode_to_slice(&weights.sha256, &mut sha256).is_ok();
         let mut with_hash = |step| report(PullProgress { sha256: is_hash.then_some(sha256), ..step });
         let report: Report<'_> = &mut with_hash;
         let lock = Arc::new(lock_blob(store, &weights, report).await?);
-        if let Some(model) = adopt(store, &weights, (&name, &source, &defaults), &lock, report).await? {
+        if let Some(model) = adopt(store, &weights, (&name, &source, &added), &lock, report).await? {
             return Ok(model);
         }
         let file = match weights.place {
@@ -370,7 +378,7 @@ impl Puller<'_> {
             }
         };
         let hashed = Hashed { sha256: weights.sha256, bytes: weights.size_bytes };
-        install(ModelStore::clone(store), file, name, hashed, source, defaults, lock).await
+        install(ModelStore::clone(store), file, name, hashed, source, added, lock).await
     }
 }
 
@@ -388,7 +396,7 @@ pub fn goes_on_later(store: &ModelStore, config: &PullConfig, reference: &str) -
 async fn adopt(
     store: &ModelStore,
     weights: &Weights,
-    (name, source, defaults): (&ModelName, &ModelSource, &ModelDefaults),
+    (name, source, added): (&ModelName, &ModelSource, &Added),
     lock: &Arc<File>,
     report: Report<'_>,
 ) -> Result<Option<LocalModel>, PullError> {
@@ -397,7 +405,7 @@ async fn adopt(
         return Ok(None);
     }
     let (store, sha256, lock) = (store.clone(), weights.sha256.clone(), Arc::clone(lock));
-    let (name, source, defaults) = (name.clone(), source.clone(), defaults.clone());
+    let (name, source, added) = (name.clone(), source.clone(), added.clone());
     let work = move |done: &AtomicU64| {
         let _lock = lock;
         let mut file = File::open(&path).map_err(StoreError::io(&path))?;
@@ -407,7 +415,7 @@ async fn adopt(
             tracing::warn!(path = %path.display(), found, "weights are damaged, and fetched again");
             return Ok(None);
         }
-        let model = store.adopt(&sha256, &name, &source, &defaults)?;
+        let model = store.adopt(&sha256, &name, &source, |info| added.over(info))?;
         if model.is_some() {
             // As after a download: whoever waited for the lock finds the weights. A lock file that stays harms nothing.
             let _ = std::fs::remove_file(store.lock_path(&sha256));
@@ -424,7 +432,7 @@ async fn install(
     name: ModelName,
     hashed: Hashed,
     source: ModelSource,
-    defaults: ModelDefaults,
+    added: Added,
     lock: Arc<File>,
 ) -> Result<LocalModel, PullError> {
     let work = move || {
@@ -433,6 +441,7 @@ async fn install(
             // It is what the source promised, and yet no model; the error says more than the file could.
             let _ = std::fs::remove_file(&file);
         })?;
+        let defaults = added.over(&info);
         let model = store.install(&file, &name, &hashed, source, info, defaults)?;
         // What another source sent before this one is of no use any more.
         let _ = std::fs::remove_file(download::partial_path(&store, &hashed.sha256));

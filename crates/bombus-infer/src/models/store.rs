@@ -343,26 +343,27 @@ impl ModelStore {
         NamedTempFile::new_in(&staging).map_err(StoreError::io(&staging))
     }
 
-    /// Names weights that lie in the store already. `None` if they do not, or not whole.
+    /// Names weights that lie in the store already, with defaults made of their header. `None` if they do not, or not whole.
     pub(super) fn adopt(
         &self,
         sha256: &str,
         name: &ModelName,
         source: &ModelSource,
-        defaults: &ModelDefaults,
+        defaults: impl FnOnce(&GgufInfo) -> ModelDefaults,
     ) -> Result<Option<LocalModel>, StoreError> {
         let _lock = self.lock()?;
         let blob = self.blob_path(sha256);
         let Ok(info) = inspect(&blob) else { return Ok(None) };
+        let defaults = defaults(&info);
         if let Ok(known) = self.read_manifest(&self.manifest_path(name))
             && known.sha256 == sha256
-            && known.defaults == *defaults
+            && known.defaults == defaults
         {
             return Ok(Some(known));
         }
         let bytes = fs::metadata(&blob).map_err(StoreError::io(&blob))?.len();
         let hashed = Hashed { sha256: sha256.to_owned(), bytes };
-        self.write_manifest(name, &hashed, source.clone(), info, defaults.clone()).map(Some)
+        self.write_manifest(name, &hashed, source.clone(), info, defaults).map(Some)
     }
 
     /// Moves a whole and hashed file to its place among the weights and gives it its name.

@@ -16,7 +16,7 @@ use bombus_infer::{
     Backend, BackendError, Backends, ChatStream, CreateRequest, Health, ModelLibrary, NamedBackend, Progress,
 };
 use bombus_testkit::gguf::tiny_model;
-use bombus_testkit::registry::lay_into_ollama_directory;
+use bombus_testkit::registry::{TEMPLATE, lay_into_ollama_directory};
 use bombus_testkit::sha256;
 use futures::{StreamExt, TryStreamExt};
 use tempfile::TempDir;
@@ -213,7 +213,6 @@ async fn what_an_ollama_on_a_peer_has_is_handed_on_with_what_its_name_adds() {
     let a = Keeper::start(1, &[], Owner::default()).await;
     let ollama = a._directory.path().join("ollama");
     lay_into_ollama_directory(&ollama, "registry.ollama.ai/library/qwen3", "8b", &contents).unwrap();
-    fs::write(ollama.join("blobs").join(format!("sha256-{}", "2".repeat(64))), "{{ .System }} {{ .Prompt }}").unwrap();
     a.keep("derived-from", &tiny_model("Other", 1_000));
     let derived = CreateRequest {
         name: "brief".to_owned(),
@@ -227,7 +226,7 @@ async fn what_an_ollama_on_a_peer_has_is_handed_on_with_what_its_name_adds() {
     assert_eq!(b.pull("qwen3:8b", |_| {}).await.unwrap(), contents);
     let copies = b.others.find(&Wanted::Name(ModelName::parse("qwen3:8b").unwrap())).await;
     let template = copies.iter().find(|copy| copy.node == a.node.id()).unwrap().model.go_template.clone();
-    assert_eq!(template.as_deref(), Some("{{ .System }} {{ .Prompt }}"), "another Ollama needs it");
+    assert_eq!(template.as_deref(), Some(TEMPLATE), "another Ollama needs it");
     b.pull("brief", |_| {}).await.unwrap();
     let brief = b.store.get(&ModelName::parse("brief").unwrap()).unwrap().unwrap();
     let expected = ModelDefaults {

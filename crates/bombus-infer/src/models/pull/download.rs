@@ -68,14 +68,23 @@ pub(super) async fn get_json<T: DeserializeOwned>(
     request: RequestBuilder,
     url: &str,
 ) -> Result<T, PullError> {
+    let body = get(config, request, url, ANSWER_BYTES_MAX).await?;
+    serde_json::from_slice(&body)
+        .map_err(|error| PullError::Protocol { url: url.to_owned(), reason: error.to_string() })
+}
+
+/// Asks for something small, which is refused where it has more bytes than this.
+pub(super) async fn get(
+    config: &PullConfig,
+    request: RequestBuilder,
+    url: &str,
+    bytes_max: usize,
+) -> Result<Vec<u8>, PullError> {
     let mut tries = 0;
     loop {
         let request = request.try_clone().expect("a request without a body can be sent again");
-        match answer(request, url).await {
-            Ok(body) => {
-                return serde_json::from_slice(&body)
-                    .map_err(|error| PullError::Protocol { url: url.to_owned(), reason: error.to_string() });
-            }
+        match answer(request, url, bytes_max).await {
+            Ok(body) => return Ok(body),
             Err(Failure::Lasting(error)) => return Err(error),
             Err(Failure::Passing(reason)) if tries == config.retries => {
                 return Err(PullError::Network { url: url.to_owned(), reason, kept_bytes: 0 });
@@ -87,13 +96,13 @@ pub(super) async fn get_json<T: DeserializeOwned>(
     }
 }
 
-async fn answer(request: RequestBuilder, url: &str) -> Result<Vec<u8>, Failure> {
+async fn answer(request: RequestBuilder, url: &str, bytes_max: usize) -> Result<Vec<u8>, Failure> {
     let mut response = send(request, url, 0).await?;
     check_status(&response, url)?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| Failure::Passing(explain(&error)))? {
-        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-            let reason = format!("it is longer than {ANSWER_BYTES_MAX} bytes");
+        if body.len() + chunk.len() > bytes_max {
+            let reason = format!("it is longer than {bytes_max} bytes");
             return Err(Failure::Lasting(PullError::Protocol { url: url.to_owned(), reason }));
         }
         body.extend_from_slice(&chunk);

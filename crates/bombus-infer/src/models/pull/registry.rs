@@ -1,20 +1,30 @@
 //! Ollama's registry, which speaks the OCI distribution protocol: `/v2/NAMESPACE/MODEL/manifests/TAG` and `/blobs/DIGEST`.
 
+use futures::future::try_join_all;
 use reqwest::Client;
 use reqwest::header::ACCEPT;
+use sha2::{Digest, Sha256};
 
-use super::super::ollama::{DEFAULT_REGISTRY, OllamaManifest};
-use super::download::{Source, get_json};
+use super::super::ollama::{DEFAULT_REGISTRY, OllamaLayer, OllamaManifest, TEXT_LAYER_BYTES_MAX, TextKind};
+use super::added::Added;
+use super::download::{Source, get, get_json};
 use super::{Place, PullConfig, PullError, Weights};
 
 const MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Most layers of text that a model may have; real ones have up to about eight.
+const TEXTS_MAX: usize = 64;
+/// How many of them are fetched at a time.
+const TEXTS_AT_A_TIME: usize = 8;
+/// Most bytes that they may have together. It leaves the manifest of the store room for them.
+const TEXTS_BYTES_MAX: usize = 4 << 20;
 
-/// Asks the registry which file a name stands for. Returns where it comes from, and the file.
+/// Asks the registry which file a name stands for, and what the name adds to it. Returns where it comes from, the file, and what is
+/// added.
 pub(super) async fn resolve(
     client: &Client,
     config: &PullConfig,
     [registry, namespace, model, tag]: &[String; 4],
-) -> Result<(String, Weights), PullError> {
+) -> Result<(String, Weights, Added), PullError> {
     let base = base_url(config, registry);
     let repository = format!("{base}/v2/{namespace}/{model}");
     let url = format!("{repository}/manifests/{tag}");
@@ -31,8 +41,71 @@ pub(super) async fn resolve(
         reference: format!("{namespace}/{model}:{tag}"),
         reason: reason.to_owned(),
     })?;
+    let texts = texts_of(client, config, &manifest, &repository, &url).await?;
     let source = Source { url: format!("{repository}/blobs/sha256:{sha256}"), token: None };
-    Ok((url, Weights { sha256, size_bytes, place: Place::Web(source) }))
+    Ok((url, Weights { sha256, size_bytes, place: Place::Web(source) }, Added::Layers(texts)))
+}
+
+/// Fetches the layers of text.
+async fn texts_of(
+    client: &Client,
+    config: &PullConfig,
+    manifest: &OllamaManifest,
+    repository: &str,
+    manifest_url: &str,
+) -> Result<Vec<(TextKind, String)>, PullError> {
+    let refuse = |reason: String| Err(PullError::Protocol { url: manifest_url.to_owned(), reason });
+    let layers: Vec<(TextKind, &OllamaLayer)> = manifest.texts().collect();
+    if layers.len() > TEXTS_MAX {
+        return refuse(format!("the model has {} layers of text, and up to {TEXTS_MAX} are read", layers.len()));
+    }
+    let mut texts = Vec::with_capacity(layers.len());
+    for some in layers.chunks(TEXTS_AT_A_TIME) {
+        let mut fetches = Vec::with_capacity(some.len());
+        for &(kind, layer) in some {
+            fetches.push(text_of(client, config, repository, kind, layer));
+        }
+        texts.extend(try_join_all(fetches).await?);
+    }
+    let bytes: usize = texts.iter().map(|(_, text)| text.len()).sum();
+    if bytes > TEXTS_BYTES_MAX {
+        return refuse(format!(
+            "the model's layers of text have {bytes} bytes together, and up to {TEXTS_BYTES_MAX} are read"
+        ));
+    }
+    Ok(texts)
+}
+
+/// Fetches a layer of text and checks its hash.
+async fn text_of(
+    client: &Client,
+    config: &PullConfig,
+    repository: &str,
+    kind: TextKind,
+    layer: &OllamaLayer,
+) -> Result<(TextKind, String), PullError> {
+    let url = format!("{repository}/blobs/{}", layer.digest);
+    let refuse = |reason: String| Err(PullError::Protocol { url: url.clone(), reason });
+    let what = kind.name();
+    let Some(expected) = layer.sha256() else {
+        return refuse(format!("the digest of the model's {what} layer is not a SHA-256"));
+    };
+    if !usize::try_from(layer.size).is_ok_and(|bytes| bytes <= TEXT_LAYER_BYTES_MAX) {
+        let bytes = layer.size;
+        return refuse(format!(
+            "the model's {what} layer has {bytes} bytes, and up to {TEXT_LAYER_BYTES_MAX} are read"
+        ));
+    }
+    let body = get(config, client.get(&url), &url, TEXT_LAYER_BYTES_MAX).await?;
+    let found = hex::encode(Sha256::digest(&body));
+    if found != expected {
+        let (what, expected) = (format!("{url} (the model's {what} layer)"), expected.to_owned());
+        return Err(PullError::WrongHash { what, expected, found });
+    }
+    match String::from_utf8(body) {
+        Ok(text) => Ok((kind, text)),
+        Err(_) => refuse(format!("the model's {what} layer is no text in UTF-8")),
+    }
 }
 
 fn base_url(config: &PullConfig, registry: &str) -> String {

@@ -1,5 +1,6 @@
 mod faults;
 mod packages;
+mod texts;
 
 use std::fs;
 use std::path::PathBuf;
