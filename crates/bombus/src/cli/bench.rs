@@ -96,13 +96,16 @@ async fn bench(global: &Global, args: &BenchArgs, settings: &Settings) -> Result
     let answerer = find(global, args, settings).await?;
     let model = args.model.clone().unwrap_or_else(|| answerer.default_model(settings));
     let measured = tokio::select! {
-        measured = measure_all(global, args, &answerer, &model) => Some(measured),
-        _ = stop.next() => None,
+        measured = measure_all(global, args, &answerer, &model) => Ok(measured),
+        signal = stop.next() => Err(signal),
     };
     answerer.stop().await;
-    let Some(results) = measured.transpose()? else {
-        global.notice("stopped");
-        return Ok(Exit::Interrupted.into());
+    let results = match measured {
+        Ok(measured) => measured?,
+        Err(signal) => {
+            global.notice("stopped");
+            return Ok(ExitCode::from(signal.exit_code()));
+        }
     };
     if args.json {
         output::print_json(&results)?;

@@ -15,7 +15,7 @@ use super::{Global, output};
 use crate::config::{BackendConfig, BackendKind, Settings};
 use crate::failure::{Exit, Failure};
 use crate::node::open_models;
-use crate::platform::StopSignals;
+use crate::platform::{StopSignal, StopSignals};
 
 mod change;
 mod list;
@@ -212,30 +212,33 @@ async fn pull_model(global: &Global, settings: &Settings, name: &str, as_json: b
     {
         ModelName::parse(name).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
         let pulled = tokio::select! {
-            pulled = change::pull_at_node(&node, name, &mut progress) => Some(pulled),
-            _ = signals.next() => None,
+            pulled = change::pull_at_node(&node, name, &mut progress) => Ok(pulled),
+            signal = signals.next() => Err(signal),
         };
         progress.end();
-        let Some(pulled) = pulled else {
-            // An Ollama keeps what came of whatever it pulls.
-            let is_kept = kind == "ollama" || goes_on_later(&open_models(&data_dir)?, &PullConfig::from_env(), name);
-            return Ok(stopped(global, is_kept));
-        };
-        pulled?;
+        match pulled {
+            Ok(pulled) => pulled?,
+            Err(signal) => {
+                // An Ollama keeps what came of whatever it pulls.
+                let is_kept =
+                    kind == "ollama" || goes_on_later(&open_models(&data_dir)?, &PullConfig::from_env(), name);
+                return Ok(stopped(global, signal, is_kept));
+            }
+        }
         change::arrived_at_node(&node, name, as_json).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let store = open_models(&data_dir)?;
     let sources = PullConfig::from_env();
     let pulled = tokio::select! {
-        pulled = pull(&store, &sources, name, |step| progress.pull(&step)) => Some(pulled),
-        _ = signals.next() => None,
+        pulled = pull(&store, &sources, name, |step| progress.pull(&step)) => Ok(pulled),
+        signal = signals.next() => Err(signal),
     };
     progress.end();
-    let Some(model) = pulled else {
-        return Ok(stopped(global, goes_on_later(&store, &sources, name)));
+    let model = match pulled {
+        Ok(pulled) => pulled.map_err(of_pull)?,
+        Err(signal) => return Ok(stopped(global, signal, goes_on_later(&store, &sources, name))),
     };
-    let model = model.map_err(of_pull)?;
     let is_embedded = |backend: &BackendConfig| matches!(backend.kind, BackendKind::Embedded(_));
     // A node that could run it would have fetched it itself.
     if has_node || !settings.config.backends.iter().any(is_embedded) {
@@ -245,13 +248,13 @@ async fn pull_model(global: &Global, settings: &Settings, name: &str, as_json: b
     Ok(ExitCode::SUCCESS)
 }
 
-fn stopped(global: &Global, goes_on: bool) -> ExitCode {
+fn stopped(global: &Global, signal: StopSignal, goes_on: bool) -> ExitCode {
     global.notice(if goes_on {
         "stopped; pulling again goes on from what came so far"
     } else {
         "stopped; nothing of it is kept"
     });
-    Exit::Interrupted.into()
+    ExitCode::from(signal.exit_code())
 }
 
 fn import(global: &Global, file: &Path, name: Option<&ModelName>, as_json: bool) -> Result<()> {

@@ -72,10 +72,12 @@ async fn where_nobody_answers_there_is_nothing_to_measure() {
 }
 
 #[tokio::test]
-async fn ctrl_c_ends_a_measurement() {
+async fn a_signal_ends_a_measurement() {
     let home = Home::new(&(no_backends() + &fake_named("hangs", "fail = 'hang'")));
-    let mut benching = Process::start(home.command(&["bench", "fake"]));
-    benching.stderr_shows("hangs: first answer").await;
-    benching.signal(Signal::Interrupt);
-    assert_eq!(benching.ended().await.code(), Some(130), "{}", benching.stderr());
+    for (signal, code) in [(Signal::Interrupt, 130), (Signal::Terminate, 143)] {
+        let mut benching = Process::start(home.command(&["bench", "fake"]));
+        benching.stderr_shows("hangs: first answer").await;
+        benching.signal(signal);
+        assert_eq!(benching.ended().await.code(), Some(code), "{}", benching.stderr());
+    }
 }

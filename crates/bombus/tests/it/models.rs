@@ -1,12 +1,13 @@
-use bombus_testkit::gguf::tiny_model;
+use bombus_testkit::gguf::{GgufBuilder, tiny_model};
 use bombus_testkit::hugging_face::{HuggingFace, RepositoryFile};
 use bombus_testkit::origin::Fault;
+use bombus_testkit::registry::Registry;
 use bombus_testkit::upstream::{Script, Upstream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::harness::{Home, Node, fake, fake_named, finish, free_address, no_backends, server};
+use crate::harness::{Home, Node, Process, Signal, fake, fake_named, finish, free_address, no_backends, server};
 use crate::terminal::Terminal;
 
 #[tokio::test]
@@ -113,6 +114,39 @@ async fn a_pull_tells_programs_what_came_and_people_how_it_goes() {
     });
     assert_eq!(told, expected);
     assert!(pulled.stderr.contains("hf.co/owner/Tiny-GGUF"), "{}", pulled.stderr);
+}
+
+#[tokio::test]
+async fn a_pull_that_is_stopped_tells_which_signal_came() {
+    let hub = HuggingFace::start().await.unwrap();
+    let weights = RepositoryFile::new("tiny.Q4_0.gguf", &tiny_model("tiny", 3_000_000));
+    hub.put("owner/Tiny-GGUF", vec![weights.served(|file| file.always(Fault::HangAfter(1_000_000)))]);
+    let home = Home::new(&no_backends());
+    for (signal, code) in [(Signal::Terminate, 143), (Signal::Interrupt, 130)] {
+        let mut command = home.command(&["models", "pull", "hf.co/owner/Tiny-GGUF"]);
+        command.env("HF_ENDPOINT", hub.site.url());
+        let mut pulling = Process::start(command);
+        pulling.stderr_shows("downloading").await;
+        pulling.signal(signal);
+        assert_eq!(pulling.ended().await.code(), Some(code), "{}", pulling.stderr());
+    }
+}
+
+#[tokio::test]
+async fn a_model_of_a_registry_is_shown_with_what_its_name_adds() {
+    let registry = Registry::start().await.unwrap();
+    let weights = GgufBuilder::new().text("general.architecture", "llama").build();
+    let texts = [("template", "{{ .Prompt }}"), ("system", "You keep bees."), ("params", r#"{"top_k": 7}"#)];
+    registry.put_with_texts("keeper/assistant", "1b", &weights, &texts);
+    let name = format!("{}/keeper/assistant:1b", registry.site.url().trim_start_matches("http://"));
+    let home = Home::new(&no_backends());
+    let pulled = home.run(&["models", "pull", &name]).await;
+    assert_eq!(pulled.code, Some(0), "{}", pulled.stderr);
+    let shown = home.run(&["models", "show", &name, "--json"]).await;
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|_| panic!("{}", shown.stderr));
+    let details = &shown["details"];
+    assert_eq!((&details["template"], &details["system"]), (&"{{ .Prompt }}".into(), &"You keep bees.".into()));
+    assert_eq!(details["parameters"], json!({ "top_k": 7 }));
 }
 
 #[tokio::test]
@@ -359,7 +393,6 @@ async fn a_pull_by_the_node_that_finds_nothing_says_where_models_are() {
 async fn a_pull_by_the_node_that_is_stopped_says_what_is_kept_of_it() {
     use std::os::unix::fs::PermissionsExt;
 
-    use crate::harness::{Process, Signal};
     use crate::model::eventually;
 
     let hub = HuggingFace::start().await.unwrap();
@@ -377,19 +410,19 @@ async fn a_pull_by_the_node_that_is_stopped_says_what_is_kept_of_it() {
     up.env("HF_ENDPOINT", hub.site.url()).env("PATH", format!("{}:{programs}", python.parent().unwrap().display()));
     let _node = Node::start_command(&home, up).await;
 
-    let stopped = async |name: &str, comes: &dyn Fn() -> bool| {
+    let stopped = async |name: &str, (signal, code): (Signal, i32), comes: &dyn Fn() -> bool| {
         let mut pulling = Process::start(home.command(&["models", "pull", name]));
         eventually("what comes first", async || comes()).await;
-        pulling.signal(Signal::Interrupt);
-        assert_eq!(pulling.ended().await.code(), Some(130));
+        pulling.signal(signal);
+        assert_eq!(pulling.ended().await.code(), Some(code));
         pulling.stderr()
     };
-    let of_package = stopped("smollm2:135m", &|| begun.exists()).await;
+    let of_package = stopped("smollm2:135m", (Signal::Interrupt, 130), &|| begun.exists()).await;
     assert!(of_package.contains("nothing of it is kept"), "{of_package}");
     let is_partial =
         |entry: std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "partial");
     let blobs = home.data_dir().join("models/blobs");
     let has_part = || std::fs::read_dir(&blobs).is_ok_and(|mut blobs| blobs.any(|entry| is_partial(entry.unwrap())));
-    let of_file = stopped("hf.co/owner/Tiny-GGUF", &has_part).await;
+    let of_file = stopped("hf.co/owner/Tiny-GGUF", (Signal::Terminate, 143), &has_part).await;
     assert!(of_file.contains("pulling again goes on"), "{of_file}");
 }

@@ -137,9 +137,9 @@ pub(super) async fn run(global: &Global, work: Work, model: &str, at: &WhereArgs
     };
     let outcomes = tokio::select! {
         outcomes = outcomes_of(global, &node, work, model, at) => outcomes?,
-        _ = signals.next() => {
+        signal = signals.next() => {
             global.notice("stopped at all nodes; what came so far is kept there, except of Python packages");
-            return Ok(Exit::Interrupted.into());
+            return Ok(ExitCode::from(signal.exit_code()));
         }
     };
     let failed = outcomes.iter().find(|outcome| !outcome.done);
