@@ -33,7 +33,7 @@ pub mod tasks;
 #[cfg(test)]
 mod testing;
 
-pub use config::{HttpConfig, Limits};
+pub use config::{HttpConfig, Limits, LimitsError};
 pub use keys::KeyStore;
 pub use metrics::{Metrics, Sample, SampleKind};
 pub use server::{HttpError, Server};

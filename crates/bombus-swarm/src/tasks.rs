@@ -61,7 +61,7 @@ use bombus_core::identity::NodeKey;
 use bombus_infer::Backends;
 use bombus_net::NetHandle;
 
-pub use config::TasksConfig;
+pub use config::{TasksConfig, TasksConfigError};
 pub use counts::{TaskRunCounts, TaskRuns};
 pub use error::TasksError;
 pub use handle::TasksHandle;

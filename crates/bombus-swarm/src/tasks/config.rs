@@ -15,6 +15,8 @@ pub(super) const SLOTS_DEFAULT: u32 = 8;
 const SLOTS_MAX: u32 = 1_024;
 /// So many tasks for each slot are given to a worker that has none free.
 pub(super) const QUEUE_PER_SLOT: u32 = 4;
+/// Most seconds of `timeout_s`: a year.
+const TIMEOUT_S_MAX: u64 = 365 * 24 * 3_600;
 /// Tasks of others that wait here at least before more are refused: more than requesters that know each other would give, so that a refusal,
 /// after which they wait, is rare.
 const QUEUE_MIN: u32 = 128;
@@ -31,7 +33,7 @@ pub struct TasksConfig {
     pub max_concurrent: Option<u32>,
     /// So many attempts end in failure before a task does that names no number of its own.
     pub max_attempts: u32,
-    /// How long a run may take whose task names no limit, in seconds.
+    /// How long a run may take whose task names no limit, in seconds from 1 to a year.
     pub timeout_s: u64,
     /// How long a grant holds unless it is renewed, in milliseconds.
     pub lease_ms: u64,
@@ -51,9 +53,9 @@ pub struct TasksConfig {
     pub seal: SealChoice,
     /// The pause after the first failed attempt, in milliseconds. Each further one doubles it, up to 30 s.
     pub backoff_ms: u64,
-    /// How long tasks are kept after they have ended, in seconds. They go in generations, so that some stay for a quarter longer.
+    /// How long tasks are kept after they have ended, in seconds, at least 1. They go in generations, so that some stay for a quarter longer.
     pub retain_s: u64,
-    /// How many tasks are kept; of more, the oldest that have ended go before.
+    /// How many tasks are kept, at least 1; of more, the oldest that have ended go before.
     pub keep: usize,
 }
 
@@ -81,14 +83,38 @@ impl Default for TasksConfig {
     }
 }
 
+/// Why settings of tasks cannot work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TasksConfigError {
+    /// The times around a lease do not fit together.
+    #[error(transparent)]
+    Lease(#[from] LeaseConfigError),
+    /// No run would have any time, or more than can be counted.
+    #[error("timeout_s = {0} has to be from 1 to {TIMEOUT_S_MAX}")]
+    Timeout(u64),
+    /// Nothing that tasks bring would be kept.
+    #[error("{0} = 0 has to be at least 1: a task, and what came of it, would be gone as soon as it has ended")]
+    Retention(&'static str),
+}
+
 impl TasksConfig {
     /// Checks that the settings fit together.
     ///
     /// # Errors
     ///
     /// Says which do not.
-    pub fn check(&self) -> Result<(), LeaseConfigError> {
-        self.lease().check()
+    pub fn check(&self) -> Result<(), TasksConfigError> {
+        self.lease().check()?;
+        if !(1..=TIMEOUT_S_MAX).contains(&self.timeout_s) {
+            return Err(TasksConfigError::Timeout(self.timeout_s));
+        }
+        if self.retain_s == 0 {
+            return Err(TasksConfigError::Retention("retain_s"));
+        }
+        if self.keep == 0 {
+            return Err(TasksConfigError::Retention("keep"));
+        }
+        Ok(())
     }
 
     /// Returns how many tasks run at a time, where the backends answer so many requests; 0 where they do not say.
@@ -148,6 +174,14 @@ mod tests {
         TasksConfig::default().check().unwrap();
         let late = TasksConfig { renew_ms: 14_000, ..TasksConfig::default() };
         assert!(late.check().unwrap_err().to_string().contains("renew_ms"));
+        for timeout_s in [0, u64::MAX] {
+            let error = TasksConfig { timeout_s, ..TasksConfig::default() }.check().unwrap_err();
+            assert_eq!(error, TasksConfigError::Timeout(timeout_s));
+        }
+        let nothing = TasksConfig { retain_s: 0, ..TasksConfig::default() };
+        assert!(nothing.check().unwrap_err().to_string().contains("retain_s = 0"));
+        let nothing = TasksConfig { keep: 0, ..TasksConfig::default() };
+        assert!(nothing.check().unwrap_err().to_string().contains("keep = 0"));
         let read = serde_json::from_str::<TasksConfig>(r#"{ "lease": 3 }"#);
         assert!(read.unwrap_err().to_string().contains("lease"));
     }

@@ -150,12 +150,12 @@ impl Unnamed {
             "fake" => BackendKind::Fake(settings_of(&rest)?),
             "ollama" => {
                 let config: OllamaConfig = settings_of(&rest)?;
-                check_server(&config.url, config.api_key_env.as_deref())?;
+                check_server(&config.url, config.api_key_env.as_deref(), config.timeout_ms)?;
                 BackendKind::Ollama(config)
             }
             "openai" => {
                 let config: OpenAiConfig = settings_of(&rest)?;
-                check_server(&config.url, config.api_key_env.as_deref())?;
+                check_server(&config.url, config.api_key_env.as_deref(), config.timeout_ms)?;
                 BackendKind::OpenAi(config)
             }
             _ => return Err(Error::from(Kind::UnknownVariant(kind, KINDS)).with_path("kind")),
@@ -237,8 +237,9 @@ fn settings_of<T: DeserializeOwned>(rest: &Value) -> figment::Result<T> {
     })
 }
 
-/// Finds mistakes in the address and the key before a request meets them. What was written is not repeated: it may be the key itself.
-fn check_server(url: &str, api_key_env: Option<&str>) -> figment::Result<()> {
+/// Finds mistakes in the address, the key and the time before a request meets them. What was written is not repeated: it may be the key
+/// itself.
+fn check_server(url: &str, api_key_env: Option<&str>, timeout_ms: u64) -> figment::Result<()> {
     let parsed = reqwest::Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     if parsed.is_none() {
         let reason = "expected an address such as http://127.0.0.1:8080".to_owned();
@@ -252,6 +253,10 @@ fn check_server(url: &str, api_key_env: Option<&str>) -> figment::Result<()> {
     if !api_key_env.is_none_or(is_name) {
         let reason = "expected the name of an environment variable, for example OPENAI_API_KEY, and not the key itself";
         return Err(Error::from(reason.to_owned()).with_path("api_key_env"));
+    }
+    if timeout_ms == 0 {
+        let reason = "0 would leave no time for any answer; it is in milliseconds, at least 1".to_owned();
+        return Err(Error::from(reason).with_path("timeout_ms"));
     }
     Ok(())
 }

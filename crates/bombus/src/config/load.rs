@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use bombus_http::LimitsError;
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
 use serde_json::Value as Json;
@@ -67,11 +68,12 @@ impl Settings {
         }
         let merged = Merged::new(figment)?;
         let mut config: Config = merged.figment.extract().map_err(|error| merged.explain(error))?;
-        let unfit = |part: &str, reason: String| ConfigError::WrongValue {
-            key: part.to_owned(),
-            origin: merged.origin(&[part.to_owned()]),
-            reason,
+        let unfit = |key: &str, reason: String| {
+            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+            ConfigError::WrongValue { key: key.to_owned(), origin: merged.origin(&path), reason }
         };
+        let of_limit = |error: LimitsError| unfit(&format!("api.limits.{}", error.setting), error.to_string());
+        config.api.limits.check().map_err(of_limit)?;
         config.tasks.check().map_err(|error| unfit("tasks", error.to_string()))?;
         config.db.check().map_err(|error| unfit("db", error.to_string()))?;
         config.backends = merged.backends(config.discover)?;

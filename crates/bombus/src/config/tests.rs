@@ -123,6 +123,18 @@ fn errors_name_the_key_the_place_and_the_remedy() {
             "[api.limits]\ngrace_ms = 'soon'\n",
             vec!["`api.limits.grace_ms`", "c.toml", "expected a whole number", "the text \"soon\""],
         ),
+        (
+            "[api.limits]\nconnections_max = 0\n",
+            vec!["`api.limits.connections_max` in file", "c.toml", "it is 0, but has to be from 1 to 1000000"],
+        ),
+        ("[api.limits]\nfirst_token_ms_max = 0\n", vec!["`api.limits.first_token_ms_max`", "it is 0", "from 1 to"]),
+        ("[[backends]]\nkind = 'ollama'\ntimeout_ms = 0\n", vec!["`backends.0.timeout_ms`", "c.toml", "at least 1"]),
+        (
+            "[[backends]]\nkind = 'openai'\nurl = 'http://a'\ntimeout_ms = 0\n",
+            vec!["`backends.0.timeout_ms`", "c.toml", "at least 1"],
+        ),
+        ("[tasks]\ntimeout_s = 0\n", vec!["`tasks`", "c.toml", "timeout_s = 0", "from 1 to"]),
+        ("[tasks]\nretain_s = 0\n", vec!["`tasks`", "c.toml", "retain_s = 0", "gone as soon as"]),
         ("api = 3\n", vec!["`api`", "c.toml", "expected a table", "the number 3"]),
         ("[api]\nlisten = 'everywhere'\n", vec!["`api.listen`", "c.toml", "ADDR:PORT"]),
         ("default_model = 'a b'\n", vec!["`default_model`", "not a model name"]),
@@ -247,6 +259,12 @@ fn limits_of_databases_that_do_not_fit_together_are_told_with_their_names() {
 fn an_error_in_the_environment_names_the_variable() {
     let error = setup().env("BOMBUS_API__LIMITS__GRACE_MS", "soon").error();
     assert!(error.contains("`api.limits.grace_ms` in environment BOMBUS_API__LIMITS__GRACE_MS"), "{error}");
+    let mixed = setup().file("c.toml", "[api.limits]\ngrace_ms = 5\n").env("BOMBUS_API__LIMITS__CONNECTIONS_MAX", "0");
+    let error = mixed.error();
+    assert!(
+        error.contains("`api.limits.connections_max` in environment BOMBUS_API__LIMITS__CONNECTIONS_MAX"),
+        "{error}"
+    );
 }
 
 #[test]
