@@ -225,6 +225,11 @@ impl Metrics {
         inner.request_seconds.get_or_create(&RouteLabels { route: route.to_owned() }).observe(took.as_secs_f64());
     }
 
+    /// Counts a request that was refused before it could be begun; how long that took is not known.
+    pub(crate) fn request_refused_unread(&self, route: &str, method: &'static str, status: &'static str) {
+        self.0.requests.get_or_create(&RequestLabels { route: route.to_owned(), method, status }).inc();
+    }
+
     pub(crate) fn answer_begun(&self) {
         self.0.answers_running.inc();
     }

@@ -20,6 +20,10 @@ use crate::error::ApiError;
 use crate::router::route_template;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The route of requests that belong to none.
+const UNMATCHED: &str = "unmatched";
+/// The method of requests with any but the usual ones.
+const OTHER_METHOD: &str = "other";
 
 pub(crate) async fn observe(
     State(app): State<SharedApp>,
@@ -29,7 +33,7 @@ pub(crate) async fn observe(
 ) -> Response {
     let id = request_id(request.headers());
     let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
-    let route = matched.as_ref().map_or("unmatched", |path| route_template(path.as_str()));
+    let route = matched.as_ref().map_or(UNMATCHED, |path| route_template(path.as_str()));
     let record = Record::begin(app.services.metrics.clone(), span.clone(), request.method(), route);
     let path = request.uri().path().to_owned();
 
@@ -49,6 +53,14 @@ pub(crate) async fn observe(
     response.headers_mut().insert(REQUEST_ID, id);
     let status = response.status();
     response.map(|body| Body::new(record.watch(status, body)))
+}
+
+/// Tells of a request whose head is no HTTP, or too large. Hyper has answered it itself (400, 414 or 431), without a body and an id: the id
+/// of the line is nowhere else.
+pub(crate) fn refused_unread(metrics: &Metrics, error: &hyper::Error) {
+    metrics.request_refused_unread(UNMATCHED, OTHER_METHOD, "4xx");
+    let id = Uuid::new_v4().hyphenated();
+    tracing::debug!(request_id = %id, %error, "request refused: its head cannot be read");
 }
 
 /// Takes the client's own id if it can do no harm in a log, else makes one.
@@ -85,7 +97,7 @@ impl Record {
             "DELETE" => "DELETE",
             "OPTIONS" => "OPTIONS",
             "PATCH" => "PATCH",
-            _ => "other",
+            _ => OTHER_METHOD,
         };
         Self { metrics, span, method, route: route.to_owned(), begun: Instant::now(), status: None, complete: false }
     }

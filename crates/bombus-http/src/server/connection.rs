@@ -12,6 +12,7 @@ use tower::ServiceExt;
 
 use super::stall::StallGuard;
 use crate::app::App;
+use crate::observe;
 
 /// Serves one connection to its end.
 pub(super) async fn serve(stream: TcpStream, router: Router, app: &App, draining: CancellationToken) {
@@ -40,7 +41,12 @@ pub(super) async fn serve(stream: TcpStream, router: Router, app: &App, draining
             connection.await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended early");
+    match ended {
+        Ok(()) => {}
+        // To the preface of HTTP/2 nothing is answered.
+        Err(error) if error.is_parse() && !error.is_parse_version_h2() => {
+            observe::refused_unread(&app.services.metrics, &error);
+        }
+        Err(error) => tracing::debug!(%error, "connection ended early"),
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{HttpError, Server, accept};
-use crate::testing::{Scripted, done, fake, scripted, services, text};
+use crate::testing::{Scripted, capture_log, done, fake, scripted, services, text};
 use crate::{HttpConfig, KeyStore, Limits, Services};
 
 /// Longest wait for anything. Nothing that works comes near it.
@@ -127,6 +127,26 @@ async fn a_head_that_is_too_large_is_refused() {
     assert!(running.ask(&long).await.starts_with("HTTP/1.1 431 "));
     let many = format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: x\r\n".repeat(20));
     assert!(running.ask(&many).await.starts_with("HTTP/1.1 431 "));
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_read_is_counted_and_told_under_an_id() {
+    let (log, _guard) = capture_log();
+    let services = fake(FakeConfig::default());
+    let metrics = services.metrics.clone();
+    let limits = Limits { header_bytes_max: 10_000, ..Limits::default() };
+    let running = Running::start(limits, services).await;
+    assert!(running.ask("no request\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    let long = format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(10_000));
+    assert!(running.ask(&long).await.starts_with("HTTP/1.1 431 "));
+    running.stop.cancel();
+    running.end().await;
+    let counted = metrics.encode().unwrap();
+    let line = "bombus_http_requests_total{route=\"unmatched\",method=\"other\",status=\"4xx\"} 2";
+    assert!(counted.lines().any(|counted| counted == line), "{counted}");
+    let lines = log.lines();
+    let told: Vec<_> = lines.iter().filter(|line| line.contains("request refused: its head cannot be read")).collect();
+    assert!(told.len() == 2 && told.iter().all(|line| line.contains("request_id=")), "{lines:#?}");
 }
 
 #[tokio::test]
