@@ -1,14 +1,17 @@
 //! The field names of `NodeConfig`, the configuration of an earlier swarm program whose JSON files people have.
 
+use std::net::Ipv6Addr;
+
 use figment::value::{Dict, Value};
 
 use super::ConfigError;
 
 /// Fields with the sections and settings that they become.
-const SETTINGS: [(&str, &str, &str); 4] = [
+const SETTINGS: [(&str, &str, &str); 5] = [
     ("logLevel", "log", "level"),
     ("listenAddresses", "p2p", "listen"),
     ("bootstrapPeers", "p2p", "seeds"),
+    ("models", "share", "models"),
     ("maxConcurrentTasks", "tasks", "max_concurrent"),
 ];
 /// What there is to say about the field that becomes none.
@@ -18,11 +21,20 @@ const NO_DIRECTORY: &str =
 /// Replaces `NodeConfig` fields by the settings that they mean, and takes out the one that means none. Returns what there is to say about
 /// the latter.
 ///
-/// `nodeId` was a free text there and becomes `name`; the first of `models` was the default model. Its Ollama comes after the embedded
-/// engine, where the build has one.
+/// `nodeId` was a free text there and becomes `name`; `models` were those that the node serves to others, and the first of them was the default
+/// model. Its Ollama comes after the embedded engine, where the build has one.
 pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Option<&'static str>, ConfigError> {
     if let Some(name) = values.remove("nodeId") {
         values.entry("name".to_owned()).or_insert(name);
+    }
+    if let Some(models) = values.get("models") {
+        let Value::Array(_, models) = models else {
+            let reason = "expected a list of model names".to_owned();
+            return Err(ConfigError::WrongValue { key: "models".into(), origin: origin.to_owned(), reason });
+        };
+        if let Some(first) = models.first().cloned() {
+            values.entry("default_model".to_owned()).or_insert(first);
+        }
     }
     for (field, section, setting) in SETTINGS {
         if let Some(value) = values.remove(field)
@@ -31,18 +43,10 @@ pub(super) fn translate(values: &mut Dict, origin: &str) -> Result<Option<&'stat
             table.entry(setting.to_owned()).or_insert(value);
         }
     }
-    if let Some(models) = values.remove("models") {
-        let Value::Array(_, models) = models else {
-            let reason = "expected a list of model names".to_owned();
-            return Err(ConfigError::WrongValue { key: "models".into(), origin: origin.to_owned(), reason });
-        };
-        if let Some(first) = models.into_iter().next() {
-            values.entry("default_model".to_owned()).or_insert(first);
-        }
-    }
     let (host, port) = (values.remove("ollamaHost"), values.remove("ollamaPort"));
     if host.is_some() || port.is_some() {
         let host = host.map_or_else(|| Ok("127.0.0.1".to_owned()), |host| text(&host, "ollamaHost", origin))?;
+        let host = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host };
         let port = port.map_or_else(|| Ok("11434".to_owned()), |port| text(&port, "ollamaPort", origin))?;
         let engine = cfg!(feature = "embedded").then(|| vec![("kind", "embedded".to_owned())]);
         let ollama = vec![("kind", "ollama".to_owned()), ("url", format!("http://{host}:{port}"))];

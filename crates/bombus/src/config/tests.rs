@@ -283,12 +283,14 @@ fn a_json_file_with_the_names_of_node_config_is_understood() {
             "config.json",
             r#"{"nodeId": "worker-1", "ollamaHost": "localhost", "ollamaPort": 11434, "orbitDbDirectory": "./db",
                 "bootstrapPeers": ["/dns4/hive.example/tcp/7891"], "listenAddresses": ["/ip4/0.0.0.0/tcp/0"],
-                "models": ["tinyllama"],
+                "models": ["tinyllama", "phi:2"],
                 "maxConcurrentTasks": 2, "logLevel": "warn"}"#,
         )
         .load();
     assert_eq!((settings.config.name.as_str(), settings.config.log.level.as_str()), ("worker-1", "warn"));
     assert_eq!(settings.config.default_model.as_str(), "tinyllama:latest");
+    assert_eq!(settings.config.share.models, ["tinyllama", "phi:2"]);
+    assert!(settings.origin("share.models").ends_with("config.json"), "{}", settings.origin("share.models"));
     let [notice] = settings.notices.as_slice() else { panic!("{:?}", settings.notices) };
     assert!(
         notice.contains("config.json: orbitDbDirectory is ignored: databases lie in the data directory"),
@@ -301,6 +303,17 @@ fn a_json_file_with_the_names_of_node_config_is_understood() {
         panic!("{:?}", settings.config.backends)
     };
     assert_eq!(ollama.url, "http://localhost:11434");
+}
+
+#[test]
+fn an_ollama_of_node_config_may_have_an_address_of_ipv6() {
+    for (host, url) in [("::1", "http://[::1]:11434"), ("[::1]", "http://[::1]:11434"), ("::", "http://[::]:11434")] {
+        let settings = setup().file("config.json", &json!({ "ollamaHost": host }).to_string()).load();
+        let Some(BackendKind::Ollama(ollama)) = settings.config.backends.last().map(|backend| &backend.kind) else {
+            panic!("{:?}", settings.config.backends)
+        };
+        assert_eq!(ollama.url, url);
+    }
 }
 
 #[test]
@@ -370,8 +383,12 @@ fn what_is_done_for_others_is_configured_by_file_and_environment() {
 
 #[test]
 fn our_own_names_win_over_those_of_node_config() {
-    let settings = setup()
-        .file("config.json", r#"{"name": "ours", "nodeId": "theirs", "api": {"limits": {"grace_ms": 1}}}"#)
-        .load();
+    let text = r#"{"name": "ours", "nodeId": "theirs", "api": {"limits": {"grace_ms": 1}},
+                   "default_model": "a", "models": ["b"], "share": {"models": ["c"]}}"#;
+    let settings = setup().file("config.json", text).load();
     assert_eq!((settings.config.name.as_str(), settings.config.api.limits.grace_ms), ("ours", 1));
+    assert_eq!(
+        (settings.config.default_model.as_str(), settings.config.share.models),
+        ("a:latest", vec!["c".to_owned()])
+    );
 }
