@@ -37,8 +37,9 @@ pub(crate) async fn create(
     });
     let dimensions = request.dimensions;
     let wanted = EmbedRequest { dimensions, ..EmbedRequest::new(target.model.clone(), inputs.collect()) };
-    let routed =
-        inference::embed(&app, &target, wanted).await.map_err(|error| error.rename_param("prompt", "input"))?;
+    let routed = inference::embed(&app, &target, wanted).await;
+    // Backends say `prompt` of what no engine can read, and else `inputs`.
+    let routed = routed.map_err(|error| error.rename_param("prompt", "input").rename_param("inputs", "input"))?;
     let route = route_header(&app, &routed);
     let answer = routed.value;
 

@@ -50,9 +50,12 @@ pub(super) fn chat_request(
     }
     let messages = request.messages.into_iter().enumerate().map(|(index, one)| message(index, one));
     let prompt = Prompt::Chat(messages.collect::<Result<_, _>>()?);
-    let max_tokens = request.max_completion_tokens.or(request.max_tokens);
+    let (param, max_tokens) = match request.max_completion_tokens {
+        Some(count) => ("max_completion_tokens", Some(count)),
+        None => ("max_tokens", request.max_tokens),
+    };
     if max_tokens == Some(0) {
-        return Err(ApiError::invalid_value("max_tokens", "'max_tokens' has to be at least 1"));
+        return Err(ApiError::invalid_value(param, format!("'{param}' has to be at least 1")));
     }
     let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (true, top) => Some(top.unwrap_or(0)),

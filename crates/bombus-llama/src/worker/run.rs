@@ -73,9 +73,9 @@ impl Run {
                 context_tokens: count(context_tokens),
             });
         }
-        let grammar = match prompt.grammar {
-            Some(grammar) => Some(grammar),
-            None => grammar_for(&request.response_format)?,
+        let (grammar, field) = match prompt.grammar {
+            Some(grammar) => (Some(grammar), "tools"),
+            None => (grammar_for(&request.response_format)?, "response_format"),
         };
         let is_traced = request.traced && prompt.tools.is_none();
         let output = Output::new(request.stop, prompt.think, is_traced);
@@ -88,7 +88,8 @@ impl Run {
         let beginning = beginning.transpose()?;
         let seed = request.sampling.seed;
         let banned = if request.ignore_eos { prompts.end_tokens() } else { &[] };
-        let mut sampler = TokenSampler::new(model, &request.sampling, grammar.as_deref(), banned)?;
+        let grammar = grammar.as_deref().map(|text| (text, field));
+        let mut sampler = TokenSampler::new(model, &request.sampling, grammar, banned)?;
         sampler.accept_prompt(&prompt.tokens);
         // What has to have a form gets it when the thoughts are over.
         sampler.hold_grammar(output.is_thinking());

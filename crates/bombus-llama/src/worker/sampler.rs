@@ -33,11 +33,11 @@ pub(crate) struct TokenSampler {
 }
 
 impl TokenSampler {
-    /// Builds the chain of samplers. `banned` tokens are never chosen.
+    /// Builds the chain of samplers. A grammar comes with the field of the request that calls for it; `banned` tokens are never chosen.
     pub(crate) fn new(
         model: &LlamaModel,
         sampling: &Sampling,
-        grammar: Option<&str>,
+        grammar: Option<(&str, &str)>,
         banned: &[LlamaToken],
     ) -> Result<Self, RunError> {
         let vocab_size = model.n_vocab();
@@ -78,9 +78,9 @@ impl TokenSampler {
             chain.push(dice(sampling));
         }
         let grammar = grammar
-            .map(|text| {
+            .map(|(text, field)| {
                 LlamaSampler::grammar(model, text, "root").map_err(|error| {
-                    RunError::invalid("response_format", format!("the grammar for this answer cannot be used: {error}"))
+                    RunError::invalid(field, format!("the grammar for this answer cannot be used: {error}"))
                 })
             })
             .transpose()?;

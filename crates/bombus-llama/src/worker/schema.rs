@@ -82,10 +82,7 @@ fn soften(param: &str, value: &mut Value, depth: usize) -> Result<(), RunError> 
         Value::Object(members) => {
             for key in ["minLength", "minItems"] {
                 if members.get(key).and_then(Value::as_u64).is_some_and(|least| least > REPETITIONS_MAX) {
-                    return Err(RunError::invalid(
-                        "response_format",
-                        format!("{key} may be at most {REPETITIONS_MAX}"),
-                    ));
+                    return Err(RunError::invalid(param, format!("{key} may be at most {REPETITIONS_MAX}")));
                 }
             }
             for key in ["maxLength", "maxItems"] {
@@ -134,6 +131,19 @@ mod tests {
         let (near, far) = (tool("near", "Here"), tool("far", "There"));
         let grammar = grammar_for_call(&[&near, &far], "arguments").unwrap();
         assert!(grammar.contains("Here") && grammar.contains("There"), "{grammar}");
+    }
+
+    #[test]
+    fn the_field_with_the_schema_is_named() {
+        let schema = json!({ "type": "string", "minLength": 2_000 });
+        let tool = Tool { name: "say".into(), description: None, parameters: schema.clone(), strict: None };
+        for (error, field) in [
+            (grammar_for(&ResponseFormat::JsonSchema(schema)).unwrap_err(), "response_format"),
+            (grammar_for_call(&[&tool], "arguments").unwrap_err(), "tools"),
+        ] {
+            let RunError::Invalid { param, message } = error else { panic!("{error}") };
+            assert!(param == field && message.contains("minLength"), "{param}: {message}");
+        }
     }
 
     #[test]

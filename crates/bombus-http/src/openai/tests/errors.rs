@@ -50,6 +50,8 @@ async fn values_of_the_wrong_type_or_out_of_range_name_their_field() {
         (json!({"max_tokens": "many"}), "invalid_value", "max_tokens"),
         (json!({"max_tokens": 0}), "invalid_value", "max_tokens"),
         (json!({"max_tokens": -1}), "invalid_value", "max_tokens"),
+        (json!({"max_completion_tokens": 0}), "invalid_value", "max_completion_tokens"),
+        (json!({"max_completion_tokens": 0, "max_tokens": 5}), "invalid_value", "max_completion_tokens"),
         (json!({"n": 0}), "invalid_value", "n"),
         (json!({"n": 17}), "invalid_value", "n"),
         (json!({"temperature": 2.5}), "invalid_value", "temperature"),
@@ -142,6 +144,19 @@ async fn embeddings_refuse_what_they_cannot_do() {
     ] {
         let answer = post(&router, "/v1/embeddings", with(json!({"model": "fake", "input": "a"}), more)).await;
         assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &json!(param)));
+    }
+}
+
+#[tokio::test]
+async fn what_a_backend_cannot_make_vectors_of_is_the_input() {
+    for refusal in [
+        BackendError::InvalidRequest { param: Some("inputs"), message: "an input is empty".into() },
+        BackendError::Unsupported { param: "inputs", message: "no token ids".into() },
+        BackendError::InvalidRequest { param: Some("prompt"), message: "it cannot be read".into() },
+    ] {
+        let router = loopback(services(refusing(refusal)));
+        let answer = post(&router, "/v1/embeddings", json!({"model": "m", "input": "a"})).await;
+        assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &json!("input")));
     }
 }
 
