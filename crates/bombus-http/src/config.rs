@@ -68,9 +68,11 @@ pub struct Limits {
     /// Longest time for a request's body to arrive in milliseconds from 1; a slower one is answered with 408. Of a file of a model's weights,
     /// which may take hours, the longest wait for its next piece.
     pub body_ms_max: u64,
-    /// Longest wait for the first token in milliseconds from 1, loading and queueing included; more is answered with 504.
+    /// Longest wait for the first token in milliseconds from 1, loading and queueing included; more is answered with 504, and with 429 where
+    /// others were still before the request at a backend that works.
     pub first_token_ms_max: u64,
-    /// Longest wait between two tokens in milliseconds from 1; more ends the stream with an error event.
+    /// Longest wait between two tokens in milliseconds from 1; more ends the stream with an error event. Time in which the backend says that
+    /// it is at work on others does not count.
     pub next_token_ms_max: u64,
     /// Longest time for which a client may take no byte of its answer, in milliseconds from 1; then its connection is cut.
     pub write_stall_ms_max: u64,

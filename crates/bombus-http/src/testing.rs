@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use axum::Router;
@@ -46,6 +46,8 @@ pub(crate) struct Scripted {
     pub(crate) events: Vec<Result<ChatEvent, BackendError>>,
     /// Repeats the events without end.
     pub(crate) endless: bool,
+    /// Time before each event.
+    pub(crate) gap: Duration,
     pub(crate) seen: Arc<Mutex<Vec<ChatRequest>>>,
     pub(crate) watch: RunWatch,
     /// The vectors of every request for some.
@@ -154,7 +156,7 @@ impl RunWatch {
                 changed.await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(10), wait).await.expect("the runs do not become so many");
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the runs do not become so many");
     }
 }
 
@@ -181,11 +183,14 @@ impl Backend for Scripted {
         let mark = self.watch.begin();
         let events = self.events.clone();
         let stays_open = self.endless || !matches!(events.last(), Some(Err(_) | Ok(ChatEvent::Done { .. })));
-        let endless = self.endless;
+        let (endless, gap) = (self.endless, self.gap);
         Ok(async_stream::stream! {
             let _mark = mark;
             loop {
                 for event in &events {
+                    if gap > Duration::ZERO {
+                        tokio::time::sleep(gap).await;
+                    }
                     yield event.clone();
                 }
                 if !endless {

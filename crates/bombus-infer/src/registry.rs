@@ -8,6 +8,7 @@ mod config;
 mod continuation;
 mod entry;
 mod listing;
+mod patience;
 mod peer;
 mod route;
 mod run;

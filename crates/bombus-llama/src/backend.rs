@@ -96,11 +96,68 @@ impl EmbeddedBackend {
     }
 
     async fn acquire(&self, model: &LocalModel, keep_alive: Option<KeepAlive>) -> Result<Lease, BackendError> {
-        let lease = self.pool.acquire(model.clone(), keep_alive).await?;
-        if lease.process.requests().get() >= self.config.requests_max() {
-            return Err(BackendError::Overloaded { retry_after: RETRY_AFTER });
+        acquire(&self.pool, self.config.requests_max(), model, keep_alive).await
+    }
+}
+
+/// Waits for a process that has the model loaded, and has fewer requests than it may have.
+async fn acquire(
+    pool: &PoolHandle,
+    requests_max: usize,
+    model: &LocalModel,
+    keep_alive: Option<KeepAlive>,
+) -> Result<Lease, BackendError> {
+    let lease = pool.acquire(model.clone(), keep_alive).await?;
+    if lease.process.requests().get() >= requests_max {
+        return Err(BackendError::Overloaded { retry_after: RETRY_AFTER });
+    }
+    Ok(lease)
+}
+
+/// A request that may be tried again, as long as nothing has come of it.
+struct Attempts {
+    pool: PoolHandle,
+    requests_max: usize,
+    model: LocalModel,
+    request: ChatRequest,
+    left: u32,
+}
+
+/// A run of which the first event is there.
+struct Begun {
+    lease: Lease,
+    run: ChatRun,
+    first: ChatEvent,
+}
+
+impl Attempts {
+    /// Sends the request, again where its process dies before anything came.
+    async fn begin(&mut self) -> Result<Begun, BackendError> {
+        loop {
+            self.left = self.left.saturating_sub(1);
+            let lease = acquire(&self.pool, self.requests_max, &self.model, self.request.keep_alive).await?;
+            let failure = match lease.process.chat(self.request.clone()).await {
+                Ok(mut run) => match run.next().await {
+                    Some(Ok(first)) => return Ok(Begun { lease, run, first }),
+                    Some(Err(failure)) => failure,
+                    None => RunFailure::Died("the run ended without an event".into()),
+                },
+                Err(failure) => failure,
+            };
+            self.failed(failure)?;
         }
-        Ok(lease)
+    }
+
+    /// Sends it again where the process of a run died that had only waited.
+    async fn begin_again(&mut self, failure: RunFailure) -> Result<Begun, BackendError> {
+        self.failed(failure)?;
+        self.begin().await
+    }
+
+    /// Takes note of a failure. An error where trying again makes no sense, or was done already.
+    fn failed(&self, failure: RunFailure) -> Result<(), BackendError> {
+        let reason = retry_reason(&self.model, failure)?;
+        if self.left > 0 { Ok(()) } else { Err(BackendError::Interrupted { reason }) }
     }
 }
 
@@ -127,20 +184,10 @@ impl Backend for EmbeddedBackend {
             // Those of other weights mean nothing to these.
             resume.tokens.clear();
         }
-        let mut died = String::new();
-        for _ in 0..TRIES {
-            let lease = self.acquire(&model, request.keep_alive).await?;
-            let failure = match lease.process.chat(request.clone()).await {
-                Ok(mut run) => match run.next().await {
-                    Some(Ok(first)) => return Ok(stream(lease, run, first)),
-                    Some(Err(failure)) => failure,
-                    None => RunFailure::Died("the run ended without an event".into()),
-                },
-                Err(failure) => failure,
-            };
-            died = retry_reason(&model, failure)?;
-        }
-        Err(BackendError::Interrupted { reason: died })
+        let (pool, requests_max) = (self.pool.clone(), self.config.requests_max());
+        let mut attempts = Attempts { pool, requests_max, model, request, left: TRIES };
+        let begun = attempts.begin().await?;
+        Ok(stream(attempts, begun))
     }
 
     fn can_resume(&self, request: &ChatRequest) -> bool {
@@ -247,28 +294,110 @@ fn retry_reason(model: &LocalModel, failure: RunFailure) -> Result<String, Backe
 }
 
 /// Passes a run's events on. The lease is held until the stream is dropped, so that the model stays.
-#[expect(clippy::needless_pass_by_value, reason = "the stream owns the lease")]
-fn stream(lease: Lease, mut run: ChatRun, first: ChatEvent) -> ChatStream {
+fn stream(attempts: Attempts, begun: Begun) -> ChatStream {
     Box::pin(async_stream::stream! {
+        // As a whole, since the stream would own no more of the lease than what it names.
+        let Begun { mut lease, mut run, first } = begun;
+        let mut attempts = Some(attempts);
         let mut next = Some(Ok(first));
         while let Some(event) = next {
             match event {
+                Ok(ChatEvent::Waiting {}) => yield Ok(ChatEvent::Waiting {}),
                 Ok(ChatEvent::Done { finish, usage, mut timings, tokens }) => {
                     timings.load_ms = lease.load.as_secs_f64() * 1000.0;
                     yield Ok(ChatEvent::Done { finish, usage, timings, tokens });
                 }
-                Ok(event) => yield Ok(event),
-                Err(RunFailure::Run(error)) => yield Err(error.into()),
-                Err(RunFailure::Died(reason)) => yield Err(BackendError::Interrupted { reason }),
+                Ok(event) => {
+                    attempts = None;
+                    yield Ok(event);
+                }
+                Err(failure) => {
+                    let again = match &mut attempts {
+                        Some(attempts) => attempts.begin_again(failure).await,
+                        None => Err(error_of(failure)),
+                    };
+                    match again {
+                        Ok(begun) => {
+                            (lease, run, next) = (begun.lease, begun.run, Some(Ok(begun.first)));
+                            continue;
+                        }
+                        Err(error) => yield Err(error),
+                    }
+                }
             }
             next = run.next().await;
         }
     })
 }
 
+fn error_of(failure: RunFailure) -> BackendError {
+    match failure {
+        RunFailure::Run(error) => error.into(),
+        RunFailure::Died(reason) => BackendError::Interrupted { reason },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    mod streams {
+        use std::time::Duration;
+
+        use futures::StreamExt;
+        use tokio::time::{sleep, timeout};
+        use tokio_util::sync::DropGuard;
+
+        use super::*;
+        use crate::scripted;
+
+        const LIMIT: Duration = Duration::from_secs(30);
+
+        /// Starts a pool over scripted engines, and prepares a request to a model there.
+        fn attempts(folder: &tempfile::TempDir, prompt: &str) -> (Attempts, DropGuard) {
+            let (stop, config) = (CancellationToken::new(), EmbeddedConfig::default());
+            let machine = Machine { ram_mb: 1_000, cores: 1 };
+            let (pool, handle) = Pool::new(config, machine, scripted::program().to_owned(), stop.clone());
+            // Ends with the guard; where it fails, every request does.
+            tokio::spawn(pool.run());
+            let model = scripted::model(folder.path(), "a", 1, "load");
+            let request = scripted::request(prompt);
+            (Attempts { pool: handle, requests_max: 8, model, request, left: TRIES }, stop.drop_guard())
+        }
+
+        #[tokio::test]
+        async fn a_model_stays_as_long_as_an_answer_of_it_goes_on() {
+            let folder = tempfile::tempdir().unwrap();
+            let (mut attempts, _stop) = attempts(&folder, "hold");
+            let (pool, path) = (attempts.pool.clone(), attempts.model.path.clone());
+            let begun = timeout(LIMIT, attempts.begin()).await.unwrap().unwrap();
+            let mut answer = stream(attempts, begun);
+            assert!(matches!(answer.next().await, Some(Ok(ChatEvent::Delta(_)))));
+            pool.unload(path.clone()).await.unwrap();
+            assert!(pool.is_warm(&path), "the answer goes on");
+            drop(answer);
+            let leaves = async {
+                while pool.is_warm(&path) {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            timeout(LIMIT, leaves).await.expect("nobody uses it any more");
+        }
+
+        #[tokio::test]
+        async fn a_request_that_only_waited_is_tried_again_when_its_process_dies() {
+            let folder = tempfile::tempdir().unwrap();
+            let (mut attempts, _stop) = attempts(&folder, "queue die");
+            let begun = timeout(LIMIT, attempts.begin()).await.unwrap().unwrap();
+            let answer = stream(attempts, begun).filter(|event| {
+                let is_shown = *event != Ok(ChatEvent::Waiting {});
+                async move { is_shown }
+            });
+            let events: Vec<_> = timeout(LIMIT, answer.collect()).await.unwrap();
+            assert!(matches!(&events[..], [Ok(ChatEvent::Delta(_)), Ok(ChatEvent::Done { .. })]), "{events:?}");
+        }
+    }
 
     #[test]
     fn shorter_vectors_have_length_one_again() {

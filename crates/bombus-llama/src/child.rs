@@ -31,7 +31,7 @@ use crate::protocol::{
 
 /// Events of one run that may wait for their client. Then the run pauses until the client has taken half of them.
 const CREDIT_EVENTS: u32 = 256;
-/// Events that may come without credit: what was held back, and the end.
+/// Events that may come without credit: what was held back, a word that it waits, and the end.
 const CREDIT_SLACK: usize = 64;
 /// Messages to the process that may wait. When it is full, requests wait.
 const OUTBOX_MESSAGES_MAX: usize = 256;
@@ -267,6 +267,10 @@ impl RunTable {
                     self.cancel(id);
                 }
             }
+            FromWorker::Waiting { ids } => {
+                let runs = self.lock();
+                ids.into_iter().for_each(|id| runs.tell_waiting(id));
+            }
             FromWorker::Failed { id, error } => match self.lock().pending.remove(&id) {
                 Some(Pending::Chat(sender)) => drop(sender.try_send(Err(RunFailure::Run(error)))),
                 Some(Pending::Embed(sender)) => drop(sender.send(Err(RunFailure::Run(error)))),
@@ -292,6 +296,15 @@ impl Runs {
             self.pending.remove(&id);
         }
         sent
+    }
+
+    /// Tells a run that others are before it, unless it has something to hear already.
+    fn tell_waiting(&self, id: RunId) {
+        if let Some(Pending::Chat(sender)) = self.pending.get(&id)
+            && sender.capacity() == sender.max_capacity()
+        {
+            let _ = sender.try_send(Ok(ChatEvent::Waiting {}));
+        }
     }
 }
 
@@ -325,6 +338,10 @@ impl ChatRun {
         }
         let event = self.events.recv().await.unwrap_or_else(|| Err(self.process.died()));
         self.ended = matches!(event, Ok(ChatEvent::Done { .. }) | Err(_));
+        if matches!(event, Ok(ChatEvent::Waiting {})) {
+            // It was sent without credit.
+            return Some(event);
+        }
         self.taken += 1;
         if self.taken == CREDIT_EVENTS / 2 && !self.ended {
             // So short a message always fits.

@@ -46,9 +46,22 @@ pub(crate) enum ToWorker {
 pub(crate) enum FromWorker {
     Loaded,
     LoadFailed(LoadFailure),
-    Event { id: RunId, event: ChatEvent },
-    Failed { id: RunId, error: RunError },
-    Embedded { id: RunId, response: EmbedResponse },
+    Event {
+        id: RunId,
+        event: ChatEvent,
+    },
+    /// These runs are behind others. Told about once a second, as long as the process computes.
+    Waiting {
+        ids: Vec<RunId>,
+    },
+    Failed {
+        id: RunId,
+        error: RunError,
+    },
+    Embedded {
+        id: RunId,
+        response: EmbedResponse,
+    },
 }
 
 /// Says why a model cannot be loaded.

@@ -123,7 +123,7 @@ fn serve(outbox: &mut File) -> io::Result<()> {
     let mut cancelled = Vec::new();
     while let Some(message) = read_message(&mut inbox)? {
         match message {
-            ToWorker::Chat { id, request, .. } => answer(id, &request, &cancelled, outbox)?,
+            ToWorker::Chat { id, request, .. } => answer(id, &request, &cancelled, start, outbox)?,
             ToWorker::Embed { inputs, .. } if matches!(&inputs[0], EmbedInput::Text(text) if text == "die") => abort(),
             ToWorker::Embed { id, .. } => {
                 let response = EmbedResponse::new(vec![vec![1.0]], 1);
@@ -137,8 +137,9 @@ fn serve(outbox: &mut File) -> io::Result<()> {
 }
 
 /// `hold` begins an answer that never ends, `die WORDS` logs these words and ends the process, `stall ADDRESS` reads nothing more until a connection to it ends, `cancelled`
-/// is answered with the cancelled runs, and anything else with a text.
-fn answer(id: RunId, request: &ChatRequest, cancelled: &[RunId], outbox: &mut File) -> io::Result<()> {
+/// is answered with the cancelled runs, `queue` says for long that others are before it (`queue die` ends the first process then), and
+/// anything else is answered with a text.
+fn answer(id: RunId, request: &ChatRequest, cancelled: &[RunId], start: usize, outbox: &mut File) -> io::Result<()> {
     let Prompt::Raw(prompt) = &request.prompt else { return Ok(()) };
     let text = match prompt.split_once(' ').unwrap_or((prompt, "")) {
         ("die", words) => {
@@ -150,6 +151,15 @@ fn answer(id: RunId, request: &ChatRequest, cancelled: &[RunId], outbox: &mut Fi
             String::new()
         }
         ("cancelled", _) => format!("{cancelled:?}"),
+        ("queue", words) => {
+            for _ in 0..1_000 {
+                write_message(outbox, &FromWorker::Waiting { ids: vec![id] })?;
+            }
+            if words == "die" && start == 1 {
+                abort();
+            }
+            "a text".to_owned()
+        }
         _ => "a text".to_owned(),
     };
     let delta = ChatEvent::Delta(Delta::text(text));

@@ -17,6 +17,8 @@ mod sampler;
 mod schema;
 mod shelf;
 mod template;
+#[cfg(test)]
+mod tiny;
 mod tools;
 
 use std::convert::Infallible;

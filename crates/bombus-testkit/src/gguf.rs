@@ -43,13 +43,14 @@ pub struct GgufBuilder {
     entries: u64,
     metadata: Vec<u8>,
     tensors: Vec<(String, Vec<u64>, Storage)>,
+    is_blank: bool,
 }
 
 impl GgufBuilder {
     /// Begins a file of version 3 with nothing in it.
     #[must_use]
     pub fn new() -> Self {
-        Self { version: 3, entries: 0, metadata: Vec::new(), tensors: Vec::new() }
+        Self { version: 3, entries: 0, metadata: Vec::new(), tensors: Vec::new(), is_blank: false }
     }
 
     /// Begins a file that describes a chat model of architecture `llama` with two layers and no tensors.
@@ -131,6 +132,13 @@ impl GgufBuilder {
         self
     }
 
+    /// Makes zeros of the data of all tensors, so that an engine can compute with them.
+    #[must_use]
+    pub fn blank(mut self) -> Self {
+        self.is_blank = true;
+        self
+    }
+
     /// Returns the file's bytes.
     #[must_use]
     pub fn build(&self) -> Vec<u8> {
@@ -151,7 +159,7 @@ impl GgufBuilder {
         if !self.tensors.is_empty() {
             file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
             let data_bytes = usize::try_from(data_bytes).expect("test models are small");
-            file.extend((0..data_bytes).map(pattern));
+            file.extend((0..data_bytes).map(|index| if self.is_blank { 0 } else { pattern(index) }));
         }
         file
     }

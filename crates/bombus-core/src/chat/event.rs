@@ -6,7 +6,7 @@ use crate::identity::NodeId;
 /// An event in the stream that answers a [`super::ChatRequest`].
 ///
 /// A stream is at most one [`ChatEvent::AnsweredBy`] and one [`ChatEvent::Truncated`], any number of thoughts, deltas and tool calls, then
-/// exactly one [`ChatEvent::Done`]; or it ends early with an error.
+/// exactly one [`ChatEvent::Done`]; or it ends early with an error. A [`ChatEvent::Waiting`] may come anywhere before the end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChatEvent {
@@ -26,6 +26,9 @@ pub enum ChatEvent {
         /// Tokens of the prompt as it was used; 0 where the backend tells only at the end.
         prompt_tokens: u32,
     },
+    /// The backend is at work, but on others: the run waits for its turn, or gets back what it lost to them. Comes about once a second as
+    /// long as that lasts, and is nothing of the answer. With braces, since nodes tell each other events as maps.
+    Waiting {},
     /// More of what the model thinks before it answers. Always whole UTF-8 characters, and without log probabilities.
     Thinking(Delta),
     /// More text. Always whole UTF-8 characters.

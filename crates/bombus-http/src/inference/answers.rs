@@ -166,9 +166,9 @@ impl Answers {
                         return Some(Err(self.fail(0, BackendError::Interrupted { reason })));
                     }
                 },
-                after = self.patience.spent() => {
-                    self.target.give_up();
-                    return Some(Err(self.fail(0, BackendError::TimedOut { after })));
+                after = self.patience.spent(&self.target) => {
+                    let error = self.target.give_up(after);
+                    return Some(Err(self.fail(0, error)));
                 }
             };
             let event = match piece {
@@ -190,7 +190,11 @@ impl Answers {
                 }
                 ChatEvent::Continued { by, reason } => self.note_continuation(index, by, reason),
                 ChatEvent::Done { .. } => self.open -= 1,
-                ChatEvent::AnsweredBy(_) | ChatEvent::Thinking(_) | ChatEvent::Delta(_) | ChatEvent::ToolCall(_) => {}
+                ChatEvent::AnsweredBy(_)
+                | ChatEvent::Waiting {}
+                | ChatEvent::Thinking(_)
+                | ChatEvent::Delta(_)
+                | ChatEvent::ToolCall(_) => {}
             }
             return Some(Ok((index, event)));
         }
@@ -245,15 +249,19 @@ struct Patience {
     since: Instant,
     limit: Duration,
     next_limit: Duration,
+    /// Whether there was a first event.
+    has_begun: bool,
 }
 
 impl Patience {
     fn new(first_limit: Duration, next_limit: Duration) -> Self {
         let since = Instant::now();
-        Self { timer: Box::pin(sleep_until(since + first_limit)), since, limit: first_limit, next_limit }
+        let timer = Box::pin(sleep_until(since + first_limit));
+        Self { timer, since, limit: first_limit, next_limit, has_begun: false }
     }
 
     fn renew(&mut self) {
+        self.has_begun = true;
         self.since = Instant::now();
         if self.limit != self.next_limit {
             self.limit = self.next_limit;
@@ -261,10 +269,14 @@ impl Patience {
         }
     }
 
-    /// Waits until nothing has come for too long, and returns how long that is.
-    async fn spent(&mut self) -> Duration {
+    /// Waits until nothing has come for too long, and returns how long that is. What has begun and waits for others at its backend is waited
+    /// for as long as that backend says so.
+    async fn spent(&mut self, target: &Route) -> Duration {
         loop {
             self.timer.as_mut().await;
+            if let Some(sign) = target.last_sign().filter(|_| self.has_begun) {
+                self.since = self.since.max(sign);
+            }
             let end = self.since + self.limit;
             if Instant::now() >= end {
                 return self.limit;
@@ -313,7 +325,10 @@ impl Meter {
         let Counted { labels, tokens } = &mut self.answers[index];
         // An event tells at least one token; the end tells how many there really were.
         let written = match event {
-            ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => 0,
+            ChatEvent::AnsweredBy(_)
+            | ChatEvent::Continued { .. }
+            | ChatEvent::Truncated { .. }
+            | ChatEvent::Waiting {} => 0,
             ChatEvent::Delta(_) | ChatEvent::Thinking(_) | ChatEvent::ToolCall(_) => {
                 if !std::mem::replace(&mut self.saw_token, true) {
                     self.metrics.first_token(labels, self.begun.elapsed());

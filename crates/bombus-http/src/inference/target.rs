@@ -66,8 +66,7 @@ impl Target {
             () = app.cut.cancelled() => Err(ApiError::shutting_down()),
             done = &mut work => Ok(done?),
             () = sleep(after) => {
-                self.route.give_up();
-                Err(BackendError::TimedOut { after }.into())
+                Err(self.route.give_up(after).into())
             }
         }
     }

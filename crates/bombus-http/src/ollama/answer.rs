@@ -136,7 +136,10 @@ impl Reader {
     fn read(&mut self, event: ChatEvent) -> (Piece, Option<End>) {
         let mut piece = Piece::default();
         match event {
-            ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => {}
+            ChatEvent::AnsweredBy(_)
+            | ChatEvent::Continued { .. }
+            | ChatEvent::Truncated { .. }
+            | ChatEvent::Waiting {} => {}
             ChatEvent::Thinking(thinking) => piece.thinking = thinking.text,
             ChatEvent::Delta(delta) => {
                 piece.text = delta.text;

@@ -102,7 +102,7 @@ pub(super) fn respond(mut answers: Answers, mut chunks: impl Chunks, plan: Strea
                         out.comment(continuation);
                     }
                 }
-                ChatEvent::AnsweredBy(_) | ChatEvent::Truncated { .. } => {}
+                ChatEvent::AnsweredBy(_) | ChatEvent::Truncated { .. } | ChatEvent::Waiting {} => {}
                 ChatEvent::Done { finish, usage, timings, .. } => {
                     usage_total.add(&usage, index % plan.answers_per_prompt == 0);
                     let timings = (plan.answers == 1).then(|| Timings::of(&timings, &usage));
@@ -178,7 +178,10 @@ pub(super) async fn collect(mut answers: Answers, plan: &StreamPlan) -> Result<A
                 None => answer.tool_calls.push(piece),
             },
             ChatEvent::Thinking(thinking) => answer.thinking.push_str(&thinking.text),
-            ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => {}
+            ChatEvent::AnsweredBy(_)
+            | ChatEvent::Continued { .. }
+            | ChatEvent::Truncated { .. }
+            | ChatEvent::Waiting {} => {}
             ChatEvent::Done { finish, usage, timings, .. } => {
                 answer.finish = Some(finish);
                 all.usage.add(&usage, index % plan.answers_per_prompt == 0);

@@ -179,7 +179,7 @@ impl Unbroken {
             }
             // A run that goes on says anew what was said at the beginning.
             ChatEvent::Truncated { .. } => return self.continued == 0,
-            ChatEvent::AnsweredBy(_) => return false,
+            ChatEvent::AnsweredBy(_) | ChatEvent::Waiting {} => return false,
             ChatEvent::Continued { by, .. } => {
                 by.node = self.answering.entry.node.as_deref().cloned();
                 if *by != self.answering.by {
@@ -275,7 +275,7 @@ impl Stream for Unbroken {
                         this.failed.pop();
                         let (State::Running(run), Some(Found::Plan(_))) = (&mut this.state, others) else { continue };
                         let cause = BackendError::TimedOut { after };
-                        run.failed(&cause);
+                        run.stalled(&cause);
                         (cause, false)
                     }
                 },

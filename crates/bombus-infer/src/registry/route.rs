@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bombus_core::chat::{Answerer, ChatRequest, EmbedRequest, EmbedResponse};
@@ -7,10 +7,11 @@ use bombus_core::identity::NodeId;
 use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
 use bombus_core::placement::{Need, Offer, Ranked, Rejection, decisive};
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::continuation::{Unbroken, is_continuable};
 use super::entry::{Entry, NoTurn, Place, Seat};
+use super::patience::Patience;
 use super::run::{Begun, Turn, Work};
 use super::{Backends, NamedBackend, Plan, RouteConfig, Troubles, broken, entry_of, is_busy, name_for, usable};
 use crate::{BackendError, ChatStream, LoadRequest};
@@ -37,7 +38,7 @@ struct Inner {
     name: ModelName,
     need: Need,
     plan: Arc<Plan>,
-    gave_up: Arc<AtomicBool>,
+    patience: Arc<Patience>,
 }
 
 /// What a backend answered, and which one it was.
@@ -94,8 +95,8 @@ impl Attempted<Begun> {
 
 impl Route {
     pub(super) fn new(backends: Backends, model: &str, name: ModelName, need: Need, plan: Plan) -> Self {
-        let (model, plan, gave_up) = (model.to_owned(), Arc::new(plan), Arc::default());
-        Self { inner: Arc::new(Inner { backends, model, name, need, plan, gave_up }), continuation: true }
+        let (model, plan, patience) = (model.to_owned(), Arc::new(plan), Arc::default());
+        Self { inner: Arc::new(Inner { backends, model, name, need, plan, patience }), continuation: true }
     }
 
     /// Returns the same route, on which an answer that breaks off ends with its error. For requests with several answers, of which one
@@ -123,10 +124,26 @@ impl Route {
         (&entry_of(&self.inner.plan.entries, best).named, info)
     }
 
-    /// Says that whoever asked has waited for too long: what is dropped after this counts as a failure of the backend, and not as
-    /// a client that lost interest.
-    pub fn give_up(&self) {
-        self.inner.gave_up.store(true, Ordering::Relaxed);
+    /// Says that whoever asked has waited for too long, and returns what to tell them. What is dropped after this counts as a failure of
+    /// the backend, and not as a client that lost interest; but for what waits there for others, which tells of much to do.
+    pub fn give_up(&self, after: Duration) -> BackendError {
+        self.inner.patience.give_up();
+        match self.waits() {
+            true => BackendError::Overloaded { retry_after: RETRY_AFTER },
+            false => BackendError::TimedOut { after },
+        }
+    }
+
+    /// Returns whether what was asked for waits for others at a backend, by what that backend said last.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.inner.patience.has_line()
+    }
+
+    /// Returns when a backend last said that it is at work, though it had nothing to hand on.
+    #[must_use]
+    pub fn last_sign(&self) -> Option<Instant> {
+        self.inner.patience.last_sign()
     }
 
     /// Starts an answer, on the next backend where one fails before the first token. Waits for the first token, and, where all
@@ -286,7 +303,7 @@ impl Route {
         tried: &mut Tried,
     ) -> Result<Option<Attempted<W::Answer>>, BackendError> {
         let entry = place.entry().clone();
-        let turn = Turn::new(place, self.inner.gave_up.clone(), last);
+        let turn = Turn::new(place, self.inner.patience.clone(), last);
         let Offer::Has { info, alias_of } = &ranked.candidate.offer else { return Ok(None) };
         let Some(mut work) = (if last { work.take() } else { work.clone() }) else { return Ok(None) };
         work.name_model(name_for(&self.inner.model, info, alias_of.as_deref()));

@@ -1,6 +1,5 @@
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bombus_core::chat::{
@@ -8,9 +7,11 @@ use bombus_core::chat::{
     ToolCallDelta, Usage,
 };
 use futures::stream::{self, Stream, StreamExt};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use super::entry::Place;
+use super::patience::{InLine, Patience};
 use crate::{Backend, BackendError, ChatStream, LoadRequest};
 
 /// Fewer tokens than this say nothing of a backend's speed.
@@ -42,15 +43,17 @@ pub(super) trait Work: Clone + Send {
 pub(super) struct Turn {
     /// Taken when the outcome is known.
     place: Option<Place>,
-    /// Set where whoever asked gave up waiting.
-    gave_up: Arc<AtomicBool>,
+    /// Says where whoever asked gave up waiting.
+    patience: Arc<Patience>,
+    /// Its place behind others, as long as that is the last that the backend said of it.
+    in_line: Option<InLine>,
     /// Whether nobody is left who could answer in its place.
     is_last: bool,
 }
 
 impl Turn {
-    pub(super) fn new(place: Place, gave_up: Arc<AtomicBool>, is_last: bool) -> Self {
-        Self { place: Some(place), gave_up, is_last }
+    pub(super) fn new(place: Place, patience: Arc<Patience>, is_last: bool) -> Self {
+        Self { place: Some(place), patience, in_line: None, is_last }
     }
 
     fn backend(&self) -> Arc<dyn Backend> {
@@ -59,6 +62,12 @@ impl Turn {
 
     fn place(&self) -> &Place {
         self.place.as_ref().expect("a turn has its place until it ends")
+    }
+
+    /// Takes note that the backend is at work, but on others.
+    fn waits(&mut self) {
+        self.patience.note_sign();
+        self.in_line.get_or_insert_with(|| InLine::of(&self.patience));
     }
 
     fn answered(&mut self, tokens_per_second: Option<f64>) {
@@ -77,7 +86,8 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
-            place.abandoned(self.gave_up.load(Ordering::Relaxed));
+            // Whoever gave up on a place in a line found the backend at work.
+            place.abandoned(self.patience.gave_up() && self.in_line.is_none());
         }
     }
 }
@@ -117,6 +127,11 @@ impl Work for ChatRequest {
         loop {
             match events.next().await {
                 Some(Ok(ChatEvent::AnsweredBy(answerer))) if by.is_none() => by = Some(answerer),
+                Some(Ok(ChatEvent::Waiting {})) => {
+                    turn.waits();
+                    // Others get their turn beside a backend that says nothing else.
+                    yield_now().await;
+                }
                 Some(Ok(event)) => {
                     let preface = matches!(event, ChatEvent::Truncated { .. }) && first.len() < PREFACE_MAX;
                     first.push(event);
@@ -131,6 +146,7 @@ impl Work for ChatRequest {
                 }
             }
         }
+        turn.in_line = None;
         turn.place().began(begun.elapsed());
         let run = Run { first: first.into_iter(), events, turn, first_token: Instant::now(), earlier_tokens, bytes };
         Ok(Begun { run, by })
@@ -202,7 +218,7 @@ fn bytes_of(event: &ChatEvent) -> usize {
         ChatEvent::Continued { by, reason } => {
             size_of::<ChatEvent>() + by.backend.len() + by.model.len() + reason.len()
         }
-        ChatEvent::AnsweredBy(_) | ChatEvent::Truncated { .. } | ChatEvent::Done { .. } => 0,
+        ChatEvent::AnsweredBy(_) | ChatEvent::Truncated { .. } | ChatEvent::Waiting {} | ChatEvent::Done { .. } => 0,
     }
 }
 
@@ -219,7 +235,7 @@ pub(super) fn without_end() -> BackendError {
     BackendError::Interrupted { reason: "the backend ended it without saying why".into() }
 }
 
-/// The events of an answer, with an eye on how it ends.
+/// The events of an answer, with an eye on how it ends. What says only that it waits is taken note of and not handed on.
 pub(super) struct Run {
     first: std::vec::IntoIter<ChatEvent>,
     events: ChatStream,
@@ -252,9 +268,11 @@ impl Run {
         self.bytes = self.bytes.max(bytes);
     }
 
-    /// Takes note that it failed, though it does not say so itself.
-    pub(super) fn failed(&mut self, error: &BackendError) {
-        self.turn.failed(error);
+    /// Takes note that it came to a standstill. That it waits for others is no failure of the backend.
+    pub(super) fn stalled(&mut self, error: &BackendError) {
+        if self.turn.in_line.is_none() {
+            self.turn.failed(error);
+        }
     }
 
     /// Counts an event, or ends the run where the answer becomes too long with it: whoever puts an answer together holds all of it.
@@ -294,7 +312,14 @@ impl Stream for Run {
             None => ready!(this.events.poll_next_unpin(cx)),
         };
         match &item {
+            Some(Ok(ChatEvent::Waiting {})) => {
+                this.turn.waits();
+                // Others get their turn beside a backend that says nothing else.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             Some(Ok(event)) => {
+                this.turn.in_line = None;
                 if let Err(error) = this.count(event) {
                     return Poll::Ready(Some(Err(error)));
                 }

@@ -63,6 +63,18 @@ async fn a_cancel_arrives_also_when_the_process_reads_nothing_for_long() {
 }
 
 #[tokio::test]
+async fn a_run_that_waits_hears_so_once_until_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let (process, _exited) = start(folder.path(), "load").await.unwrap();
+    let mut queued = process.chat(request("queue")).await.unwrap();
+    // Requests are answered in turn, so all that the first one is told is there when the second one has its answer.
+    assert_eq!(text(&mut process.chat(request("Hi")).await.unwrap()).await, "a text");
+    assert_eq!(timeout(LIMIT, queued.next()).await.unwrap(), Some(Ok(ChatEvent::Waiting {})));
+    assert_eq!(text(&mut queued).await, "a text");
+    assert!(matches!(timeout(LIMIT, queued.next()).await.unwrap(), Some(Ok(ChatEvent::Done { .. }))));
+}
+
+#[tokio::test]
 async fn a_request_too_long_for_a_message_fails_and_others_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let (process, _exited) = start(folder.path(), "load").await.unwrap();

@@ -1,8 +1,11 @@
 //! Continuous batching: one round after the other, each computing a piece of every run.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bombus_core::chat::FinishReason;
 use llama_cpp_2::DecodeError;
@@ -22,6 +25,9 @@ use crate::protocol::{FromWorker, LoadOptions, RunId, ToWorker};
 
 /// A prefix has to be at least this much longer elsewhere to be copied from there.
 const COPY_TOKENS_MIN: usize = 16;
+
+/// How often runs that are behind others are told so.
+const WAITING_TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// For how many further requests the cancel of an unknown one is remembered.
 const CANCELLED_KEPT: RunId = 4_096;
@@ -43,6 +49,8 @@ pub(crate) struct Generator<'m> {
     cancelled: HashSet<RunId>,
     /// Set after a run lost its slot for want of cache: nothing is admitted before another run has ended.
     cache_is_full: bool,
+    /// When the runs that are behind others were last told so.
+    waiting_told: Option<Instant>,
     /// Whether keys and values can be moved to other positions.
     can_shift: bool,
     pace: Pace,
@@ -101,6 +109,7 @@ impl<'m> Generator<'m> {
             parked: Vec::new(),
             cancelled: HashSet::new(),
             cache_is_full: false,
+            waiting_told: None,
             can_shift: can_shift(model),
             pace: Pace::default(),
             rounds: 0,
@@ -170,6 +179,24 @@ impl<'m> Generator<'m> {
             self.slots[target].run = Some(run);
             self.slots[target].used_at = self.rounds;
             self.shelve_idle();
+        }
+    }
+
+    /// Tells the runs that are behind others that this is why nothing comes of them: those that wait for a slot, or for room, and those
+    /// whose answer is computed again since others had needed their room.
+    fn tell_waiting(&mut self) {
+        if self.waiting_told.is_some_and(|told| told.elapsed() < WAITING_TOLD_EVERY) {
+            return;
+        }
+        let behind = |slot: &Slot| {
+            let run = slot.run.as_ref().filter(|run| run.catches_up(slot.cached.len()));
+            run.map(|run| run.id)
+        };
+        let waiting = self.waiting.iter().map(|run| run.id);
+        let ids: Vec<RunId> = waiting.chain(self.slots.iter().filter_map(behind)).collect();
+        if !ids.is_empty() {
+            self.waiting_told = Some(Instant::now());
+            self.outbox.push(FromWorker::Waiting { ids });
         }
     }
 
@@ -506,6 +533,7 @@ impl Engine for Generator<'_> {
         self.rounds += 1;
         self.park();
         self.admit();
+        self.tell_waiting();
         let demands: Vec<Demand> = self.slots.iter().map(Slot::demand).collect();
         let shares = plan(&demands, self.batch_tokens, self.pace.prompt_tokens(self.batch_tokens));
         let outputs = self.fill_batch(&shares);

@@ -169,6 +169,11 @@ impl Run {
         self.first_token.is_some() || self.generated > 0
     }
 
+    /// Returns whether this run has written, and lost to others what it needs to go on.
+    pub(crate) fn catches_up(&self, cached_tokens: usize) -> bool {
+        self.first_token.is_some() && self.tokens.len() > cached_tokens + 1
+    }
+
     /// Returns whether the run has to wait until its client takes what was sent.
     pub(crate) fn is_paused(&self) -> bool {
         self.credit <= 0

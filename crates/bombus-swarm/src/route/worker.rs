@@ -8,7 +8,7 @@ use bombus_core::chat::{Answerer, ChatEvent, ChatRequest, EmbedRequest, Part, Pr
 use bombus_core::identity::NodeId;
 use bombus_core::model::{ModelCapability, ModelName};
 use bombus_core::placement::{Need, Scope};
-use bombus_infer::{BackendError, ChatStream, Routed};
+use bombus_infer::{BackendError, ChatStream, Route, Routed};
 use bombus_net::NetStream;
 use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
@@ -236,12 +236,13 @@ impl Worker {
         body: SemaphorePermit<'_>,
         alive: &mut Interval,
     ) -> io::Result<()> {
-        let begun = async {
-            let need = need_of(&request).only(share::models(&self.shared.config.share));
-            let route = self.shared.backends.route(&request.model, &need).await?;
-            route.chat(request).await
+        let need = need_of(&request).only(share::models(&self.shared.config.share));
+        let found = while_there(client, alive, self.shared.backends.route(&request.model, &need)).await?;
+        let route = match found {
+            Ok(route) => route,
+            Err(error) => return client.push(&Reply::Error(Failure::from(&error))),
         };
-        let begun = while_there(client, alive, begun).await?;
+        let begun = while_at_work(client, alive, || route.waits(), route.chat(request)).await?;
         drop(body);
         let Routed { value: mut events, backend, model, .. } = match begun {
             Ok(routed) => routed,
@@ -249,11 +250,17 @@ impl Worker {
         };
         let by = Answerer { node: None, backend, model: model.to_string() };
         client.push(&ChatEvent::AnsweredBy(by))?;
-        self.stream(client, &mut events, alive).await
+        self.stream(client, &route, &mut events, alive).await
     }
 
     /// Hands on the events as they come: those that are ready together leave together.
-    async fn stream(&self, client: &mut Client, events: &mut ChatStream, alive: &mut Interval) -> io::Result<()> {
+    async fn stream(
+        &self,
+        client: &mut Client,
+        route: &Route,
+        events: &mut ChatStream,
+        alive: &mut Interval,
+    ) -> io::Result<()> {
         let mut next = events.next().now_or_never();
         loop {
             while let Some(event) = next {
@@ -264,7 +271,7 @@ impl Worker {
             }
             client.send().await?;
             alive.reset();
-            next = Some(while_there(client, alive, events.next()).await?);
+            next = Some(while_at_work(client, alive, || route.waits(), events.next()).await?);
         }
     }
 
@@ -351,6 +358,17 @@ async fn read<T: for<'de> Deserialize<'de>>(client: &mut Client, alive: &mut Int
 
 /// Waits for something, and says meanwhile that this node is there; gives up at once when the requester goes away.
 async fn while_there<T>(client: &mut Client, alive: &mut Interval, what: impl Future<Output = T>) -> io::Result<T> {
+    while_at_work(client, alive, || false, what).await
+}
+
+/// Does the same, and says where this node is at work on others, so that the requester is patient. Earlier versions take that for a word
+/// that it is there.
+async fn while_at_work<T>(
+    client: &mut Client,
+    alive: &mut Interval,
+    on_others: impl Fn() -> bool,
+    what: impl Future<Output = T>,
+) -> io::Result<T> {
     let mut what = std::pin::pin!(what);
     loop {
         tokio::select! {
@@ -359,7 +377,10 @@ async fn while_there<T>(client: &mut Client, alive: &mut Interval, what: impl Fu
             done = &mut what => return Ok(done),
             _ = alive.tick() => {}
         }
-        client.say(&Reply::Alive {}).await?;
+        match on_others() {
+            true => client.say(&ChatEvent::Waiting {}).await?,
+            false => client.say(&Reply::Alive {}).await?,
+        }
     }
 }
 

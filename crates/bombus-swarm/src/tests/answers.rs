@@ -153,6 +153,8 @@ async fn until(mut shows: impl FnMut() -> bool) {
 enum Script {
     /// One word, and then nothing.
     Hang,
+    /// So many words, and then that others are before it.
+    Wait(usize),
     /// Words without end, as fast as they are taken.
     Endless,
     /// An answer at once, of a word.
@@ -207,6 +209,13 @@ impl Backend for Scripted {
                 })
                 .boxed(),
             Script::Hang => stream::iter([word("first")])
+                .chain(stream::pending())
+                .inspect(move |_| {
+                    let _counted = &counted;
+                })
+                .boxed(),
+            Script::Wait(words) => stream::iter(std::iter::repeat_n(word("word"), words))
+                .chain(stream::iter([Ok(ChatEvent::Waiting {})]))
                 .chain(stream::pending())
                 .inspect(move |_| {
                     let _counted = &counted;

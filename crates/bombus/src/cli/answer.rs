@@ -96,7 +96,7 @@ impl Answer {
                     self.continued.push(Continued { by: by.0, model: by.1 });
                     true
                 }
-                ChatEvent::AnsweredBy(_) | ChatEvent::ToolCall(_) => true,
+                ChatEvent::AnsweredBy(_) | ChatEvent::Waiting {} | ChatEvent::ToolCall(_) => true,
                 ChatEvent::Done { finish, usage, timings, .. } => {
                     self.end = Some((finish, usage, timings));
                     return Ok(Ended::Whole);

@@ -246,7 +246,10 @@ async fn answer(place: &Place<'_>, request: ChatRequest) -> Result<Round> {
                 first.get_or_insert(last);
                 pieces += 1;
             }
-            ChatEvent::AnsweredBy(_) | ChatEvent::Continued { .. } | ChatEvent::Truncated { .. } => {}
+            ChatEvent::AnsweredBy(_)
+            | ChatEvent::Continued { .. }
+            | ChatEvent::Truncated { .. }
+            | ChatEvent::Waiting {} => {}
             ChatEvent::Done { usage, .. } => {
                 return Ok(Round::new((begun, first.unwrap_or_else(Instant::now), last), pieces, usage));
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bombus_core::chat::FinishReason;
+use bombus_core::chat::{ChatEvent, FinishReason};
 use bombus_core::model::ModelCapability;
 use bombus_infer::BackendError;
 use bombus_infer::fake::{FakeConfig, FakeFailure};
@@ -371,6 +371,38 @@ async fn a_model_that_stops_in_the_middle_times_out() {
     let answer = chat(vec![text("Good")], json!({"stream": true})).await;
     assert!(answer.body.ends_with("data: {\"error\":{\"message\":\"no answer within 120 s\",\"type\":\"server_error\",\"param\":null,\"code\":\"timeout\"}}\n\n"), "{}", answer.body);
     assert_eq!(begun.elapsed(), Duration::from_mins(2));
+}
+
+fn waits(times: usize) -> impl Iterator<Item = Result<ChatEvent, BackendError>> + Clone {
+    std::iter::repeat_n(Ok(ChatEvent::Waiting {}), times)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_waits_for_others_in_the_middle_is_whole() {
+    // At both places the others take ten minutes.
+    let events = waits(60).chain([text("Good")]).chain(waits(600)).chain([text(" day"), done(FinishReason::Stop)]);
+    for stream in [false, true] {
+        let backend = Scripted { gap: Duration::from_secs(1), ..scripted(events.clone().collect()) };
+        let request = with(hello(), json!({"stream": stream}));
+        let waited = post(&loopback(services(backend)), "/v1/chat/completions", &request).await;
+        let at_once = chat(vec![text("Good"), text(" day"), done(FinishReason::Stop)], json!({"stream": stream})).await;
+        assert_eq!(waited.shown(), at_once.shown());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_only_waits_for_others_is_told_of_much_to_do() {
+    let backend = Scripted { gap: Duration::from_secs(1), endless: true, ..scripted(waits(1).collect()) };
+    let router = loopback(services(backend));
+    // As often as a backend may fail before nothing is sent to it any more.
+    for _ in 0..4 {
+        let begun = tokio::time::Instant::now();
+        let answer = post(&router, "/v1/chat/completions", hello()).await;
+        let told = (answer.status.as_u16(), answer.json()["error"]["code"].clone());
+        assert_eq!(told, (429, json!("overloaded")), "{}", answer.body);
+        assert!(answer.header("retry-after").is_some());
+        assert_eq!(begun.elapsed(), Duration::from_mins(5));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -278,6 +278,26 @@ async fn an_answer_that_stands_still_goes_on_elsewhere_and_its_backend_is_blamed
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_waits_for_others_goes_on_elsewhere_and_nobody_is_blamed() {
+    let waiting = scribe([End::Wait(5)]);
+    let backends = over(&[waiting.clone(), scribe([])]);
+    for _ in 0..3 {
+        let answer = seen(&backends).await;
+        assert_eq!((answer.text.as_str(), answer.takers()), ("one two three", vec!["b"]));
+        waiting.ends.lock().unwrap().push_back(End::Wait(5));
+    }
+    assert_eq!(waiting.open(), 0, "the runs that waited are ended");
+    let state = state(&backends, "a");
+    assert_eq!((state.breaker, state.error), ("closed", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_else_can_go_on_an_answer_waits_for_others_and_is_whole() {
+    let answer = seen(&over(&[scribe([End::Wait(5)])])).await;
+    assert_eq!((answer.text.as_str(), answer.takers().len(), answer.error), ("one two three", 0, None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_nobody_else_can_go_on_a_standstill_is_waited_out() {
     let alone = scribe([End::Stall(5)]);
     let backends = over(std::slice::from_ref(&alone));

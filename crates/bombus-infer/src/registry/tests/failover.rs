@@ -232,13 +232,28 @@ async fn waits_that_were_given_up_are_timeouts() {
                 tokio::pin!(waiting);
                 assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
                 if give_up {
-                    route.give_up();
+                    let limit = Duration::from_secs(1);
+                    assert_eq!(route.give_up(limit), BackendError::TimedOut { after: limit });
                 }
             };
             waited.await;
         }
         assert_eq!(state(&backends, "a").breaker, breaker);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_others_at_a_backend_is_no_timeout() {
+    let backends = backends_of(&[Player::always(Play::Wait)]);
+    for _ in 0..3 {
+        let route = backends.route("m", &text()).await.unwrap();
+        let waiting = route.chat(ask("m"));
+        tokio::pin!(waiting);
+        let limit = Duration::from_secs(5);
+        assert!(timeout(limit, &mut waiting).await.is_err());
+        assert!(matches!(route.give_up(limit), BackendError::Overloaded { .. }));
+    }
+    assert_eq!(state(&backends, "a").breaker, "closed");
 }
 
 #[tokio::test(start_paused = true)]

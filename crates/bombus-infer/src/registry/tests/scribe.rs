@@ -17,6 +17,8 @@ pub(super) enum End {
     BreakOff(usize),
     /// Nothing more comes after so many tokens of its own.
     Stall(usize),
+    /// With its text, but for a minute after so many tokens of its own others are before it.
+    Wait(usize),
     /// It is not reached.
     Refuse,
 }
@@ -112,6 +114,12 @@ impl Backend for Scribe {
                         return;
                     }
                     End::Stall(after) if own == after => std::future::pending().await,
+                    End::Wait(after) if own == after => {
+                        for _ in 0..60 {
+                            yield Ok(ChatEvent::Waiting {});
+                            sleep(Duration::from_secs(1)).await;
+                        }
+                    }
                     _ => {}
                 }
                 if gap > Duration::ZERO {

@@ -36,6 +36,7 @@ enum Kind {
     AnsweredBy,
     Continued,
     Truncated,
+    Waiting,
     Thinking,
     Delta,
     ToolCall,
@@ -106,6 +107,10 @@ impl<'de> Deserialize<'de> for Heard {
                         Kind::Truncated => {
                             let Truncated { messages, prompt_tokens } = map.next_value()?;
                             Heard::Event(ChatEvent::Truncated { messages, prompt_tokens })
+                        }
+                        Kind::Waiting => {
+                            map.next_value::<IgnoredAny>()?;
+                            Heard::Event(ChatEvent::Waiting {})
                         }
                         Kind::Thinking => Heard::Event(ChatEvent::Thinking(map.next_value::<Delta>()?)),
                         Kind::Delta => Heard::Event(ChatEvent::Delta(map.next_value::<Delta>()?)),

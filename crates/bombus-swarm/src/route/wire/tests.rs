@@ -38,6 +38,7 @@ const RECORDED: &[(&str, &str)] = &[
          616974696e6702646f7572730365736c6f74730868647261696e696e67f466706175736564f5",
     ),
     ("alive", "00000008a165616c697665a0"),
+    ("waiting", "0000000aa16777616974696e67a0"),
     ("delta", "0000002ba16564656c7461a26474657874626869657472616365a266746f6b656e73820719012c6468656c648118e2"),
     ("vector", "00000011a166766563746f72480000003f000080bf"),
     ("embedded", "0000001aa168656d626564646564a16d70726f6d70745f746f6b656e7309"),
@@ -59,6 +60,7 @@ fn frames_look_as_they_always_did() {
         ("accepted", written(&Reply::Accepted(Accepted { v: 1 }))),
         ("declined", written(&Reply::Declined(declined))),
         ("alive", written(&Reply::Alive {})),
+        ("waiting", written(&ChatEvent::Waiting {})),
         ("delta", written(&ChatEvent::Delta(delta))),
         ("vector", written(&Reply::Vector(Vector(vec![0.5, -1.0])))),
         ("embedded", written(&Reply::Embedded(embedded()))),
@@ -76,6 +78,7 @@ fn recorded_frames_are_read() {
     let heard = |name: &str| messages_of(&read(name), REPLY_BYTES_MAX).next::<Heard>().unwrap().unwrap();
     assert_eq!(heard("accepted"), Heard::Accepted(Accepted { v: 1 }));
     assert_eq!(heard("alive"), Heard::Alive);
+    assert_eq!(heard("waiting"), Heard::Event(ChatEvent::Waiting {}));
     assert_eq!(heard("embedded"), Heard::Embedded(embedded()));
     assert_eq!(heard("vector"), Heard::Vector(Vector(vec![0.5, -1.0])));
     assert!(matches!(heard("declined"), Heard::Declined(Declined { reason: Reason::Full, load, .. }) if load.paused));

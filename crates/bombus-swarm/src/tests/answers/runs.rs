@@ -98,6 +98,33 @@ async fn who_gives_up_before_the_first_word_frees_the_slot_too() {
 }
 
 #[tokio::test]
+async fn what_waits_for_others_at_a_peer_is_waited_for_and_no_failure_of_it() {
+    let config = RunConfig { alive_every: Duration::from_millis(20), ..RunConfig::default() };
+    for words in [0, 1] {
+        let (asking, answering) = pair(named(Scripted::new(Script::Wait(words))), config.clone()).await;
+        asking.peer(&answering.id()).await;
+        let route = asking.backends.route("fake", &completion()).await.unwrap();
+        let answer = async {
+            let mut events = route.chat(ask("x")).await.unwrap().value;
+            while let Some(event) = events.next().await {
+                assert!(matches!(event, Ok(ChatEvent::Delta(_))), "{event:?}");
+            }
+        };
+        let told = async {
+            until(|| route.waits()).await;
+            let sign = route.last_sign();
+            until(|| route.last_sign() > sign).await;
+            route.give_up(LIMIT)
+        };
+        tokio::select! {
+            () = answer => panic!("it has no end"),
+            given_up = told => assert!(matches!(given_up, BackendError::Overloaded { .. }), "{given_up:?}"),
+        }
+        assert_eq!(asking.state_of(&answering.id()).unwrap().error, None);
+    }
+}
+
+#[tokio::test]
 async fn a_slow_reader_holds_the_run_back() {
     let backend = Scripted::new(Script::Endless);
     let (asking, answering) = pair(named(backend.clone()), RunConfig::default()).await;
