@@ -28,12 +28,15 @@ pub(crate) struct TokenSampler {
     /// Where the likeliest token is all that the chain looks for: what is added to the logits of single tokens first.
     likeliest: Option<HashMap<usize, f32>>,
     grammar: Option<LlamaSampler>,
+    /// Tokens that are not chosen, but where the grammar allows nothing else.
+    banned: Vec<LlamaToken>,
     /// Whether the grammar does not count yet.
     holds_grammar: bool,
 }
 
 impl TokenSampler {
-    /// Builds the chain of samplers. A grammar comes with the field of the request that calls for it; `banned` tokens are never chosen.
+    /// Builds the chain of samplers. A grammar comes with the field of the request that calls for it. `banned` tokens end an answer, and are
+    /// chosen only where the grammar allows nothing else.
     pub(crate) fn new(
         model: &LlamaModel,
         sampling: &Sampling,
@@ -84,7 +87,8 @@ impl TokenSampler {
                 })
             })
             .transpose()?;
-        Ok(Self { chain: LlamaSampler::chain(chain, true), likeliest, grammar, holds_grammar: false })
+        let (chain, banned) = (LlamaSampler::chain(chain, true), banned.to_vec());
+        Ok(Self { chain, likeliest, grammar, banned, holds_grammar: false })
     }
 
     /// Lets the penalties know tokens that stand already.
@@ -100,7 +104,8 @@ impl TokenSampler {
     /// Where the demanded form of the answer does not allow it.
     pub(crate) fn accept_answer(&mut self, token: LlamaToken, draws: bool) -> Result<(), RunError> {
         if let Some(grammar) = self.grammar.as_mut().filter(|_| !self.holds_grammar) {
-            let left_grammar = |_| RunError::Interrupted("the answer so far does not have the demanded form".into());
+            let left_grammar =
+                |_| RunError::unsupported("response_format", "the answer so far does not have the demanded form");
             grammar.try_accept(token).map_err(left_grammar)?;
         }
         if draws {
@@ -118,6 +123,10 @@ impl TokenSampler {
     }
 
     /// Chooses the token that follows the batch's token at `index`.
+    ///
+    /// # Errors
+    ///
+    /// Where the grammar has come to a place from where no token of the vocabulary leads on.
     pub(crate) fn sample(&mut self, context: &LlamaContext<'_>, index: i32) -> Result<LlamaToken, RunError> {
         let Some(grammar) = self.grammar.as_mut().filter(|_| !self.holds_grammar) else {
             return Ok(match &self.likeliest {
@@ -134,14 +143,25 @@ impl TokenSampler {
         if chosen.data[0].logit() == f32::NEG_INFINITY {
             let mut candidates = context.token_data_array_ith(index);
             grammar.apply(&mut candidates);
+            let is_allowed = |candidate: &&LlamaTokenData| candidate.logit() > f32::NEG_INFINITY;
+            let mut allowed = candidates.data.iter().filter(is_allowed).map(LlamaTokenData::id);
+            let Some(first) = allowed.next() else { return Err(dead_end()) };
+            if self.banned.contains(&first) && allowed.all(|other| self.banned.contains(&other)) {
+                // The answer has its form, and nothing can follow on it.
+                return Ok(first);
+            }
             self.chain.apply(&mut candidates);
             token = selected(&candidates)?;
         }
-        let left_grammar = |_| RunError::Interrupted("the model found no token that the demanded format allows".into());
-        grammar.try_accept(token).map_err(left_grammar)?;
+        grammar.try_accept(token).map_err(|_| dead_end())?;
         self.chain.accept(token);
         Ok(token)
     }
+}
+
+/// The error of an answer that cannot get the form that was demanded of it.
+fn dead_end() -> RunError {
+    RunError::unsupported("response_format", "the model found no token that the demanded format allows")
 }
 
 /// Makes what chooses among the tokens that are left.

@@ -233,6 +233,18 @@ async fn an_answer_by_schema_fits_it() {
     node.stop().await;
 }
 
+#[tokio::test]
+async fn an_answer_by_schema_ends_with_its_form_though_its_end_is_to_be_passed_over() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let schema = json!({ "name": "c", "schema": { "enum": ["a"] } });
+    let more = json!({ "ignore_eos": true, "response_format": { "type": "json_schema", "json_schema": schema } });
+    let answer = node.answer(&with(chat("Say a.", 60), &more)).await;
+    let choice = &answer["choices"][0];
+    assert_eq!((content(&answer).trim(), choice["finish_reason"].as_str()), ("\"a\"", Some("stop")));
+    node.stop().await;
+}
+
 /// The small model has no place for tools in its template, so it gets one: a template of the same length, put into its file.
 async fn home_with_tool_model(lines: &str) -> Home {
     let template = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}. Use <tool_call>.<|im_end|>\n{% endif %}\

@@ -1,4 +1,5 @@
-use bombus_core::chat::ChatEvent;
+use bombus_core::chat::{ChatEvent, ChatRequest, ResponseFormat, Sampling};
+use serde_json::json;
 
 use super::*;
 use crate::worker::tiny::{TinyModel, ask};
@@ -57,4 +58,36 @@ fn a_run_that_waits_for_a_slot_hears_so() {
     assert!(matches!(&told[0], FromWorker::Waiting { ids } if *ids == [1]), "{told:?}");
     let told = finish(&mut generator);
     assert_eq!([0, 1].map(|run| end_of(&told, run)), [(FinishReason::Length, 5); 2]);
+}
+
+/// Answers a request that demands one of these texts.
+fn choose(texts: &[&str], request: ChatRequest) -> Vec<FromWorker> {
+    let model = TinyModel::load(1, 256);
+    let prompts = model.prompts();
+    let mut generator = model.generator(&prompts);
+    let request = ChatRequest { response_format: ResponseFormat::JsonSchema(json!({ "enum": texts })), ..request };
+    generator.take_prepared(0, model.run(&prompts, 0, request));
+    finish(&mut generator)
+}
+
+#[test]
+fn an_answer_ends_where_its_form_does_though_its_end_is_to_be_passed_over() {
+    for temperature in [0.0, 1.0] {
+        let sampling = Sampling { temperature: Some(temperature), ..Sampling::default() };
+        let told = choose(&["a"], ChatRequest { sampling, ignore_eos: true, ..ask(3, 100) });
+        assert_eq!(end_of(&told, 0).0, FinishReason::Stop);
+        let text = |message: &FromWorker| match message {
+            FromWorker::Event { event: ChatEvent::Delta(delta), .. } => Some(delta.text.clone()),
+            _ => None,
+        };
+        let text: String = told.iter().filter_map(text).collect();
+        assert_eq!(text.trim(), "\"a\"");
+    }
+}
+
+#[test]
+fn a_form_that_the_vocabulary_has_no_words_for_is_no_failure_of_the_engine() {
+    let told = choose(&["b"], ask(3, 100));
+    let [.., FromWorker::Failed { error, .. }] = &told[..] else { panic!("{told:?}") };
+    assert!(matches!(error, RunError::Unsupported { .. }), "{error}");
 }
