@@ -93,6 +93,9 @@ impl<'m> PromptReader<'m> {
             earlier = self.begin();
         }
         prompt.tokens.splice(0..0, earlier);
+        if prompt.tokens.is_empty() {
+            prompt.tokens.extend(self.begin_anew());
+        }
         if request.overflow.truncate && prompt.tokens.len() >= limit && self.may_cut(request) {
             cut_tokens(&mut prompt.tokens, self.keep_tokens(request), limit);
             prompt.left_out.get_or_insert(0);
@@ -195,6 +198,11 @@ impl<'m> PromptReader<'m> {
 
     fn begin(&self) -> Vec<LlamaToken> {
         if self.vocab.should_add_bos() { vec![self.vocab.bos()] } else { Vec::new() }
+    }
+
+    /// Returns what stands before a text that has no beginning: what begins every text, or else what ends one, as far as there is either.
+    fn begin_anew(&self) -> Option<LlamaToken> {
+        [self.vocab.bos(), self.vocab.eos()].into_iter().find(|token| token.0 >= 0)
     }
 
     fn tokens_of(&self, text: &str, special: bool) -> Vec<LlamaToken> {

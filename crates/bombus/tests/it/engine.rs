@@ -165,6 +165,18 @@ async fn a_prompt_just_under_the_context_is_answered_and_one_just_over_it_refuse
 }
 
 #[tokio::test]
+async fn without_a_prompt_the_model_begins_a_text_of_its_own() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let request = json!({ "model": MODEL, "max_tokens": 4, "ignore_eos": true });
+    for more in [json!({}), json!({ "prompt": "" }), json!({ "prompt": [""] })] {
+        let (status, answer) = node.post("/v1/completions", &with(request.clone(), &more)).await;
+        assert_eq!((status, answer["usage"]["completion_tokens"].as_u64()), (200, Some(4)), "{answer}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn control_tokens_in_user_text_are_only_text() {
     let home = home_with_model("").await;
     let node = Node::start(&home).await;
