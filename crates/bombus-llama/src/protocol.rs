@@ -10,6 +10,8 @@ use bombus_infer::BackendError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::pool::RETRY_AFTER;
+
 /// Longest message in bytes. A request's body may have 32 MiB, and 2,048 vectors of 8,192 dimensions take about 200 MiB as JSON.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 256 << 20;
 
@@ -111,6 +113,8 @@ pub(crate) enum RunError {
     Invalid { param: String, message: String },
     #[error("{message}")]
     Unsupported { param: String, message: String },
+    #[error("too many requests are waiting to be read")]
+    Overloaded,
     #[error("the prompt has {prompt_tokens} tokens, the context {context_tokens}")]
     ContextExceeded { prompt_tokens: u32, context_tokens: u32 },
     #[error("{0}")]
@@ -132,6 +136,7 @@ impl From<RunError> for BackendError {
         match error {
             RunError::Invalid { param, message } => Self::InvalidRequest { param: Some(known_param(&param)), message },
             RunError::Unsupported { param, message } => Self::Unsupported { param: known_param(&param), message },
+            RunError::Overloaded => Self::Overloaded { retry_after: RETRY_AFTER },
             RunError::ContextExceeded { prompt_tokens, context_tokens } => {
                 Self::ContextExceeded { prompt_tokens, context_tokens }
             }

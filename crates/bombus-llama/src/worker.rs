@@ -18,18 +18,21 @@ mod schema;
 mod shelf;
 mod template;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod tiny;
 mod tools;
+mod unread;
 
 use std::convert::Infallible;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::Duration;
 
-use bombus_core::chat::ChatRequest;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -43,15 +46,13 @@ pub use self::jinja_renderer::JinjaRenderer;
 use self::log::LogLines;
 use self::prompt::PromptReader;
 use self::run::Run;
+use self::unread::{ChatMessage, Hall, Room, Unread};
 use crate::platform::{end_process, outlive_termination};
 pub(crate) use crate::protocol::RunError;
 use crate::protocol::{
     FromWorker, LoadFailure, LoadOptions, ModelKind, RunId, ToWorker, read_frame, read_message, run_of_unreadable,
     write_message,
 };
-
-/// Messages from the node that wait to be read. When it is full the node's pipe fills, and then the node waits.
-const INBOX_MESSAGES_MAX: usize = 1_024;
 
 /// A request that follows on another within this time is not held up by tidying.
 const TIDY_AFTER: Duration = Duration::from_millis(50);
@@ -72,12 +73,18 @@ pub fn engine_worker() -> ExitCode {
         return ExitCode::FAILURE;
     };
     template::note_local_offset();
-    let (inbox_sender, inbox) = sync_channel(INBOX_MESSAGES_MAX);
-    let (chat_sender, chats) = sync_channel(INBOX_MESSAGES_MAX);
-    let reader_inbox = inbox_sender.clone();
-    std::thread::spawn(move || read_all(stdin, &reader_inbox, &chat_sender));
+    // Not bounded by itself: the node has at most as many requests as it lets wait, with a few words on each, and those that are not read yet
+    // are bounded by their size.
+    let (inbox_sender, inbox) = channel();
+    let unread = Arc::<Unread>::default();
+    let (reader_inbox, reader_unread) = (inbox_sender.clone(), Arc::clone(&unread));
+    std::thread::spawn(move || {
+        if read_all(&mut stdin, &reader_inbox, &reader_unread) {
+            end_process();
+        }
+    });
     let mut outbox = BufWriter::new(io::stdout().lock());
-    let Err(failure) = serve(&options, &logs, Requests { chats, inbox_sender, inbox }, &mut outbox);
+    let Err(failure) = serve(&options, &logs, Requests { unread, inbox_sender, inbox }, &mut outbox);
     let told = write_message(&mut outbox, &FromWorker::LoadFailed(failure));
     if told.and_then(|()| outbox.flush()).is_err() {
         end_process();
@@ -87,55 +94,62 @@ pub fn engine_worker() -> ExitCode {
 
 /// What the engine takes between two rounds.
 enum Input {
-    Message(ToWorker),
+    /// With the room of a request that is still to be read.
+    Message(ToWorker, Option<Room>),
     /// A chat request whose prompt has been read.
-    Prepared {
-        id: RunId,
-        run: Result<Box<Run>, RunError>,
-    },
-    /// A request that makes no sense.
-    Unreadable {
-        id: RunId,
-        reason: String,
-    },
+    Prepared { id: RunId, run: Result<Box<Run>, RunError> },
+    /// A request that cannot be taken.
+    Refused { id: RunId, error: RunError },
 }
 
 /// Where requests come from. Chat requests are read on a thread of their own, so that a long prompt holds up no running answer.
 struct Requests {
-    chats: Receiver<ChatMessage>,
-    inbox_sender: SyncSender<Input>,
+    unread: Arc<Unread>,
+    inbox_sender: Sender<Input>,
     inbox: Receiver<Input>,
 }
 
-struct ChatMessage {
-    id: RunId,
-    credit: u32,
-    request: Box<ChatRequest>,
-}
-
-fn read_all(mut stdin: io::Stdin, inbox: &SyncSender<Input>, chats: &SyncSender<ChatMessage>) {
+/// Passes on what the node says, and waits for nobody: what nobody reads would hide cancels, and the end of the node. Returns whether the
+/// node is gone, or not understood; else nobody takes anything any more.
+fn read_all(stdin: &mut impl Read, inbox: &Sender<Input>, unread: &Unread) -> bool {
+    let hall = Hall::default();
     loop {
-        let frame = match read_frame(&mut stdin) {
+        let frame = match read_frame(stdin) {
             Ok(Some(frame)) => frame,
-            Ok(None) => end_process(),
+            Ok(None) => return true,
             Err(error) => {
                 tracing::error!("the node's messages cannot be read: {error}");
-                end_process();
+                return true;
             }
         };
-        let passed_on = match serde_json::from_slice(&frame) {
-            Ok(ToWorker::Chat { id, credit, request }) => chats.send(ChatMessage { id, credit, request }).is_ok(),
-            Ok(message) => inbox.send(Input::Message(message)).is_ok(),
+        let refused = |id| Input::Refused { id, error: RunError::Overloaded };
+        let input = match serde_json::from_slice(&frame) {
+            Ok(ToWorker::Cancel { id }) if unread.cancel(id) => continue,
+            Ok(ToWorker::Chat { id, credit, request }) => match hall.take(frame.len()) {
+                Some(room) => {
+                    unread.push(ChatMessage { id, credit, request, room });
+                    continue;
+                }
+                None => refused(id),
+            },
+            Ok(ToWorker::Embed { id, inputs, truncate }) => match hall.take(frame.len()) {
+                Some(room) => Input::Message(ToWorker::Embed { id, inputs, truncate }, Some(room)),
+                None => refused(id),
+            },
+            Ok(message) => Input::Message(message, None),
             Err(error) => match run_of_unreadable(&frame) {
-                Some(id) => inbox.send(Input::Unreadable { id, reason: error.to_string() }).is_ok(),
+                Some(id) => {
+                    let error = RunError::invalid("prompt", format!("the request cannot be read: {error}"));
+                    Input::Refused { id, error }
+                }
                 None => {
                     tracing::error!("the node says what makes no sense: {error}");
-                    end_process();
+                    return true;
                 }
             },
         };
-        if !passed_on {
-            return;
+        if inbox.send(input).is_err() {
+            return false;
         }
     }
 }
@@ -154,10 +168,11 @@ fn serve(
     let context = make_context(&backend, &model, options).map_err(|what| logs.explain_load(&what))?;
     let prompts = PromptReader::new(&model);
     let context_tokens = options.context_tokens.min(context.n_ctx()) as usize;
-    let Requests { chats, inbox_sender, inbox } = requests;
+    let Requests { unread, inbox_sender, inbox } = requests;
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for ChatMessage { id, credit, request } in chats {
+            loop {
+                let ChatMessage { id, credit, request, room: _room } = unread.take();
                 let run = Run::new(id, credit, *request, &model, &prompts, context_tokens).map(Box::new);
                 if inbox_sender.send(Input::Prepared { id, run }).is_err() {
                     return;
@@ -249,12 +264,9 @@ fn compute(mut engine: impl Engine, inbox: &Receiver<Input>, outbox: &mut impl W
             Err(TryRecvError::Disconnected) => return Ok(()),
         };
         match input {
-            Some(Input::Message(message)) => engine.take(message),
+            Some(Input::Message(message, _room)) => engine.take(message),
             Some(Input::Prepared { id, run }) => engine.take_prepared(id, run.map(|run| *run)),
-            Some(Input::Unreadable { id, reason }) => {
-                let error = RunError::invalid("prompt", format!("the request cannot be read: {reason}"));
-                send([FromWorker::Failed { id, error }], outbox)?;
-            }
+            Some(Input::Refused { id, error }) => send([FromWorker::Failed { id, error }], outbox)?,
             None => engine.round(),
         }
         send(engine.take_messages(), outbox)?;
