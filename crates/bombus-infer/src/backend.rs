@@ -179,9 +179,9 @@ pub enum BackendError {
         model: String,
     },
     /// Prompt and answer do not fit into the model's context.
-    #[error("the prompt has {prompt_tokens} tokens, but the context of this model holds {context_tokens}")]
+    #[error("{}", exceeded(*prompt_tokens, *context_tokens))]
     ContextExceeded {
-        /// Tokens of the prompt.
+        /// Tokens of the prompt; 0 where it is so long that they were not counted.
         prompt_tokens: u32,
         /// Tokens that prompt and answer may have together.
         context_tokens: u32,
@@ -246,6 +246,15 @@ pub enum BackendError {
         /// How long was waited.
         after: Duration,
     },
+}
+
+fn exceeded(prompt_tokens: u32, context_tokens: u32) -> String {
+    match prompt_tokens {
+        0 => {
+            format!("the prompt has more tokens than fit into the context of this model, which holds {context_tokens}")
+        }
+        counted => format!("the prompt has {counted} tokens, but the context of this model holds {context_tokens}"),
+    }
 }
 
 impl BackendError {

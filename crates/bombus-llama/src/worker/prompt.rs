@@ -1,9 +1,14 @@
 //! From a request's prompt to tokens.
 
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::ffi::CStr;
 use std::sync::Arc;
 
 use bombus_core::chat::output::ThinkFilter;
-use bombus_core::chat::{ChatRequest, EmbedInput, Message, Prompt, ResponseFormat, Think, Tool, ToolChoice};
+use bombus_core::chat::{ChatRequest, EmbedInput, Message, Part, Prompt, ResponseFormat, Think, Tool, ToolChoice};
 use bombus_infer::models::chat_template::ToolFormat;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
@@ -22,6 +27,8 @@ pub(crate) struct PromptReader<'m> {
     template: Result<ChatTemplate, String>,
     with_tools: Option<ChatTemplate>,
     end_tokens: Vec<LlamaToken>,
+    /// Most bytes of text that one token stands for, where that is known.
+    token_bytes_max: Option<usize>,
 }
 
 /// A prompt, ready to be computed.
@@ -55,7 +62,8 @@ impl<'m> PromptReader<'m> {
         let with_tools = with_tools.and_then(|source| compile(&source).ok());
         let template = chat.and_then(|source| compile(&source));
         let end_tokens = vocab.tokens().filter(|token| vocab.is_eog(*token)).collect();
-        Self { vocab, marker, template, with_tools, end_tokens }
+        let token_bytes_max = token_bytes_max(model, &vocab);
+        Self { vocab, marker, template, with_tools, end_tokens, token_bytes_max }
     }
 
     /// Returns the tokens that end an answer.
@@ -78,14 +86,16 @@ impl<'m> PromptReader<'m> {
             let Prompt::Raw(text) = &request.prompt else {
                 return Err(RunError::invalid("suffix", "a suffix needs a prompt that is text"));
             };
+            if self.tokens_min(text.len() + suffix.len()) >= limit {
+                return Err(exceeded(limit));
+            }
             return self.read_gap(text, suffix, brought.as_ref());
         }
         let has_tools = !request.tools.is_empty() && request.tool_choice != ToolChoice::None;
         let mut prompt = match &request.prompt {
             Prompt::Chat(messages) => self.read_chat(request, messages, brought.as_ref(), limit)?,
             _ if has_tools => return Err(RunError::invalid("tools", "tools need a conversation")),
-            // Who writes raw text for a model writes its control tokens too.
-            Prompt::Raw(text) => ReadPrompt::plain(self.tokens_of(text, true)),
+            Prompt::Raw(text) => ReadPrompt::plain(self.read_raw(request, text, limit)?),
             Prompt::Tokens(ids) => ReadPrompt::plain(self.check_tokens(ids)?),
         };
         let mut earlier = self.check_tokens(&request.earlier_tokens)?;
@@ -131,6 +141,33 @@ impl<'m> PromptReader<'m> {
         Ok(tokens)
     }
 
+    /// Returns how many tokens a text of so many bytes has at least, as far as that is known without making them.
+    fn tokens_min(&self, bytes: usize) -> usize {
+        self.token_bytes_max.map_or(0, |most| bytes.div_ceil(most))
+    }
+
+    /// Returns how many bytes so many tokens stand for at most.
+    fn bytes_max(&self, tokens: usize) -> usize {
+        self.token_bytes_max.map_or(usize::MAX, |most| tokens.saturating_mul(most))
+    }
+
+    /// Reads a text as it stands. Of one that is far too long no more is made into tokens than what may stay of it.
+    fn read_raw(&self, request: &ChatRequest, text: &str, limit: usize) -> Result<Vec<LlamaToken>, RunError> {
+        // Who writes raw text for a model writes its control tokens too.
+        if self.tokens_min(text.len()) < limit {
+            return Ok(self.tokens_of(text, true));
+        }
+        if !request.overflow.truncate {
+            return Err(exceeded(limit));
+        }
+        let keep = self.keep_tokens(request).min(limit);
+        let begin = &text[..text.floor_char_boundary(self.bytes_max(keep))];
+        let mut tokens = self.tokens_of(begin, true);
+        tokens.truncate(keep);
+        tokens.extend(self.tokens_of(last_bytes(text, self.bytes_max(limit)), true));
+        Ok(tokens)
+    }
+
     fn compile_brought(&self, source: &str) -> Result<ChatTemplate, RunError> {
         let compiled =
             self.marker.as_ref().map_err(String::clone).and_then(|marker| ChatTemplate::compile(source, marker));
@@ -164,13 +201,35 @@ impl<'m> PromptReader<'m> {
         let opening = (thinks && has_form && !is_opened).then(|| Piece::Template("<think>\n".into()));
         let is_opened = is_opened || opening.is_some();
         let tokens_of = |pieces: Vec<Piece>| self.tokens_of_pieces(pieces.iter().chain(&opening));
-        let (mut tokens, mut left_out) = (tokens_of(pieces), None);
-        let limit = limit.saturating_sub(self.begin().len());
-        if tokens.len() >= limit && request.overflow.truncate && request.earlier_tokens.is_empty() {
-            let count = |text: &str| self.vocab.tokenize(text.as_bytes(), false, false).len();
-            let render = |messages: &[Message]| render(messages).map(tokens_of);
-            if let Some(fitted) = fit_turns(messages, limit, count, render)? {
-                (tokens, left_out) = (fitted.tokens, Some(fitted.left_out));
+        let room = limit.saturating_sub(self.begin().len());
+        let may_fit = self.tokens_min(bytes_of(&pieces)) < room;
+        let leaves_out = request.overflow.truncate && request.earlier_tokens.is_empty();
+        let (mut tokens, mut left_out) = (Vec::new(), None);
+        if may_fit {
+            tokens = tokens_of(pieces);
+        } else if request.overflow.truncate && !leaves_out {
+            // What stands before the end will be cut.
+            tokens = tokens_of(last_pieces(pieces, self.bytes_max(limit)));
+        } else if !leaves_out {
+            return Err(exceeded(limit));
+        }
+        if leaves_out && (!may_fit || tokens.len() >= room) {
+            let count = |text: &str| match self.tokens_min(text.len()) {
+                least if least > room => least,
+                _ => self.tokens_of(text, false).len(),
+            };
+            let render = |messages: &[Message]| {
+                let pieces = render(messages)?;
+                // The last turn has its share at most, so what stands before it is too much alone.
+                if self.tokens_min(bytes_of(&pieces)) >= room.saturating_mul(3) {
+                    return Err(exceeded(limit));
+                }
+                Ok(tokens_of(pieces))
+            };
+            match fit_turns(&shorten_last(messages, self.bytes_max(room)), room, count, render)? {
+                Some(fitted) => (tokens, left_out) = (fitted.tokens, Some(fitted.left_out)),
+                None if may_fit => {}
+                None => return Err(exceeded(limit)),
             }
         }
         let think = thinks.then(|| ThinkFilter::new(is_opened));
@@ -255,6 +314,61 @@ impl<'m> PromptReader<'m> {
     }
 }
 
+/// Returns the most bytes of text that a token of a vocabulary stands for. It is known of the two common kinds, which make tokens of all of
+/// a text: others leave blanks out, or have one token for whatever they do not know.
+fn token_bytes_max(model: &LlamaModel, vocab: &LlamaVocab<'_>) -> Option<usize> {
+    let kind = model.meta_val_str("tokenizer.ggml.model").unwrap_or_default();
+    if !matches!(kind.as_str(), "gpt2" | "llama") {
+        return None;
+    }
+    // The bytes are written out in these, so that they are rather more than in the text.
+    let texts = vocab.tokens().filter_map(|token| vocab.text(token));
+    texts.map(CStr::count_bytes).max().filter(|most| *most > 0)
+}
+
+/// The error of a prompt that is so long that its tokens are not counted.
+fn exceeded(limit: usize) -> RunError {
+    RunError::ContextExceeded { prompt_tokens: 0, context_tokens: u32::try_from(limit).unwrap_or(u32::MAX) }
+}
+
+fn bytes_of(pieces: &[Piece]) -> usize {
+    let bytes = |piece: &Piece| match piece {
+        Piece::Template(text) | Piece::Literal(text) => text.len(),
+    };
+    pieces.iter().map(bytes).sum()
+}
+
+/// Returns the end of a text, at most so many bytes.
+fn last_bytes(text: &str, bytes: usize) -> &str {
+    &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..]
+}
+
+/// Returns the last pieces of a prompt that have at most so many bytes, the first of them without its beginning.
+fn last_pieces(mut pieces: Vec<Piece>, bytes: usize) -> Vec<Piece> {
+    let (mut first, mut room) = (pieces.len(), bytes);
+    while first > 0 && room > 0 {
+        first -= 1;
+        let (Piece::Template(text) | Piece::Literal(text)) = &mut pieces[first];
+        if text.len() > room {
+            *text = last_bytes(text, room).to_owned();
+            break;
+        }
+        room -= text.len();
+    }
+    pieces.split_off(first)
+}
+
+/// Leaves out the beginning of the last turn's text where that has more than so many bytes.
+fn shorten_last(messages: &[Message], bytes: usize) -> Cow<'_, [Message]> {
+    let text = messages.last().map(Message::joined_text).filter(|text| text.len() > bytes);
+    let Some(text) = text else { return Cow::Borrowed(messages) };
+    let mut shortened = messages.to_vec();
+    if let Some(last) = shortened.last_mut() {
+        last.content = vec![Part::Text(last_bytes(&text, bytes).to_owned())];
+    }
+    Cow::Owned(shortened)
+}
+
 /// Decides whether a model is to think: one that can does unless it is told not to, or its answer has to have a form and nothing was
 /// said. `None` where there is nothing to decide.
 fn how_to_think(wanted: Option<&Think>, thinks: bool, has_form: bool) -> Result<Option<Think>, RunError> {
@@ -295,28 +409,5 @@ fn special_tokens(vocab: &LlamaVocab<'_>) -> SpecialTokens {
 impl ReadPrompt {
     fn plain(tokens: Vec<LlamaToken>) -> Self {
         Self { tokens, ..Self::default() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn models_that_can_think_do_so_unless_they_are_told_otherwise() {
-        assert_eq!(how_to_think(None, true, false), Ok(Some(Think::On)));
-        assert_eq!(how_to_think(None, true, true), Ok(Some(Think::Off)));
-        assert_eq!(how_to_think(Some(&Think::On), true, true), Ok(Some(Think::On)));
-        assert_eq!(how_to_think(Some(&Think::Off), true, false), Ok(Some(Think::Off)));
-        assert_eq!(how_to_think(Some(&Think::Off), false, false), Ok(None));
-        let error = how_to_think(Some(&Think::On), false, false).unwrap_err();
-        assert!(error.to_string().contains("does not support thinking"), "{error}");
-    }
-
-    #[test]
-    fn a_prompt_that_ends_with_the_opening_begins_the_thoughts() {
-        assert!(opens_thoughts(&[Piece::Template("<|assistant|><think>\n".into())]));
-        assert!(!opens_thoughts(&[Piece::Template("<think>\n\n</think>\n\n".into())]));
-        assert!(!opens_thoughts(&[Piece::Literal("<think>".into())]));
     }
 }

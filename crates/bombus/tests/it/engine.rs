@@ -161,6 +161,12 @@ async fn a_prompt_just_under_the_context_is_answered_and_one_just_over_it_refuse
     assert_eq!((status, over["error"]["code"].as_str()), (400, Some("context_length_exceeded")));
     let message = over["error"]["message"].as_str().unwrap();
     assert!(message.matches("256").count() == 2, "both numbers: {message}");
+
+    let far_over = json!({ "model": MODEL, "prompt": "a word ".repeat(1 << 18) });
+    let (status, over) = node.post("/v1/completions", &far_over).await;
+    assert_eq!((status, over["error"]["code"].as_str()), (400, Some("context_length_exceeded")));
+    let message = over["error"]["message"].as_str().unwrap();
+    assert!(message.contains("more tokens than fit") && message.contains("256"), "it was counted: {message}");
     node.stop().await;
 }
 
