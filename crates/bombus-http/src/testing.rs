@@ -46,8 +46,10 @@ pub(crate) struct Scripted {
     pub(crate) events: Vec<Result<ChatEvent, BackendError>>,
     /// Repeats the events without end.
     pub(crate) endless: bool,
-    /// Time before each event.
+    /// Time before each event, and before vectors.
     pub(crate) gap: Duration,
+    /// Wants inputs in pieces, and makes the first vector of each.
+    pub(crate) embeds_in_pieces: bool,
     pub(crate) seen: Arc<Mutex<Vec<ChatRequest>>>,
     pub(crate) watch: RunWatch,
     /// The vectors of every request for some.
@@ -205,9 +207,20 @@ impl Backend for Scripted {
         .boxed())
     }
 
+    fn embeds_in_pieces(&self) -> bool {
+        self.embeds_in_pieces
+    }
+
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        let inputs = request.inputs.len();
         self.embeds_seen.lock().unwrap().push(request);
+        if self.gap > Duration::ZERO {
+            tokio::time::sleep(self.gap).await;
+        }
         match &self.refusal {
+            None if self.embeds_in_pieces => {
+                Ok(EmbedResponse { load_ms: 2.5, ..EmbedResponse::new(vec![self.vectors[0].clone(); inputs], 5) })
+            }
             Some(error) => Err(error.clone()),
             None if self.vectors.is_empty() => Err(BackendError::Unavailable { reason: "no vectors here".into() }),
             None => Ok(EmbedResponse { load_ms: 2.5, ..EmbedResponse::new(self.vectors.clone(), 5) }),

@@ -72,6 +72,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Any [`BackendError`].
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError>;
 
+    /// Says whether vectors for many inputs are asked for in pieces, each of which shows that the backend is at work. A backend for which that
+    /// costs more than it is worth gets all inputs at once.
+    fn embeds_in_pieces(&self) -> bool {
+        false
+    }
+
     /// Says whether requests can be expected to succeed.
     async fn health(&self) -> Health;
 

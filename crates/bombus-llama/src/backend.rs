@@ -214,6 +214,10 @@ impl Backend for EmbeddedBackend {
         Err(BackendError::Interrupted { reason: died })
     }
 
+    fn embeds_in_pieces(&self) -> bool {
+        true
+    }
+
     async fn health(&self) -> Health {
         match crate::cpu::check() {
             Ok(()) => Health::Ready,

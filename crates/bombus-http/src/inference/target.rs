@@ -3,7 +3,7 @@ use std::pin::pin;
 use bombus_core::model::ModelInfo;
 use bombus_core::placement::{Need, Scope};
 use bombus_infer::{BackendError, Listed, Route};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use crate::Metrics;
 use crate::app::App;
@@ -49,7 +49,8 @@ impl Target {
         self.route.best().1
     }
 
-    /// Waits for what comes of its route all at once, as long as for a first token.
+    /// Waits for what comes of its route all at once, as long as for a first token, and as long again after each sign that a backend is at
+    /// work on it.
     ///
     /// # Errors
     ///
@@ -61,13 +62,21 @@ impl Target {
     ) -> Result<T, ApiError> {
         let after = app.config.limits.first_token_time();
         let mut work = pin!(work);
+        let spent = async {
+            let mut since = Instant::now();
+            loop {
+                sleep_until(since + after).await;
+                match self.route.last_sign() {
+                    Some(sign) if sign > since => since = sign,
+                    _ => return,
+                }
+            }
+        };
         tokio::select! {
             biased;
             () = app.cut.cancelled() => Err(ApiError::shutting_down()),
             done = &mut work => Ok(done?),
-            () = sleep(after) => {
-                Err(self.route.give_up(after).into())
-            }
+            () = spent => Err(self.route.give_up(after).into()),
         }
     }
 

@@ -298,6 +298,11 @@ impl Backend for PeerBackend {
         }
     }
 
+    /// Says yes: nothing is heard of vectors at a peer before they are there.
+    fn embeds_in_pieces(&self) -> bool {
+        true
+    }
+
     async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {
         if self.model(name).await?.is_none() {
             return Ok(None);
