@@ -1,5 +1,18 @@
 //! What the engine needs of the processor.
 
+#[cfg(all(test, unix))]
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether this process takes its processor for one without AVX2.
+#[cfg(all(test, unix))]
+static LACKS_AVX2: AtomicBool = AtomicBool::new(false);
+
+/// Has this process take its processor for one without AVX2.
+#[cfg(all(test, unix))]
+pub(crate) fn lack_avx2() {
+    LACKS_AVX2.store(true, Ordering::Relaxed);
+}
+
 /// Says whether the engine can run on this processor. Without the check the engine process would die of an illegal instruction.
 ///
 /// # Errors
@@ -10,7 +23,7 @@ pub fn check() -> Result<(), String> {
 }
 
 /// Says whether the engine can run on a processor that lacks these instruction sets.
-pub(crate) fn without(missing: &[&str]) -> Result<(), String> {
+fn without(missing: &[&str]) -> Result<(), String> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -23,6 +36,10 @@ pub(crate) fn without(missing: &[&str]) -> Result<(), String> {
 
 /// Returns the instruction sets that this build of llama.cpp uses and this processor lacks.
 fn missing_features() -> Vec<&'static str> {
+    #[cfg(all(test, unix))]
+    if LACKS_AVX2.load(Ordering::Relaxed) {
+        return vec!["AVX2"];
+    }
     #[cfg(target_arch = "x86_64")]
     {
         let needed = [

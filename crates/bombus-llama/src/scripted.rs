@@ -1,7 +1,7 @@
 //! An engine process that follows a script instead of computing: this test binary, started again through a shell script.
 //!
 //! What it does while loading stands in the model's file, a word to each start, the last for all further starts: `load`, `crash`
-//! (before it is loaded), `vanish` (right after), `refuse` (for want of memory), `unsuited` (refuses as on a processor without AVX2), or
+//! (before it is loaded), `vanish` (right after), `refuse` (for want of memory), `unsuited` (is the engine itself on a processor without AVX2), or
 //! `alone` (crashes where the process of another model of the same folder still runs). What it does with a request is the prompt's first word; see [`answer`].
 
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +22,7 @@ use rustix::process::{Pid, test_kill_process};
 
 use crate::cpu;
 use crate::protocol::{FromWorker, LoadFailure, RunId, ToWorker, read_message, write_message};
+use crate::worker::work;
 
 static PROGRAM: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -111,8 +112,9 @@ fn serve(outbox: &mut File) -> io::Result<()> {
             return write_message(outbox, &FromWorker::LoadFailed(failure));
         }
         Some("unsuited") => {
-            let reason = cpu::without(&["AVX2"]).expect_err("the engine needs it");
-            return write_message(outbox, &FromWorker::LoadFailed(reason.into()));
+            cpu::lack_avx2();
+            let _ = work(&options, &Default::default(), inbox, outbox);
+            return Ok(());
         }
         Some("vanish") => {
             write_message(outbox, &FromWorker::Loaded)?;

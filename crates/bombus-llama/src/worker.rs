@@ -73,6 +73,11 @@ pub fn engine_worker() -> ExitCode {
         return ExitCode::FAILURE;
     };
     template::note_local_offset();
+    work(&options, &logs, stdin, io::stdout().lock())
+}
+
+/// Loads a model and computes what the node sends, as long as it lives. Returns where the model can't be loaded, and has told why.
+pub(crate) fn work(options: &LoadOptions, logs: &LogLines, mut stdin: io::Stdin, outbox: impl Write) -> ExitCode {
     // Not bounded by itself: the node has at most as many requests as it lets wait, with a few words on each, and those that are not read yet
     // are bounded by their size.
     let (inbox_sender, inbox) = channel();
@@ -83,8 +88,8 @@ pub fn engine_worker() -> ExitCode {
             end_process();
         }
     });
-    let mut outbox = BufWriter::new(io::stdout().lock());
-    let Err(failure) = serve(&options, &logs, Requests { unread, inbox_sender, inbox }, &mut outbox);
+    let mut outbox = BufWriter::new(outbox);
+    let Err(failure) = serve(options, logs, Requests { unread, inbox_sender, inbox }, &mut outbox);
     let told = write_message(&mut outbox, &FromWorker::LoadFailed(failure));
     if told.and_then(|()| outbox.flush()).is_err() {
         end_process();

@@ -46,6 +46,33 @@ fn a_run_that_loses_its_room_hears_that_it_waits_and_writes_all_of_its_answer() 
 }
 
 #[test]
+fn a_cancelled_run_leaves_its_slot_to_the_next_one_within_a_round() {
+    let model = TinyModel::load(1, 256);
+    let prompts = model.prompts();
+    let mut generator = model.generator(&prompts);
+    let speaks = |generator: &mut Generator<'_>| {
+        generator.round();
+        let spoken = generator.take_messages().filter_map(|message| match message {
+            FromWorker::Event { id, event: ChatEvent::Delta(_) } => Some(id),
+            _ => None,
+        });
+        spoken.collect::<Vec<RunId>>()
+    };
+    // Once in the middle of an answer, and once in the middle of a prompt, of which a round computes 32 tokens.
+    for (first, prompt_tokens, spoken) in [(0, 3, vec![0]), (10, 200, vec![])] {
+        let next = first + 1;
+        for (id, prompt_tokens) in [(first, prompt_tokens), (next, 3)] {
+            generator.take_prepared(id, model.run(&prompts, id, ask(prompt_tokens, 50)));
+        }
+        assert_eq!(speaks(&mut generator), spoken);
+        generator.take(ToWorker::Cancel { id: first });
+        assert_eq!(speaks(&mut generator), [next]);
+        generator.take(ToWorker::Cancel { id: next });
+        assert!(!generator.has_work());
+    }
+}
+
+#[test]
 fn a_run_that_waits_for_a_slot_hears_so() {
     let model = TinyModel::load(1, 256);
     let prompts = model.prompts();
