@@ -412,10 +412,18 @@ impl Replica {
     ) {
         match received {
             Ok(received) => self.consider(now, block, received, effects),
-            Err(error) => {
-                let dropped = self.sync.broken(&block.hash);
-                self.report_broken(block.hash, error, dropped, effects);
-            }
+            Err(error) => match Identity::read(&block.bytes) {
+                // It is what entries wait for, though it came among heads, or was asked for since a stranger named it as an entry.
+                Ok(identity) if self.sync.is_needed(&block.hash) => {
+                    self.identity(now, block.hash, block.bytes, Some(identity), effects);
+                }
+                // It is no entry, but what its writer wrote may name it yet.
+                Ok(_) => self.report_broken(block.hash, error, 0, effects),
+                Err(_) => {
+                    let dropped = self.sync.broken(&block.hash);
+                    self.report_broken(block.hash, error, dropped, effects);
+                }
+            },
         }
     }
 

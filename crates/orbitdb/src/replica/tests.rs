@@ -294,12 +294,37 @@ fn of_heads_that_are_too_large_the_rest_is_not_looked_at() {
 fn heads_are_looked_at_up_to_the_first_that_is_none() {
     let alice = signer(1);
     let [before, behind] = ["before", "behind"].map(|value| write(&alice, 1, &[], value).block);
-    for nothing in [vec![0; 4 << 20], alice.block().to_vec(), vec![0xff]] {
+    for nothing in [vec![0; 4 << 20], signer(2).block().to_vec(), vec![0xff]] {
         let mut replica = replica(Admission::Everyone);
         let effects = replica.on(NOW, Input::Heads(peer(), [&before[..], &nothing, &behind].concat()));
         let broken = effects.iter().filter(|effect| matches!(effect, Effect::Broken(..))).count();
         assert_eq!((broken, replica.broken(), replica.sync().waiting()), (1, 1, (1, 1)));
     }
+}
+
+#[test]
+fn a_writer_is_no_broken_entry_however_its_identity_comes() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let entry = write(&alice, 1, &[], "a");
+
+    let mut among_heads = replica(Admission::Everyone);
+    among_heads.on(NOW, Input::Heads(peer(), [&entry.block[..], alice.block()].concat()));
+    assert_eq!((among_heads.log().len(), among_heads.broken()), (1, 0));
+
+    let mut asked_for = replica(Admission::Everyone);
+    let on_top_of_her = write(&mallory, 1, &[alice.identity().hash()], "as if she were an entry");
+    feed(&mut asked_for, &on_top_of_her, &[mallory.block()]);
+    feed(&mut asked_for, &entry, &[]);
+    asked_for.on(NOW, Input::Block(peer(), alice.block().to_vec()));
+    let shown: Vec<Hash> = asked_for.log().newest_first().map(|position| position.hash).collect();
+    assert_eq!(shown, [entry.links.hash]);
+    assert_eq!(asked_for.sync().waiting(), (0, 0));
+
+    // What comes before anybody waits for it makes nothing of hers broken later.
+    let mut too_early = replica(Admission::Everyone);
+    too_early.on(NOW, Input::Heads(peer(), alice.block().to_vec()));
+    feed(&mut too_early, &entry, &[alice.block()]);
+    assert_eq!(too_early.log().len(), 1);
 }
 
 #[test]
