@@ -21,6 +21,8 @@ const BLOCK_KB_MAX: usize = (PIECE_MAX >> 10) - 16;
 const PIECE_KB_MAX: usize = PIECE_MAX >> 11;
 /// Most of what waits in a queue, or for its turn.
 const WAITING_MAX: usize = 1 << 20;
+/// Longest time that a limit can be, in milliseconds: a year.
+const TIME_MS_MAX: u64 = 365 * 24 * 3_600_000;
 /// Most KiB of what a stream of heads carries.
 const HEADS_KB_MAX: usize = HEADS_BYTES_MAX >> 10;
 
@@ -245,6 +247,14 @@ pub enum DbConfigError {
         /// What it is set to.
         value: usize,
     },
+    /// A time in which nothing could be done, or longer than anybody means.
+    #[error("{setting} = {value} has to be from 1 to {TIME_MS_MAX} milliseconds: nothing could be done in no time")]
+    Time {
+        /// Its name.
+        setting: &'static str,
+        /// What it is set to.
+        value: u64,
+    },
     /// Most entries would not count.
     #[error("links_max = {0} has to be at least {REFS}: entries name so many before them, and would not count")]
     Links(usize),
@@ -311,7 +321,7 @@ impl DbConfig {
         let (entry, block, heads, piece) =
             (self.entry_kb_max, self.block_kb_max, self.heads_kb_max, self.oplog.piece_kb);
         let BitswapConfig { block_bytes_max, message_bytes_max, .. } = self.bitswap;
-        let DbConfig { queues, entries, opening_max, .. } = self;
+        let DbConfig { queues, entries, oplog, opening_max, .. } = self;
         let waiting = [
             ("opening_max", *opening_max),
             ("queues.orders_max", queues.orders_max),
@@ -323,6 +333,16 @@ impl DbConfig {
         ];
         if let Some((setting, value)) = waiting.into_iter().find(|(_, value)| *value > WAITING_MAX) {
             return Err(DbConfigError::Waiting { setting, value });
+        }
+        let times = [
+            ("open_limit_ms", self.open_limit_ms),
+            ("heads_limit_ms", self.heads_limit_ms),
+            ("entries.stall_limit_ms", entries.stall_limit_ms),
+            ("oplog.answer_limit_ms", oplog.answer_limit_ms),
+            ("oplog.stall_limit_ms", oplog.stall_limit_ms),
+        ];
+        if let Some((setting, value)) = times.into_iter().find(|(_, value)| !(1..=TIME_MS_MAX).contains(value)) {
+            return Err(DbConfigError::Time { setting, value });
         }
         if entry == 0 {
             return Err(DbConfigError::NoEntry);
@@ -452,7 +472,12 @@ mod tests {
         assert_eq!(check(|config| config.entry_kb_max = ENTRY_KB_MAX), Ok(()));
         assert_eq!(check(|config| config.heads_kb_max = HEADS_KB_MAX), Ok(()));
         assert_eq!(check(|config| config.links_max = 16), Ok(()));
-        let cases: [Case; 13] = [
+        let cases: [Case; 18] = [
+            (|config| config.open_limit_ms = 0, &["open_limit_ms = 0", "1 to"]),
+            (|config| config.heads_limit_ms = u64::MAX, &["heads_limit_ms = 18446744073709551615"]),
+            (|config| config.entries.stall_limit_ms = 0, &["entries.stall_limit_ms = 0"]),
+            (|config| config.oplog.answer_limit_ms = 0, &["oplog.answer_limit_ms = 0"]),
+            (|config| config.oplog.stall_limit_ms = 0, &["oplog.stall_limit_ms = 0"]),
             (|config| config.links_max = 15, &["links_max = 15", "at least 16"]),
             (|config| config.entry_kb_max = 0, &["entry_kb_max = 0"]),
             (|config| config.opening_max = usize::MAX, &["opening_max", "1048576"]),
