@@ -69,20 +69,23 @@ impl DbHandle {
     /// [`DbError`] when another database has the name, when too many are open, or when it cannot be opened.
     pub async fn create(&self, name: &str, options: OpenOptions) -> Result<Database, DbError> {
         check_name(name)?;
-        let shared = &self.shared;
-        shared.ready().await?;
-        let _changing = shared.changing().await;
-        let is_plain = options.is_plain();
-        // What the configuration says counts as long as it says so, and is in no record.
-        let relaxed = options.is_relaxed();
-        let opened = shared.open(name.to_owned(), options).await?;
-        let record = Record::of(&opened.database, relaxed, is_plain);
-        // One that is kept here already may have got a namesake from a peer.
-        let records = shared.records();
-        let is_kept = records.iter().any(|other| other.address == record.address);
-        let namesake = records.into_iter().find(|other| !is_kept && other.name == name);
-        let taken = namesake.map(|other| DbError::NameTaken { name: name.to_owned(), address: other.address });
-        shared.keep(opened, record, taken).await
+        let (shared, name) = (Arc::clone(&self.shared), name.to_owned());
+        to_the_end(async move {
+            shared.ready().await?;
+            let _changing = shared.changing().await;
+            let is_plain = options.is_plain();
+            // What the configuration says counts as long as it says so, and is in no record.
+            let relaxed = options.is_relaxed();
+            let opened = shared.open(name.clone(), options).await?;
+            let record = Record::of(&opened.database, relaxed, is_plain);
+            // One that is kept here already may have got a namesake from a peer.
+            let records = shared.records();
+            let is_kept = records.iter().any(|other| other.address == record.address);
+            let namesake = records.into_iter().find(|other| !is_kept && other.name == name);
+            let taken = namesake.map(|other| DbError::NameTaken { name, address: other.address });
+            shared.keep(opened, record, taken).await
+        })
+        .await
     }
 
     /// Opens a database that is kept here by its name or address, or that of a peer by its address.
@@ -103,9 +106,8 @@ impl DbHandle {
     ///
     /// As [`DbHandle::open`].
     pub async fn open_with(&self, name_or_address: &str, options: OpenOptions) -> Result<Database, DbError> {
-        let shared = &self.shared;
-        shared.ready().await?;
-        let known = shared.find(name_or_address);
+        self.shared.ready().await?;
+        let known = self.shared.find(name_or_address);
         let address: Address = match (&known, name_or_address.parse()) {
             (Ok(record), _) => record.address,
             (Err(_), Ok(address)) => address,
@@ -120,12 +122,16 @@ impl DbHandle {
         let is_plain = options.is_plain();
         let is_known = known.is_some();
         let relaxed = options.is_relaxed() || known.is_some_and(|known| known.relaxed);
-        let opened = shared.open(address.to_string(), options.relaxed(relaxed)).await?;
-        let record = Record::of(&opened.database, relaxed, is_plain);
-        let _changing = shared.changing().await;
-        let is_reserved = !is_known && is_foreign(&record.name, &record.address);
-        let reserved = is_reserved.then(|| DbError::Reserved(record.name.clone()));
-        shared.keep(opened, record, reserved).await
+        let shared = Arc::clone(&self.shared);
+        to_the_end(async move {
+            let opened = shared.open(address.to_string(), options.relaxed(relaxed)).await?;
+            let record = Record::of(&opened.database, relaxed, is_plain);
+            let _changing = shared.changing().await;
+            let is_reserved = !is_known && is_foreign(&record.name, &record.address);
+            let reserved = is_reserved.then(|| DbError::Reserved(record.name.clone()));
+            shared.keep(opened, record, reserved).await
+        })
+        .await
     }
 
     /// Returns an open database by its name or address.
@@ -153,24 +159,20 @@ impl DbHandle {
     ///
     /// [`DbError`] when there is none, or something could not be written.
     pub async fn close(&self, name_or_address: &str) -> Result<(), DbError> {
-        let shared = &self.shared;
-        shared.ready().await?;
-        let _changing = shared.changing().await;
-        let record = shared.find(name_or_address)?;
-        shared.note(|records| records.put(Record { open: false, ..record.clone() })).await?;
-        // What guards another one stays open with that.
-        if self.guarded_by(&record.address).iter().any(|other| shared.database(&other.address).is_some()) {
-            shared.release(&record.address);
-            return Ok(());
-        }
-        shared.close(&record.address).await
-    }
-
-    /// Returns the databases here that one guards.
-    fn guarded_by(&self, guard: &Address) -> Vec<Record> {
-        let mut records = self.shared.records();
-        records.retain(|other| other.guard == Some(*guard));
-        records
+        let (shared, name_or_address) = (Arc::clone(&self.shared), name_or_address.to_owned());
+        to_the_end(async move {
+            shared.ready().await?;
+            let _changing = shared.changing().await;
+            let record = shared.find(&name_or_address)?;
+            shared.note(|records| records.put(Record { open: false, ..record.clone() })).await?;
+            // What guards another one stays open with that.
+            if guarded_by(&shared, &record.address).iter().any(|other| shared.database(&other.address).is_some()) {
+                shared.release(&record.address);
+                return Ok(());
+            }
+            shared.close(&record.address).await
+        })
+        .await
     }
 
     /// Removes a database from this node with everything in it, and what guards it where that guards nothing else. Others may still have it.
@@ -179,16 +181,19 @@ impl DbHandle {
     ///
     /// [`DbError`] when there is none, when it guards another one that is kept here, or when something could not be removed.
     pub async fn drop(&self, name_or_address: &str) -> Result<(), DbError> {
-        let shared = &self.shared;
-        shared.ready().await?;
-        let _changing = shared.changing().await;
-        let record = shared.find(name_or_address)?;
-        if let Some(guarded) = self.guarded_by(&record.address).into_iter().next() {
-            return Err(DbError::Guards { name: guarded.name, address: guarded.address });
-        }
-        // Should what follows be interrupted, the list says no more of it, and the library finishes what it began.
-        shared.note(|records| records.remove(&record.address)).await?;
-        shared.remove_with(record.address, record.guard).await
+        let (shared, name_or_address) = (Arc::clone(&self.shared), name_or_address.to_owned());
+        to_the_end(async move {
+            shared.ready().await?;
+            let _changing = shared.changing().await;
+            let record = shared.find(&name_or_address)?;
+            if let Some(guarded) = guarded_by(&shared, &record.address).into_iter().next() {
+                return Err(DbError::Guards { name: guarded.name, address: guarded.address });
+            }
+            // Should the node end before it is gone, the list says no more of it, and the library finishes what it began.
+            shared.note(|records| records.remove(&record.address)).await?;
+            shared.remove_with(record.address, record.guard).await
+        })
+        .await
     }
 
     /// Returns the connected peers that have a database open; ordered by id. None where it is not open here.
@@ -283,6 +288,21 @@ impl DbHandle {
     pub fn bitswap(&self) -> BitswapReport {
         self.shared.bitswap.report()
     }
+}
+
+/// Does something to its end, though whoever asked for it goes away meanwhile: what was opened is kept, and what was begun is not left
+/// halfway.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, DbError>> + Send + 'static,
+) -> Result<T, DbError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(DbError::Failed(error.to_string())))
+}
+
+/// Returns the databases here that one guards.
+fn guarded_by(shared: &Shared, guard: &Address) -> Vec<Record> {
+    let mut records = shared.records();
+    records.retain(|other| other.guard == Some(*guard));
+    records
 }
 
 fn check_name(name: &str) -> Result<(), DbError> {

@@ -64,6 +64,30 @@ async fn the_setting_that_lets_puts_be_lost_is_taken_back_at_the_next_start() {
 }
 
 #[tokio::test]
+async fn what_somebody_asked_for_who_went_away_is_done_to_its_end() {
+    /// Begins something, and goes away.
+    async fn begin<T: std::fmt::Debug>(work: impl Future<Output = Result<T, DbError>>) {
+        tokio::select! {
+            biased;
+            done = work => panic!("it was done at once: {done:?}"),
+            () = std::future::ready(()) => {}
+        }
+    }
+
+    let a = Keeper::start(1, &[]).await;
+    begin(a.db.create("left", documents())).await;
+    until_it_shows(|| async {}, || a.db.database("left").is_some() && a.db.list().unwrap().len() == 1).await;
+    begin(a.db.close("left")).await;
+    until_it_shows(|| async {}, || a.db.database("left").is_none()).await;
+    begin(a.db.open("left")).await;
+    until_it_shows(|| async {}, || a.db.database("left").is_some()).await;
+    begin(a.db.drop("left")).await;
+    until_it_shows(|| async {}, || a.db.orbit().databases().unwrap().is_empty() && a.db.list().unwrap().is_empty())
+        .await;
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn a_database_that_was_dropped_is_gone_here_and_stays_elsewhere() {
     let a = Keeper::start(1, &[]).await;
     let b = Keeper::start(2, &[&a]).await;
