@@ -3,6 +3,7 @@
 mod bulk;
 mod entries;
 mod event;
+mod queued;
 mod read;
 mod shared;
 mod writer;
@@ -28,15 +29,16 @@ use crate::{
     index::Row,
     log::Admission,
     manifest::{Address, ControllerAddress, DatabaseType, Manifest, ManifestError},
-    replica::{AppendError, Appended, Effect, Input, Replica},
+    replica::{AppendError, Appended, Effect, Input, Replica, Stored},
     storage::{Durability, Space, StorageError},
     sync::Request,
 };
 
+use queued::{Place, Queued};
 pub(crate) use shared::{Parts, Shared};
 use writer::{Job, Store};
 
-/// How many changes may wait to be written. Further ones wait for room.
+/// How many changes may wait to be written, as long as their blocks are not too many bytes. Further ones wait for room.
 const JOBS_MAX: usize = 1024;
 
 /// How far the clock jumps after a crash that may have taken entries which peers have seen.
@@ -90,6 +92,7 @@ pub struct Database {
 pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     jobs: mpsc::Sender<Job>,
+    queued: Arc<Queued>,
     signer: Signer,
     index_by: String,
     guard: Option<Database>,
@@ -136,7 +139,7 @@ impl Database {
         writer::start(Arc::clone(&shared), receiver, finished)?;
         let (granting, joining) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
         let on_drop = Mutex::new(Some(on_drop));
-        let inner = Inner { shared, jobs, signer, index_by, guard, granting, joining, on_drop };
+        let inner = Inner { shared, jobs, queued: Arc::default(), signer, index_by, guard, granting, joining, on_drop };
         Ok((Self { inner: Arc::new(inner) }, ended))
     }
 
@@ -182,7 +185,7 @@ impl Database {
     /// [`DatabaseError`] when this identity may not write, the value has no form, or the storage fails.
     pub async fn append(&self, operation: Operation) -> Result<Hash, DatabaseError> {
         let (hash, done) = {
-            let permit = self.inner.jobs.reserve().await.map_err(|_| DatabaseError::Closed)?;
+            let permit = self.room().await?;
             let mut state = self.inner.shared.state();
             state.check_open()?;
             let step = state.step;
@@ -190,7 +193,8 @@ impl Database {
             // What follows a jump must not be lost as well, or the next jump would lead to the same time.
             state.step = 1;
             let (done, receiver) = oneshot::channel();
-            permit.send(Job::Store(Store { stored, publish: Some(block), done: Some(done), full: step != 1 }));
+            let place = self.place(&stored);
+            permit.send(Job::Store(Store { stored, publish: Some(block), done: Some(done), full: step != 1, place }));
             (entry.hash(), receiver)
         };
         done.await.map_err(|_| DatabaseError::Closed)??;
@@ -324,9 +328,20 @@ impl Database {
         is_tick: bool,
         take: impl FnOnce(&mut Replica) -> Vec<Effect>,
     ) -> Result<(), DatabaseError> {
-        let permit = self.inner.jobs.reserve().await.map_err(|_| DatabaseError::Closed)?;
+        let permit = self.room().await?;
         self.take(permit, is_tick, take)?;
         self.join_released(now).await
+    }
+
+    /// Waits until one more change may wait to be written.
+    async fn room(&self) -> Result<mpsc::Permit<'_, Job>, DatabaseError> {
+        self.inner.queued.room().await;
+        self.inner.jobs.reserve().await.map_err(|_| DatabaseError::Closed)
+    }
+
+    /// Counts blocks among those that wait to be written.
+    fn place(&self, stored: &[Stored]) -> Place {
+        self.inner.queued.add(stored.iter().map(|stored| stored.block.len()).sum())
     }
 
     /// Checks what waits for nothing more and lets it join: whoever writes meanwhile waits for one part of it at most.
@@ -337,7 +352,7 @@ impl Database {
         }
         let _joining = self.inner.joining.lock().await;
         loop {
-            let permit = self.inner.jobs.reserve().await.map_err(|_| DatabaseError::Closed)?;
+            let permit = self.room().await?;
             let Some(part) = shared.state().replica.part() else { return Ok(()) };
             let checked = part.check();
             self.take(permit, false, |replica| replica.take_part(now, checked))?;
@@ -364,7 +379,8 @@ impl Database {
                 }
             }
             if !stored.is_empty() {
-                permit.send(Job::Store(Store { stored, publish: None, done: None, full: true }));
+                let place = self.place(&stored);
+                permit.send(Job::Store(Store { stored, publish: None, done: None, full: true, place }));
             } else if is_tick && shared.durability == Durability::Relaxed {
                 permit.send(Job::Flush(None));
             }

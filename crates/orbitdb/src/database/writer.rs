@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     DatabaseError, Event, JUMP, Output, Update,
     entries::pack,
+    queued::Place,
     shared::{RELAXED, Shared},
 };
 use crate::{
@@ -34,6 +35,8 @@ pub(super) struct Store {
     pub(super) done: Option<Done>,
     /// Whether it must be safe at once, whatever the database is opened with.
     pub(super) full: bool,
+    /// Makes room for others once they are kept.
+    pub(super) place: Place,
 }
 
 /// What the writer is asked to do, in this order.

@@ -2,10 +2,12 @@
 
 use std::{
     collections::BTreeSet,
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -23,7 +25,7 @@ use orbitdb::{
     sync::Peer,
 };
 use tokio::{
-    task::{JoinSet, spawn_blocking},
+    task::{JoinSet, spawn_blocking, unconstrained},
     time::timeout,
 };
 
@@ -316,6 +318,29 @@ async fn many_puts_in_flight_are_all_there() {
     let tasks = orbit.open_documents("tasks", "_id").await.unwrap();
     assert_eq!(tasks.all().unwrap().len(), 300);
     assert_eq!(tasks.info().unwrap().heads.len(), 1);
+}
+
+#[tokio::test]
+async fn large_puts_wait_until_the_disk_has_taken_those_before_them() {
+    const PUTS: u64 = 100;
+    let (storage, control) = Failing::new(Memory::default());
+    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    let log = orbit.open_events("log").await.unwrap();
+    control.hold(true);
+    let value = "x".repeat(1_000_000);
+    let mut puts: Vec<_> = (0..PUTS).map(|_| Box::pin(log.add(value.as_str()))).collect();
+    let begun = poll_fn(|context| {
+        assert!(puts.iter_mut().all(|put| put.as_mut().poll(context).is_pending()));
+        Poll::Ready(())
+    });
+    unconstrained(begun).await;
+    let taken = log.info().unwrap().entries;
+    assert!((60..=70).contains(&taken), "{taken} entries of 1 MB are in memory while nothing is written");
+    control.hold(false);
+    for put in puts {
+        put.await.unwrap();
+    }
+    assert_eq!(log.info().unwrap().entries, PUTS);
 }
 
 #[tokio::test]

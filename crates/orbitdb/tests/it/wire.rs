@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -183,7 +183,7 @@ impl Wire {
     }
 }
 
-/// A storage that counts how often a whole log is read, and takes nothing more, or removes nothing, once it is told to.
+/// A storage that counts how often a whole log is read, and takes nothing more, or nothing yet, or removes nothing, once it is told to.
 pub(crate) struct Failing<S> {
     inner: S,
     control: Arc<Control>,
@@ -195,6 +195,17 @@ pub(crate) struct Control {
     pub(crate) fails: AtomicBool,
     pub(crate) keeps_all: AtomicBool,
     pub(crate) logs_read: AtomicUsize,
+    /// Whether whoever writes has to wait.
+    is_held: Mutex<bool>,
+    released: Condvar,
+}
+
+impl Control {
+    /// Lets nothing be written until it is told otherwise.
+    pub(crate) fn hold(&self, is_held: bool) {
+        *self.is_held.lock().unwrap() = is_held;
+        self.released.notify_all();
+    }
 }
 
 struct FailingSpace {
@@ -235,6 +246,7 @@ impl Space for FailingSpace {
     }
 
     fn commit(&self, batch: &Batch, durability: Durability) -> Result<(), StorageError> {
+        drop(self.control.released.wait_while(self.control.is_held.lock().unwrap(), |is_held| *is_held).unwrap());
         if self.control.fails.load(Ordering::SeqCst) {
             return Err(StorageError::Failed { place: "here".into(), reason: "no space is left".into() });
         }
