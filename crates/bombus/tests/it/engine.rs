@@ -316,13 +316,13 @@ async fn runs_that_do_not_fit_into_the_cache_together_wait_for_each_other() {
 #[tokio::test]
 async fn a_run_that_loses_its_room_to_another_is_waited_for_however_long_that_takes() {
     // Alone one of them writes for longer than an answer may stand still.
-    let lines = "context_tokens = 1024\nkv_tokens = 1024\nbatch_tokens = 64\n[api.limits]\nnext_token_ms_max = 2000";
+    let lines = "context_tokens = 1280\nkv_tokens = 1280\nbatch_tokens = 64\n[api.limits]\nnext_token_ms_max = 3500";
     let home = home_with_model(lines).await;
     let node = Node::start(&home).await;
     let requests = ["the sea", "mountains"]
-        .map(|what| with(chat(&format!("Tell me about {what}."), 900), &json!({ "ignore_eos": true })));
+        .map(|what| with(chat(&format!("Tell me about {what}."), 1_150), &json!({ "ignore_eos": true })));
     for answer in join_all(requests.iter().map(|request| node.answer(request))).await {
-        assert_eq!(answer["usage"]["completion_tokens"], 900);
+        assert_eq!(answer["usage"]["completion_tokens"], 1_150);
     }
     node.stop().await;
 }
