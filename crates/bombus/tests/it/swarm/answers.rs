@@ -25,6 +25,11 @@ fn worker(first_token_ms: u64, token_ms: u64, more: &str) -> String {
     fake(&format!("first_token_ms = {first_token_ms}\ntoken_ms = {token_ms}\n{more}"))
 }
 
+/// As [`worker`], so slowly that an answer still comes when the test does something in the middle of it, however busy the machine is.
+fn slow_worker(more: &str) -> String {
+    worker(20, 60, more)
+}
+
 /// Starts node 0 without a model, and behind it nodes with these configurations; returns when it knows what each of them has.
 async fn team(workers: &[String]) -> Swarm {
     started(Plan::of(workers.len() + 1), &no_backends(), workers).await

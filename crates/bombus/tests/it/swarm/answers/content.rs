@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::client::{Question, words};
-use super::{Swarm, team, worker};
+use super::{Swarm, slow_worker, team, worker};
 use crate::harness::{Signal, within};
 use crate::model::eventually;
 
-/// Kills the one of two workers that answers, as soon as its first token is there: what comes then takes half a second.
+/// Kills the one of two workers that answers, as soon as its first token is there: what comes then takes seconds.
 async fn kill_the_busy_one(swarm: &Swarm) -> usize {
     let victim = swarm.busy_one(&[1, 2]).await;
     let has_begun = async || {
@@ -22,14 +22,15 @@ async fn kill_the_busy_one(swarm: &Swarm) -> usize {
 
 #[tokio::test]
 async fn the_most_tokens_count_over_the_seam_and_usage_is_told_once() {
-    let pace = worker(20, 10, "");
+    let pace = worker(20, 70, "");
     let mut swarm = team(&[pace.clone(), pace]).await;
     let text = words(5, 80);
     let limited = text.split(' ').take(40).collect::<Vec<_>>().join(" ");
     let question = Question::new(&text).with(&json!({ "max_tokens": 40 }));
     let undisturbed = question.answer(swarm.member(0)).await;
     undisturbed.assert_whole(&limited, "length");
-    for kill_at in [1, 20, 38] {
+    // At the last words the whole answer may be there before its worker is gone.
+    for (kill_at, seams_min) in [(1, 1), (10, 1), (38, 0)] {
         let mut stream = question.ask(swarm.member(0)).await;
         let victim = swarm.index_of(stream.so_far().node());
         stream.until_words(kill_at).await;
@@ -37,7 +38,7 @@ async fn the_most_tokens_count_over_the_seam_and_usage_is_told_once() {
         let answer = stream.rest().await;
         answer.assert_whole(&limited, "length");
         assert_eq!(answer.usage, undisturbed.usage, "the prompt is counted once, too");
-        assert_eq!(answer.seams.len(), 1, "{answer:?}");
+        assert!((seams_min..=1).contains(&answer.seams.len()), "{answer:?}");
         swarm.restart(victim).await;
         swarm.offers_of("fake", &[1, 2]).await;
     }
@@ -45,7 +46,7 @@ async fn the_most_tokens_count_over_the_seam_and_usage_is_told_once() {
 
 #[tokio::test]
 async fn an_answer_that_comes_as_a_whole_survives_its_worker_too() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let swarm = team(&[pace.clone(), pace]).await;
     let text = words(6, 60);
     let whole = json!({ "model": "fake", "messages": [{ "role": "user", "content": text }] });
@@ -59,7 +60,7 @@ async fn an_answer_that_comes_as_a_whole_survives_its_worker_too() {
 
 #[tokio::test]
 async fn ollamas_stream_goes_on_too_and_says_so_in_its_last_object() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let text = words(7, 60);
     for (path, field) in [("/api/chat", "message"), ("/api/generate", "response")] {
         let swarm = team(&[pace.clone(), pace.clone()]).await;
@@ -87,7 +88,7 @@ async fn ollamas_stream_goes_on_too_and_says_so_in_its_last_object() {
 
 #[tokio::test]
 async fn a_completion_of_text_goes_on_too() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let swarm = team(&[pace.clone(), pace]).await;
     let text = words(8, 60);
     let request = json!({ "model": "fake", "prompt": text, "max_tokens": 100 });
@@ -98,7 +99,7 @@ async fn a_completion_of_text_goes_on_too() {
 
 #[tokio::test]
 async fn several_answers_at_once_end_with_an_error_where_a_worker_of_theirs_dies() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let mut swarm = team(&[pace.clone(), pace]).await;
     let text = words(10, 60);
     let question = json!({
@@ -125,8 +126,8 @@ async fn several_answers_at_once_end_with_an_error_where_a_worker_of_theirs_dies
 
 #[tokio::test]
 async fn who_cannot_go_on_with_an_answer_is_not_chosen_for_it() {
-    let pace = worker(20, 10, "");
-    let mut swarm = team(&[pace.clone(), worker(20, 10, "continues = false"), pace]).await;
+    let pace = slow_worker("");
+    let mut swarm = team(&[pace.clone(), slow_worker("continues = false"), pace]).await;
     let text = words(11, 90);
     let mut tries = 0;
     let (mut stream, first) = loop {
@@ -160,7 +161,7 @@ async fn who_cannot_go_on_with_an_answer_is_not_chosen_for_it() {
 
 #[tokio::test]
 async fn the_command_line_prints_the_whole_answer_and_says_who_took_over() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let swarm = team(&[pace.clone(), pace]).await;
     let text = words(9, 60);
     let arguments = ["ask", "--explain", &text];

@@ -6,7 +6,7 @@ use futures::future::{join, join_all};
 use serde_json::json;
 
 use super::client::{Answer, Question, Stream, words};
-use super::{Swarm, team, team_of, team_on_a_network, worker};
+use super::{Swarm, slow_worker, team, team_of, team_on_a_network, worker};
 use crate::faults::rounds;
 use crate::harness::{LIMIT, Signal, no_backends, within};
 use crate::swarm::State;
@@ -54,7 +54,7 @@ async fn killed_at(swarm: &Swarm, stage: Stage, round: usize) -> (Answer, String
         Stage::InTheMiddle | Stage::AtTheEnd => {
             let mut stream = question.ask(swarm.member(0)).await;
             let victim = swarm.index_of(stream.so_far().node());
-            stream.until_words(if stage == Stage::AtTheEnd { WORDS - 1 - round % 2 } else { 1 + round * 7 % 50 }).await;
+            stream.until_words(if stage == Stage::AtTheEnd { WORDS - 1 - round % 2 } else { 1 + round * 7 % 30 }).await;
             kill(victim);
             (stream, victim)
         }
@@ -63,7 +63,13 @@ async fn killed_at(swarm: &Swarm, stage: Stage, round: usize) -> (Answer, String
 }
 
 async fn survives(stage: Stage) {
-    let pace = worker(150, 8, "");
+    // What is to be cut off takes seconds, so that a busy machine is in time for it.
+    let (first_token_ms, token_ms) = match stage {
+        Stage::BeforeItAccepts | Stage::AtTheEnd => (150, 8),
+        Stage::BeforeTheFirstToken => (3_000, 8),
+        Stage::InTheMiddle => (150, 60),
+    };
+    let pace = worker(first_token_ms, token_ms, "");
     let mut swarm = team(&[pace.clone(), pace]).await;
     let mut longest = Duration::ZERO;
     let mut late = 0;
@@ -118,7 +124,8 @@ async fn an_answer_whose_worker_dies_at_its_last_words_ends_well() {
 
 #[tokio::test]
 async fn many_answers_of_a_worker_that_dies_all_go_on_and_those_of_the_others_are_left_alone() {
-    let pace = worker(20, 15, "");
+    // Twelve have begun before one is killed, and none may have ended by then.
+    let pace = worker(20, 50, "");
     let mut swarm = team(&[pace.clone(), pace.clone(), pace]).await;
     for round in 0..rounds() {
         let texts: Vec<_> = (0..12).map(|number| words(round * 12 + number, 120)).collect();
@@ -145,11 +152,11 @@ async fn many_answers_of_a_worker_that_dies_all_go_on_and_those_of_the_others_ar
 
 #[tokio::test]
 async fn an_answer_survives_one_worker_after_the_other_and_ends_at_the_node_that_was_asked() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     // The first has the model too, but answers one at a time.
     let mut swarm = team_of(&worker(20, 10, "max_concurrent = 1"), &[pace.clone(), pace]).await;
     for round in 0..rounds() {
-        let mut full = Question::new(&words(1_000, 2_000)).within("local").ask(swarm.member(0)).await;
+        let mut full = Question::new(&words(1_000, 6_000)).within("local").ask(swarm.member(0)).await;
         full.until_first_text().await;
         let text = words(round, 90);
         let mut stream = Question::new(&text).ask(swarm.member(0)).await;
@@ -175,7 +182,7 @@ async fn an_answer_survives_one_worker_after_the_other_and_ends_at_the_node_that
 
 #[tokio::test]
 async fn where_nobody_is_left_the_answer_ends_with_an_error_and_keeps_what_came() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let mut swarm = team(&[pace.clone(), pace]).await;
     let text = words(1, 90);
     let mut stream = Question::new(&text).ask(swarm.member(0)).await;
@@ -195,13 +202,13 @@ async fn where_nobody_is_left_the_answer_ends_with_an_error_and_keeps_what_came(
 
 #[tokio::test]
 async fn a_worker_that_freezes_is_left_within_the_time_to_a_stall() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let mut swarm = team(&[pace.clone(), pace]).await;
     for round in 0..rounds() {
         let text = words(round, WORDS);
         let mut stream = Question::new(&text).ask(swarm.member(0)).await;
         let victim = swarm.index_of(stream.so_far().node());
-        stream.until_words(5 + round % 40).await;
+        stream.until_words(5 + round % 30).await;
         swarm.pause(victim);
         let answer = stream.rest().await;
         answer.assert_whole(&text, "stop");
@@ -223,7 +230,7 @@ async fn a_worker_that_freezes_is_left_within_the_time_to_a_stall() {
 
 #[tokio::test]
 async fn a_shorter_time_to_a_stall_holds_for_other_nodes_too() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let hasty = no_backends() + "[route]\nstall_ms = 1000\n";
     let swarm = team_of(&hasty, &[pace.clone(), pace]).await;
     let mut gaps = Vec::new();
@@ -248,7 +255,7 @@ async fn a_shorter_time_to_a_stall_holds_for_other_nodes_too() {
 
 #[tokio::test]
 async fn a_cut_cable_moves_an_answer_and_a_healed_one_brings_the_worker_back() {
-    let pace = worker(20, 20, "");
+    let pace = slow_worker("");
     let Some(mut swarm) = team_on_a_network(&[pace.clone(), pace]).await else { return };
     for round in 0..rounds() {
         let text = words(round, WORDS);
@@ -270,7 +277,7 @@ async fn a_cut_cable_moves_an_answer_and_a_healed_one_brings_the_worker_back() {
 
 #[tokio::test]
 async fn an_answer_that_may_call_tools_ends_with_an_error_when_its_worker_dies() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let mut swarm = team(&[pace.clone(), pace]).await;
     let tool = json!({ "type": "function", "function": { "name": "hive", "parameters": { "type": "object" } } });
     for round in 0..rounds() {
@@ -289,7 +296,7 @@ async fn an_answer_that_may_call_tools_ends_with_an_error_when_its_worker_dies()
 
 #[tokio::test]
 async fn an_answer_that_was_wanted_of_one_node_is_continued_by_no_other() {
-    let pace = worker(20, 10, "");
+    let pace = slow_worker("");
     let mut swarm = team(&[pace.clone(), pace]).await;
     let id = swarm.id(2).to_owned();
     let text = words(1, WORDS);

@@ -58,7 +58,10 @@ async fn interrupted(swarm: &mut Swarm, question: &Question, pieces: usize) -> A
 
 #[tokio::test]
 async fn a_real_answer_whose_worker_dies_is_as_it_would_have_been() {
-    const TOKENS: u32 = 48;
+    /// So many that the worker is dead before the last, however busy the machine is.
+    const TOKENS: u32 = 250;
+    /// Of these it is asked whether they are the same: the longer an answer, the sooner a near tie falls the other way.
+    const COMPARED: u32 = 48;
     let prompts = [
         "Tell me about bees.",
         "Write the Greek alphabet with its letters.",
@@ -68,19 +71,21 @@ async fn a_real_answer_whose_worker_dies_is_as_it_would_have_been() {
     let mut swarm = engines(2).await;
     let (mut same, mut longest) = (0, Duration::ZERO);
     for round in 0..rounds() {
-        let question = ask(prompts[round % prompts.len()], TOKENS);
-        let undisturbed = question.answer(swarm.member(0)).await;
+        let prompt = prompts[round % prompts.len()];
+        let undisturbed = ask(prompt, COMPARED).answer(swarm.member(0)).await;
         undisturbed.assert_ended("length");
-        let answer = interrupted(&mut swarm, &question, 1 + round * 5 % 11).await;
+        let answer = interrupted(&mut swarm, &ask(prompt, TOKENS), 1 + round * 5 % 11).await;
         answer.assert_ended("length");
         assert_eq!(answer.seams.len(), 1, "{answer:?}");
         assert_eq!(answer.usage["completion_tokens"], TOKENS, "{answer:?}");
         assert_eq!(answer.usage["prompt_tokens"], undisturbed.usage["prompt_tokens"]);
-        same += usize::from(answer.text == undisturbed.text);
+        // The last token may have been a piece of a character.
+        let expected = undisturbed.text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+        same += usize::from(answer.text.starts_with(expected));
         longest = longest.max(answer.longest_gap);
     }
     println!(
-        "{same} of {} continued answers are those of an undisturbed run; longest gap {} ms",
+        "{same} of {} continued answers begin as those of an undisturbed run; longest gap {} ms",
         rounds(),
         longest.as_millis()
     );
@@ -116,7 +121,8 @@ async fn json_of_a_schema_is_valid_over_the_seam() {
     let schema = json!({
         "type": "object",
         "properties": {
-            "name": { "type": "string", "minLength": 12, "maxLength": 40 },
+            // So long that the worker is dead before the end, however busy the machine is.
+            "name": { "type": "string", "minLength": 150, "maxLength": 200 },
             "legs": { "type": "integer" },
             "colours": { "type": "array", "minItems": 3, "maxItems": 4, "items": { "enum": ["yellow", "black", "brown"] } },
         },
@@ -127,7 +133,7 @@ async fn json_of_a_schema_is_valid_over_the_seam() {
     let mut swarm = engines(2).await;
     for round in 0..rounds() {
         let question = Question::new("Describe a bee as JSON.").with(&json!({
-            "model": MODEL, "max_tokens": 200, "temperature": 0, "response_format": format,
+            "model": MODEL, "max_tokens": 500, "temperature": 0, "response_format": format,
         }));
         let answer = interrupted(&mut swarm, &question, [2, 9, 16, 23][round % 4]).await;
         answer.assert_ended("stop");
@@ -135,7 +141,7 @@ async fn json_of_a_schema_is_valid_over_the_seam() {
         let insect: Value =
             serde_json::from_str(&answer.text).unwrap_or_else(|error| panic!("{error}: {}", answer.text));
         assert!(insect["legs"].is_i64() && insect["colours"].as_array().is_some_and(|all| all.len() >= 3), "{insect}");
-        assert!(insect["name"].as_str().is_some_and(|name| name.chars().count() >= 12), "{insect}");
+        assert!(insect["name"].as_str().is_some_and(|name| name.chars().count() >= 150), "{insect}");
     }
     swarm.stop_all().await;
 }

@@ -110,10 +110,10 @@ async fn a_node_shares_the_models_that_it_is_told_to_with_whom_it_is_told_to() {
 
 #[tokio::test]
 async fn a_declined_offer_moves_on() {
-    // The first takes one at a time of others; both would take their time.
+    // The first takes one at a time of others. An answer takes seconds, so that it has not ended when the last one is asked for.
     let one_at_a_time = worker(0, 20, "[share]\nmax_slots = 1");
     let swarm = team(&[one_at_a_time, worker(0, 20, "max_concurrent = 8")]).await;
-    let texts: Vec<_> = (0..6).map(|number| words(number, 30)).collect();
+    let texts: Vec<_> = (0..6).map(|number| words(number, 150)).collect();
     let asked = texts.iter().map(async |text| (Question::new(text).answer(swarm.member(0)).await, text));
     let mut by_first = 0;
     for (answer, text) in futures::future::join_all(asked).await {
