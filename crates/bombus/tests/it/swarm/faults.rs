@@ -12,6 +12,8 @@ use crate::lab::{Network, Proxies};
 /// The promises.
 const SUSPECT_WITHIN: Duration = Duration::from_secs(2);
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// So many rounds may be late on a busy machine, as long as one is in time.
+const LATE_MAX: usize = 5;
 
 /// Ways to be no more, which must make no difference to the others.
 #[derive(Debug, Clone, Copy)]
@@ -69,24 +71,22 @@ async fn bring_back(swarm: &mut Swarm, way: Way) {
 }
 
 async fn is_noticed(mut swarm: Swarm, way: Way) {
-    let allowed = rounds() / 10;
-    let (mut late, mut left) = (Vec::new(), rounds());
-    while left > 0 {
-        left -= 1;
+    let (mut late, mut in_time) = (Vec::new(), 0);
+    while in_time == 0 || in_time + late.len() < rounds() {
         let (suspected, gone) = take_away(&mut swarm, way).await;
-        if suspected > SUSPECT_WITHIN || gone > GONE_WITHIN {
-            // A busy machine may be late once: then another round has to be in time.
-            left += usize::from(late.is_empty());
+        if suspected <= SUSPECT_WITHIN && gone <= GONE_WITHIN {
+            in_time += 1;
+        } else {
             late.push((suspected, gone));
         }
+        assert!(
+            late.len() <= LATE_MAX.max(rounds() / 10),
+            "{way:?}: suspected and gone too late in {} of {} rounds: {late:?}",
+            late.len(),
+            in_time + late.len()
+        );
         bring_back(&mut swarm, way).await;
     }
-    assert!(
-        late.len() <= allowed + 1,
-        "{way:?}: suspected and gone too late in {} of {} rounds: {late:?}",
-        late.len(),
-        rounds() + 1
-    );
 }
 
 #[tokio::test]
