@@ -1,29 +1,24 @@
 //! Nodes that go as they should: they finish what they began, and the others know at once.
 
-use std::time::{Duration, Instant};
-
-use futures::future::join;
-
 use super::client::{Question, words};
 use super::{team, worker};
 use crate::faults::rounds;
 use crate::harness::{LIMIT, Signal};
 use crate::swarm::State;
 
-/// How soon the others know that a node has gone which said so. Without its word they would notice the lost connection about as soon,
-/// but not count it as gone for seconds.
-const GONE_WITHIN: Duration = Duration::from_secs(1);
-
 #[tokio::test]
 async fn a_node_that_is_told_to_stop_ends_its_answers_and_says_goodbye() {
-    let pace = worker(0, 15, "");
+    let pace = worker(0, 30, "");
     let mut swarm = team(&[pace.clone(), pace]).await;
     for round in 0..rounds() {
+        swarm.all_connected().await;
         let text = words(round, 100);
         let mut stream = Question::new(&text).ask(swarm.member(0)).await;
         let leaver = swarm.index_of(stream.so_far().node());
         let other = 3 - leaver;
         stream.until_words(5).await;
+        let kind = "?kind=peer:left";
+        let mut events = [swarm.member(0).events(kind).await, swarm.member(other).events(kind).await];
         swarm.member(leaver).signal(Signal::Terminate);
         // From now on the others get the requests, while it finishes.
         swarm.no_offers_of("fake", &[leaver]).await;
@@ -38,10 +33,11 @@ async fn a_node_that_is_told_to_stop_ends_its_answers_and_says_goodbye() {
         answer.assert_whole(&text, "stop");
         assert!(answer.seams.is_empty(), "it was finished where it began: {answer:?}");
         swarm.member_mut(leaver).stopped().await;
-        let ended = Instant::now();
-        let gone = async |index: usize| swarm.wait_for_state(index, leaver, &[State::Gone], LIMIT).await;
-        join(gone(0), gone(other)).await;
-        assert!(ended.elapsed() < GONE_WITHIN, "the others took {:?}", ended.elapsed());
+        for (index, events) in [0, other].into_iter().zip(&mut events) {
+            let event = events.wait_for("peer:left", swarm.id(leaver)).await;
+            assert_eq!(event.data["data"]["reason"], "it said goodbye", "not by its silence: {event:?}");
+            swarm.wait_for_state(index, leaver, &[State::Gone], LIMIT).await;
+        }
         swarm.restart(leaver).await;
         swarm.all_see_each_other().await;
         swarm.offers_of("fake", &[1, 2]).await;
