@@ -187,12 +187,13 @@ async fn ctrl_c_stops_a_node_cleanly() {
 
 #[tokio::test]
 async fn idle_connections_do_not_hold_a_stopping_node() {
-    let home = Home::new(&fake(""));
+    // With so much time it would wait until the connection has rested for a minute.
+    let home = Home::new(&fake("").replace("[api]", "[api.limits]\ngrace_ms = 600000\n[api]"));
     let mut node = Node::start(&home).await;
     let held = client();
     held.get(node.url("/health")).send().await.unwrap();
     node.process().signal(Signal::Terminate);
-    let status = tokio::time::timeout(Duration::from_secs(5), node.process().ended()).await;
+    let status = tokio::time::timeout(Duration::from_secs(30), node.process().ended()).await;
     assert_eq!(status.expect("it did not wait for the idle connection").code(), Some(0));
     drop(held);
 }

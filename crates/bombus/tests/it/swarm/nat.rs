@@ -11,7 +11,7 @@ use crate::harness::LIMIT;
 use crate::lab::{Mapping, Nat};
 
 /// How long two nodes may take from their first, relayed connection to a direct one, before a try counts as failed.
-const PUNCHED_WITHIN: Duration = Duration::from_secs(10);
+const PUNCHED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Node 0 is public, nodes 1 and 2 are at home.
 async fn at_home(nat: &Nat) -> Swarm {

@@ -83,8 +83,8 @@ async fn a_cancelled_task_stops_though_its_requester_is_away_or_silent() {
         eventually("the end of the work", async || swarm.member(worker).get("/status").await["tasks_active"] == 0)
             .await;
         eprintln!("{way:?}: {:?} from the command to the end of the work", asked.elapsed());
-        // Where it is known at once that it is away it takes milliseconds; the rest is left to machines that are busy.
-        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        // Where it is known at once that it is away it takes milliseconds. The rest is left to machines that are busy: the work takes minutes.
+        assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
         for index in [1, 2] {
             let task = swarm.member(index).task_when(&id, "it is to end", |task| task["cancelling"] == true).await;
             assert_eq!(task["settled"], false, "only its requester settles: {task}");
