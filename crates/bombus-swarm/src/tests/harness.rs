@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{EventItem, EventStream, OwnFacts, PeerView, SwarmConfig, SwarmEvent, SwarmHandle, swarm};
 
 /// What anything may take that these tests wait for; much more than it should.
-pub(super) const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(240);
 
 pub(super) fn node_id(number: u8) -> NodeId {
     NodeKey::from_secret(&[number; 32]).node_id()

@@ -104,7 +104,7 @@ impl Keeper {
         let library = StoreLibrary::new(store.clone(), without_internet());
         let shelf = Shelf { store: store.clone(), library };
         let backends = Backends::new(vec![NamedBackend::new("shelf", "fake", Arc::new(shelf))]);
-        let config = WeightsConfig { find_limit: LIMIT, ..WeightsConfig::default() };
+        let config = WeightsConfig { find_limit: Duration::from_secs(60), ..WeightsConfig::default() };
         let (net, swarm) = (node.mesh.net.clone(), node.swarm.clone());
         let (exchange, service) = weights(config, net, swarm, store.clone(), backends.clone(), Arc::new(owner));
         exchange.feed(&backends);
