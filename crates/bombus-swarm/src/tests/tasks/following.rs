@@ -33,9 +33,9 @@ async fn read(node: &Working, id: &TaskId, begun: &watch::Sender<usize>) -> (Str
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_is_read_while_it_is_written_on_the_requester_the_worker_and_a_third_node() {
     let model = Model::new(Mood::Hang);
-    let a = Working::start(1, &[], None).await;
-    let b = Working::start(2, &[&a], Some(&model)).await;
-    let c = Working::start(3, &[&a, &b], None).await;
+    let a = Working::start_calmly(1, &[], None).await;
+    let b = Working::start_calmly(2, &[&a], Some(&model)).await;
+    let c = Working::start_calmly(3, &[&a, &b], None).await;
     a.knows(&b).await;
     c.node.sees_whole(&b.id()).await;
     let id = a.submit("first second third").await;

@@ -34,8 +34,8 @@ impl Working {
 async fn the_turn_of_a_generation_holds_up_no_task_and_doubles_none() {
     let model = Model::new(Mood::Echo);
     model.word_ms.store(5, Ordering::SeqCst);
-    let a = Working::start(1, &[], None).await;
-    let b = Working::start(2, &[&a], Some(&model)).await;
+    let a = Working::start_calmly(1, &[], None).await;
+    let b = Working::start_calmly(2, &[&a], Some(&model)).await;
     a.knows(&b).await;
     let submitted = futures::stream::iter(0..120)
         .map(|number| {

@@ -14,9 +14,9 @@ const VERSES: &str = "one one\n\ntwo two\n\nthree x\n\nfour 44";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parts_run_on_their_own_and_their_answers_keep_their_order() {
     let (left, right) = (Model::new(Mood::Echo), Model::new(Mood::Echo));
-    let a = Working::start(1, &[], None).await;
-    let b = Working::start(2, &[&a], Some(&left)).await;
-    let c = Working::start(3, &[&a, &b], Some(&right)).await;
+    let a = Working::start_calmly(1, &[], None).await;
+    let b = Working::start_calmly(2, &[&a], Some(&left)).await;
+    let c = Working::start_calmly(3, &[&a, &b], Some(&right)).await;
     a.knows(&b).await;
     a.knows(&c).await;
     let joined = Submission { joiner: Some("|".to_owned()), map: Some("<{text}>".to_owned()), ..cut(VERSES) };

@@ -108,8 +108,8 @@ async fn the_worker_answers_while_the_requester_is_away_which_reads_it_when_it_i
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sealed_task_under_the_same_key_is_the_same_and_another_one_is_refused() {
     let model = Model::new(Mood::Echo);
-    let a = Working::start(1, &[], Some(&model)).await;
-    let b = Working::start(2, &[&a], None).await;
+    let a = Working::start_calmly(1, &[], Some(&model)).await;
+    let b = Working::start_calmly(2, &[&a], None).await;
     b.knows(&a).await;
     let of_key = |prompt: &str| Submission { id: Some(TaskId::of_key("letter 17")), ..sealed(prompt, 1) };
     let id = a.tasks.submit(of_key("one")).await.unwrap().id;
