@@ -374,12 +374,15 @@ async fn an_address_in_use_is_named() {
 
 #[tokio::test]
 async fn a_crowd_that_connects_at_once_waits_and_is_not_sent_away() {
-    let config = HttpConfig { listen: ([127, 0, 0, 1], 0).into(), ..HttpConfig::default() };
-    let server = Server::bind(config, fake(FakeConfig::default())).await.unwrap();
-    // Nobody accepts yet. Who finds no place in the queue would only get one a second later.
-    let connect = || timeout(PATIENCE, TcpStream::connect(server.local_addr()));
-    let crowd = futures::future::join_all((0..512).map(|_| connect()));
-    for connected in timeout(Duration::from_millis(900), crowd).await.expect("some are sent away") {
-        connected.expect("connecting hangs").unwrap();
+    // A busy machine may need as long as whoever is sent away waits. It has some tries.
+    for _ in 0..5 {
+        let config = HttpConfig { listen: ([127, 0, 0, 1], 0).into(), ..HttpConfig::default() };
+        let server = Server::bind(config, fake(FakeConfig::default())).await.unwrap();
+        // Nobody accepts yet. Who finds no place in the queue would only get one a second later.
+        let crowd = futures::future::join_all((0..512).map(|_| TcpStream::connect(server.local_addr())));
+        if let Ok(crowd) = timeout(Duration::from_millis(900), crowd).await {
+            return crowd.into_iter().for_each(|connected| drop(connected.unwrap()));
+        }
     }
+    panic!("some are sent away");
 }

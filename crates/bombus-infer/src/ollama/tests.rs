@@ -21,7 +21,7 @@ use crate::{Backend, BackendError, ChatStream};
 /// A wait that no test reaches but those that are about it.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A wait that tests of waiting wait for.
-const IMPATIENCE: Duration = Duration::from_millis(150);
+const IMPATIENCE: Duration = Duration::from_secs(2);
 
 /// A scripted server with the model `small`, made for 8192 tokens, of which nothing is loaded.
 async fn server() -> Upstream {

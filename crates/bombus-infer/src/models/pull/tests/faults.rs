@@ -82,7 +82,7 @@ async fn a_server_that_falls_silent_is_left_and_asked_again() {
     let contents = tiny_model("m", 2_000_000);
     let registry = registry_with(&contents, &[Fault::Hang, Fault::HangAfter(600_000)], None).await;
     let mut place = Place::at_registry(&registry);
-    place.config.stall_timeout = Duration::from_millis(300);
+    place.config.stall_timeout = Duration::from_secs(3);
     let model = place.pull("m").await.unwrap();
     assert_eq!(fs::read(model.path).unwrap(), contents);
     assert_eq!(registry.storage.requests().last().unwrap().range_start(), Some(600_000));
