@@ -94,7 +94,7 @@ def test_an_answer_carries_its_headers(node, model):
 def test_the_clients_own_request_id_is_kept_and_stands_in_the_log(node):
     answer = curl(node, "/health", "--header", "x-request-id: from-the-client.1")
     assert answer.headers["x-request-id"] == "from-the-client.1"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while "from-the-client.1" not in node.log():
         assert time.monotonic() < deadline, "the id does not appear in the log"
         time.sleep(0.05)
@@ -116,13 +116,13 @@ def test_a_stream_is_events_and_ends_with_done(node, model):
 
 
 def test_each_token_leaves_at_once(slow_node):
-    body = {"model": "slow", "stream": True, "messages": [{"role": "user", "content": "one two three four five six seven eight"}]}
+    body = {"model": "slow", "stream": True, "messages": [{"role": "user", "content": " ".join(["bee"] * 40)}]}
     process = subprocess.Popen(
         ["curl", "--silent", "--no-buffer", "--json", json.dumps(body), f"{slow_node.api}{CHAT}"], stdout=subprocess.PIPE
     )
     arrivals = [time.monotonic() for line in process.stdout if line.startswith(b"data: {")]
     assert process.wait(10) == 0
-    assert len(arrivals) >= 8
+    assert len(arrivals) >= 40
     assert arrivals[-1] - arrivals[0] > 0.2, "the events came all at once, though the model takes 50 ms for each token"
 
 
