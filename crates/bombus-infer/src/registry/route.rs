@@ -134,7 +134,7 @@ impl Route {
         }
     }
 
-    /// Returns whether what was asked for waits for others at a backend, by what that backend said last.
+    /// Returns whether what was asked for waits for others at a backend, by what that backend said last, and within the last 5 s.
     #[must_use]
     pub fn waits(&self) -> bool {
         self.inner.patience.has_line()

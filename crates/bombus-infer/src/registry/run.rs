@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use super::entry::Place;
-use super::patience::{InLine, Patience};
+use super::patience::{Line, Patience};
 use crate::{Backend, BackendError, ChatStream, LoadRequest};
 
 /// Fewer tokens than this say nothing of a backend's speed.
@@ -53,14 +53,14 @@ pub(super) struct Turn {
     /// Says where whoever asked gave up waiting.
     patience: Arc<Patience>,
     /// Its place behind others, as long as that is the last that the backend said of it.
-    in_line: Option<InLine>,
+    line: Option<Line>,
     /// Whether nobody is left who could answer in its place.
     is_last: bool,
 }
 
 impl Turn {
     pub(super) fn new(place: Place, patience: Arc<Patience>, is_last: bool) -> Self {
-        Self { place: Some(place), patience, in_line: None, is_last }
+        Self { place: Some(place), patience, line: None, is_last }
     }
 
     fn backend(&self) -> Arc<dyn Backend> {
@@ -73,8 +73,19 @@ impl Turn {
 
     /// Takes note that the backend is at work, but on others.
     fn waits(&mut self) {
-        self.patience.note_sign();
-        self.in_line.get_or_insert_with(|| InLine::of(&self.patience));
+        self.line = Some(self.patience.note_line());
+    }
+
+    /// Returns whether others are before it.
+    fn is_in_line(&self) -> bool {
+        self.line.is_some_and(Line::stands)
+    }
+
+    /// Takes note that nobody is before it any more.
+    fn leave_line(&mut self) {
+        if self.line.take().is_some() {
+            self.patience.end_line();
+        }
     }
 
     fn answered(&mut self, tokens_per_second: Option<f64>) {
@@ -94,8 +105,9 @@ impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
             // Whoever gave up on a place in a line found the backend at work.
-            place.abandoned(self.patience.gave_up() && self.in_line.is_none());
+            place.abandoned(self.patience.gave_up() && !self.is_in_line());
         }
+        self.leave_line();
     }
 }
 
@@ -153,7 +165,7 @@ impl Work for ChatRequest {
                 }
             }
         }
-        turn.in_line = None;
+        turn.leave_line();
         turn.place().began(begun.elapsed());
         let run = Run { first: first.into_iter(), events, turn, first_token: Instant::now(), earlier_tokens, bytes };
         Ok(Begun { run, by })
@@ -331,7 +343,7 @@ impl Run {
 
     /// Takes note that it came to a standstill. That it waits for others is no failure of the backend.
     pub(super) fn stalled(&mut self, error: &BackendError) {
-        if self.turn.in_line.is_none() {
+        if !self.turn.is_in_line() {
             self.turn.failed(error);
         }
     }
@@ -380,7 +392,7 @@ impl Stream for Run {
                 return Poll::Pending;
             }
             Some(Ok(event)) => {
-                this.turn.in_line = None;
+                this.turn.leave_line();
                 if let Err(error) = this.count(event) {
                     return Poll::Ready(Some(Err(error)));
                 }

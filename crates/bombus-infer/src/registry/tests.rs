@@ -37,8 +37,8 @@ enum Play {
     Stall,
     /// Never begins.
     Hang,
-    /// Never begins, and says that others are before the request.
-    Wait,
+    /// After so many words says so often, once a second, that others are before the request, and then nothing more.
+    Wait { words: u32, times: u32 },
     /// Says the same so many times, and breaks off.
     Flood(Arc<ChatEvent>, usize),
 }
@@ -101,9 +101,9 @@ impl Backend for Player {
         let words = match &play {
             Play::Refuse(error) => return Err(error.clone()),
             Play::Hang => std::future::pending().await,
-            Play::RefuseInStream(_) | Play::Flood(..) | Play::Wait => 0,
+            Play::RefuseInStream(_) | Play::Flood(..) => 0,
             Play::BreakOff | Play::Stall => 1,
-            Play::Say(words) => *words,
+            Play::Say(words) | Play::Wait { words, .. } => *words,
         };
         Ok(async_stream::stream! {
             for _ in 0..words {
@@ -113,10 +113,13 @@ impl Backend for Player {
                 Play::RefuseInStream(error) => yield Err(error),
                 Play::BreakOff => yield Err(BackendError::Interrupted { reason: "broken".into() }),
                 Play::Stall => std::future::pending().await,
-                Play::Wait => loop {
-                    yield Ok(ChatEvent::Waiting {});
-                    sleep(Duration::from_secs(1)).await;
-                },
+                Play::Wait { times, .. } => {
+                    for _ in 0..times {
+                        yield Ok(ChatEvent::Waiting {});
+                        sleep(Duration::from_secs(1)).await;
+                    }
+                    std::future::pending().await
+                }
                 Play::Flood(event, times) => {
                     for _ in 0..times {
                         yield Ok((*event).clone());

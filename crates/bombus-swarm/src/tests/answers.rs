@@ -153,7 +153,7 @@ async fn until(mut shows: impl FnMut() -> bool) {
 enum Script {
     /// One word, and then nothing.
     Hang,
-    /// So many words, and then that others are before it.
+    /// So many words, and then each second that others are before it.
     Wait(usize),
     /// Words without end, as fast as they are taken.
     Endless,
@@ -216,7 +216,10 @@ impl Backend for Scripted {
                 .boxed(),
             Script::Wait(words) => stream::iter(std::iter::repeat_n(word("word"), words))
                 .chain(stream::iter([Ok(ChatEvent::Waiting {})]))
-                .chain(stream::pending())
+                .chain(stream::repeat(()).then(|()| async {
+                    sleep(Duration::from_secs(1)).await;
+                    Ok(ChatEvent::Waiting {})
+                }))
                 .inspect(move |_| {
                     let _counted = &counted;
                 })

@@ -244,7 +244,7 @@ async fn waits_that_were_given_up_are_timeouts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_for_others_at_a_backend_is_no_timeout() {
-    let backends = backends_of(&[Player::always(Play::Wait)]);
+    let backends = backends_of(&[Player::always(Play::Wait { words: 0, times: u32::MAX })]);
     for _ in 0..3 {
         let route = backends.route("m", &text()).await.unwrap();
         let waiting = route.chat(ask("m"));
@@ -254,6 +254,25 @@ async fn a_wait_for_others_at_a_backend_is_no_timeout() {
         assert!(matches!(route.give_up(limit), BackendError::Overloaded { .. }));
     }
     assert_eq!(state(&backends, "a").breaker, "closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_others_of_which_nothing_more_is_heard_is_a_timeout() {
+    for said in [0, 1] {
+        let backends = backends_of(&[Player::always(Play::Wait { words: said, times: 2 })]);
+        for _ in 0..3 {
+            let route = backends.route("m", &text()).await.unwrap();
+            let answer = async { words(route.chat(ask("m")).await?).await };
+            tokio::pin!(answer);
+            assert!(timeout(Duration::from_secs(3), &mut answer).await.is_err());
+            assert!(route.waits());
+            let limit = Duration::from_secs(10);
+            assert!(timeout(limit, &mut answer).await.is_err());
+            assert!(!route.waits());
+            assert_eq!(route.give_up(limit), BackendError::TimedOut { after: limit });
+        }
+        assert_eq!(state(&backends, "a").breaker, "open", "after {said} words");
+    }
 }
 
 #[tokio::test(start_paused = true)]
