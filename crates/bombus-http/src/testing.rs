@@ -46,10 +46,10 @@ pub(crate) struct Scripted {
     pub(crate) events: Vec<Result<ChatEvent, BackendError>>,
     /// Repeats the events without end.
     pub(crate) endless: bool,
-    /// Time before each event, and before vectors.
+    /// Time before each event, and before each piece of vectors.
     pub(crate) gap: Duration,
-    /// Wants inputs in pieces, and makes the first vector of each.
-    pub(crate) embeds_in_pieces: bool,
+    /// How many pieces of the vectors come before the last one.
+    pub(crate) pieces: u32,
     pub(crate) seen: Arc<Mutex<Vec<ChatRequest>>>,
     pub(crate) watch: RunWatch,
     /// The vectors of every request for some.
@@ -207,20 +207,24 @@ impl Backend for Scripted {
         .boxed())
     }
 
-    fn embeds_in_pieces(&self) -> bool {
-        self.embeds_in_pieces
+    async fn embed_in_pieces(
+        &self,
+        request: EmbedRequest,
+        came: &(dyn Fn() + Send + Sync),
+    ) -> Result<EmbedResponse, BackendError> {
+        for _ in 0..self.pieces {
+            tokio::time::sleep(self.gap).await;
+            came();
+        }
+        self.embed(request).await
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
-        let inputs = request.inputs.len();
         self.embeds_seen.lock().unwrap().push(request);
         if self.gap > Duration::ZERO {
             tokio::time::sleep(self.gap).await;
         }
         match &self.refusal {
-            None if self.embeds_in_pieces => {
-                Ok(EmbedResponse { load_ms: 2.5, ..EmbedResponse::new(vec![self.vectors[0].clone(); inputs], 5) })
-            }
             Some(error) => Err(error.clone()),
             None if self.vectors.is_empty() => Err(BackendError::Unavailable { reason: "no vectors here".into() }),
             None => Ok(EmbedResponse { load_ms: 2.5, ..EmbedResponse::new(self.vectors.clone(), 5) }),

@@ -72,10 +72,18 @@ pub trait Backend: Send + Sync + 'static {
     /// Any [`BackendError`].
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError>;
 
-    /// Says whether vectors for many inputs are asked for in pieces, each of which shows that the backend is at work. A backend for which that
-    /// costs more than it is worth gets all inputs at once.
-    fn embeds_in_pieces(&self) -> bool {
-        false
+    /// Makes embedding vectors as [`Backend::embed`] does, and calls `came` whenever a piece of them is there, so that whoever waits for many goes
+    /// on waiting. A backend that tells nothing of them before all are there never calls it.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BackendError`].
+    async fn embed_in_pieces(
+        &self,
+        request: EmbedRequest,
+        _came: &(dyn Fn() + Send + Sync),
+    ) -> Result<EmbedResponse, BackendError> {
+        self.embed(request).await
     }
 
     /// Says whether requests can be expected to succeed.

@@ -1,5 +1,7 @@
 mod library;
+mod pieces;
 
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +16,7 @@ use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::pieces::pieces;
 use crate::EmbeddedConfig;
 use crate::child::{ChatRun, RunFailure};
 use crate::pool::{EngineState, Lease, Machine, Pool, PoolHandle, RETRY_AFTER, context_tokens};
@@ -93,10 +96,6 @@ impl EmbeddedBackend {
             continues: model.capabilities().contains(&ModelCapability::Completion),
             ..model.to_model_info()
         }
-    }
-
-    async fn acquire(&self, model: &LocalModel, keep_alive: Option<KeepAlive>) -> Result<Lease, BackendError> {
-        acquire(&self.pool, self.config.requests_max(), model, keep_alive).await
     }
 }
 
@@ -195,27 +194,20 @@ impl Backend for EmbeddedBackend {
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        self.embed_in_pieces(request, &|| {}).await
+    }
+
+    async fn embed_in_pieces(
+        &self,
+        request: EmbedRequest,
+        came: &(dyn Fn() + Send + Sync),
+    ) -> Result<EmbedResponse, BackendError> {
         let model = self.find(&request.model).await?;
         if !model.capabilities().contains(&ModelCapability::Embedding) {
             let message = format!("model '{}' does not make embeddings", model.name);
             return Err(BackendError::Unsupported { param: "model", message });
         }
-        let mut died = String::new();
-        for _ in 0..TRIES {
-            let lease = self.acquire(&model, request.keep_alive).await?;
-            match lease.process.embed(request.inputs.clone(), request.truncate).await {
-                Ok(response) => {
-                    let load_ms = lease.load.as_secs_f64() * 1000.0;
-                    return shortened(EmbedResponse { load_ms, ..response }, request.dimensions);
-                }
-                Err(failure) => died = retry_reason(&model, failure)?,
-            }
-        }
-        Err(BackendError::Interrupted { reason: died })
-    }
-
-    fn embeds_in_pieces(&self) -> bool {
-        true
+        embed(&self.pool, self.config.requests_max(), &model, request, came).await
     }
 
     async fn health(&self) -> Health {
@@ -266,6 +258,51 @@ impl Backend for EmbeddedBackend {
     fn library(&self) -> Option<&dyn ModelLibrary> {
         Some(self)
     }
+}
+
+/// Makes vectors piece by piece, and calls `came` after each. One lease holds for all of them, as long as its process lives: a model that nobody
+/// used between two pieces would have to leave for the next one that waits for memory. Where the process dies, the pieces that are left are
+/// tried once more.
+async fn embed(
+    pool: &PoolHandle,
+    requests_max: usize,
+    model: &LocalModel,
+    request: EmbedRequest,
+    came: &(dyn Fn() + Send + Sync),
+) -> Result<EmbedResponse, BackendError> {
+    let EmbedRequest { inputs, truncate, dimensions, keep_alive, .. } = request;
+    let mut left = VecDeque::from(pieces(inputs));
+    let mut whole = EmbedResponse::new(Vec::new(), 0);
+    let mut lease: Option<Lease> = None;
+    let mut tries = 0;
+    while let Some(piece) = left.front() {
+        let held = match lease.take() {
+            Some(held) => held,
+            None => {
+                tries += 1;
+                let held = acquire(pool, requests_max, model, keep_alive).await?;
+                whole.load_ms += held.load.as_secs_f64() * 1000.0;
+                held
+            }
+        };
+        match held.process.embed(piece.clone(), truncate).await {
+            Ok(made) => {
+                let made = shortened(made, dimensions)?;
+                whole.vectors.extend(made.vectors);
+                whole.prompt_tokens = whole.prompt_tokens.saturating_add(made.prompt_tokens);
+                left.pop_front();
+                lease = Some(held);
+                came();
+            }
+            Err(failure) => {
+                let reason = retry_reason(model, failure)?;
+                if tries == TRIES {
+                    return Err(BackendError::Interrupted { reason });
+                }
+            }
+        }
+    }
+    Ok(whole)
 }
 
 /// Cuts vectors to the length that was asked for, and scales them to length 1 again.
@@ -349,6 +386,7 @@ mod tests {
     mod streams {
         use std::time::Duration;
 
+        use bombus_core::chat::EmbedInput;
         use futures::StreamExt;
         use tokio::time::{sleep, timeout};
         use tokio_util::sync::DropGuard;
@@ -358,16 +396,22 @@ mod tests {
 
         const LIMIT: Duration = Duration::from_secs(30);
 
-        /// Starts a pool over scripted engines, and prepares a request to a model there.
-        fn attempts(folder: &tempfile::TempDir, prompt: &str) -> (Attempts, DropGuard) {
-            let (stop, config) = (CancellationToken::new(), EmbeddedConfig::default());
+        /// Starts a pool over scripted engines that may use this memory.
+        fn pool(memory_mb: u64) -> (PoolHandle, DropGuard) {
+            let (stop, config) = (CancellationToken::new(), EmbeddedConfig { memory_mb, ..EmbeddedConfig::default() });
             let machine = Machine { ram_mb: 1_000, cores: 1 };
             let (pool, handle) = Pool::new(config, machine, scripted::program().to_owned(), stop.clone());
             // Ends with the guard; where it fails, every request does.
             tokio::spawn(pool.run());
+            (handle, stop.drop_guard())
+        }
+
+        /// Starts a pool, and prepares a request to a model there.
+        fn attempts(folder: &tempfile::TempDir, prompt: &str) -> (Attempts, DropGuard) {
+            let (pool, stop) = pool(800);
             let model = scripted::model(folder.path(), "a", 1, "load");
             let request = scripted::request(prompt);
-            (Attempts { pool: handle, requests_max: 8, model, request, left: TRIES }, stop.drop_guard())
+            (Attempts { pool, requests_max: 8, model, request, left: TRIES }, stop)
         }
 
         #[tokio::test]
@@ -400,6 +444,28 @@ mod tests {
             });
             let events: Vec<_> = timeout(LIMIT, answer.collect()).await.unwrap();
             assert!(matches!(&events[..], [Ok(ChatEvent::Delta(_)), Ok(ChatEvent::Done { .. })]), "{events:?}");
+        }
+
+        #[tokio::test]
+        async fn a_model_stays_between_two_pieces_of_vectors_though_another_one_waits_for_its_memory() {
+            let folder = tempfile::tempdir().unwrap();
+            // Each needs 100 MB and 96 for its process.
+            let (pool, _stop) = pool(200);
+            let [model, other] = ["a", "b"].map(|name| scripted::model(folder.path(), name, 100, "load"));
+            let waiting = Mutex::new(None);
+            let came = || {
+                waiting.lock().unwrap().get_or_insert_with(|| {
+                    let (pool, other) = (pool.clone(), other.clone());
+                    let mut turn = async move { pool.acquire(other, None).await }.boxed();
+                    assert!(turn.as_mut().now_or_never().is_none(), "the pool has yet to hear of it");
+                    turn
+                });
+            };
+            let request = EmbedRequest::new("a", vec![EmbedInput::Text("x".into()); 600]);
+            let made = timeout(LIMIT, embed(&pool, 8, &model, request, &came)).await.unwrap().unwrap();
+            assert_eq!((made.vectors.len(), scripted::starts(&model)), (600, 1));
+            let turn = waiting.into_inner().unwrap().expect("pieces came");
+            assert!(timeout(LIMIT, turn).await.unwrap().is_ok(), "it has its turn after all of them");
         }
     }
 

@@ -127,8 +127,8 @@ fn serve(outbox: &mut File) -> io::Result<()> {
         match message {
             ToWorker::Chat { id, request, .. } => answer(id, &request, &cancelled, start, outbox)?,
             ToWorker::Embed { inputs, .. } if matches!(&inputs[0], EmbedInput::Text(text) if text == "die") => abort(),
-            ToWorker::Embed { id, .. } => {
-                let response = EmbedResponse::new(vec![vec![1.0]], 1);
+            ToWorker::Embed { id, inputs, .. } => {
+                let response = EmbedResponse::new(vec![vec![1.0]; inputs.len()], 1);
                 write_message(outbox, &FromWorker::Embedded { id, response })?;
             }
             ToWorker::Cancel { id } => cancelled.push(id),

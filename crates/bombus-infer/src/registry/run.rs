@@ -1,11 +1,10 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bombus_core::chat::{
-    Answerer, ChatEvent, ChatRequest, Delta, EmbedInput, EmbedRequest, EmbedResponse, Resume, TokenAlternative,
-    TokenLogprob, ToolCallDelta, Usage,
+    Answerer, ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, Resume, TokenAlternative, TokenLogprob,
+    ToolCallDelta, Usage,
 };
 use futures::stream::{self, Stream, StreamExt};
 use tokio::task::yield_now;
@@ -19,12 +18,6 @@ use crate::{Backend, BackendError, ChatStream, LoadRequest};
 const MEASURED_TOKENS_MIN: u32 = 8;
 /// Events that may stand before an answer's first token.
 const PREFACE_MAX: usize = 8;
-/// Most inputs in a piece of a request for vectors.
-const PIECE_INPUTS_MAX: usize = 256;
-/// Most bytes of the inputs in a piece of a request for vectors, but for one that is larger alone.
-const PIECE_BYTES_MAX: usize = 64 << 10;
-/// When it may be worth trying again where the vectors of a request would come from several backends.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Most that one answer may take in memory, in MiB, with what other runs wrote of it: text, thoughts, calls of tools, tokens and their log
 /// probabilities. A token with 20 others beside it takes about 800 bytes, so that this is room for 80,000 of them; 32,768 take 25 MiB.
 pub const ANSWER_MIB_MAX: usize = 64;
@@ -180,9 +173,10 @@ impl Work for EmbedRequest {
     }
 
     async fn send(self, mut turn: Turn) -> Result<EmbedResponse, BackendError> {
-        let backend = turn.backend();
+        let (backend, patience) = (turn.backend(), turn.patience.clone());
         let dimensions = self.dimensions;
-        match embed(&*backend, self, &turn.patience).await {
+        let came = || patience.note_sign();
+        match backend.embed_in_pieces(self, &came).await {
             Ok(mut response) => {
                 turn.answered(None);
                 if let Some(dimensions) = dimensions {
@@ -196,60 +190,6 @@ impl Work for EmbedRequest {
             }
         }
     }
-}
-
-/// Has vectors made, in pieces where the backend is asked so.
-async fn embed(
-    backend: &dyn Backend,
-    request: EmbedRequest,
-    patience: &Patience,
-) -> Result<EmbedResponse, BackendError> {
-    if !backend.embeds_in_pieces() {
-        return backend.embed(request).await;
-    }
-    let mut pieces = pieces(request).into_iter();
-    let Some(first) = pieces.next() else { return Ok(EmbedResponse::new(Vec::new(), 0)) };
-    let mut whole = backend.embed(first).await?;
-    for piece in pieces {
-        patience.note_sign();
-        let made = backend.embed(piece).await?;
-        if made.by != whole.by {
-            // They might be those of other weights.
-            return Err(BackendError::Overloaded { retry_after: RETRY_AFTER });
-        }
-        whole.vectors.extend(made.vectors);
-        whole.prompt_tokens = whole.prompt_tokens.saturating_add(made.prompt_tokens);
-        whole.load_ms += made.load_ms;
-    }
-    Ok(whole)
-}
-
-/// Cuts a request for vectors into pieces; one without inputs stays one. The last piece alone says how long the model stays in memory, so that
-/// it does not leave between two of them.
-fn pieces(mut request: EmbedRequest) -> Vec<EmbedRequest> {
-    let bytes_of = |input: &EmbedInput| match input {
-        EmbedInput::Text(text) => text.len(),
-        EmbedInput::Tokens(ids) => ids.len().saturating_mul(4),
-    };
-    let (mut cut, mut bytes) = (vec![Vec::new()], 0);
-    for input in std::mem::take(&mut request.inputs) {
-        bytes += bytes_of(&input);
-        match cut.last_mut() {
-            Some(piece) if piece.is_empty() || (piece.len() < PIECE_INPUTS_MAX && bytes <= PIECE_BYTES_MAX) => {
-                piece.push(input);
-            }
-            _ => {
-                bytes = bytes_of(&input);
-                cut.push(vec![input]);
-            }
-        }
-    }
-    let last = cut.len() - 1;
-    let piece_of = |(index, inputs): (usize, Vec<EmbedInput>)| {
-        let keep_alive = request.keep_alive.filter(|_| index == last);
-        EmbedRequest { inputs, keep_alive, ..request.clone() }
-    };
-    cut.into_iter().enumerate().map(piece_of).collect()
 }
 
 impl Work for LoadRequest {
@@ -402,27 +342,5 @@ impl Stream for Run {
             None => this.turn.failed(&without_end()),
         }
         Poll::Ready(item)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bombus_core::chat::KeepAlive;
-
-    use super::*;
-
-    #[test]
-    fn pieces_have_their_bounds_and_only_the_last_says_how_long_the_model_stays() {
-        let texts = |bytes: usize, count: usize| vec![EmbedInput::Text("x".repeat(bytes)); count];
-        let cut = |inputs: Vec<EmbedInput>| {
-            pieces(EmbedRequest { keep_alive: Some(KeepAlive::Seconds(0)), ..EmbedRequest::new("m", inputs) })
-        };
-        let sizes = |inputs| -> Vec<usize> { cut(inputs).iter().map(|piece| piece.inputs.len()).collect() };
-        assert_eq!(sizes(Vec::new()), [0]);
-        assert_eq!(sizes(texts(1, PIECE_INPUTS_MAX + 1)), [PIECE_INPUTS_MAX, 1]);
-        assert_eq!(sizes(texts(PIECE_BYTES_MAX / 2, 3)), [2, 1]);
-        assert_eq!(sizes(texts(PIECE_BYTES_MAX + 1, 2)), [1, 1]);
-        let kept: Vec<_> = cut(texts(1, 600)).iter().map(|piece| piece.keep_alive).collect();
-        assert_eq!(kept, [None, None, Some(KeepAlive::Seconds(0))]);
     }
 }

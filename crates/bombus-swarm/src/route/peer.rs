@@ -12,6 +12,7 @@ use bombus_core::model::{ModelDetails, ModelInfo, ModelName, RunningModel};
 use bombus_infer::{Backend, BackendError, ChatStream, Health, PeerFacts, PeerNow, goes_on_as_text};
 use bombus_net::NetHandle;
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -278,12 +279,26 @@ impl Backend for PeerBackend {
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        self.embed_in_pieces(request, &|| {}).await
+    }
+
+    async fn embed_in_pieces(
+        &self,
+        request: EmbedRequest,
+        came: &(dyn Fn() + Send + Sync),
+    ) -> Result<EmbedResponse, BackendError> {
         let mut conversation = Conversation::begin(&self.0, "embed", &request.model, &request).await?;
         let mut vectors: Vec<Vec<f32>> = Vec::with_capacity(request.inputs.len());
         loop {
             match conversation.heard().await? {
+                Heard::Progress => {
+                    came();
+                    // Others get their turn beside a peer that says nothing else.
+                    yield_now().await;
+                }
                 Heard::Vector(vector) if vectors.len() < request.inputs.len() && vector.0.len() <= DIMENSIONS_MAX => {
                     vectors.push(vector.0);
+                    came();
                 }
                 Heard::Embedded(end) if vectors.len() == request.inputs.len() => {
                     return Ok(EmbedResponse {
@@ -296,11 +311,6 @@ impl Backend for PeerBackend {
                 _ => return Err(conversation.broke("it said something else than the vectors that were asked for")),
             }
         }
-    }
-
-    /// Says yes: nothing is heard of vectors at a peer before they are there.
-    fn embeds_in_pieces(&self) -> bool {
-        true
     }
 
     async fn details(&self, name: &ModelName) -> Result<Option<ModelDetails>, BackendError> {

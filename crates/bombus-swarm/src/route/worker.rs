@@ -242,7 +242,7 @@ impl Worker {
             Ok(route) => route,
             Err(error) => return client.push(&Reply::Error(Failure::from(&error))),
         };
-        let begun = while_at_work(client, alive, || route.waits(), route.chat(request)).await?;
+        let begun = while_at_work(client, alive, || word_on(&route), route.chat(request)).await?;
         drop(body);
         let Routed { value: mut events, backend, model, .. } = match begun {
             Ok(routed) => routed,
@@ -271,7 +271,7 @@ impl Worker {
             }
             client.send().await?;
             alive.reset();
-            next = Some(while_at_work(client, alive, || route.waits(), events.next()).await?);
+            next = Some(while_at_work(client, alive, || word_on(route), events.next()).await?);
         }
     }
 
@@ -284,11 +284,20 @@ impl Worker {
     ) -> io::Result<()> {
         let shared = share::models(&self.shared.config.share);
         let need = Need::of([ModelCapability::Embedding]).within(Scope::Local).only(shared);
-        let made = async {
-            let route = self.shared.backends.route(&request.model, &need).await?;
-            route.embed(request).await
+        let found = while_there(client, alive, self.shared.backends.route(&request.model, &need)).await?;
+        let route = match found {
+            Ok(route) => route,
+            Err(error) => return client.push(&Reply::Error(Failure::from(&error))),
         };
-        let made = while_there(client, alive, made).await?;
+        let mut told = None;
+        let word = || match route.last_sign() {
+            sign if sign == told => Word::Alive,
+            sign => {
+                told = sign;
+                Word::Progress
+            }
+        };
+        let made = while_at_work(client, alive, word, route.embed(request)).await?;
         drop(body);
         match made {
             Ok(Routed { value, backend, model, .. }) => {
@@ -356,17 +365,30 @@ async fn read<T: for<'de> Deserialize<'de>>(client: &mut Client, alive: &mut Int
     }
 }
 
-/// Waits for something, and says meanwhile that this node is there; gives up at once when the requester goes away.
-async fn while_there<T>(client: &mut Client, alive: &mut Interval, what: impl Future<Output = T>) -> io::Result<T> {
-    while_at_work(client, alive, || false, what).await
+/// What is said while there is nothing to hand on. The requester is patient where it is more than the first; earlier versions take all for that.
+enum Word {
+    /// This node is there.
+    Alive,
+    /// It is at work on others.
+    Waiting,
+    /// It has made more of what was asked for.
+    Progress,
 }
 
-/// Does the same, and says where this node is at work on others, so that the requester is patient. Earlier versions take that for a word
-/// that it is there.
+fn word_on(route: &Route) -> Word {
+    if route.waits() { Word::Waiting } else { Word::Alive }
+}
+
+/// Waits for something, and says meanwhile that this node is there; gives up at once when the requester goes away.
+async fn while_there<T>(client: &mut Client, alive: &mut Interval, what: impl Future<Output = T>) -> io::Result<T> {
+    while_at_work(client, alive, || Word::Alive, what).await
+}
+
+/// Does the same, and says meanwhile how it goes on.
 async fn while_at_work<T>(
     client: &mut Client,
     alive: &mut Interval,
-    on_others: impl Fn() -> bool,
+    mut word: impl FnMut() -> Word,
     what: impl Future<Output = T>,
 ) -> io::Result<T> {
     let mut what = std::pin::pin!(what);
@@ -377,9 +399,10 @@ async fn while_at_work<T>(
             done = &mut what => return Ok(done),
             _ = alive.tick() => {}
         }
-        match on_others() {
-            true => client.say(&ChatEvent::Waiting {}).await?,
-            false => client.say(&Reply::Alive {}).await?,
+        match word() {
+            Word::Alive => client.say(&Reply::Alive {}).await?,
+            Word::Waiting => client.say(&ChatEvent::Waiting {}).await?,
+            Word::Progress => client.say(&Reply::Progress {}).await?,
         }
     }
 }

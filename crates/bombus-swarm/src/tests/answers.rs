@@ -6,8 +6,8 @@ mod questions;
 mod raw;
 mod runs;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +19,7 @@ use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
 use bombus_infer::fake::{FakeBackend, FakeConfig};
 use bombus_infer::{Backend, BackendError, BackendState, Backends, ChatStream, Health, NamedBackend, PeerNow};
 use futures::{StreamExt, stream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -166,11 +167,16 @@ struct Scripted {
     script: Script,
     running: Arc<AtomicU32>,
     produced: Arc<AtomicUsize>,
+    /// How many inputs each request for vectors had.
+    inputs: Mutex<Vec<usize>>,
+    /// Has it make the last of the vectors.
+    last: Notify,
 }
 
 impl Scripted {
     fn new(script: Script) -> Arc<Self> {
-        Arc::new(Self { script, running: Arc::default(), produced: Arc::default() })
+        let (running, produced) = (Arc::default(), Arc::default());
+        Arc::new(Self { script, running, produced, inputs: Mutex::default(), last: Notify::new() })
     }
 
     fn running(&self) -> u32 {
@@ -238,6 +244,20 @@ impl Backend for Scripted {
 
     async fn embed(&self, _request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
         std::future::pending().await
+    }
+
+    /// Says again and again that a piece is there, until the test wants the last one.
+    async fn embed_in_pieces(
+        &self,
+        request: EmbedRequest,
+        came: &(dyn Fn() + Send + Sync),
+    ) -> Result<EmbedResponse, BackendError> {
+        let inputs = request.inputs.len();
+        self.inputs.lock().unwrap().push(inputs);
+        while timeout(Duration::from_millis(10), self.last.notified()).await.is_err() {
+            came();
+        }
+        Ok(EmbedResponse::new(vec![vec![1.0]; inputs], 1))
     }
 
     async fn health(&self) -> Health {

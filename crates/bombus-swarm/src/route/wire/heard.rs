@@ -17,6 +17,7 @@ pub(in crate::route) enum Heard {
     Accepted(Accepted),
     Declined(Declined),
     Alive,
+    Progress,
     Event(ChatEvent),
     Vector(Vector),
     Embedded(Embedded),
@@ -33,6 +34,7 @@ enum Kind {
     Accepted,
     Declined,
     Alive,
+    Progress,
     AnsweredBy,
     Continued,
     Truncated,
@@ -98,6 +100,10 @@ impl<'de> Deserialize<'de> for Heard {
                         Kind::Alive => {
                             map.next_value::<IgnoredAny>()?;
                             Heard::Alive
+                        }
+                        Kind::Progress => {
+                            map.next_value::<IgnoredAny>()?;
+                            Heard::Progress
                         }
                         Kind::AnsweredBy => Heard::Event(ChatEvent::AnsweredBy(map.next_value()?)),
                         Kind::Continued => {

@@ -17,6 +17,8 @@ pub(in crate::route) enum Reply {
     Declined(Declined),
     /// It is still at it.
     Alive {},
+    /// The same, and more of the vectors that were asked for has been made. Earlier versions pass it over.
+    Progress {},
     /// One of the vectors that were asked for, in the order of the inputs.
     Vector(Vector),
     /// All vectors have been said.

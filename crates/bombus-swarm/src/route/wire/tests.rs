@@ -39,6 +39,7 @@ const RECORDED: &[(&str, &str)] = &[
     ),
     ("alive", "00000008a165616c697665a0"),
     ("waiting", "0000000aa16777616974696e67a0"),
+    ("progress", "0000000ba16870726f6772657373a0"),
     ("delta", "0000002ba16564656c7461a26474657874626869657472616365a266746f6b656e73820719012c6468656c648118e2"),
     ("vector", "00000011a166766563746f72480000003f000080bf"),
     ("embedded", "0000001aa168656d626564646564a16d70726f6d70745f746f6b656e7309"),
@@ -61,6 +62,7 @@ fn frames_look_as_they_always_did() {
         ("declined", written(&Reply::Declined(declined))),
         ("alive", written(&Reply::Alive {})),
         ("waiting", written(&ChatEvent::Waiting {})),
+        ("progress", written(&Reply::Progress {})),
         ("delta", written(&ChatEvent::Delta(delta))),
         ("vector", written(&Reply::Vector(Vector(vec![0.5, -1.0])))),
         ("embedded", written(&Reply::Embedded(embedded()))),
@@ -79,6 +81,7 @@ fn recorded_frames_are_read() {
     assert_eq!(heard("accepted"), Heard::Accepted(Accepted { v: 1 }));
     assert_eq!(heard("alive"), Heard::Alive);
     assert_eq!(heard("waiting"), Heard::Event(ChatEvent::Waiting {}));
+    assert_eq!(heard("progress"), Heard::Progress);
     assert_eq!(heard("embedded"), Heard::Embedded(embedded()));
     assert_eq!(heard("vector"), Heard::Vector(Vector(vec![0.5, -1.0])));
     assert!(matches!(heard("declined"), Heard::Declined(Declined { reason: Reason::Full, load, .. }) if load.paused));

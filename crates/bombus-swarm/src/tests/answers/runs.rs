@@ -55,6 +55,27 @@ async fn vectors_come_as_the_peer_makes_them() {
 }
 
 #[tokio::test]
+async fn one_backend_of_a_peer_makes_all_vectors_and_is_waited_for_as_long_as_pieces_come() {
+    let config = RunConfig { alive_every: Duration::from_millis(20), ..RunConfig::default() };
+    let makers = ["one", "two"].map(|name| (name, Scripted::new(Script::Hang)));
+    let backends = makers.iter().map(|(name, maker)| NamedBackend::new(*name, "fake", maker.clone())).collect();
+    let (asking, answering) = pair(backends, config).await;
+    asking.peer(&answering.id()).await;
+    let route = asking.backends.route("fake", &Need::of([ModelCapability::Embedding])).await.unwrap();
+    let made = route.embed(EmbedRequest::new("fake", vec![EmbedInput::Text("x".into()); 600]));
+    let told = async {
+        until(|| route.last_sign().is_some()).await;
+        let sign = route.last_sign();
+        until(|| route.last_sign() > sign).await;
+        makers.iter().for_each(|(_, maker)| maker.last.notify_one());
+    };
+    let (made, ()) = timeout(LIMIT, async { tokio::join!(made, told) }).await.unwrap();
+    assert_eq!(made.unwrap().value.vectors.len(), 600);
+    let inputs: Vec<usize> = makers.iter().flat_map(|(_, maker)| maker.inputs.lock().unwrap().clone()).collect();
+    assert_eq!(inputs, [600]);
+}
+
+#[tokio::test]
 async fn requests_are_not_passed_on_further() {
     let hidden = Answering::start(3, &[], fake(), RunConfig::default()).await;
     let between = Answering::start(2, &[hidden.mesh()], Vec::new(), RunConfig::default()).await;
