@@ -215,8 +215,7 @@ impl OpenAiBackend {
             }
             self.refused(error, body, &model)
         })?;
-        let with_logprobs = body.contains_key("logprobs");
-        Ok(Box::pin(answer::read(Arc::clone(&self.client), model, response, begun, with_logprobs)))
+        Ok(Box::pin(answer::read(Arc::clone(&self.client), model, response, begun)))
     }
 
     /// Says a refusal of a request. Where the server says that the prompt is too long, but not by how much, its words are told, and for whoever

@@ -33,8 +33,6 @@ pub(super) struct Asked {
     pub(super) may_cut: bool,
     /// Whether the tokens are to be told.
     pub(super) return_tokens: bool,
-    /// Whether log probabilities are to be told.
-    pub(super) with_logprobs: bool,
     /// Whether nothing is to be generated, which Ollama cannot be told.
     pub(super) mute: bool,
 }
@@ -49,7 +47,7 @@ pub(super) fn events(asked: Asked, before: Option<ChatEvent>, first: Answer, mut
         let mut calls = Calls::default();
         let mut next: Option<Result<Answer, OllamaError>> = Some(Ok(first));
         while let Some(piece) = next {
-            let mut piece = match piece {
+            let piece = match piece {
                 Ok(piece) => piece,
                 Err(error) => {
                     yield Err(error.into_backend(&asked.backend, &asked.model, true));
@@ -58,9 +56,6 @@ pub(super) fn events(asked: Asked, before: Option<ChatEvent>, first: Answer, mut
             };
             let done = piece.done.then(|| Ending::of(&piece));
             let tokens = if asked.return_tokens { piece.context.clone() } else { Vec::new() };
-            if !asked.with_logprobs {
-                piece.logprobs.clear();
-            }
             if !asked.mute {
                 for event in said(piece, &mut calls) {
                     yield Ok(event);

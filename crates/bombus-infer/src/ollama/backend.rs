@@ -178,7 +178,6 @@ impl OllamaBackend {
             window: known.window(num_ctx),
             may_cut: request.overflow.truncate,
             return_tokens: request.return_tokens,
-            with_logprobs: request.logprobs.is_some(),
             mute: request.max_tokens == Some(0),
             model: request.model,
         };

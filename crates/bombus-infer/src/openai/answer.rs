@@ -22,17 +22,15 @@ const END_TIME_MAX: Duration = Duration::from_millis(20);
 /// Largest answer that comes whole.
 const WHOLE_BYTES_MAX: usize = 32 << 20;
 
-/// Reads an answer. `begun`: when it was asked for; `with_logprobs`: whether log probabilities were asked for, too. Dropping the stream closes
-/// the connection, which stops the server's work.
+/// Reads an answer. `begun`: when it was asked for. Dropping the stream closes the connection, which stops the server's work.
 pub(super) fn read(
     client: Arc<UpstreamClient>,
     model: String,
     response: Response,
     begun: Instant,
-    with_logprobs: bool,
 ) -> impl Stream<Item = Result<ChatEvent, BackendError>> + Send + 'static {
     let mut told = false;
-    events(Arc::clone(&client), response, Answer::new(begun, with_logprobs)).map(move |event| match event {
+    events(Arc::clone(&client), response, Answer::new(begun)).map(move |event| match event {
         Ok(event) => {
             told = true;
             Ok(event)
@@ -130,8 +128,6 @@ fn garbage(reason: impl Into<String>) -> UpstreamError {
 /// An answer so far.
 struct Answer {
     begun: Instant,
-    /// Whether log probabilities are told. Some servers send them without being asked.
-    with_logprobs: bool,
     /// When its first and its last piece came.
     first_last: Option<(Instant, Instant)>,
     pieces: u32,
@@ -145,10 +141,9 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(begun: Instant, with_logprobs: bool) -> Self {
+    fn new(begun: Instant) -> Self {
         Self {
             begun,
-            with_logprobs,
             first_last: None,
             pieces: 0,
             usage: None,
@@ -189,8 +184,7 @@ impl Answer {
     }
 
     fn on_choice(&mut self, mut choice: Choice, events: &mut Vec<ChatEvent>) -> Result<(), UpstreamError> {
-        let logprobs = choice.logprobs.take().filter(|_| self.with_logprobs);
-        let logprobs = logprobs.map(ChunkLogprobs::into_list).unwrap_or_default();
+        let logprobs = choice.logprobs.take().map(ChunkLogprobs::into_list).unwrap_or_default();
         let mut delta = choice.take_delta();
         let (thoughts, mut text) = delta.take_text();
         text.push_str(&choice.text.unwrap_or_default());

@@ -126,9 +126,11 @@ impl Work for ChatRequest {
         let backend = turn.backend();
         let earlier_tokens = self.resume.as_ref().map_or(0, |resume: &Resume| resume.completion_tokens);
         let bytes = self.resume.as_ref().map_or(0, Resume::bytes);
+        let with_logprobs = self.logprobs.is_some();
         let begun = Instant::now();
         let mut events = match backend.chat(self).await {
-            Ok(events) => events,
+            Ok(events) if with_logprobs => events,
+            Ok(events) => without_logprobs(events),
             Err(error) => {
                 turn.failed(&error);
                 return Err(error);
@@ -242,6 +244,25 @@ fn bytes_of_delta(delta: &Delta) -> usize {
         size_of::<TokenLogprob>() + one.token.bytes.len() + one.top.iter().map(others).sum::<usize>()
     };
     delta.text.len() + tokens + delta.logprobs.iter().map(probable).sum::<usize>()
+}
+
+/// Leaves out log probabilities, and the pieces that have nothing else: some servers and peers tell them without being asked.
+fn without_logprobs(events: ChatStream) -> ChatStream {
+    let stripped = events.filter_map(|mut event| async move {
+        let is_left_out = match &mut event {
+            Ok(ChatEvent::Delta(delta) | ChatEvent::Thinking(delta)) if !delta.logprobs.is_empty() => {
+                delta.logprobs = Vec::new();
+                delta.text.is_empty() && delta.trace.is_none()
+            }
+            _ => false,
+        };
+        if is_left_out {
+            // Others get their turn beside a backend that says nothing else.
+            yield_now().await;
+        }
+        (!is_left_out).then_some(event)
+    });
+    stripped.boxed()
 }
 
 pub(super) fn without_end() -> BackendError {

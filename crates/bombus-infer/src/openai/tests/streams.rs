@@ -123,16 +123,6 @@ async fn log_probabilities_are_read_in_both_shapes() {
 }
 
 #[tokio::test]
-async fn log_probabilities_that_nobody_asked_for_are_passed_over() {
-    let piece = |text: &str| {
-        let logprobs = json!({"content": [{"token": "a", "logprob": -0.5}]});
-        json!({"choices": [{"index": 0, "delta": {"content": text}, "logprobs": logprobs}]})
-    };
-    let events = chatted(&[piece(""), piece("a"), ended("stop")]).await;
-    assert_eq!((events.len(), &events[0]), (2, &ChatEvent::Delta(Delta::text("a"))));
-}
-
-#[tokio::test]
 async fn an_answer_that_comes_whole_is_taken_as_one() {
     let upstream = Upstream::start().await.unwrap();
     let call = json!({"id": "c1", "type": "function", "function": {"name": "see", "arguments": "{}"}});

@@ -13,6 +13,10 @@ fn flood(event: &Arc<ChatEvent>, times: usize) -> Arc<Player> {
     player
 }
 
+fn ask_for_probabilities() -> ChatRequest {
+    ChatRequest { logprobs: Some(20), ..ask("m") }
+}
+
 /// Counts the pieces of an answer that is longer than any may be.
 async fn pieces_of(answer: &mut ChatStream) -> usize {
     let mut pieces = 0;
@@ -35,7 +39,7 @@ async fn flooded(event: ChatEvent, goes_on: bool) -> usize {
     let held = Arc::strong_count(&event);
     let route = backends.route("m", &text()).await.unwrap();
     let route = if goes_on { route } else { route.without_continuation() };
-    let mut answer = route.chat(ask("m")).await.unwrap().value;
+    let mut answer = route.chat(ask_for_probabilities()).await.unwrap().value;
     let pieces = pieces_of(&mut answer).await;
     assert_eq!(Arc::strong_count(&event), held, "what comes from the backend is dropped at once");
     assert_eq!(answer.next().await, None);
@@ -74,6 +78,19 @@ async fn an_answer_without_end_is_ended() {
 async fn what_other_runs_told_of_an_answer_counts() {
     let event = Arc::new(ChatEvent::Delta(probabilities()));
     let backends = backends_of(&[flood(&event, 40), flood(&event, usize::MAX)]);
-    let mut answer = backends.route("m", &text()).await.unwrap().chat(ask("m")).await.unwrap().value;
+    let route = backends.route("m", &text()).await.unwrap();
+    let mut answer = route.chat(ask_for_probabilities()).await.unwrap().value;
     assert_eq!(pieces_of(&mut answer).await, 64);
+}
+
+#[tokio::test]
+async fn log_probabilities_that_nobody_asked_for_are_not_taken() {
+    let twice = |delta| backends_of(&[flood(&Arc::new(ChatEvent::Delta(delta)), 2)]);
+    let broken = BackendError::Interrupted { reason: "broken".into() };
+    let said = Delta { text: "a".into(), ..probabilities() };
+    let route = twice(said).route("m", &text()).await.unwrap().without_continuation();
+    let events: Vec<_> = route.chat(ask("m")).await.unwrap().value.collect().await;
+    let text = || Ok(ChatEvent::Delta(Delta::text("a")));
+    assert_eq!(events, [text(), text(), Err(broken.clone())]);
+    assert_eq!(chat(&twice(probabilities())).await.err(), Some(broken), "it had not begun");
 }
