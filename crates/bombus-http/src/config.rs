@@ -68,9 +68,9 @@ pub struct Limits {
     /// Longest time for a request's body to arrive in milliseconds from 1; a slower one is answered with 408. Of a file of a model's weights,
     /// which may take hours, the longest wait for its next piece.
     pub body_ms_max: u64,
-    /// Longest wait for the first token in milliseconds from 1, loading and queueing included; more is answered with 504, and with 429 where others
-    /// were still before the request at a backend that works. Of vectors the longest wait for a piece of them: the embedded engine, here or at a
-    /// peer, makes them in pieces of up to 256 inputs and 64 KiB, others all at once.
+    /// Longest wait for the first token in milliseconds from 1, loading and queueing included; more is answered with 504, and with 429 where the
+    /// backend has just said that others are still before the request. Of vectors the longest wait for a piece of them: the embedded engine, here
+    /// or at a peer, makes them in pieces of up to 256 inputs and 64 KiB, others all at once.
     pub first_token_ms_max: u64,
     /// Longest wait between two tokens in milliseconds from 1; more ends the stream with an error event. Time in which the backend says that
     /// it is at work on others does not count.
