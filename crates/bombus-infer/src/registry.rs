@@ -382,7 +382,7 @@ impl Backends {
         let name = parse(model)?;
         let first = self.find(model).await?;
         self.refresh_stale(&self.entries()).await;
-        let places = self.places(&name);
+        let places: Vec<_> = self.places(&self.entries(), &name).collect();
         Ok(if places.is_empty() { vec![first] } else { places })
     }
 
@@ -447,20 +447,19 @@ impl Backends {
     }
 
     fn listed(&self, name: &ModelName) -> Option<Listed> {
-        self.places(name).into_iter().next()
+        self.places(&self.entries(), name).next()
     }
 
     /// Lists what is shown to be there by a name, compared as for a request.
-    fn places(&self, name: &ModelName) -> Vec<Listed> {
-        let entries = self.entries();
-        let spelling = self.spelling(&entries, name);
+    fn places(&self, entries: &Entries, name: &ModelName) -> impl Iterator<Item = Listed> {
+        let spelling = self.spelling(entries, name);
         let mut seen = HashSet::new();
-        let place = |entry: &Arc<Entry>| {
+        let place = move |entry: &Arc<Entry>| {
             let Offer::Has { info, alias_of } = entry.listing().offer(name, spelling) else { return None };
             let first = seen.insert(info.name.clone());
             Some(Listed::of(entry, (*info).clone(), alias_of.as_deref(), first))
         };
-        entries.iter().filter(|entry| self.shows(entry)).filter_map(place).collect()
+        entries.iter().filter(move |entry| self.shows(entry)).filter_map(place)
     }
 
     /// Asks this node's backends of which nothing is known yet, where a peer has the model: what is here is not asked of others only
