@@ -26,7 +26,7 @@ pub(crate) struct Answers {
     first: Option<(usize, ChatEvent)>,
     /// Answers that have not ended.
     open: usize,
-    patience: Patience,
+    timer: EventTimer,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     meter: Meter,
     target: Route,
@@ -90,7 +90,7 @@ impl Answers {
             pieces,
             first: None,
             open,
-            patience: Patience::new(limits.first_token_time(), limits.next_token_time()),
+            timer: EventTimer::new(limits.first_token_time(), limits.next_token_time()),
             cut: Box::pin(CancellationToken::cancelled_owned(app.cut.clone())),
             meter,
             target: route,
@@ -166,7 +166,7 @@ impl Answers {
                         return Some(Err(self.fail(0, BackendError::Interrupted { reason })));
                     }
                 },
-                after = self.patience.spent(&self.target) => {
+                after = self.timer.spent(&self.target) => {
                     let error = self.target.give_up(after);
                     return Some(Err(self.fail(0, error)));
                 }
@@ -181,7 +181,7 @@ impl Answers {
                 }
                 Piece::Event(event) => event,
             };
-            self.patience.renew();
+            self.timer.renew();
             self.meter.count(index, &event);
             match &event {
                 ChatEvent::Truncated { messages, prompt_tokens } => {
@@ -244,8 +244,8 @@ fn run(
 
 /// The longest waits for the first event and between events. One timer serves them all: it is set anew only when it fires, not at every
 /// token.
-struct Patience {
-    timer: Pin<Box<Sleep>>,
+struct EventTimer {
+    sleep: Pin<Box<Sleep>>,
     since: Instant,
     limit: Duration,
     next_limit: Duration,
@@ -253,11 +253,11 @@ struct Patience {
     has_begun: bool,
 }
 
-impl Patience {
+impl EventTimer {
     fn new(first_limit: Duration, next_limit: Duration) -> Self {
         let since = Instant::now();
-        let timer = Box::pin(sleep_until(since + first_limit));
-        Self { timer, since, limit: first_limit, next_limit, has_begun: false }
+        let sleep = Box::pin(sleep_until(since + first_limit));
+        Self { sleep, since, limit: first_limit, next_limit, has_begun: false }
     }
 
     fn renew(&mut self) {
@@ -265,7 +265,7 @@ impl Patience {
         self.since = Instant::now();
         if self.limit != self.next_limit {
             self.limit = self.next_limit;
-            self.timer.as_mut().reset(self.since + self.limit);
+            self.sleep.as_mut().reset(self.since + self.limit);
         }
     }
 
@@ -273,7 +273,7 @@ impl Patience {
     /// for as long as that backend says so.
     async fn spent(&mut self, target: &Route) -> Duration {
         loop {
-            self.timer.as_mut().await;
+            self.sleep.as_mut().await;
             if let Some(sign) = target.last_sign().filter(|_| self.has_begun) {
                 self.since = self.since.max(sign);
             }
@@ -281,7 +281,7 @@ impl Patience {
             if Instant::now() >= end {
                 return self.limit;
             }
-            self.timer.as_mut().reset(end);
+            self.sleep.as_mut().reset(end);
         }
     }
 }
