@@ -207,7 +207,8 @@ impl Answer {
         if let Some(function) = delta.function_call {
             pass_on(self.calls.on_function(function))?;
         }
-        if let Some(reason) = choice.finish_reason {
+        // Some servers write an empty reason as long as there is none.
+        if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
             self.finish = Some(finish_reason(&reason));
             self.rest_until.get_or_insert_with(|| Instant::now() + REST_TIME_MAX);
         }
@@ -216,7 +217,8 @@ impl Answer {
 
     /// Fails where a document that should hold a whole answer holds none.
     fn check_whole(&self) -> Result<(), UpstreamError> {
-        if self.finish.is_some() { Ok(()) } else { Err(garbage("it answers JSON that holds no answer")) }
+        let holds_one = self.finish.is_some() || self.first_last.is_some();
+        if holds_one { Ok(()) } else { Err(garbage("it answers JSON that holds no answer")) }
     }
 
     /// Tells the end. What the server does not tell is counted and measured here.

@@ -89,6 +89,17 @@ async fn a_fault_after_the_reason_to_end_takes_nothing_away() {
 }
 
 #[tokio::test]
+async fn an_empty_reason_to_end_is_none() {
+    let piece = |key: &str, text: &str| json!({"choices": [{"index": 0, key: {"content": text}, "finish_reason": ""}]});
+    let begun = || Script::events(&[piece("delta", "be"), piece("delta", "gun")]);
+    let (text, error) = broken(begun().then_cut()).await;
+    assert_eq!(text, "begun");
+    assert!(is_interrupted(error.as_ref()), "{error:?}");
+    assert_eq!(broken(begun().event(&ended("stop")).done()).await, ("begun".to_owned(), None));
+    assert_eq!(broken(Script::json(200, &piece("message", "whole"))).await, ("whole".to_owned(), None));
+}
+
+#[tokio::test]
 async fn garbage_is_not_passed_on() {
     let page = "<html><body>It works!</body></html>\n";
     for script in [
