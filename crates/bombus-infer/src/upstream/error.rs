@@ -157,7 +157,7 @@ impl UpstreamError {
             "reduce the length of the messages",
         ];
         match self {
-            Self::Status { status: 400..=499, message, context, .. } => {
+            Self::Status { status, message, context, .. } if (400..=499).contains(&meant(*status, message)) => {
                 context.is_some() || WORDS.iter().any(|words| message.contains(words))
             }
             _ => false,
@@ -168,7 +168,7 @@ impl UpstreamError {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Connect { .. } => true,
-            Self::Status { status, .. } => (500..=599).contains(status) && *status != 501,
+            Self::Status { status, message, .. } => *status != 501 && (500..=599).contains(&meant(*status, message)),
             _ => false,
         }
     }
@@ -179,7 +179,8 @@ impl UpstreamError {
     }
 
     /// Says it to the one who asked `backend` for `model` (empty where no model was asked for). `begun`: the answer had begun. What the
-    /// server says of the request (4xx) is told as such even then: it is no failure of the server.
+    /// server says of the request (4xx) is told as such even then: it is no failure of the server. Before the answer, so is a 5xx whose words
+    /// find fault with the request.
     pub(crate) fn into_backend(self, backend: &str, model: &str, begun: bool) -> BackendError {
         let reason = format!("backend '{backend}': {self}");
         let rejected = |advice: &str| BackendError::Rejected { reason: format!("{reason}. {advice}") };
@@ -189,27 +190,38 @@ impl UpstreamError {
             Self::Status { status, .. } if begun && !(400..=499).contains(&status) => {
                 BackendError::Interrupted { reason }
             }
-            Self::Status { status, message, context, retry_after } => match (status, context, retry_after) {
-                (400..=499, Some((prompt_tokens, context_tokens)), _) if !begun => {
-                    BackendError::ContextExceeded { prompt_tokens, context_tokens }
+            Self::Status { status, message, context, retry_after } => {
+                match (meant(status, &message), context, retry_after) {
+                    (400..=499, Some((prompt_tokens, context_tokens)), _) if !begun => {
+                        BackendError::ContextExceeded { prompt_tokens, context_tokens }
+                    }
+                    (401 | 403, ..) => rejected(CHECK_KEY),
+                    (402, ..) => rejected(CHECK_ACCOUNT),
+                    (404, ..) if !model.is_empty() && names_a_model(&message) => {
+                        BackendError::ModelNotFound { model: model.to_owned() }
+                    }
+                    (404 | 405 | 300..=399, ..) => rejected(CHECK_URL),
+                    (408 | 429, ..) | (503, _, Some(_)) => {
+                        BackendError::Overloaded { retry_after: retry_after.unwrap_or(RETRY_AFTER_DEFAULT) }
+                    }
+                    (400..=499, ..) => BackendError::InvalidRequest { param: None, message },
+                    (501, ..) => BackendError::Unsupported { param: "model", message: reason },
+                    _ => BackendError::Unavailable { reason },
                 }
-                (401 | 403, ..) => rejected(CHECK_KEY),
-                (402, ..) => rejected(CHECK_ACCOUNT),
-                (404, ..) if !model.is_empty() && names_a_model(&message) => {
-                    BackendError::ModelNotFound { model: model.to_owned() }
-                }
-                (404 | 405 | 300..=399, ..) => rejected(CHECK_URL),
-                (408 | 429, ..) | (503, _, Some(_)) => {
-                    BackendError::Overloaded { retry_after: retry_after.unwrap_or(RETRY_AFTER_DEFAULT) }
-                }
-                (400..=499, ..) => BackendError::InvalidRequest { param: None, message },
-                (501, ..) => BackendError::Unsupported { param: "model", message: reason },
-                _ => BackendError::Unavailable { reason },
-            },
+            }
             _ if begun => BackendError::Interrupted { reason },
             Self::Broken { .. } | Self::Garbage { .. } | Self::Config { .. } => BackendError::Unavailable { reason },
         }
     }
+}
+
+/// Returns the status that a refusal should have: llama-server tells with 500 some of what is wrong with a request.
+fn meant(status: u16, message: &str) -> u16 {
+    const WORDS: [&str; 4] =
+        ["image input is not supported", "jinja exception", "raise_exception", "too large to process"];
+    let message = message.to_ascii_lowercase();
+    let blames_request = (500..=599).contains(&status) && WORDS.iter().any(|words| message.contains(words));
+    if blames_request { 400 } else { status }
 }
 
 /// A server that does not have the model says so, and one that knows no such path speaks of nothing but that.
@@ -240,7 +252,7 @@ fn context_of(document: Option<&Value>, message: &str) -> Option<(u32, u32)> {
     let (prompt, context) = match (field("n_prompt_tokens"), field("n_ctx")) {
         (Some(prompt), Some(context)) => (prompt, context),
         _ => {
-            let most = ["maximum context length is", "configured limit of", "tokens >"];
+            let most = ["maximum context length is", "configured limit of", "tokens >", "current batch size:"];
             let asked = [
                 "you requested",
                 "resulted in",
@@ -248,6 +260,7 @@ fn context_of(document: Option<&Value>, message: &str) -> Option<(u32, u32)> {
                 "your request has",
                 "you passed",
                 "prompt is too long:",
+                "input (",
             ];
             let first_of = |all: &[&str]| all.iter().find_map(|words| number_after(message, words));
             (first_of(&asked)?, first_of(&most)?)
@@ -366,6 +379,27 @@ mod tests {
         assert!(!refusal(400, &[], fits).is_prompt_too_long());
         let without = r#"{"error":{"message":"Please reduce the length of the messages or completion.","code":"x"}}"#;
         assert!(refusal(400, &[], without).is_prompt_too_long());
+    }
+
+    #[test]
+    fn a_fault_of_the_request_that_comes_as_a_failure_is_told_as_one_of_the_request() {
+        let batch =
+            "input (596 tokens) is too large to process. increase the physical batch size (current batch size: 512)";
+        assert_eq!(told(500, batch), BackendError::ContextExceeded { prompt_tokens: 596, context_tokens: 512 });
+        assert!(refusal(500, &[], batch).is_prompt_too_long());
+        for words in [
+            "input is too large to process. increase the physical batch size",
+            "Jinja Exception: Conversation roles must alternate user/assistant/user/assistant/...",
+            "Only user and assistant roles are supported! at row 1, column 9:\n{{ raise_exception('Only user",
+            "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+        ] {
+            assert_eq!(told(500, words), BackendError::InvalidRequest { param: None, message: words.into() });
+            assert!(!refusal(500, &[], words).is_passing(), "{words}");
+            let later = refusal(500, &[], words).into_backend("far", "m", true);
+            assert!(matches!(later, BackendError::Interrupted { .. }), "{words}");
+        }
+        assert!(matches!(told(500, "boom"), BackendError::Unavailable { .. }));
+        assert!(refusal(500, &[], "boom").is_passing());
     }
 
     #[test]

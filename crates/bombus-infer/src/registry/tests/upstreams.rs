@@ -165,7 +165,9 @@ fn refusals() -> Vec<Script> {
     let told = |status| Script::json(status, &json!({"error": {"message": "no"}}));
     let page = |status| Script::text(status, "404 page not found");
     let codes = [301, 400, 401, 402, 403, 405, 408, 413, 422, 429];
-    codes.into_iter().map(told).chain([404, 405].map(page)).collect()
+    // As llama-server tells what is wrong with a conversation.
+    let template = Script::json(500, &json!({"error": {"message": "Jinja Exception: roles must alternate"}}));
+    codes.into_iter().map(told).chain([404, 405].map(page)).chain([template]).collect()
 }
 
 /// Ways of a server to fail.
