@@ -182,6 +182,18 @@ pub struct ModelDetails {
     pub messages: Vec<crate::chat::Message>,
     /// The keys of the model's file, for example `general.architecture`.
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// What an Ollama server makes its prompts with in place of the template, by Ollama's name, for example `qwen3-coder`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub renderer: String,
+    /// What an Ollama server reads its answers with, by Ollama's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub parser: String,
+    /// The oldest version of Ollama that can run it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub requires: String,
+    /// The keys of the file of its projector, which makes pictures into what the model reads.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub projector: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A model in memory.

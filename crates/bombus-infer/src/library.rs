@@ -112,4 +112,12 @@ pub struct CreateRequest {
     pub messages: Vec<Message>,
     /// Quantisation that the weights are to be brought to.
     pub quantize: Option<String>,
+    /// What makes its prompts in place of the template, by Ollama's name: for Ollama servers alone, as `parser` is.
+    pub renderer: Option<String>,
+    /// What reads its answers, by Ollama's name.
+    pub parser: Option<String>,
+    /// The oldest version of Ollama that can run it.
+    pub requires: Option<String>,
+    /// Facts in place of those that its file tells, by Ollama's names, for example `context_length`.
+    pub info: Map<String, Value>,
 }

@@ -77,6 +77,11 @@ impl NamingBackend {
         if !request.adapters.is_empty() {
             return Err(unsupported(format!("the server behind backend '{server}' takes no adapters from here")));
         }
+        if request.renderer.is_some() || request.parser.is_some() {
+            return Err(unsupported(format!(
+                "the server behind backend '{server}' makes prompts and reads answers itself: it takes no renderer or parser from here"
+            )));
+        }
         if let Some(wanted) = &request.quantize {
             let info = self.model(from).await?;
             let found = info.and_then(|info| info.quantization).unwrap_or_else(|| "an unknown type".to_owned());

@@ -20,6 +20,11 @@ use crate::app::SharedApp;
 use crate::body::JsonBody;
 use crate::error::ApiError;
 
+/// Most characters of a name of Ollama's, such as that of a renderer, and of a fact about a model.
+const NAME_CHARS_MAX: usize = 128;
+/// Most capabilities that a model may be said to have.
+const CAPABILITIES_MAX: usize = 64;
+
 /// Names a model to fetch.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = OllamaPullRequest)]
@@ -154,6 +159,18 @@ pub(crate) struct CreateRequest {
     parameters: Option<Map<String, Value>>,
     /// Messages that stand before every conversation.
     messages: Option<Vec<RequestMessage>>,
+    /// What makes its prompts in place of the template, by Ollama's name; for Ollama servers.
+    #[schema(max_length = 128)]
+    renderer: Option<String>,
+    /// What reads its answers, by Ollama's name; for Ollama servers.
+    #[schema(max_length = 128)]
+    parser: Option<String>,
+    /// The oldest version of Ollama that can run it; for Ollama servers.
+    #[schema(max_length = 128)]
+    requires: Option<String>,
+    /// Facts in place of those that its file tells; for Ollama servers.
+    #[schema(schema_with = schema::info)]
+    info: Option<Map<String, Value>>,
     /// Quantisation that the weights are to be brought to.
     quantize: Option<String>,
     /// The older name of `quantize`.
@@ -215,7 +232,43 @@ fn creation(given: CreateRequest) -> Result<CoreRequest, ApiError> {
         parameters,
         messages: translate::messages(given.messages.unwrap_or_default())?,
         quantize: filled(given.quantize).or_else(|| filled(given.quantization)),
+        renderer: short("renderer", given.renderer)?,
+        parser: short("parser", given.parser)?,
+        requires: short("requires", given.requires)?,
+        info: info(given.info)?,
     })
+}
+
+fn is_short(text: &str) -> bool {
+    text.chars().nth(NAME_CHARS_MAX).is_none()
+}
+
+fn short(param: &'static str, given: Option<String>) -> Result<Option<String>, ApiError> {
+    let given = given.filter(|text| !text.is_empty());
+    if given.as_deref().is_none_or(is_short) {
+        return Ok(given);
+    }
+    Err(ApiError::invalid_value(param, format!("'{param}' may have up to {NAME_CHARS_MAX} characters")))
+}
+
+/// Reads facts about a model; those that nobody knows have no effect. An Ollama server breaks down over one of another type.
+fn info(given: Option<Map<String, Value>>) -> Result<Map<String, Value>, ApiError> {
+    let is_text = |value: &Value| value.as_str().is_some_and(is_short);
+    let is_list = |values: &[Value]| values.len() <= CAPABILITIES_MAX && values.iter().all(is_text);
+    let mut info = Map::new();
+    for (name, value) in given.unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()) {
+        let (fits, wanted) = match name.as_str() {
+            "base_name" | "model_family" | "parameter_size" | "quantization_level" => (is_text(&value), "a short text"),
+            "context_length" | "embedding_length" => (value.is_number(), "a number"),
+            "capabilities" => (value.as_array().is_some_and(|values| is_list(values)), "a list of short texts"),
+            _ => continue,
+        };
+        if !fits {
+            return Err(ApiError::invalid_value(format!("info.{name}"), format!("'info.{name}' has to be {wanted}")));
+        }
+        info.insert(name, value);
+    }
+    Ok(info)
 }
 
 /// Reads names of files with their digests. A name that leads out of a folder is refused.

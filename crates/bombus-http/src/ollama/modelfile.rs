@@ -26,6 +26,8 @@ pub(super) fn write(name: &ModelName, details: &ModelDetails) -> String {
     };
     command("TEMPLATE", &details.template);
     command("SYSTEM", &details.system);
+    command("RENDERER", &details.renderer);
+    command("PARSER", &details.parser);
     for (name, value) in each(&details.parameters) {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         command(&format!("PARAMETER {name}"), &value);

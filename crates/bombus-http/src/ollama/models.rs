@@ -165,6 +165,8 @@ fn shown(info: &ModelInfo, details: ModelDetails, model_info: Map<String, Value>
         // What Ollama says of models without a template.
         template: if details.template.is_empty() { "{{ .Prompt }}".to_owned() } else { details.template },
         system: details.system,
+        renderer: details.renderer,
+        parser: details.parser,
         details: Details { parent_model, ..Details::of(info) },
         messages: details
             .messages
@@ -172,8 +174,10 @@ fn shown(info: &ModelInfo, details: ModelDetails, model_info: Map<String, Value>
             .map(|message| ShownMessage { role: message.role.as_str(), content: message.joined_text() })
             .collect(),
         model_info,
+        projector_info: details.projector,
         capabilities: capability_names(&info.capabilities),
         modified_at: timestamp::of_unix(info.modified_unix_s),
+        requires: details.requires,
     }
 }
 

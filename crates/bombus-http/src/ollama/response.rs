@@ -351,6 +351,12 @@ pub(crate) struct ShowResponse {
     /// System message of conversations that bring none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) system: String,
+    /// What an Ollama server makes its prompts with in place of the template.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) renderer: String,
+    /// What an Ollama server reads its answers with.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) parser: String,
     pub(super) details: Details,
     /// Messages that stand before every conversation.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -358,10 +364,17 @@ pub(crate) struct ShowResponse {
     /// The keys of the model's file, for example `general.architecture`; long lists are left empty unless `verbose` is asked for.
     #[schema(value_type = Object)]
     pub(super) model_info: Map<String, Value>,
+    /// The keys of its projector's file.
+    #[schema(value_type = Object)]
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub(super) projector_info: Map<String, Value>,
     /// What it can do: `completion`, `tools`, `embedding`, `vision`, `thinking`, `insert`.
     pub(super) capabilities: Vec<String>,
     /// When it came to this machine (RFC 3339); the year 1 where unknown.
     pub(super) modified_at: String,
+    /// The oldest version of Ollama that can run it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) requires: String,
 }
 
 /// A message that stands before every conversation.

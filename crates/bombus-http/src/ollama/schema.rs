@@ -60,6 +60,24 @@ pub(super) fn files() -> RefOr<Schema> {
     or_null(Type::Object).additional_properties(Some(digest)).into()
 }
 
+/// Facts about a model.
+pub(super) fn info() -> RefOr<Schema> {
+    let fact = || or_null(Type::String).max_length(Some(128));
+    let capabilities = ArrayBuilder::new()
+        .items(text().max_length(Some(128)))
+        .schema_type(SchemaType::Array(vec![Type::Array, Type::Null]))
+        .max_items(Some(64));
+    or_null(Type::Object)
+        .property("base_name", fact())
+        .property("model_family", fact())
+        .property("parameter_size", fact())
+        .property("quantization_level", fact())
+        .property("context_length", number())
+        .property("embedding_length", number())
+        .property("capabilities", capabilities)
+        .into()
+}
+
 pub(super) fn options() -> RefOr<Schema> {
     let whole = |description: &str| number().description(Some(description));
     let penalty = |description: &str| number().minimum(Some(-2)).maximum(Some(2)).description(Some(description));

@@ -108,6 +108,8 @@ impl ModelLibrary for StoreLibrary {
     }
 
     async fn create(&self, mut request: CreateRequest) -> Result<ProgressStream, BackendError> {
+        // What would be refused in the end is not worth a download.
+        ModelStore::check_request(&request)?;
         let mut missing = None;
         if let Some(from) = request.from.as_mut()
             && !self.has(from).await?

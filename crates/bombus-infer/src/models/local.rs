@@ -107,6 +107,7 @@ impl LocalModel {
             parameters: defaults.parameters,
             messages: defaults.messages,
             metadata,
+            ..ModelDetails::default()
         })
     }
 

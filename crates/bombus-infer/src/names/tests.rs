@@ -184,6 +184,8 @@ async fn what_only_the_server_could_do_is_refused() {
     let of_file = CreateRequest { from: None, files: files.clone(), ..beekeeper() };
     assert!(refused(of_file).await.contains("takes no weights"));
     assert!(refused(CreateRequest { adapters: files, ..beekeeper() }).await.contains("adapters"));
+    assert!(refused(CreateRequest { renderer: Some("qwen3-coder".into()), ..beekeeper() }).await.contains("renderer"));
+    assert!(refused(CreateRequest { parser: Some("qwen3-coder".into()), ..beekeeper() }).await.contains("parser"));
     assert!(refused(CreateRequest { quantize: Some("q8_0".into()), ..beekeeper() }).await.contains("Q4_1"));
     assert!(
         refused(CreateRequest { template: Some("{{ .Prompt }}".into()), ..beekeeper() }).await.contains("template")

@@ -121,6 +121,10 @@ pub(super) fn creation(request: CreateRequest) -> Result<wire::CreateRequest, Ba
         system: request.system,
         parameters: request.parameters,
         quantize: request.quantize,
+        renderer: request.renderer,
+        parser: request.parser,
+        requires: request.requires,
+        info: request.info,
     })
 }
 

@@ -128,6 +128,10 @@ fn number(value: &Value) -> Option<u32> {
 /// Says everything that `/api/show` tells.
 pub(super) fn details(show: ShowResponse) -> ModelDetails {
     ModelDetails {
+        renderer: named(show.renderer, &show.modelfile, "RENDERER "),
+        parser: named(show.parser, &show.modelfile, "PARSER "),
+        requires: show.requires,
+        projector: show.projector_info,
         parent: ModelName::parse(&show.details.parent_model).ok(),
         licenses: Some(show.license).filter(|text| !text.is_empty()).into_iter().collect(),
         template: show.template,
@@ -136,6 +140,14 @@ pub(super) fn details(show: ShowResponse) -> ModelDetails {
         messages: turns(&show.messages),
         metadata: show.model_info,
     }
+}
+
+/// Returns a name that the server tells, or that its Modelfile has behind this word.
+fn named(told: String, modelfile: &str, word: &str) -> String {
+    if !told.is_empty() {
+        return told;
+    }
+    modelfile.lines().find_map(|line| line.strip_prefix(word)).map_or("", str::trim).to_owned()
 }
 
 /// Reads the messages of a Modelfile.
@@ -217,6 +229,26 @@ mod tests {
             messages: vec![Message::text(Role::User, "Hi")],
         };
         assert_eq!(Facts::of(&show), expected);
+    }
+
+    #[test]
+    fn what_makes_prompts_and_reads_answers_is_told_by_fields_or_by_the_modelfile() {
+        let told = |document: Value| {
+            let ModelDetails { renderer, parser, requires, projector, .. } =
+                details(serde_json::from_value(document).unwrap());
+            (renderer, parser, requires, Value::Object(projector))
+        };
+        let modelfile = "FROM m\nTEMPLATE {{ .Prompt }}\nRENDERER qwen3-coder\nPARSER qwen3-coder\nPARAMETER top_k 1\n";
+        let projector = json!({"general.architecture": "clip", "clip.vision.embedding_length": 1024});
+        let (coder, newer) = ("qwen3-coder".to_owned(), "0.14.0".to_owned());
+        assert_eq!(
+            told(json!({"modelfile": modelfile, "requires": newer, "projector_info": projector})),
+            (coder.clone(), coder, newer, projector)
+        );
+        assert_eq!(
+            told(json!({"modelfile": modelfile, "renderer": "a", "parser": "b", "projector_info": null})),
+            ("a".to_owned(), "b".to_owned(), String::new(), json!({}))
+        );
     }
 
     #[test]

@@ -378,6 +378,18 @@ pub struct ShowResponse {
     /// What it can do; older servers do not tell.
     #[serde(default)]
     pub capabilities: Option<Vec<String>>,
+    /// Names what makes its prompts in place of the template; version 0.24 says that in the Modelfile alone, as it does the parser.
+    #[serde(default, deserialize_with = "or_empty")]
+    pub renderer: String,
+    /// Names what reads its answers.
+    #[serde(default, deserialize_with = "or_empty")]
+    pub parser: String,
+    /// The oldest version of Ollama that can run it.
+    #[serde(default, deserialize_with = "or_empty")]
+    pub requires: String,
+    /// The keys of its projector's file.
+    #[serde(default, deserialize_with = "or_empty")]
+    pub projector_info: Map<String, Value>,
 }
 
 /// Asks `/api/create`.
@@ -412,6 +424,18 @@ pub struct CreateRequest {
     /// Quantisation that the weights are to be brought to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
+    /// Names what makes its prompts in place of the template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renderer: Option<String>,
+    /// Names what reads its answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parser: Option<String>,
+    /// The oldest version of Ollama that can run it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requires: Option<String>,
+    /// Facts in place of those that its file tells. The server breaks down over one of another type than it expects.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub info: Map<String, Value>,
 }
 
 /// A step of `/api/pull` or `/api/create`.

@@ -35,7 +35,8 @@ pub(super) async fn loaded(shared: &Shared) -> Result<Reply, BackendError> {
 }
 
 fn bounded(mut details: ModelDetails) -> ModelDetails {
-    for list in details.metadata.values_mut().filter_map(Value::as_array_mut) {
+    let keys = details.metadata.values_mut().chain(details.projector.values_mut());
+    for list in keys.filter_map(Value::as_array_mut) {
         if list.len() > LIST_LENGTH_MAX {
             list.clear();
         }
@@ -43,6 +44,7 @@ fn bounded(mut details: ModelDetails) -> ModelDetails {
     let bytes = |details: &ModelDetails| serde_json::to_vec(details).map_or(usize::MAX, |text| text.len());
     if bytes(&details) > DETAILS_BYTES_MAX {
         details.licenses.clear();
+        details.projector.clear();
         details.metadata.retain(|_, value| value.is_number() || value.is_boolean());
     }
     if bytes(&details) > DETAILS_BYTES_MAX { ModelDetails::default() } else { details }
@@ -58,13 +60,16 @@ mod tests {
         details.metadata.insert("llama.embedding_length".into(), 576.into());
         details.metadata.insert("tokenizer.ggml.tokens".into(), vec!["token"; 200_000].into());
         details.metadata.insert("general.languages".into(), vec!["en", "de"].into());
+        details.projector.insert("clip.vision.image_mean".into(), vec![0.5_f64; 200_000].into());
         let told = bounded(details.clone());
+        assert_eq!(told.projector["clip.vision.image_mean"], serde_json::json!([]));
         assert_eq!(told.metadata["llama.embedding_length"], 576);
         assert_eq!(told.metadata["tokenizer.ggml.tokens"], serde_json::json!([]));
         assert_eq!(told.metadata["general.languages"], serde_json::json!(["en", "de"]));
         details.licenses = vec!["l".repeat(DETAILS_BYTES_MAX)];
         let told = bounded(details.clone());
         assert_eq!((told.licenses.len(), told.template.as_str()), (0, "{{ .Prompt }}"));
+        assert!(told.projector.is_empty());
         assert_eq!(told.metadata["llama.embedding_length"], 576);
         details.system = "s".repeat(DETAILS_BYTES_MAX);
         assert_eq!(bounded(details), ModelDetails::default());

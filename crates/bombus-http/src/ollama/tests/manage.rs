@@ -86,7 +86,8 @@ async fn a_model_is_made_of_another_one() {
     let request = json!({
         "model": "brief", "from": "m", "system": "Be brief.", "template": "{{ .Prompt }}", "license": ["A", "B"],
         "parameters": {"temperature": 0.1, "stop": ["."]}, "messages": [{"role": "user", "content": "hi"}], "quantize": "q4_K_M",
-        "files": {}, "adapters": null, "stream": false,
+        "files": {}, "adapters": null, "stream": false, "renderer": "qwen3-coder", "parser": "qwen3", "requires": "0.14.0",
+        "info": {"context_length": 4096, "capabilities": ["tools"], "base_name": null, "other": {}},
     });
     assert_eq!(post(&loopback(services(backend)), "/api/create", request).await.json(), json!({"status": "success"}));
     let parameters = json!({"temperature": 0.1, "stop": ["."]});
@@ -99,9 +100,31 @@ async fn a_model_is_made_of_another_one() {
         parameters: parameters.as_object().unwrap().clone(),
         messages: vec![Message::text(Role::User, "hi")],
         quantize: Some("q4_K_M".into()),
+        renderer: Some("qwen3-coder".into()),
+        parser: Some("qwen3".into()),
+        requires: Some("0.14.0".into()),
+        info: json!({"context_length": 4096, "capabilities": ["tools"]}).as_object().unwrap().clone(),
         ..CreateRequest::default()
     };
     assert_eq!(*library.created.lock().unwrap(), [expected]);
+}
+
+#[tokio::test]
+async fn facts_over_which_an_ollama_server_breaks_down_are_refused() {
+    let (library, backend) = keeping(vec![step("success")]);
+    let router = loopback(services(backend));
+    let long = "x".repeat(129);
+    for (field, value, told) in [
+        ("renderer", json!(long), "up to 128 characters"),
+        ("info", json!({"model_family": 7}), "'info.model_family' has to be a short text"),
+        ("info", json!({"quantization_level": long}), "'info.quantization_level' has to be a short text"),
+        ("info", json!({"embedding_length": "768"}), "'info.embedding_length' has to be a number"),
+        ("info", json!({"capabilities": "tools"}), "'info.capabilities' has to be a list of short texts"),
+    ] {
+        let answer = post(&router, "/api/create", json!({"model": "brief", "from": "m", field: value})).await;
+        assert_eq!((answer.status.as_u16(), answer.body.contains(told)), (400, true), "{told}: {}", answer.body);
+    }
+    assert!(library.created.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

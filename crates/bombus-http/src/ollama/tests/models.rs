@@ -56,6 +56,7 @@ fn two_models() -> Scripted {
                 "general.architecture": "llama", "general.name": "SmolLM2", "llama.context_length": 8192,
                 "tokenizer.chat_template": "long", "tokenizer.ggml.tokens": ["a", "b", "c", "d", "e", "f"],
             })),
+            ..ModelDetails::default()
         },
         running: vec![running(known(), Some(1_800_000_000)), running(unknown.clone(), None)],
         models: vec![unknown, known()],
@@ -110,6 +111,24 @@ async fn everything_about_a_model_is_shown() {
     let verbose = post(&router, "/api/show", request).await.json();
     assert_eq!(verbose["model_info"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 6);
     assert_eq!(verbose["system"], "Else.");
+}
+
+#[tokio::test]
+async fn what_an_ollama_server_alone_knows_of_a_model_is_shown() {
+    let projector = json!({"general.architecture": "clip", "general.parameter_count": 7});
+    let details = ModelDetails {
+        renderer: "qwen3-coder".into(),
+        parser: "qwen3".into(),
+        requires: "0.14.0".into(),
+        projector: object(projector.clone()),
+        ..ModelDetails::default()
+    };
+    let router = loopback(services(Scripted { details, ..saying_good_day() }));
+    let shown = post(&router, "/api/show", json!({"model": "m"})).await.json();
+    let told = ["renderer", "parser", "requires", "projector_info"].map(|field| shown[field].clone());
+    assert_eq!(told, [json!("qwen3-coder"), json!("qwen3"), json!("0.14.0"), projector]);
+    let modelfile = shown["modelfile"].as_str().unwrap();
+    assert!(modelfile.ends_with("RENDERER qwen3-coder\nPARSER qwen3\n"), "{modelfile}");
 }
 
 #[tokio::test]

@@ -79,6 +79,9 @@ async fn a_model_that_others_are_made_of_is_fetched_first() {
     let again = statuses(place.library.create(request()).await.unwrap()).await;
     assert!(again[0].starts_with("using existing layer sha256:"), "{again:?}");
     assert_eq!(again[1..], ["writing manifest", "success"]);
+    let parsed = CreateRequest { from: Some("nobody".into()), parser: Some("qwen3".into()), ..request() };
+    let refused = place.library.create(parsed).await.err();
+    assert!(matches!(refused, Some(BackendError::Unsupported { .. })), "nothing is fetched for it: {refused:?}");
     assert!(place.library.copy(&name("mine"), &name("other")).await.unwrap());
     assert!(!place.library.copy(&name("nobody"), &name("other")).await.unwrap());
     assert!(place.library.delete(&name("mine")).await.unwrap());

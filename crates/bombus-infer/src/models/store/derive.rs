@@ -39,13 +39,11 @@ impl ModelStore {
     /// # Errors
     ///
     /// [`StoreError::Name`], [`StoreError::NotFound`], [`StoreError::BlobNotFound`], [`StoreError::Unusable`],
-    /// [`StoreError::Split`]; [`StoreError::NotSupported`] for adapters, several files, and another quantisation than the weights
-    /// have; [`StoreError::DiskFull`], [`StoreError::Io`].
+    /// [`StoreError::Split`]; [`StoreError::NotSupported`] for adapters, a renderer or parser, several files, and another quantisation than
+    /// the weights have; [`StoreError::DiskFull`], [`StoreError::Io`].
     pub fn create(&self, request: &CreateRequest) -> Result<LocalModel, StoreError> {
         let name = ModelName::parse(&request.name)?;
-        if !request.adapters.is_empty() {
-            return refuse("adapters are not supported: merge them into the weights, and make the model of those");
-        }
+        Self::check_request(request)?;
         let mut origin = match &request.from {
             Some(from) => {
                 let from = ModelName::parse(from)?;
@@ -60,6 +58,21 @@ impl ModelStore {
         }
         origin.defaults.lay_over(request);
         self.give_name(&name, origin)
+    }
+
+    /// Refuses what no model is made with here, whatever it is made of.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NotSupported`].
+    pub(in crate::models) fn check_request(request: &CreateRequest) -> Result<(), StoreError> {
+        if !request.adapters.is_empty() {
+            return refuse("adapters are not supported: merge them into the weights, and make the model of those");
+        }
+        if request.renderer.is_some() || request.parser.is_some() {
+            return refuse("renderers and parsers are Ollama's own: without RENDERER and PARSER the template counts");
+        }
+        Ok(())
     }
 
     fn origin_of(&self, name: &ModelName) -> Result<Origin, StoreError> {

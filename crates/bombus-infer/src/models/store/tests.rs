@@ -328,6 +328,8 @@ fn what_models_cannot_be_made_of_is_refused_with_a_reason() {
         (files(&[]), "'from'"),
         (derived("m", "nobody"), "not found"),
         (CreateRequest { adapters, ..derived("m", "base") }, "adapters"),
+        (CreateRequest { renderer: Some("qwen3-coder".into()), ..derived("m", "base") }, "RENDERER"),
+        (CreateRequest { parser: Some("qwen3-coder".into()), ..derived("m", "base") }, "PARSER"),
         (CreateRequest { quantize: Some("Q8_0".into()), ..derived("m", "base") }, "Q8_0"),
         (CreateRequest { name: "../m".into(), ..derived("", "base") }, "not a model name"),
         (CreateRequest { system: Some("x".repeat(9 << 20)), ..derived("m", "base") }, "8 MiB"),

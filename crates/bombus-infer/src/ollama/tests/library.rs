@@ -84,6 +84,10 @@ async fn a_model_is_made_of_another_or_of_blobs() {
         system: Some("Be brief".into()),
         parameters: json!({"temperature": 0.5}).as_object().unwrap().clone(),
         messages: vec![Message::text(Role::User, "Hi")],
+        renderer: Some("qwen3-coder".into()),
+        parser: Some("qwen3".into()),
+        requires: Some("0.14.0".into()),
+        info: json!({"context_length": 4096}).as_object().unwrap().clone(),
         ..CreateRequest::default()
     };
     let steps: Vec<_> = library(&upstream).create(request).await.unwrap().try_collect().await.unwrap();
@@ -91,6 +95,7 @@ async fn a_model_is_made_of_another_or_of_blobs() {
     let expected = json!({
         "model": "derived", "from": "small", "files": {"m.gguf": format!("sha256:{}", "c".repeat(64))},
         "system": "Be brief", "parameters": {"temperature": 0.5}, "messages": [{"role": "user", "content": "Hi"}],
+        "renderer": "qwen3-coder", "parser": "qwen3", "requires": "0.14.0", "info": {"context_length": 4096},
         "stream": true,
     });
     assert_eq!(requests(&upstream, "POST /api/create")[0].json(), expected);

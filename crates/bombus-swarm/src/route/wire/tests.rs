@@ -103,6 +103,8 @@ fn what_is_told_about_models_comes_out_as_it_went_in() {
     details.metadata.insert("general.languages".into(), vec!["en"].into());
     details.messages.push(Message::text(Role::User, "Hi"));
     let details = Box::new(details);
+    assert_eq!(heard(&Reply::Details(details.clone())), Heard::Details(details.clone()), "as all versions say it");
+    let details = Box::new(ModelDetails { renderer: "qwen3-coder".into(), requires: "0.14.0".into(), ..*details });
     assert_eq!(heard(&Reply::Details(details.clone())), Heard::Details(details));
     let name = ModelName::parse("m").unwrap();
     let info = ModelInfo { family: Some("f".repeat(5_000)), ..ModelInfo::named(name.clone()) };

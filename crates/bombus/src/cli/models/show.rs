@@ -34,6 +34,14 @@ struct Told {
     messages: Vec<ToldMessage>,
     #[serde(default)]
     model_info: Map<String, Value>,
+    #[serde(default)]
+    renderer: String,
+    #[serde(default)]
+    parser: String,
+    #[serde(default)]
+    requires: String,
+    #[serde(default)]
+    projector_info: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +67,10 @@ impl From<Told> for ModelDetails {
             parameters: read_parameters(&told.parameters),
             messages: told.messages.into_iter().map(|told| Message::text(told.role, told.content)).collect(),
             metadata: told.model_info,
+            renderer: told.renderer,
+            parser: told.parser,
+            requires: told.requires,
+            projector: told.projector_info,
         }
     }
 }
