@@ -20,7 +20,7 @@ use bombus_core::model::{ModelCapability, ModelDetails, ModelInfo, ModelName, Ru
 use bombus_infer::fake::{FakeBackend, FakeConfig};
 use bombus_infer::{
     Backend, BackendError, Backends, ByteStream, ChatStream, CreateRequest, Health, LoadRequest, ModelLibrary,
-    NamedBackend, PeerFacts, PeerNow, Progress, ProgressStream,
+    NamedBackend, PeerFacts, PeerNow, Progress, ProgressStream, PullRequest,
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -100,8 +100,9 @@ impl ModelLibrary for ScriptedLibrary {
         !self.names_only
     }
 
-    async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError> {
-        Ok(self.work(format!("pull {name}")))
+    async fn pull(&self, request: PullRequest) -> Result<ProgressStream, BackendError> {
+        let how = if request.insecure { " insecurely" } else { "" };
+        Ok(self.work(format!("pull {}{how}", request.name)))
     }
 
     async fn delete(&self, name: &ModelName) -> Result<bool, BackendError> {

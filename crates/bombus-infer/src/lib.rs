@@ -20,7 +20,7 @@ mod shorten;
 mod upstream;
 
 pub use backend::{Backend, BackendError, ChatStream, Health, LoadRequest};
-pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
+pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream, PullRequest};
 pub use names::{NamesError, NamingBackend};
 pub use ollama::{OllamaBackend, OllamaClient, OllamaConfig, OllamaError};
 pub use openai::{OpenAiBackend, OpenAiConfig, OpenAiError};

@@ -34,7 +34,7 @@ pub trait ModelLibrary: Send + Sync {
     /// # Errors
     ///
     /// Any [`BackendError`], here or in the stream.
-    async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError>;
+    async fn pull(&self, request: PullRequest) -> Result<ProgressStream, BackendError>;
 
     /// Removes a model. Returns whether there was one.
     ///
@@ -87,6 +87,23 @@ pub struct Progress {
     pub total_bytes: Option<u64>,
     /// How much of it is there.
     pub completed_bytes: Option<u64>,
+}
+
+/// Which model is to be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullRequest {
+    /// Its name, which may begin with the registry that has it.
+    pub name: String,
+    /// Whether an Ollama server may ask that registry over HTTP without TLS. Others decide that themselves.
+    pub insecure: bool,
+}
+
+impl PullRequest {
+    /// Asks for a model of a registry that is to prove who it is.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), insecure: false }
+    }
 }
 
 /// What a model is to be made of.

@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use crate::models::ModelDefaults;
 use crate::{
     Backend, BackendError, ByteStream, ChatStream, CreateRequest, Health, LoadRequest, ModelLibrary, Progress,
-    ProgressStream,
+    ProgressStream, PullRequest,
 };
 use file::{Named, Names, NamesFile};
 
@@ -203,7 +203,7 @@ impl ModelLibrary for NamingBackend {
         false
     }
 
-    async fn pull(&self, _name: &str) -> Result<ProgressStream, BackendError> {
+    async fn pull(&self, _request: PullRequest) -> Result<ProgressStream, BackendError> {
         Err(self.takes_none())
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use bombus_infer::CreateRequest as CoreRequest;
+use bombus_infer::{CreateRequest as CoreRequest, PullRequest as CorePullRequest};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -33,6 +33,8 @@ pub(crate) struct PullRequest {
     model: Option<String>,
     /// The older name of `model`.
     name: Option<String>,
+    /// Lets an Ollama server ask the model's registry over HTTP without TLS.
+    insecure: Option<bool>,
     /// Tells how it goes on, one JSON object a line; so it is where this is left out.
     stream: Option<bool>,
 }
@@ -50,7 +52,8 @@ pub(crate) async fn pull(
     places::parse(&model)?;
     let named = places::for_new(&app, Some(&model)).await?;
     let library = places::library(&named)?;
-    let steps = places::wait(&app, progress::STEP_TIME_MAX, library.pull(&model)).await?;
+    let request = CorePullRequest { name: model, insecure: given.insecure.unwrap_or(false) };
+    let steps = places::wait(&app, progress::STEP_TIME_MAX, library.pull(request)).await?;
     progress::respond(app.clone(), named.name.clone(), steps, given.stream.unwrap_or(true)).await
 }
 

@@ -18,7 +18,7 @@ use super::catalogue;
 use super::peers::PeerSource;
 use super::pull::{PullConfig, PullError, PullProgress, PullStage, pull};
 use super::store::{ModelStore, StoreError};
-use crate::{BackendError, ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
+use crate::{BackendError, ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream, PullRequest};
 
 /// How often a step is told of while it goes on.
 const TELL_EVERY: Duration = Duration::from_millis(50);
@@ -92,9 +92,9 @@ impl StoreLibrary {
 
 #[async_trait]
 impl ModelLibrary for StoreLibrary {
-    async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError> {
+    async fn pull(&self, request: PullRequest) -> Result<ProgressStream, BackendError> {
         let ending = ["verifying sha256 digest", "writing manifest", "success"].map(|status| Ok(step(status)));
-        Ok(Box::pin(ending_with(self.fetch(name.to_owned()), stream::iter(ending))))
+        Ok(Box::pin(ending_with(self.fetch(request.name), stream::iter(ending))))
     }
 
     async fn delete(&self, name: &ModelName) -> Result<bool, BackendError> {

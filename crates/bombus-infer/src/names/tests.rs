@@ -194,7 +194,7 @@ async fn what_only_the_server_could_do_is_refused() {
     assert_eq!(make(&backend, unknown).await, Err(BackendError::ModelNotFound { model: "nope".into() }));
     let error = backend.delete(&name("smol")).await.unwrap_err();
     assert!(error.to_string().contains("tools of that server"), "{error}");
-    assert!(backend.pull("smol").await.is_err() && !backend.takes_weights());
+    assert!(backend.pull(PullRequest::new("smol")).await.is_err() && !backend.takes_weights());
 
     // What it has anyway can be said again.
     let same =

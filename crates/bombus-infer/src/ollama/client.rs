@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::wire::{
     Answer, ChatRequest, CreateRequest, EmbedRequest, EmbedResponse, GenerateRequest, ListedModel, LoadedModel,
-    ProgressStep, ShowResponse,
+    ProgressStep, PullRequest, ShowResponse,
 };
 use super::{OllamaClientBuilder, OllamaError};
 use crate::ByteStream;
@@ -211,8 +211,8 @@ impl OllamaClient {
     /// # Errors
     ///
     /// [`OllamaError::ModelNotFound`] where its registry has none; any other [`OllamaError`]; here or in the stream.
-    pub async fn pull(&self, model: &str) -> Result<StepStream, OllamaError> {
-        self.steps("api/pull", &json!({ "model": model }), model).await
+    pub async fn pull(&self, request: &PullRequest) -> Result<StepStream, OllamaError> {
+        self.steps("api/pull", request, &request.model).await
     }
 
     /// Makes a model of another one or of blobs: `POST /api/create`.

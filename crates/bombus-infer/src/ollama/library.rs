@@ -8,7 +8,7 @@ use futures::StreamExt;
 use super::wire::{self, ProgressStep};
 use super::{OllamaBackend, StepStream, from_peers, request, show};
 use crate::models::{PeerSource, Wanted, most_agree};
-use crate::{BackendError, ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream};
+use crate::{BackendError, ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream, PullRequest};
 
 impl OllamaBackend {
     /// Says the steps of a work on `model`. What the server says about its models is read anew afterwards.
@@ -23,7 +23,8 @@ impl OllamaBackend {
 
     /// Has the server take a model from other nodes of the swarm, or, where they could not send it, from where it takes models itself.
     /// `None` where no node has it, or the server has it: then the registry says whether there is a newer one.
-    async fn pull_from_peers(&self, name: &str) -> Result<Option<ProgressStream>, BackendError> {
+    async fn pull_from_peers(&self, request: &wire::PullRequest) -> Result<Option<ProgressStream>, BackendError> {
+        let name = request.model.as_str();
         let (Some(peers), Ok(parsed)) = (self.peers.get(), ModelName::parse(name)) else { return Ok(None) };
         if self.client.has_model(name).await.map_err(|error| self.fail(error, name))? {
             return Ok(None);
@@ -34,7 +35,7 @@ impl OllamaBackend {
         }
         let (client, catalogue, backend) = (self.client.clone(), Arc::clone(&self.catalogue), self.name.clone());
         let mut steps = from_peers::take(client.clone(), backend.clone(), Arc::clone(peers), parsed, copies);
-        let name = name.to_owned();
+        let request = request.clone();
         let stream = async_stream::try_stream! {
             let failed = loop {
                 match steps.next().await {
@@ -49,12 +50,12 @@ impl OllamaBackend {
             if let Some(error) = failed {
                 tracing::info!(
                     backend.name = backend,
-                    model.name = name,
+                    model.name = request.model,
                     error = %error.in_log(),
                     "a model did not come from peers"
                 );
-                let say = |error: super::OllamaError| error.into_backend(&backend, &name, false);
-                let mut steps = client.pull(&name).await.map_err(say)?;
+                let say = |error: super::OllamaError| error.into_backend(&backend, &request.model, false);
+                let mut steps = client.pull(&request).await.map_err(say)?;
                 while let Some(step) = steps.next().await {
                     catalogue.forget_list();
                     yield progress(step.map_err(say)?);
@@ -67,12 +68,13 @@ impl OllamaBackend {
 
 #[async_trait]
 impl ModelLibrary for OllamaBackend {
-    async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError> {
-        if let Some(steps) = self.pull_from_peers(name).await? {
+    async fn pull(&self, request: PullRequest) -> Result<ProgressStream, BackendError> {
+        let request = wire::PullRequest { model: request.name, insecure: request.insecure };
+        if let Some(steps) = self.pull_from_peers(&request).await? {
             return Ok(steps);
         }
-        let steps = self.client.pull(name).await.map_err(|error| self.fail(error, name))?;
-        Ok(self.progress(steps, name))
+        let steps = self.client.pull(&request).await.map_err(|error| self.fail(error, &request.model))?;
+        Ok(self.progress(steps, &request.model))
     }
 
     async fn delete(&self, name: &ModelName) -> Result<bool, BackendError> {

@@ -392,6 +392,16 @@ pub struct ShowResponse {
     pub projector_info: Map<String, Value>,
 }
 
+/// Asks `/api/pull`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PullRequest {
+    /// The model's name.
+    pub model: String,
+    /// Whether its registry is asked over HTTP without TLS.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub insecure: bool,
+}
+
 /// Asks `/api/create`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct CreateRequest {

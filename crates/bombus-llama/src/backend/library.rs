@@ -5,14 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bombus_core::model::ModelName;
 use bombus_infer::models::PeerSource;
-use bombus_infer::{BackendError, ByteStream, CreateRequest, ModelLibrary, ProgressStream};
+use bombus_infer::{BackendError, ByteStream, CreateRequest, ModelLibrary, ProgressStream, PullRequest};
 
 use super::EmbeddedBackend;
 
 #[async_trait]
 impl ModelLibrary for EmbeddedBackend {
-    async fn pull(&self, name: &str) -> Result<ProgressStream, BackendError> {
-        self.library.pull(name).await
+    async fn pull(&self, request: PullRequest) -> Result<ProgressStream, BackendError> {
+        self.library.pull(request).await
     }
 
     async fn delete(&self, name: &ModelName) -> Result<bool, BackendError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bombus_core::identity::NodeId;
 use bombus_core::model::ModelName;
-use bombus_infer::{BackendError, Backends, NamedBackend, Progress, ProgressStream};
+use bombus_infer::{BackendError, Backends, NamedBackend, Progress, ProgressStream, PullRequest};
 use bombus_net::NetStream;
 use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -132,7 +132,7 @@ pub(super) fn pull(backends: Backends, name: String) -> ProgressStream {
         }
         let named = managing.ok_or_else(unmanaged)?;
         let library = named.backend.library().ok_or_else(unmanaged)?;
-        let mut steps = library.pull(&name).await?;
+        let mut steps = library.pull(PullRequest::new(name)).await?;
         while let Some(step) = steps.next().await {
             yield step?;
         }

@@ -48,7 +48,8 @@ async fn a_pull_is_told_step_by_step_or_by_its_end() {
     assert_snapshot!("pull_in_lines", post(&router, "/api/pull", json!({"name": "new:1b"})).await.shown());
     let whole = post(&router, "/api/pull", json!({"model": "new:1b", "stream": false})).await;
     assert_eq!(whole.json(), json!({"status": "success"}));
-    assert_eq!(*library.told.lock().unwrap(), ["pull new:1b", "pull new:1b"]);
+    post(&router, "/api/pull", json!({"model": "new:1b", "stream": false, "insecure": true})).await;
+    assert_eq!(*library.told.lock().unwrap(), ["pull new:1b", "pull new:1b", "pull new:1b insecurely"]);
 }
 
 #[tokio::test]

@@ -50,7 +50,8 @@ async fn a_pull_tells_its_steps_in_the_words_that_clients_know() {
     let contents = tiny_model("Qwen", 1_000);
     registry.put("library/qwen3", "8b", &contents, |blob| blob);
     let place = Place::at(registry.site.url());
-    let steps: Vec<Progress> = place.library.pull("qwen3:8b").await.unwrap().try_collect().await.unwrap();
+    let steps: Vec<Progress> =
+        place.library.pull(PullRequest::new("qwen3:8b")).await.unwrap().try_collect().await.unwrap();
     let hash = sha256(&contents);
     let pulling = format!("pulling {}", &hash[..12]);
     let words: Vec<&str> = steps.iter().map(|step| step.status.as_str()).collect();
@@ -59,7 +60,8 @@ async fn a_pull_tells_its_steps_in_the_words_that_clients_know() {
     assert_eq!(layer.sha256.as_deref(), Some(hash.as_str()));
     assert_eq!((layer.total_bytes, layer.completed_bytes), (Some(contents.len() as u64), Some(contents.len() as u64)));
 
-    let missing = place.library.pull("nobody").await.unwrap().try_collect::<Vec<_>>().await.unwrap_err();
+    let missing =
+        place.library.pull(PullRequest::new("nobody")).await.unwrap().try_collect::<Vec<_>>().await.unwrap_err();
     assert!(matches!(missing, BackendError::ModelNotFound { .. }), "{missing}");
 }
 

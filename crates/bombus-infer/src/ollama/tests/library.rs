@@ -4,7 +4,7 @@ use bombus_core::model::ModelName;
 use futures::{TryStreamExt, stream};
 
 use super::*;
-use crate::{CreateRequest, ModelLibrary, Progress};
+use crate::{CreateRequest, ModelLibrary, Progress, PullRequest};
 
 fn library(upstream: &Upstream) -> impl ModelLibrary {
     backend(upstream)
@@ -24,18 +24,25 @@ async fn a_pull_tells_its_progress_and_ends_with_success() {
         json!({"status": "success"}),
     ];
     upstream.on("POST /api/pull", Script::lines(&steps));
-    let progress: Vec<_> = library(&upstream).pull("small").await.unwrap().try_collect().await.unwrap();
+    let progress: Vec<_> =
+        library(&upstream).pull(PullRequest::new("small")).await.unwrap().try_collect().await.unwrap();
     let middle =
         Progress { status: "pulling bbb".into(), sha256: Some(hash), total_bytes: Some(10), completed_bytes: Some(4) };
     assert_eq!((progress.len(), &progress[1], progress[2].status.as_str()), (3, &middle, "success"));
-    assert_eq!(requests(&upstream, "POST /api/pull")[0].json(), json!({"model": "small", "stream": true}));
+    let insecure = PullRequest { insecure: true, ..PullRequest::new("hive.lan/small") };
+    library(&upstream).pull(insecure).await.unwrap().try_collect::<Vec<_>>().await.unwrap();
+    let sent: Vec<_> = requests(&upstream, "POST /api/pull").iter().map(Received::json).collect();
+    let expected = json!({"model": "hive.lan/small", "insecure": true, "stream": true});
+    assert_eq!(sent, [json!({"model": "small", "stream": true}), expected]);
 }
 
 #[tokio::test]
 async fn a_pull_that_fails_says_why() {
     let upstream = server().await;
     let begin = json!({"status": "pulling manifest"});
-    let pull = async || library(&upstream).pull("nope").await.unwrap().try_collect::<Vec<_>>().await.unwrap_err();
+    let pull = async || {
+        library(&upstream).pull(PullRequest::new("nope")).await.unwrap().try_collect::<Vec<_>>().await.unwrap_err()
+    };
     let missing = json!({"error": "pull model manifest: file does not exist"});
     upstream.once("POST /api/pull", Script::lines(&[begin.clone(), missing]));
     assert_eq!(pull().await, BackendError::ModelNotFound { model: "nope".into() });
@@ -49,7 +56,7 @@ async fn a_pull_that_fails_says_why() {
 async fn dropping_a_pull_stops_it() {
     let upstream = server().await;
     upstream.on("POST /api/pull", Script::lines(&[json!({"status": "pulling manifest"})]).then_hang());
-    let mut steps = library(&upstream).pull("small").await.unwrap();
+    let mut steps = library(&upstream).pull(PullRequest::new("small")).await.unwrap();
     steps.next().await.unwrap().unwrap();
     drop(steps);
     assert_eq!(upstream.abandoned().await.line, "POST /api/pull");

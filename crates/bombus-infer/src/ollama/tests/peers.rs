@@ -12,7 +12,7 @@ use futures::{TryStreamExt, stream};
 
 use super::*;
 use crate::models::{ModelDefaults, PeerCopy, PeerReadError, PeerSource, SharedModel, Wanted};
-use crate::{ByteStream, ModelLibrary, Progress};
+use crate::{ByteStream, ModelLibrary, Progress, PullRequest};
 
 /// Peers that have one model, each with its bytes; those of the first are what the hash says.
 struct Peers {
@@ -80,7 +80,7 @@ async fn without_it(hash: &str) -> Upstream {
 async fn pull(upstream: &Upstream, peers: Arc<Peers>) -> Result<Vec<Progress>, BackendError> {
     let backend = backend(upstream);
     backend.use_peers(peers);
-    backend.pull("qwen3:8b").await?.try_collect().await
+    backend.pull(PullRequest::new("qwen3:8b")).await?.try_collect().await
 }
 
 #[tokio::test]
