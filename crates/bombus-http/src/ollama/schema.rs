@@ -22,7 +22,7 @@ fn number() -> ObjectBuilder {
 }
 
 pub(super) fn role() -> RefOr<Schema> {
-    text().enum_values(Some(["system", "user", "assistant", "tool"])).into()
+    text().enum_values(Some(["system", "developer", "user", "assistant", "tool"])).into()
 }
 
 pub(super) fn format() -> RefOr<Schema> {

@@ -85,13 +85,14 @@ pub(super) fn messages(turns: Vec<RequestMessage>) -> Result<Vec<Message>, ApiEr
 
 fn message(index: usize, turn: RequestMessage) -> Result<Message, ApiError> {
     let role = match turn.role.to_lowercase().as_str() {
-        "system" => Role::System,
+        "system" | "developer" => Role::System,
         "user" => Role::User,
         "assistant" => Role::Assistant,
         "tool" => Role::Tool,
         _ => {
             let param = format!("messages[{index}].role");
-            let message = format!("'{param}' has to be system, user, assistant or tool, and is {:?}", turn.role);
+            let message =
+                format!("'{param}' has to be system, developer, user, assistant or tool, and is {:?}", turn.role);
             return Err(ApiError::invalid_value(param, message));
         }
     };

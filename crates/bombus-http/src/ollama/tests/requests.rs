@@ -110,6 +110,15 @@ async fn a_model_that_can_think_does_so_unless_it_is_told_not_to() {
 }
 
 #[tokio::test]
+async fn a_developer_speaks_as_the_system_does() {
+    let turns = |role: &str| json!({"messages": [{"role": role, "content": "Be brief."}]});
+    let seen = chat_seen(turns("Developer")).await;
+    assert_eq!(seen.prompt, Prompt::Chat(vec![Message::text(Role::System, "Be brief.")]));
+    let refused = chat(saying_good_day(), turns("nobody")).await;
+    assert_eq!((refused.status.as_u16(), refused.body.contains("messages[0].role")), (400, true), "{}", refused.body);
+}
+
+#[tokio::test]
 async fn calls_and_their_answers_find_each_other_without_ids() {
     let call = |name: &str, arguments: Value| json!({"function": {"name": name, "arguments": arguments}});
     let seen = chat_seen(json!({"messages": [
