@@ -266,6 +266,19 @@ impl Sampling {
         (number != -1).then_some((number & i64::from(u32::MAX)) as u32)
     }
 
+    /// Reads a repetition penalty as Ollama takes it, which knows no ranges: 0 and below stand for none, as they do to its newest engine, and
+    /// any other number is brought into 0.1 to 10.
+    #[must_use]
+    pub fn repeat_penalty_of(number: f32) -> f32 {
+        if number <= 0.0 { 1.0 } else { number.clamp(0.1, 10.0) }
+    }
+
+    /// Reads a penalty for presence or frequency as Ollama takes it: any number is brought into -2 to 2.
+    #[must_use]
+    pub fn penalty_of(number: f32) -> f32 {
+        number.clamp(-2.0, 2.0)
+    }
+
     /// Returns the seed for engines to which the largest number stands for a random one. Half of it takes its place: a number next to it
     /// may well be the seed of another answer to the same request.
     #[must_use]

@@ -30,11 +30,11 @@ pub(super) struct Options {
 
 impl Options {
     /// Reads the options. What has no place in the vocabulary is kept where it is a number, a text or a boolean, and tolerated else, as is
-    /// `null`; numbers beyond their range are brought into it where this dialect does so.
+    /// `null`; numbers beyond their range are brought into it, since this dialect knows no ranges.
     ///
     /// # Errors
     ///
-    /// An option of the wrong type, or of a value that makes no sense.
+    /// An option of the wrong type, or stop texts that are too many or too long.
     pub(super) fn read(given: Option<Map<String, Value>>) -> Result<Self, ApiError> {
         let mut options = Self::default();
         for (name, value) in given.unwrap_or_default() {
@@ -53,9 +53,9 @@ impl Options {
             "min_p" => sampling.min_p = Some(float(name, &value)?.clamp(0.0, 1.0)),
             "top_k" => sampling.top_k = Some(count(integer(name, &value)?)),
             "seed" => sampling.seed = Sampling::seed_of(integer(name, &value)?),
-            "repeat_penalty" => sampling.repeat_penalty = Some(in_range(name, float(name, &value)?, 0.1, 10.0)?),
-            "presence_penalty" => sampling.presence_penalty = Some(in_range(name, float(name, &value)?, -2.0, 2.0)?),
-            "frequency_penalty" => sampling.frequency_penalty = Some(in_range(name, float(name, &value)?, -2.0, 2.0)?),
+            "repeat_penalty" => sampling.repeat_penalty = Some(Sampling::repeat_penalty_of(float(name, &value)?)),
+            "presence_penalty" => sampling.presence_penalty = Some(Sampling::penalty_of(float(name, &value)?)),
+            "frequency_penalty" => sampling.frequency_penalty = Some(Sampling::penalty_of(float(name, &value)?)),
             "repeat_last_n" => {
                 let tokens = integer(name, &value)?;
                 let tokens = if tokens < 0 { PENALTY_TOKENS_MAX } else { tokens.min(PENALTY_TOKENS_MAX) };
@@ -102,14 +102,6 @@ fn integer(name: &str, value: &Value) -> Result<i64, ApiError> {
 fn float(name: &str, value: &Value) -> Result<f32, ApiError> {
     let number = value.as_f64().map(|number| number as f32);
     number.filter(|number| number.is_finite()).ok_or_else(|| wrong_type(name, "float32"))
-}
-
-fn in_range(name: &str, value: f32, low: f32, high: f32) -> Result<f32, ApiError> {
-    if (low..=high).contains(&value) {
-        return Ok(value);
-    }
-    let message = format!("option {name:?} has to be from {low} to {high}, and is {value}");
-    Err(ApiError::invalid_value(format!("options.{name}"), message))
 }
 
 /// Returns a number as a count: 0 where it is below, the largest where it is beyond.
@@ -185,7 +177,7 @@ mod tests {
     fn values_that_stand_for_none_or_lie_beyond_the_range_are_brought_into_it() {
         let given = json!({
             "temperature": -1, "top_p": 1.5, "min_p": -0.5, "top_k": -1, "seed": -1, "repeat_last_n": -1,
-            "num_predict": -1, "num_ctx": 0, "num_keep": -1,
+            "num_predict": -1, "num_ctx": 0, "num_keep": -1, "repeat_penalty": 0, "presence_penalty": 3, "frequency_penalty": -2.5,
         });
         let sampling = Sampling {
             temperature: Some(0.0),
@@ -193,9 +185,19 @@ mod tests {
             min_p: Some(0.0),
             top_k: Some(0),
             repeat_last_n: Some(65_536),
+            repeat_penalty: Some(1.0),
+            presence_penalty: Some(2.0),
+            frequency_penalty: Some(-2.0),
             ..Sampling::default()
         };
         assert_eq!(read(given), Ok(Options { sampling, ..Options::default() }));
+        for (given, taken) in [(-1.0, 1.0), (0.01, 0.1), (0.5, 0.5), (20.0, 10.0)] {
+            assert_eq!(
+                read(json!({ "repeat_penalty": given })).unwrap().sampling.repeat_penalty,
+                Some(taken),
+                "{given}"
+            );
+        }
     }
 
     #[test]
@@ -224,7 +226,7 @@ mod tests {
             (json!({"use_mmap": 1}), "option \"use_mmap\" must be of type boolean"),
             (json!({"stop": "END"}), "option \"stop\" must be of type array"),
             (json!({"stop": [5]}), "option \"stop\" must be of an array of strings"),
-            (json!({"repeat_penalty": 0}), "option \"repeat_penalty\" has to be from 0.1 to 10, and is 0"),
+            (json!({"repeat_penalty": "none"}), "option \"repeat_penalty\" must be of type float32"),
         ] {
             assert_eq!(read(given.clone()), Err(told.to_owned()), "{given}");
         }

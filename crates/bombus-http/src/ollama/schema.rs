@@ -80,7 +80,6 @@ pub(super) fn info() -> RefOr<Schema> {
 
 pub(super) fn options() -> RefOr<Schema> {
     let whole = |description: &str| number().description(Some(description));
-    let penalty = |description: &str| number().minimum(Some(-2)).maximum(Some(2)).description(Some(description));
     let stop = ArrayBuilder::new()
         .items(text().max_length(Some(1_024)))
         .schema_type(SchemaType::Array(vec![Type::Array, Type::Null]))
@@ -94,11 +93,17 @@ pub(super) fn options() -> RefOr<Schema> {
         .property("seed", whole("Makes the answer repeatable; the lower 32 bits count, and -1 stands for a random one"))
         .property(
             "repeat_penalty",
-            number().minimum(Some(0.1)).maximum(Some(10)).description(Some("Divides the logits of recent tokens")),
+            whole("Divides the logits of recent tokens; brought into 0.1 to 10, and 0 and below stand for 1"),
         )
         .property("repeat_last_n", whole("How many recent tokens the penalties look at; -1: as many as they can"))
-        .property("presence_penalty", penalty("Subtracted from the logit of every token that has occurred"))
-        .property("frequency_penalty", penalty("Subtracted from a token's logit for each time it has occurred"))
+        .property(
+            "presence_penalty",
+            whole("Subtracted from the logit of every token that has occurred; brought into -2 to 2"),
+        )
+        .property(
+            "frequency_penalty",
+            whole("Subtracted from a token's logit for each time it has occurred; brought into -2 to 2"),
+        )
         .property("stop", stop)
         .property("num_predict", whole("Most tokens to generate; 0 and below: until the model ends"))
         .property("num_ctx", whole("Tokens that prompt and answer need together"))

@@ -84,10 +84,12 @@ fn apply_parameters(parameters: &Map<String, Value>, request: &mut ChatRequest) 
     sampling.min_p = sampling.min_p.or_else(|| float("min_p"));
     sampling.top_k = sampling.top_k.or_else(|| count("top_k"));
     sampling.seed = sampling.seed.or_else(|| integer("seed").and_then(Sampling::seed_of));
-    sampling.repeat_penalty = sampling.repeat_penalty.or_else(|| float("repeat_penalty"));
+    sampling.repeat_penalty =
+        sampling.repeat_penalty.or_else(|| float("repeat_penalty").map(Sampling::repeat_penalty_of));
     sampling.repeat_last_n = sampling.repeat_last_n.or_else(|| count("repeat_last_n"));
-    sampling.presence_penalty = sampling.presence_penalty.or_else(|| float("presence_penalty"));
-    sampling.frequency_penalty = sampling.frequency_penalty.or_else(|| float("frequency_penalty"));
+    let penalty = |name: &str| float(name).map(Sampling::penalty_of);
+    sampling.presence_penalty = sampling.presence_penalty.or_else(|| penalty("presence_penalty"));
+    sampling.frequency_penalty = sampling.frequency_penalty.or_else(|| penalty("frequency_penalty"));
     // Negative numbers stand for no limit.
     request.max_tokens = request.max_tokens.or_else(|| count("num_predict"));
     request.context_tokens = request.context_tokens.or_else(|| count("num_ctx").filter(|tokens| *tokens > 0));
@@ -150,6 +152,16 @@ mod tests {
             request.sampling.seed
         };
         assert_eq!([-1, 7, (1 << 32) + 7].map(seed), [None, Some(7), Some(7)]);
+    }
+
+    #[test]
+    fn penalties_mean_what_they_mean_in_a_request() {
+        let parameters = json!({ "repeat_penalty": 0, "presence_penalty": 3, "frequency_penalty": -1.5 });
+        let parameters = parameters.as_object().unwrap().clone();
+        let mut request = ChatRequest::new("m", Prompt::Raw("3".into()));
+        ModelDefaults { parameters, ..ModelDefaults::default() }.apply(&mut request);
+        let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = request.sampling;
+        assert_eq!((repeat_penalty, presence_penalty, frequency_penalty), (Some(1.0), Some(2.0), Some(-1.5)));
     }
 
     #[test]
