@@ -118,7 +118,7 @@ impl Backend for Player {
                         yield Ok(ChatEvent::Waiting {});
                         sleep(Duration::from_secs(1)).await;
                     }
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
                 Play::Flood(event, times) => {
                     for _ in 0..times {

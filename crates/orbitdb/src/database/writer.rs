@@ -178,8 +178,11 @@ impl Writer {
             }
             Err(error) => self.fail(error),
         }
-        for done in stores.into_iter().filter_map(|store| store.done) {
-            drop(done.send(result.clone()));
+        for Store { done, place, .. } in stores {
+            drop(place);
+            if let Some(done) = done {
+                drop(done.send(result.clone()));
+            }
         }
     }
 
