@@ -180,6 +180,11 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, Some(code), message)
     }
 
+    /// A request that goes round through nodes.
+    pub(crate) fn loop_detected(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::LOOP_DETECTED, Some("loop_detected"), message)
+    }
+
     /// A path that nothing answers.
     pub(crate) fn unknown_route(method: &str, path: &str) -> Self {
         let message = format!("nothing answers {method} {path}; GET /openapi.json lists what does");

@@ -1,8 +1,8 @@
 //! The HTTP surfaces of a node: OpenAI's dialect under `/v1`, Ollama's under `/api`, the native routes, the API document and the metrics.
 //!
 //! A request passes, from the outside in: its id, span and log line (`observe`), the guard against panics, the check of `Host` and
-//! `Origin` (`origin`), CORS, the API key (`auth`), then its handler. Handlers fail with an `ApiError`, which `error` alone turns
-//! into the body that the route's dialect asks for.
+//! `Origin` (`origin`), CORS, the API key (`auth`), the look at the nodes that it came through (`via`), then its handler. Handlers fail
+//! with an `ApiError`, which `error` alone turns into the body that the route's dialect asks for.
 
 mod app;
 mod auth;
@@ -32,6 +32,7 @@ mod services;
 pub mod tasks;
 #[cfg(test)]
 mod testing;
+mod via;
 
 pub use config::{HttpConfig, Limits, LimitsError};
 pub use keys::KeyStore;

@@ -65,6 +65,7 @@ const ANY: &[(u16, &str)] = &[
     (431, "The request's head is too large"),
     (500, "The node failed at this request"),
     (503, "The API keys cannot be checked, or the node is shutting down"),
+    (508, "The request has come back to this node, since a backend leads here again, or through too many nodes"),
 ];
 const NEEDS_KEY: &[(u16, &str)] =
     &[(401, "No API key, or one that is not known; on loopback only where `api.require_key` is set")];

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::Response;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use crate::app::{App, SharedApp};
 use crate::error::ApiError;
-use crate::{HttpConfig, Services, auth, native, observe, ollama, openai, openapi, origin};
+use crate::{HttpConfig, Services, auth, native, observe, ollama, openai, openapi, origin, via};
 
 /// The route of a model's description, for ids that clients send with their slashes as they are. The API document cannot describe
 /// it: a path parameter there has no slashes.
@@ -116,7 +116,7 @@ pub(crate) fn build(config: HttpConfig, services: Services, bound: SocketAddr) -
     }
     let app = Arc::new(App::new(config, services, bound, Bytes::from(document)));
 
-    router = router.fallback(unknown_route).method_not_allowed_fallback(method_not_allowed);
+    router = router.fallback(unknown_route).method_not_allowed_fallback(method_not_allowed).layer(from_fn(via::follow));
     if app.config.needs_key(bound) {
         router = router.layer(from_fn_with_state(app.clone(), auth::require_key));
     }

@@ -236,7 +236,8 @@ pub enum BackendError {
         /// What is wrong with its file, and what to do.
         reason: String,
     },
-    /// The backend answers, but not to this node: it refuses the node's key, wants its account paid, or knows no such path as it is asked at.
+    /// The backend answers, but not to this node: it refuses the node's key, wants its account paid, knows no such path as it is asked at,
+    /// or is this node again.
     #[error("{reason}")]
     Rejected {
         /// What it said, and what to do.

@@ -18,6 +18,7 @@ mod registry;
 mod resumed;
 mod shorten;
 mod upstream;
+mod via;
 
 pub use backend::{Backend, BackendError, ChatStream, Health, LoadRequest};
 pub use library::{ByteStream, CreateRequest, ModelLibrary, Progress, ProgressStream, PullRequest};
@@ -29,3 +30,4 @@ pub use registry::{
     RouteConfig, Routed,
 };
 pub use resumed::goes_on_as_text;
+pub use via::{LoopDetected, Via};

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, VIA};
 use reqwest::{Body, Client, Method, Response, Url, redirect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +19,8 @@ use serde_json::error::Category;
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
+
+use crate::via;
 
 pub(crate) use error::{ADVICE, UpstreamError};
 pub(crate) use settings::{KeySource, base_url, headers};
@@ -262,7 +264,7 @@ impl UpstreamClient {
             let reason = format!("{path:?} is not a path on {}: {error}", self.base);
             UpstreamError::Config { reason }
         })?;
-        let mut request = self.client.request(method, url);
+        let mut request = self.client.request(method, url).header(VIA, via::header());
         if let Some((body, content_type)) = body {
             request = request.header(CONTENT_TYPE, content_type).body(body);
         }

@@ -168,7 +168,9 @@ impl UpstreamError {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Connect { .. } => true,
-            Self::Status { status, message, .. } => *status != 501 && (500..=599).contains(&meant(*status, message)),
+            Self::Status { status, message, .. } => {
+                (500..=599).contains(&meant(*status, message)) && !matches!(*status, 501 | 508)
+            }
             _ => false,
         }
     }
@@ -200,7 +202,8 @@ impl UpstreamError {
                     (404, ..) if !model.is_empty() && names_a_model(&message) => {
                         BackendError::ModelNotFound { model: model.to_owned() }
                     }
-                    (404 | 405 | 300..=399, ..) => rejected(CHECK_URL),
+                    // 508: it is this node, or asks it again.
+                    (404 | 405 | 508 | 300..=399, ..) => rejected(CHECK_URL),
                     (408 | 429, ..) | (503, _, Some(_)) => {
                         BackendError::Overloaded { retry_after: retry_after.unwrap_or(RETRY_AFTER_DEFAULT) }
                     }
@@ -434,6 +437,13 @@ mod tests {
         assert!(refusal(404, &[], "404 page not found").is_missing_path());
         assert!(!refusal(404, &[], r#"{"error":"model 'm' not found"}"#).is_missing_path());
         assert!(!refusal(500, &[], "").is_missing_path());
+    }
+
+    #[test]
+    fn a_request_that_goes_in_a_circle_is_the_fault_of_the_address() {
+        let BackendError::Rejected { reason } = told(508, r#"{"error":"come back"}"#) else { panic!() };
+        assert!(reason.contains("'far'") && reason.contains("come back") && reason.contains("`url`"), "{reason}");
+        assert!(!refusal(508, &[], "").is_passing());
     }
 
     #[test]

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bombus_core::model::ModelName;
 use bombus_infer::BackendOptions;
@@ -97,6 +98,16 @@ impl BackendConfig {
             read.push(Unnamed::read(table).map_err(|error| inside(index, error))?);
         }
         name_all(read)
+    }
+
+    /// Says whether it is a server whose URL leads to what listens at this address.
+    pub(super) fn is_at(&self, listen: SocketAddr) -> bool {
+        let url = match &self.kind {
+            BackendKind::Ollama(config) => &config.url,
+            BackendKind::OpenAi(config) => &config.url,
+            BackendKind::Embedded(_) | BackendKind::Fake(_) | BackendKind::LocalOllama => return false,
+        };
+        reqwest::Url::parse(url).is_ok_and(|url| leads_to(&url, listen))
     }
 
     /// Returns the address of a server without its secrets.
@@ -259,6 +270,20 @@ fn check_server(url: &str, api_key_env: Option<&str>, timeout_ms: u64) -> figmen
         return Err(Error::from(reason).with_path("timeout_ms"));
     }
     Ok(())
+}
+
+/// Says whether a URL leads to what listens at an address, as far as can be seen without looking names up.
+fn leads_to(url: &reqwest::Url, listen: SocketAddr) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches([']', '.']);
+    let own = listen.ip().to_canonical();
+    let is_own = |address: IpAddr| address == own || (own.is_unspecified() && address.is_loopback());
+    let leads_there = match host.parse::<IpAddr>() {
+        Ok(address) if !address.is_unspecified() => is_own(address.to_canonical()),
+        Err(_) if host != "localhost" && !host.ends_with(".localhost") => false,
+        // A connection to the unspecified address goes to this machine, too.
+        _ => [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].into_iter().any(is_own),
+    };
+    leads_there && url.port_or_known_default() == Some(listen.port())
 }
 
 fn table(settings: &impl Serialize) -> Map<String, Json> {

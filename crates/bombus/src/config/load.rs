@@ -77,6 +77,13 @@ impl Settings {
         config.tasks.check().map_err(|error| unfit("tasks", error.to_string()))?;
         config.db.check().map_err(|error| unfit("db", error.to_string()))?;
         config.backends = merged.backends(config.discover)?;
+        let listen = config.api.listen;
+        if let Some(itself) = config.backends.iter().position(|backend| backend.is_at(listen)) {
+            let reason = format!(
+                "this is the node itself, whose api.listen is {listen}; give it the address of another server, or take the backend out"
+            );
+            return Err(unfit(&format!("backends.{itself}.url"), reason));
+        }
         let entries = merged.entries(&config);
         Ok(Self { config, entries, notices })
     }

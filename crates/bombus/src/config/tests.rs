@@ -200,6 +200,46 @@ fn backends_without_a_name_are_numbered_past_the_names_that_are_taken() {
 }
 
 #[test]
+fn a_server_that_is_the_node_itself_is_refused() {
+    let with = |listen: &str, kind: &str, url: &str| {
+        setup().file("c.toml", &format!("[api]\nlisten = '{listen}'\n[[backends]]\nkind = '{kind}'\nurl = '{url}'\n"))
+    };
+    for (listen, url) in [
+        ("127.0.0.1:11434", "http://127.0.0.1:11434"),
+        ("127.0.0.1:11434", "http://LocalHost.:11434/v1"),
+        ("127.0.0.1:11434", "http://bee.localhost:11434"),
+        ("127.0.0.1:11434", "http://0.0.0.0:11434"),
+        ("127.0.0.1:11434", "http://[::ffff:127.0.0.1]:11434"),
+        ("127.0.0.1:80", "http://127.0.0.1"),
+        ("0.0.0.0:11434", "http://127.0.0.2:11434"),
+        ("[::]:11434", "http://[::1]:11434"),
+        ("[::]:11434", "http://localhost:11434"),
+        ("192.0.2.7:11434", "http://192.0.2.7:11434/v1"),
+    ] {
+        for kind in ["ollama", "openai"] {
+            let error = with(listen, kind, url).error();
+            for part in ["`backends.0.url` in file", "c.toml", "the node itself", listen, "another server"] {
+                assert!(error.contains(part), "{kind} {listen} {url}: {error}");
+            }
+        }
+    }
+    for (listen, url) in [
+        ("127.0.0.1:7890", "http://127.0.0.1:11434"),
+        ("127.0.0.1:11434", "http://127.0.0.2:11434"),
+        ("127.0.0.1:11434", "http://192.0.2.7:11434"),
+        ("127.0.0.1:11434", "http://tower:11434"),
+        ("192.0.2.7:11434", "http://localhost:11434"),
+        ("0.0.0.0:11434", "http://192.0.2.7:11434"),
+        ("127.0.0.1:0", "http://127.0.0.1:11434"),
+    ] {
+        assert_eq!(with(listen, "openai", url).load().config.backends.len(), 1, "{listen} {url}");
+    }
+    let by_default =
+        setup().file("c.toml", "[[backends]]\nkind = 'ollama'\n").env("BOMBUS_API__LISTEN", "127.0.0.1:11434");
+    assert!(by_default.error().contains("`backends.0.url`"), "{}", by_default.error());
+}
+
+#[test]
 fn options_are_read_for_every_kind() {
     let text = "[[backends]]\nkind = 'ollama'\nmodels = ['a']\nmax_concurrent = 3\n[backends.aliases]\nbest = 'a'\n\
                 [[backends]]\nkind = 'fake'\nmodels = ['b']\naliases = { best = 'b' }\n";

@@ -85,6 +85,38 @@ async fn both_dialects_carry_an_answer_through_a_second_node() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_its_own_backend_does_not_start() {
+    let address = free_address();
+    let config = no_backends().replace("127.0.0.1:0", &address);
+    let home = Home::new(&(config + &server("ollama", "me", &format!("http://{address}"), "")));
+    let refused = home.run(&["up"]).await;
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    for part in ["`backends.0.url`", "this is the node itself", &address] {
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_request_does_not_go_round_between_two_nodes() {
+    let addresses = [free_address(), free_address()];
+    let home = |own: usize| {
+        let url = format!("http://{}/v1", addresses[1 - own]);
+        let config = no_backends().replace("127.0.0.1:0", &addresses[own]);
+        Home::new(&(config + &server("openai", "other", &url, "models = ['round']")))
+    };
+    let homes = [home(0), home(1)];
+    let _nodes = [Node::start(&homes[0]).await, Node::start(&homes[1]).await];
+    eventually("each node to see the other", async || {
+        by_name(&shown(&homes[0]).await, "other")["ready"] == true
+            && by_name(&shown(&homes[1]).await, "other")["ready"] == true
+    })
+    .await;
+    let asked = homes[0].run(&["ask", "--model", "round", "hi"]).await;
+    assert_eq!(asked.code, Some(4), "{}", asked.stderr);
+    assert!(asked.stderr.contains("this request has come back to this node"), "{}", asked.stderr);
+}
+
+#[tokio::test]
 async fn a_backend_may_come_after_the_node() {
     let address = free_address();
     let home = Home::new(&(no_backends() + &server("openai", "later", &format!("http://{address}/v1"), "")));

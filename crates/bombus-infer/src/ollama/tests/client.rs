@@ -140,6 +140,30 @@ async fn conversations_vectors_versions_and_what_is_loaded_can_be_asked_for() {
 }
 
 #[tokio::test]
+async fn every_request_names_this_node() {
+    let upstream = server().await;
+    let client = patient(&upstream).retry(0, Duration::ZERO).header("via", "1.1 elsewhere").build().unwrap();
+    client.check().await.unwrap();
+    client.list_models().await.unwrap();
+    client.ps().await.unwrap();
+    client.show("small").await.unwrap();
+    upstream.on("POST /api/chat", answer(&["a"]));
+    let chat = WireChat { model: "small".into(), ..WireChat::default() };
+    let pieces: Vec<_> = client.chat_stream(&chat).await.unwrap().collect().await;
+    assert!(pieces.iter().all(Result::is_ok), "{pieces:?}");
+    upstream.on("DELETE /api/delete", Script::json(200, &json!({})));
+    assert!(client.delete("small").await.unwrap());
+    upstream.on("POST /api/blobs/sha256:00", Script::text(201, "made"));
+    client.put_blob("00", futures::stream::empty().boxed()).await.unwrap();
+    let sent = upstream.requests();
+    assert_eq!(sent.len(), 7);
+    for request in sent {
+        let via = request.header("via").unwrap();
+        assert!(via.starts_with("1.1 bombus-") && !via.contains(','), "{}: {via}", request.line);
+    }
+}
+
+#[tokio::test]
 async fn one_connection_serves_many_streams() {
     let upstream = server().await;
     let client = patient(&upstream).build().unwrap();
