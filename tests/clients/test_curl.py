@@ -192,9 +192,14 @@ def test_a_head_over_the_limit_is_refused(node):
     assert curl(node, "/health", "--header", f"x-long: {'a' * 100_000}").status == 431
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "10.0.0.1"])
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "tower.local"])
 def test_a_foreign_host_is_refused(node, host):
     problem(curl(node, "/health", "--header", f"host: {host}"), 403)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0:11434", "10.0.0.1", "host.docker.internal:11434"])
+def test_a_host_that_no_page_can_own_is_taken_as_ollama_takes_it(node, host):
+    assert curl(node, "/health", "--header", f"host: {host}").status == 200
 
 
 def test_localhost_is_a_name_of_this_machine(node):

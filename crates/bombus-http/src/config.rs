@@ -24,7 +24,8 @@ pub struct HttpConfig {
     pub require_key: bool,
     /// Origins of web pages that may call the API from a browser, for example `https://chat.example`; `*` lets every page.
     pub cors_origins: Vec<String>,
-    /// Host names besides `localhost`, `127.0.0.1` and `[::1]` under which a loopback listener may be addressed, without port.
+    /// Host names under which a loopback listener may be addressed, without port, besides addresses, `localhost`, and names that end with
+    /// `.localhost` or `.internal`.
     pub allowed_hosts: Vec<String>,
     /// Bounds on what a client can take.
     pub limits: Limits,

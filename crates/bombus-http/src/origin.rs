@@ -23,7 +23,7 @@ pub(crate) async fn check(State(app): State<SharedApp>, request: Request, next: 
 fn allowed(headers: &HeaderMap, config: &HttpConfig) -> Result<(), ApiError> {
     // Browsers always name a host, so a request without one (HTTP/1.0) comes from no web page.
     if let Some(host) = headers.get(header::HOST)
-        && !host.to_str().is_ok_and(|host| is_local(host, config))
+        && !host.to_str().map(host_of).is_ok_and(|host| is_local(host, config) || is_unownable(host))
     {
         let message = "this listener is for the machine itself; a host name it may be reached by has to be named in allowed_hosts";
         return Err(ApiError::forbidden("host_not_allowed", message));
@@ -31,7 +31,7 @@ fn allowed(headers: &HeaderMap, config: &HttpConfig) -> Result<(), ApiError> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let origin = origin.to_str().unwrap_or_default();
     let listed = config.cors_origins.iter().any(|known| known == "*" || known == origin);
-    let local = origin.split_once("://").is_some_and(|(_, authority)| is_local(authority, config));
+    let local = origin.split_once("://").is_some_and(|(_, authority)| is_local(host_of(authority), config));
     if listed || local {
         return Ok(());
     }
@@ -39,16 +39,40 @@ fn allowed(headers: &HeaderMap, config: &HttpConfig) -> Result<(), ApiError> {
     Err(ApiError::forbidden("origin_not_allowed", message))
 }
 
-fn is_local(authority: &str, config: &HttpConfig) -> bool {
-    let host = match authority.rsplit_once(':') {
+/// Returns the host of an authority, without its port.
+fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !host.ends_with(':') => host,
         _ => authority,
-    };
-    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    }
+}
+
+/// Returns whether a host is this machine, so that pages of it come from here.
+fn is_local(host: &str, config: &HttpConfig) -> bool {
     // A name that resolves to loopback is not enough, an address of it is: no web page can have it for a name of its own.
-    address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    address(host).is_some_and(|address| address.is_loopback())
         || ["localhost", "localhost."].iter().any(|name| host.eq_ignore_ascii_case(name))
+        || is_under(host, ".localhost")
         || config.allowed_hosts.iter().any(|name| host.eq_ignore_ascii_case(name))
+}
+
+/// Returns whether nobody on the internet can own a host and have it lead here: it is an address, of whatever machine, or a name that only private
+/// networks give, as Docker does with `host.docker.internal`. Pages that come from there may be anybody's.
+fn is_unownable(host: &str) -> bool {
+    address(host).is_some() || is_under(host, ".internal")
+}
+
+fn address(host: &str) -> Option<IpAddr> {
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host).parse().ok()
+}
+
+/// Returns whether a host is a name with this ending.
+fn is_under(host: &str, ending: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let name = host.strip_suffix('.').unwrap_or(&host).strip_suffix(ending);
+    name.is_some_and(|name| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    })
 }
 
 /// Checks that listed origins have the form in which browsers write them: `scheme://host[:port]` in lower case (RFC 6454, 6.2).

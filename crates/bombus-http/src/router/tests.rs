@@ -124,6 +124,15 @@ mod origins {
             "[::1]",
             "[0:0:0:0:0:0:0:1]:7890",
             "bee.local:7890",
+            // Nobody can have an address lead elsewhere, be it of another machine or of none: Ollama's clients write where it listens.
+            "0.0.0.0:7890",
+            "[::]:7890",
+            "192.168.1.7:7890",
+            "128.0.0.1",
+            "[::2]:7890",
+            "foo.localhost:7890",
+            "host.docker.internal:11434",
+            "Gateway.Docker.Internal.",
         ] {
             assert_eq!(send(&router, request("/health", &[("host", host)])).await.status, 200, "{host}");
         }
@@ -131,11 +140,17 @@ mod origins {
             "evil.example",
             "localhost.evil.example",
             "127.0.0.1.evil.example:7890",
-            "128.0.0.1:7890",
-            "[::2]:7890",
-            "0.0.0.0:7890",
+            "localhost.evil.example.",
+            "evillocalhost",
+            "internal.evil.example",
+            "docker-internal",
+            ".internal",
+            "wasp.local",
+            "0.0.0.0.evil.example",
             "",
             "evil:localhost",
+            "evil:x.localhost",
+            "evil/x.internal",
         ] {
             assert_eq!(send(&router, request("/health", &[("host", host)])).await.status, 403, "{host}");
         }
@@ -146,10 +161,13 @@ mod origins {
     async fn web_pages_from_elsewhere_are_refused() {
         let config = HttpConfig { cors_origins: vec!["https://chat.example".into()], ..HttpConfig::default() };
         let router = build(config, any(), LOOPBACK);
-        for origin in ["http://localhost:3000", "http://127.0.0.1", "https://chat.example"] {
+        for origin in ["http://localhost:3000", "http://foo.localhost:3000", "http://127.0.0.1", "https://chat.example"]
+        {
             assert_eq!(send(&router, request("/health", &[("origin", origin)])).await.status, 200, "{origin}");
         }
-        for origin in ["https://evil.example", "null", "https://chat.example.evil.example", "localhost"] {
+        let elsewhere = ["http://192.168.1.7", "http://0.0.0.0:3000", "http://wiki.internal"];
+        let others = ["https://evil.example", "null", "https://chat.example.evil.example", "localhost"];
+        for origin in others.into_iter().chain(elsewhere) {
             assert_eq!(send(&router, request("/health", &[("origin", origin)])).await.status, 403, "{origin}");
         }
     }
