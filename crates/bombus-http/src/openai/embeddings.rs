@@ -6,7 +6,6 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bombus_core::chat::{EmbedInput, EmbedRequest};
-use bombus_core::model::ModelCapability;
 use bombus_core::placement::Need;
 
 use super::request::{EmbeddingRequest, EncodingFormat};
@@ -29,8 +28,8 @@ pub(crate) async fn create(
         return Err(ApiError::invalid_value("dimensions", "'dimensions' has to be at least 1"));
     }
     let inputs = translate::inputs("input", request.input, EmptyText::Refused)?;
-    let need = Need::of([ModelCapability::Embedding]).within(scope);
-    let target = Target::find(&app, request.model, need).await?;
+    // Models that generate text make vectors too, at some backends: each says itself what it cannot do.
+    let target = Target::find(&app, request.model, Need::default().within(scope)).await?;
     let inputs = inputs.into_iter().map(|input| match input {
         Input::Text(text) => EmbedInput::Text(text),
         Input::Tokens(tokens) => EmbedInput::Tokens(tokens),

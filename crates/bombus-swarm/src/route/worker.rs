@@ -283,7 +283,7 @@ impl Worker {
         alive: &mut Interval,
     ) -> io::Result<()> {
         let shared = share::models(&self.shared.config.share);
-        let need = Need::of([ModelCapability::Embedding]).within(Scope::Local).only(shared);
+        let need = Need::default().within(Scope::Local).only(shared);
         let found = while_there(client, alive, self.shared.backends.route(&request.model, &need)).await?;
         let route = match found {
             Ok(route) => route,

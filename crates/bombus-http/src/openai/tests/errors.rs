@@ -296,7 +296,6 @@ async fn a_model_is_not_asked_for_what_it_cannot_do() {
         ),
         ("/v1/chat/completions", with(hello(), json!({"model": "vectors"})), "model"),
         ("/v1/completions", json!({"model": "vectors", "prompt": "a"}), "model"),
-        ("/v1/embeddings", json!({"model": "plain", "input": "a"}), "model"),
     ] {
         let answer = post(&router, path, &request).await;
         let error = &answer.json()["error"];
@@ -306,6 +305,25 @@ async fn a_model_is_not_asked_for_what_it_cannot_do() {
             "{request}"
         );
     }
+}
+
+#[tokio::test]
+async fn whether_a_model_that_generates_text_makes_vectors_is_for_its_backend_to_say() {
+    let over = |backend: Scripted| {
+        let models = vec![model("plain", &[ModelCapability::Completion])];
+        loopback(services(Scripted { models, ..backend }))
+    };
+    let request = json!({"model": "plain", "input": "a"});
+    let able = over(Scripted { vectors: vec![vec![1.0, 0.0]], ..Scripted::default() });
+    let answer = post(&able, "/v1/embeddings", &request).await;
+    assert_eq!(answer.json()["data"][0]["embedding"], json!([1.0, 0.0]), "{}", answer.body);
+
+    let refusal = BackendError::Unsupported { param: "model", message: "it does not make embeddings".into() };
+    let unable = over(Scripted { refusal: Some(refusal), ..Scripted::default() });
+    let answer = post(&unable, "/v1/embeddings", &request).await;
+    let error = &answer.json()["error"];
+    assert_eq!((answer.status.as_u16(), &error["param"]), (400, &json!("model")));
+    assert_eq!(error["message"], "it does not make embeddings");
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bombus_core::chat::{ChatEvent, EmbedInput, EmbedRequest, Message, Part, Prompt, Role};
+use async_trait::async_trait;
+use bombus_core::chat::{ChatEvent, ChatRequest, EmbedInput, EmbedRequest, EmbedResponse, Message, Part, Prompt, Role};
 use bombus_core::identity::NodeId;
-use bombus_core::model::ModelCapability;
+use bombus_core::model::{ModelCapability, ModelInfo, ModelName};
 use bombus_core::placement::{Need, Scope};
 use bombus_infer::fake::{FakeBackend, FakeConfig};
-use bombus_infer::{Backend, BackendError, NamedBackend};
+use bombus_infer::{Backend, BackendError, ChatStream, Health, NamedBackend};
 use futures::{FutureExt, StreamExt};
 use tokio::time::{sleep, timeout};
 
@@ -54,6 +55,40 @@ async fn vectors_come_as_the_peer_makes_them() {
     assert_eq!(told, (Some(answering.id()), "fake", "fake:latest"));
 }
 
+/// Makes vectors by a model of which it says only that it generates text, as Ollama does.
+struct Generating;
+
+#[async_trait]
+impl Backend for Generating {
+    async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
+        let info = ModelInfo::named(ModelName::parse("fake").unwrap());
+        Ok(vec![ModelInfo { capabilities: vec![ModelCapability::Completion], ..info }])
+    }
+
+    async fn chat(&self, _request: ChatRequest) -> Result<ChatStream, BackendError> {
+        std::future::pending().await
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        Ok(EmbedResponse::new(vec![vec![1.0]; request.inputs.len()], 1))
+    }
+
+    async fn health(&self) -> Health {
+        Health::Ready
+    }
+}
+
+#[tokio::test]
+async fn a_peer_is_asked_for_vectors_of_models_that_generate_text() {
+    let (asking, answering) = pair(named(Arc::new(Generating)), RunConfig::default()).await;
+    let peer = asking.peer(&answering.id()).await;
+    let request = EmbedRequest::new("fake", vec![EmbedInput::Text("a".into())]);
+    let made = timeout(LIMIT, peer.embed(request)).await.unwrap().unwrap();
+    assert_eq!(made.vectors, [[1.0]]);
+    asking.stop().await;
+    answering.stop().await;
+}
+
 #[tokio::test]
 async fn one_backend_of_a_peer_makes_all_vectors_and_is_waited_for_as_long_as_pieces_come() {
     let config = RunConfig { alive_every: Duration::from_millis(20), ..RunConfig::default() };
@@ -87,7 +122,7 @@ async fn requests_are_not_passed_on_further() {
     assert!(matches!(events.as_slice(), [Err(BackendError::ModelNotFound { .. })]), "{events:?}");
 }
 
-fn drop_events(_: bombus_infer::ChatStream) {}
+fn drop_events(_: ChatStream) {}
 
 #[tokio::test]
 async fn who_goes_away_frees_the_slot_at_once() {
