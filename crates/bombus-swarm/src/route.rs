@@ -170,6 +170,11 @@ impl RouteHandle {
         refused.or_else(|| model.filter(|model| !is_shared(model)).map(|_| Reason::NotShared)).map(Reason::words)
     }
 
+    /// Names the models that peers may use, by the names that they are offered by or have at their backends; `None`: all.
+    pub(crate) fn shared_models(&self) -> Option<Vec<ModelName>> {
+        share::models(self.share())
+    }
+
     /// Says whether every member may use a model of this node, so that all may be told of it.
     #[must_use]
     pub fn is_for_all(&self, listed: &Listed) -> bool {

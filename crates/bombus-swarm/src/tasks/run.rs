@@ -218,21 +218,25 @@ async fn make(
 ) -> Result<Product, Failure> {
     let begun = Instant::now();
     let store = shared.store_now().ok_or_else(|| Failure::passing("the store of tasks is being closed"))?;
-    let document = match document {
-        Some(document) => document,
+    let (document, is_own) = match document {
+        // A node offers itself nothing.
+        Some(document) => (document, false),
         None => {
             let known = store.get_task(task)?;
-            Arc::new(known.ok_or_else(|| Failure::passing("the task is not known here"))?)
+            let document = known.ok_or_else(|| Failure::passing("the task is not known here"))?;
+            (Arc::new(document), is_own(shared, &store, task).await?)
         }
     };
+    let only = if is_own { None } else { shared.route.shared_models() };
+    let only = only.as_deref();
     let OpenedTask { task: document, reply_to } = sealed::opened(shared, &store.whole_task(&document).await?)?;
     let prompt = prompt_of(&store, &document).await?;
     let mut product = match document.kind() {
         TaskKind::Inference | TaskKind::Embedding if document.request.is_some() => {
-            whole::made(shared, &document, epoch, live).await?
+            whole::made(shared, &document, only, epoch, live).await?
         }
-        TaskKind::Inference => answer(shared, &document, &prompt, epoch, live).await?,
-        TaskKind::Embedding => embed(shared, &document, prompt).await?,
+        TaskKind::Inference => answer(shared, &document, &prompt, only, epoch, live).await?,
+        TaskKind::Embedding => embed(shared, &document, prompt, only).await?,
         TaskKind::Ping => Product { response: prompt, ..Product::default() },
         TaskKind::Other(kind) => {
             return Err(Failure::passing(format!("this node does not know tasks of the kind '{kind}'")));
@@ -243,6 +247,15 @@ async fn make(
         Some(reply_to) => seal(shared, &document, reply_to, product),
         None => Ok(product),
     }
+}
+
+/// Says whether a task is one of this node, which is sure only with a proof.
+async fn is_own(shared: &Shared, store: &TaskStore, task: &TaskId) -> Result<bool, StoreError> {
+    let view = match store.unfinished_view(task) {
+        Some(view) => Some(view),
+        None => store.view(task).await?,
+    };
+    Ok(view.is_some_and(|view| view.requester.proven && view.requester.peer.as_ref() == Some(&shared.me)))
 }
 
 /// Seals what was made to the requester.
@@ -297,15 +310,18 @@ async fn answer_to(store: &TaskStore, task: &TaskId) -> Result<String, Failure> 
     }
 }
 
+/// Answers a prompt, by one of the models that may do so (`None`: by any).
 async fn answer(
     shared: &Shared,
     document: &TaskDocument,
     prompt: &str,
+    only: Option<&[ModelName]>,
     epoch: Epoch,
     live: &Live,
 ) -> Result<Product, Failure> {
     let request = document.chat_request(prompt);
-    let route = shared.backends.route(&request.model, &need_of(&request)).await?;
+    let need = need_of(&request).only(only.map(<[_]>::to_vec));
+    let route = shared.backends.route(&request.model, &need).await?;
     let Routed { value: mut events, model, .. } = route.chat(request).await?;
     let mut product = Product { model: named(&model, &document.model), ..Product::default() };
     while let Some(event) = events.next().await {
@@ -335,8 +351,13 @@ fn named(model: &ModelName, asked: &str) -> String {
     if ModelName::parse(asked).is_ok_and(|asked| asked == *model) { asked.to_owned() } else { model.to_string() }
 }
 
-async fn embed(shared: &Shared, document: &TaskDocument, text: String) -> Result<Product, Failure> {
-    let need = Need::of([ModelCapability::Embedding]).within(Scope::Local);
+async fn embed(
+    shared: &Shared,
+    document: &TaskDocument,
+    text: String,
+    only: Option<&[ModelName]>,
+) -> Result<Product, Failure> {
+    let need = Need::of([ModelCapability::Embedding]).within(Scope::Local).only(only.map(<[_]>::to_vec));
     let route = shared.backends.route(&document.model, &need).await?;
     let request = EmbedRequest::new(document.model.clone(), vec![EmbedInput::Text(text)]);
     let Routed { value, model, .. } = route.embed(request).await?;

@@ -5,6 +5,7 @@ mod following;
 mod generations;
 mod parts;
 mod sealing;
+mod sharing;
 mod telling;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ use super::db::config as db_config;
 use super::harness::{LIMIT, Mesh, Node, until_it_shows};
 use super::hasty;
 use crate::db::db;
-use crate::route::{RunConfig, route};
+use crate::route::{RunConfig, ShareConfig, route};
 use crate::seal::SealKey;
 use crate::tasks::{Submission, TaskRunCounts, TaskRuns, TasksConfig, TasksError, TasksHandle, Work, tasks};
 use crate::{EventItem, EventStream, SwarmConfig, SwarmEvent};
@@ -68,10 +69,13 @@ enum Mood {
     Hang,
     /// It breaks off after the first word where the prompt has this one.
     FailOn(&'static str),
+    /// It refuses everything.
+    Refuse,
 }
 
 /// A model that counts what it is asked.
 struct Model {
+    name: &'static str,
     mood: watch::Sender<Mood>,
     word_ms: AtomicU64,
     running: Arc<AtomicU32>,
@@ -88,8 +92,16 @@ impl Drop for Counted {
 
 impl Model {
     fn new(mood: Mood) -> Arc<Self> {
+        Self::named("echo", mood)
+    }
+
+    fn named(name: &'static str, mood: Mood) -> Arc<Self> {
         let mood = watch::Sender::new(mood);
-        Arc::new(Self { mood, word_ms: AtomicU64::new(0), running: Arc::default(), asked: Mutex::default() })
+        Arc::new(Self { name, mood, word_ms: AtomicU64::new(0), running: Arc::default(), asked: Mutex::default() })
+    }
+
+    fn check(&self) -> Result<(), BackendError> {
+        if *self.mood.borrow() == Mood::Refuse { Err(refusal()) } else { Ok(()) }
     }
 
     fn running(&self) -> u32 {
@@ -106,6 +118,10 @@ impl Model {
     }
 }
 
+fn refusal() -> BackendError {
+    BackendError::InvalidRequest { param: None, message: "as the test wants".to_owned() }
+}
+
 fn prompt_of(request: &ChatRequest) -> String {
     match &request.prompt {
         Prompt::Chat(messages) => messages.last().map(Message::joined_text).unwrap_or_default(),
@@ -117,12 +133,13 @@ fn prompt_of(request: &ChatRequest) -> String {
 #[async_trait]
 impl Backend for Model {
     async fn models(&self) -> Result<Vec<ModelInfo>, BackendError> {
-        let info = ModelInfo::named(ModelName::parse("echo").unwrap());
+        let info = ModelInfo::named(ModelName::parse(self.name).unwrap());
         let capabilities = vec![ModelCapability::Completion, ModelCapability::Embedding];
         Ok(vec![ModelInfo { capabilities, warm: true, ..info }])
     }
 
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        self.check()?;
         let prompt = prompt_of(&request);
         *self.asked.lock().unwrap().entry(prompt.clone()).or_default() += 1;
         self.running.fetch_add(1, Ordering::SeqCst);
@@ -137,8 +154,7 @@ impl Backend for Model {
                 if index > 0 {
                     let now = *mood.borrow_and_update();
                     if matches!(now, Mood::FailOn(text) if prompt.contains(text)) {
-                        let message = "as the test wants".to_owned();
-                        yield Err(BackendError::InvalidRequest { param: None, message });
+                        yield Err(refusal());
                         return;
                     }
                     drop(mood.wait_for(|mood| *mood != Mood::Hang).await);
@@ -155,12 +171,17 @@ impl Backend for Model {
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, BackendError> {
+        self.check()?;
         Ok(EmbedResponse::new(vec![vec![0.5, 0.25]; request.inputs.len()], 3))
     }
 
     async fn health(&self) -> Health {
         Health::Ready
     }
+}
+
+fn backend(name: &str, model: &Arc<Model>) -> NamedBackend {
+    NamedBackend::new(name, "fake", Arc::clone(model) as Arc<dyn Backend>)
 }
 
 /// A node with tasks.
@@ -182,8 +203,9 @@ impl Working {
 
     /// As [`Working::start`], for tests in which nobody dies: however busy the machine is, nobody is taken for dead, and what runs is not begun anew.
     async fn start_calmly(number: u8, seeds: &[&Working], model: Option<&Arc<Model>>) -> Self {
-        let directory = TempDir::new().unwrap();
-        Self::start_in(SwarmConfig::default(), number, seeds, model, calm_tasks(), directory).await
+        let (named, directory) = (model.map(|model| backend("model", model)), TempDir::new().unwrap());
+        let (named, share) = (named.into_iter().collect(), ShareConfig::default());
+        Self::start_on(SwarmConfig::default(), number, seeds, named, share, calm_tasks(), directory).await
     }
 
     async fn start_with(
@@ -193,26 +215,28 @@ impl Working {
         config: TasksConfig,
         directory: TempDir,
     ) -> Self {
-        Self::start_in(hasty(), number, seeds, model, config, directory).await
+        let named = model.map(|model| backend("model", model)).into_iter().collect();
+        Self::start_on(hasty(), number, seeds, named, ShareConfig::default(), config, directory).await
     }
 
-    async fn start_in(
+    async fn start_on(
         swarm: SwarmConfig,
         number: u8,
         seeds: &[&Working],
-        model: Option<&Arc<Model>>,
+        backends: Vec<NamedBackend>,
+        share: ShareConfig,
         config: TasksConfig,
         directory: TempDir,
     ) -> Self {
         let seeds: Vec<&Mesh> = seeds.iter().map(|seed| &seed.node.mesh).collect();
         let node = Node::start_with(number, &seeds, swarm).await;
-        let named = model.map(|model| NamedBackend::new("model", "fake", Arc::clone(model) as Arc<dyn Backend>));
-        let backends = Backends::new(named.into_iter().collect());
+        let backends = Backends::new(backends);
         for own in backends.all() {
             backends.refresh(&own.name).await;
         }
         let (net, swarm) = (node.mesh.net.clone(), node.swarm.clone());
-        let (route, route_service) = route(RunConfig::default(), net.clone(), swarm.clone(), backends.clone());
+        let share = RunConfig { share, ..RunConfig::default() };
+        let (route, route_service) = route(share, net.clone(), swarm.clone(), backends.clone());
         let (db, db_service) = db(db_config(), net.clone(), directory.path()).unwrap();
         let key = Arc::new(NodeKey::from_secret(&[number; 32]));
         let seal_key = SealKey::from_secret(&[number; 32]);

@@ -1,7 +1,7 @@
 //! Runs requests as a whole: everything that a model tells is kept.
 
 use bombus_core::chat::{ChatEvent, ChatRequest, EmbedRequest, Prompt, Think, TokenLogprob, ToolCall, ToolCallDelta};
-use bombus_core::model::ModelCapability;
+use bombus_core::model::{ModelCapability, ModelName};
 use bombus_core::placement::{Need, Scope};
 use bombus_core::tasks::{ChatAnswer, Epoch, TaskDocument, WholeAnswer, WholeRequest};
 use bombus_infer::Routed;
@@ -17,16 +17,17 @@ const LOGPROB_MIN: f32 = -9999.0;
 /// About how many bytes a token with its log probability takes, and each that could have stood in its place.
 const LOGPROB_BYTES: usize = 80;
 
-/// Does what the request of a task asks for, which has to be there as a whole.
+/// Does what the request of a task asks for, which has to be there as a whole, by one of the models that may do so (`None`: by any).
 pub(super) async fn made(
     shared: &Shared,
     document: &TaskDocument,
+    only: Option<&[ModelName]>,
     epoch: Epoch,
     live: &Live,
 ) -> Result<Product, Failure> {
     match document.request.as_deref() {
-        Some(whole @ WholeRequest::Chat { .. }) => chat(shared, document, whole, epoch, live).await,
-        Some(WholeRequest::Embed { request, form }) => embed(shared, document, request, form).await,
+        Some(whole @ WholeRequest::Chat { .. }) => chat(shared, document, whole, only, epoch, live).await,
+        Some(WholeRequest::Embed { request, form }) => embed(shared, document, request, form, only).await,
         Some(WholeRequest::Elsewhere) | None => Err(Failure::passing("the request of the task is not there")),
     }
 }
@@ -35,6 +36,7 @@ async fn chat(
     shared: &Shared,
     document: &TaskDocument,
     whole: &WholeRequest,
+    only: Option<&[ModelName]>,
     epoch: Epoch,
     live: &Live,
 ) -> Result<Product, Failure> {
@@ -47,7 +49,7 @@ async fn chat(
     for request in whole.each() {
         // Whoever follows the task reads the first answer.
         let watched = answers.is_empty().then_some((live, epoch));
-        answers.push(one(shared, document, request, watched, &mut room, &mut product).await?);
+        answers.push(one(shared, document, request, only, watched, &mut room, &mut product).await?);
     }
     let (answers_each, form) = (*answers_each, form.clone());
     product.answer = Some(Box::new(WholeAnswer::Chat { answers, answers_each, form }));
@@ -58,12 +60,13 @@ async fn one(
     shared: &Shared,
     document: &TaskDocument,
     mut request: ChatRequest,
+    only: Option<&[ModelName]>,
     watched: Option<(&Live, Epoch)>,
     room: &mut usize,
     product: &mut Product,
 ) -> Result<ChatAnswer, Failure> {
     request.model.clone_from(&document.model);
-    let mut need = need_of(&request);
+    let mut need = need_of(&request).only(only.map(<[_]>::to_vec));
     need.capabilities.extend(request.suffix.as_ref().map(|_| ModelCapability::Insert));
     let route = shared.backends.route(&request.model, &need).await?;
     request.think = think_of(&request, route.best().1.capabilities.contains(&ModelCapability::Thinking));
@@ -152,8 +155,9 @@ async fn embed(
     document: &TaskDocument,
     request: &EmbedRequest,
     form: &str,
+    only: Option<&[ModelName]>,
 ) -> Result<Product, Failure> {
-    let need = Need::of([ModelCapability::Embedding]).within(Scope::Local);
+    let need = Need::of([ModelCapability::Embedding]).within(Scope::Local).only(only.map(<[_]>::to_vec));
     let route = shared.backends.route(&document.model, &need).await?;
     let request = EmbedRequest { model: document.model.clone(), ..request.clone() };
     let wanted = request.dimensions;
