@@ -391,6 +391,10 @@ impl From<BackendError> for ApiError {
             BackendError::Interrupted { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("interrupted"), message)
             }
+            // Clients send again by themselves what ended with 5xx.
+            BackendError::DeadEnd { param, .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("dead_end"), message).at(param)
+            }
             BackendError::TimedOut { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, Some("timeout"), message),
         }
     }

@@ -216,6 +216,15 @@ pub enum BackendError {
         /// What cannot be done.
         message: String,
     },
+    /// The answer came to where the form that is demanded of it allows nothing that the model can write. That depends on what was drawn, so
+    /// that another try may end otherwise.
+    #[error("{message}")]
+    DeadEnd {
+        /// The field that demands the form, by its name in [`ChatRequest`].
+        param: &'static str,
+        /// What happened.
+        message: String,
+    },
     /// All slots are busy and the queue is full.
     #[error("too many requests are waiting")]
     Overloaded {
@@ -286,6 +295,7 @@ impl BackendError {
         match self {
             Self::InvalidRequest { .. } => "it refuses the request".into(),
             Self::Unsupported { .. } => "it cannot do what the request asks for".into(),
+            Self::DeadEnd { .. } => "it found no way to go on in the form that the request demands".into(),
             error => without_words(&error.to_string()).into(),
         }
     }

@@ -113,6 +113,8 @@ pub(crate) enum RunError {
     Invalid { param: String, message: String },
     #[error("{message}")]
     Unsupported { param: String, message: String },
+    #[error("{message}")]
+    DeadEnd { param: String, message: String },
     #[error("too many requests are waiting to be read")]
     Overloaded,
     #[error("the prompt has {prompt_tokens} tokens, the context {context_tokens}")]
@@ -136,6 +138,7 @@ impl From<RunError> for BackendError {
         match error {
             RunError::Invalid { param, message } => Self::InvalidRequest { param: Some(known_param(&param)), message },
             RunError::Unsupported { param, message } => Self::Unsupported { param: known_param(&param), message },
+            RunError::DeadEnd { param, message } => Self::DeadEnd { param: known_param(&param), message },
             RunError::Overloaded => Self::Overloaded { retry_after: RETRY_AFTER },
             RunError::ContextExceeded { prompt_tokens, context_tokens } => {
                 Self::ContextExceeded { prompt_tokens, context_tokens }

@@ -87,7 +87,9 @@ impl Failure {
             | BackendError::Unavailable { .. }
             | BackendError::Interrupted { .. }
             | BackendError::TimedOut { .. } => failure(Exit::Unavailable).hint("bombus doctor says what is wrong here"),
-            BackendError::OutOfMemory { .. } | BackendError::ModelUnusable { .. } => failure(Exit::Failure),
+            BackendError::OutOfMemory { .. } | BackendError::ModelUnusable { .. } | BackendError::DeadEnd { .. } => {
+                failure(Exit::Failure)
+            }
         }
     }
 
@@ -127,7 +129,7 @@ impl Failure {
             (404, Some("peer_not_found")) => failure(Exit::NotFound).hint("bombus peers shows who is there"),
             (404, _) => failure(Exit::NotFound),
             (400..=428, _) => failure(Exit::Usage),
-            (_, Some("model_unusable" | "out_of_memory")) => failure(Exit::Failure),
+            (_, Some("model_unusable" | "out_of_memory" | "dead_end")) => failure(Exit::Failure),
             _ => failure(Exit::Unavailable).hint("bombus doctor says what is wrong here"),
         }
     }

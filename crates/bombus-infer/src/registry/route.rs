@@ -390,7 +390,7 @@ fn weight(error: &BackendError) -> u8 {
         BackendError::ContextExceeded { .. } | BackendError::InvalidRequest { .. } => 9,
         BackendError::Overloaded { .. } => 8,
         BackendError::TimedOut { .. } => 7,
-        BackendError::Interrupted { .. } => 6,
+        BackendError::Interrupted { .. } | BackendError::DeadEnd { .. } => 6,
         BackendError::OutOfMemory { .. } => 5,
         BackendError::Unavailable { .. } => 4,
         BackendError::Unsupported { .. } => 3,

@@ -144,6 +144,7 @@ fn outcome_of(error: &BackendError) -> Outcome {
         | BackendError::ContextExceeded { .. }
         | BackendError::InvalidRequest { .. }
         | BackendError::Unsupported { .. }
+        | BackendError::DeadEnd { .. }
         | BackendError::Overloaded { .. }
         | BackendError::OutOfMemory { .. }
         | BackendError::ModelUnusable { .. }

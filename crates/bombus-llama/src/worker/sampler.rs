@@ -27,11 +27,46 @@ pub(crate) struct TokenSampler {
     chain: LlamaSampler,
     /// Where the likeliest token is all that the chain looks for: what is added to the logits of single tokens first.
     likeliest: Option<HashMap<usize, f32>>,
-    grammar: Option<LlamaSampler>,
+    form: Option<Form>,
     /// Tokens that are not chosen, but where the grammar allows nothing else.
     banned: Vec<LlamaToken>,
     /// Whether the grammar does not count yet.
     holds_grammar: bool,
+}
+
+/// The form that an answer has to have.
+struct Form {
+    grammar: LlamaSampler,
+    /// The field of the request that calls for it.
+    field: &'static str,
+    /// Whether any of the answer has it already.
+    has_begun: bool,
+}
+
+impl Form {
+    fn new(model: &LlamaModel, grammar: &str, field: &'static str) -> Result<Self, RunError> {
+        let grammar = LlamaSampler::grammar(model, grammar, "root").map_err(|error| {
+            RunError::invalid(field, format!("the grammar for this answer cannot be used: {error}"))
+        })?;
+        Ok(Self { grammar, field, has_begun: false })
+    }
+
+    /// Takes the next token of the answer. Returns whether it is allowed.
+    fn take(&mut self, token: LlamaToken) -> bool {
+        let is_allowed = self.grammar.try_accept(token).is_ok();
+        self.has_begun |= is_allowed;
+        is_allowed
+    }
+
+    /// The error of an answer that cannot go on in this form. What it could not even begin with the model can never write; how it comes to
+    /// a dead end later depends on what was drawn.
+    fn dead_end(&self) -> RunError {
+        if !self.has_begun {
+            return RunError::unsupported(self.field, "the model has no token that the demanded format begins with");
+        }
+        let message = "the model found no token that the demanded format allows; another try may find one";
+        RunError::DeadEnd { param: self.field.to_owned(), message: message.to_owned() }
+    }
 }
 
 impl TokenSampler {
@@ -40,7 +75,7 @@ impl TokenSampler {
     pub(crate) fn new(
         model: &LlamaModel,
         sampling: &Sampling,
-        grammar: Option<(&str, &str)>,
+        grammar: Option<(&str, &'static str)>,
         banned: &[LlamaToken],
     ) -> Result<Self, RunError> {
         let vocab_size = model.n_vocab();
@@ -80,15 +115,9 @@ impl TokenSampler {
             chain.push(LlamaSampler::temp(temperature));
             chain.push(dice(sampling));
         }
-        let grammar = grammar
-            .map(|(text, field)| {
-                LlamaSampler::grammar(model, text, "root").map_err(|error| {
-                    RunError::invalid(field, format!("the grammar for this answer cannot be used: {error}"))
-                })
-            })
-            .transpose()?;
+        let form = grammar.map(|(text, field)| Form::new(model, text, field)).transpose()?;
         let (chain, banned) = (LlamaSampler::chain(chain, true), banned.to_vec());
-        Ok(Self { chain, likeliest, grammar, banned, holds_grammar: false })
+        Ok(Self { chain, likeliest, form, banned, holds_grammar: false })
     }
 
     /// Lets the penalties know tokens that stand already.
@@ -103,10 +132,10 @@ impl TokenSampler {
     ///
     /// Where the demanded form of the answer does not allow it.
     pub(crate) fn accept_answer(&mut self, token: LlamaToken, draws: bool) -> Result<(), RunError> {
-        if let Some(grammar) = self.grammar.as_mut().filter(|_| !self.holds_grammar) {
-            let left_grammar =
-                |_| RunError::unsupported("response_format", "the answer so far does not have the demanded form");
-            grammar.try_accept(token).map_err(left_grammar)?;
+        if let Some(form) = self.form.as_mut().filter(|_| !self.holds_grammar)
+            && !form.take(token)
+        {
+            return Err(RunError::unsupported(form.field, "the answer so far does not have the demanded form"));
         }
         if draws {
             // llama.cpp draws one number for each choice, also where there is but one candidate.
@@ -128,7 +157,7 @@ impl TokenSampler {
     ///
     /// Where the grammar has come to a place from where no token of the vocabulary leads on.
     pub(crate) fn sample(&mut self, context: &LlamaContext<'_>, index: i32) -> Result<LlamaToken, RunError> {
-        let Some(grammar) = self.grammar.as_mut().filter(|_| !self.holds_grammar) else {
+        let Some(form) = self.form.as_mut().filter(|_| !self.holds_grammar) else {
             return Ok(match &self.likeliest {
                 Some(biases) => likeliest(context.get_logits_ith(index), biases),
                 None => self.chain.sample(context, index),
@@ -139,13 +168,13 @@ impl TokenSampler {
         self.chain.apply(&mut candidates);
         let mut token = selected(&candidates)?;
         let mut chosen = LlamaTokenDataArray::new(vec![LlamaTokenData::new(token, 1.0, 0.0)], false);
-        grammar.apply(&mut chosen);
+        form.grammar.apply(&mut chosen);
         if chosen.data[0].logit() == f32::NEG_INFINITY {
             let mut candidates = context.token_data_array_ith(index);
-            grammar.apply(&mut candidates);
+            form.grammar.apply(&mut candidates);
             let is_allowed = |candidate: &&LlamaTokenData| candidate.logit() > f32::NEG_INFINITY;
             let mut allowed = candidates.data.iter().filter(is_allowed).map(LlamaTokenData::id);
-            let Some(first) = allowed.next() else { return Err(dead_end()) };
+            let Some(first) = allowed.next() else { return Err(form.dead_end()) };
             if self.banned.contains(&first) && allowed.all(|other| self.banned.contains(&other)) {
                 // The answer has its form, and nothing can follow on it.
                 return Ok(first);
@@ -153,15 +182,12 @@ impl TokenSampler {
             self.chain.apply(&mut candidates);
             token = selected(&candidates)?;
         }
-        grammar.try_accept(token).map_err(|_| dead_end())?;
+        if !form.take(token) {
+            return Err(form.dead_end());
+        }
         self.chain.accept(token);
         Ok(token)
     }
-}
-
-/// The error of an answer that cannot get the form that was demanded of it.
-fn dead_end() -> RunError {
-    RunError::unsupported("response_format", "the model found no token that the demanded format allows")
 }
 
 /// Makes what chooses among the tokens that are left.

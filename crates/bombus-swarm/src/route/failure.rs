@@ -77,6 +77,9 @@ impl From<&BackendError> for Failure {
             BackendError::Unsupported { param, message } => {
                 Self { param: Some((*param).to_owned()), ..said("unsupported", message) }
             }
+            BackendError::DeadEnd { param, message } => {
+                Self { param: Some((*param).to_owned()), ..said("dead_end", message) }
+            }
             BackendError::Overloaded { retry_after } => after("overloaded", *retry_after),
             BackendError::OutOfMemory { message } => said("out_of_memory", message),
             BackendError::ModelUnusable { model, reason } => {
@@ -112,6 +115,7 @@ impl Failure {
             },
             "invalid_request" => BackendError::InvalidRequest { param, message },
             "unsupported" => BackendError::Unsupported { param: param.unwrap_or("model"), message },
+            "dead_end" => BackendError::DeadEnd { param: param.unwrap_or("model"), message },
             "overloaded" => BackendError::Overloaded { retry_after: time.min(RETRY_MAX) },
             "out_of_memory" => BackendError::OutOfMemory { message },
             "model_unusable" => BackendError::ModelUnusable { model, reason: message },
@@ -139,6 +143,7 @@ mod tests {
             BackendError::InvalidRequest { param: Some("stop"), message: text() },
             BackendError::InvalidRequest { param: None, message: text() },
             BackendError::Unsupported { param: "tools", message: text() },
+            BackendError::DeadEnd { param: "response_format", message: text() },
             BackendError::Overloaded { retry_after: Duration::from_millis(1_500) },
             BackendError::OutOfMemory { message: text() },
             BackendError::ModelUnusable { model: "m".into(), reason: text() },

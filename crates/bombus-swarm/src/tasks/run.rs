@@ -369,3 +369,18 @@ async fn embed(
         ..Product::default()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_try_may_do_is_tried_again() {
+        let is_tried_again = |error: BackendError| matches!(Failure::from(error), Failure::Failed { retry: true, .. });
+        let message = String::new;
+        assert!(is_tried_again(BackendError::Interrupted { reason: message() }));
+        assert!(is_tried_again(BackendError::DeadEnd { param: "tools", message: message() }));
+        assert!(!is_tried_again(BackendError::Unsupported { param: "tools", message: message() }));
+        assert!(!is_tried_again(BackendError::InvalidRequest { param: None, message: message() }));
+    }
+}

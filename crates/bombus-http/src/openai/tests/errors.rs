@@ -229,6 +229,7 @@ async fn nothing_of_a_request_stands_in_the_log_though_an_error_quotes_it() {
     for error in [
         BackendError::InvalidRequest { param: None, message: "'my diary' is too long".into() },
         BackendError::Unsupported { param: "tools", message: "no tools for 'my diary'".into() },
+        BackendError::DeadEnd { param: "tools", message: "no token behind 'my diary'".into() },
         BackendError::Unavailable { reason: "backend 'tower': status 500: cannot read 'my diary'".into() },
     ] {
         let answer = post(&loopback(services(refusing(error))), "/v1/chat/completions", hello()).await;
@@ -338,6 +339,7 @@ async fn every_failure_of_a_backend_has_its_status_and_body() {
         BackendError::ModelUnusable { model: "m".into(), reason: "it is cut off".into() },
         BackendError::Unavailable { reason: "the engine is gone".into() },
         BackendError::Interrupted { reason: "the engine ended".into() },
+        BackendError::DeadEnd { param: "tools", message: "no token is left".into() },
         BackendError::TimedOut { after: Duration::from_secs(5) },
     ];
     let mut shown = String::new();

@@ -16,6 +16,10 @@ fn unsupported(message: &str) -> BackendError {
     BackendError::Unsupported { param: "tools", message: message.into() }
 }
 
+fn dead_end() -> BackendError {
+    BackendError::DeadEnd { param: "tools", message: "no token is left".into() }
+}
+
 fn with_context(play: Play, tokens: u32) -> Arc<Player> {
     let player = Player::always(play);
     *player.models.lock().unwrap() = Ok(vec![ModelInfo { context_tokens: Some(tokens), ..text_model("m") }]);
@@ -36,6 +40,7 @@ async fn the_next_backend_answers_what_the_first_fails_at_before_the_first_token
         BackendError::ModelUnusable { model: "m".into(), reason: "cut off".into() },
         invalid("no such option"),
         unsupported("no tools"),
+        dead_end(),
     ] {
         for play in [Play::Refuse(error.clone()), Play::RefuseInStream(error.clone())] {
             let backends = backends_of(&[Player::always(play), Player::always(Play::Say(2))]);
@@ -129,6 +134,7 @@ async fn failures_open_the_breaker_and_refusals_do_not() {
     let refusals = [
         invalid("no"),
         unsupported("no"),
+        dead_end(),
         context_exceeded(1),
         BackendError::Rejected { reason: "no".into() },
         BackendError::ModelNotFound { model: "m".into() },

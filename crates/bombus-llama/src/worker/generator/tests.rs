@@ -1,5 +1,5 @@
-use bombus_core::chat::{ChatEvent, ChatRequest, ResponseFormat, Sampling};
-use serde_json::json;
+use bombus_core::chat::{ChatEvent, ChatRequest, Message, Prompt, ResponseFormat, Role, Sampling, Tool, ToolChoice};
+use serde_json::{Value, json};
 
 use super::*;
 use crate::worker::tiny::{TinyModel, ask};
@@ -87,21 +87,32 @@ fn a_run_that_waits_for_a_slot_hears_so() {
     assert_eq!([0, 1].map(|run| end_of(&told, run)), [(FinishReason::Length, 5); 2]);
 }
 
-/// Answers a request that demands one of these texts.
-fn choose(texts: &[&str], request: ChatRequest) -> Vec<FromWorker> {
+fn answer(request: ChatRequest) -> Vec<FromWorker> {
     let model = TinyModel::load(1, 256);
     let prompts = model.prompts();
     let mut generator = model.generator(&prompts);
-    let request = ChatRequest { response_format: ResponseFormat::JsonSchema(json!({ "enum": texts })), ..request };
     generator.take_prepared(0, model.run(&prompts, 0, request));
     finish(&mut generator)
+}
+
+/// Demands one of these values.
+fn one_of(values: &[Value]) -> ResponseFormat {
+    ResponseFormat::JsonSchema(json!({ "enum": values }))
+}
+
+fn error_of(request: ChatRequest) -> RunError {
+    match answer(request).pop() {
+        Some(FromWorker::Failed { error, .. }) => error,
+        told => panic!("{told:?}"),
+    }
 }
 
 #[test]
 fn an_answer_ends_where_its_form_does_though_its_end_is_to_be_passed_over() {
     for temperature in [0.0, 1.0] {
         let sampling = Sampling { temperature: Some(temperature), ..Sampling::default() };
-        let told = choose(&["a"], ChatRequest { sampling, ignore_eos: true, ..ask(3, 100) });
+        let response_format = one_of(&[json!("a")]);
+        let told = answer(ChatRequest { sampling, ignore_eos: true, response_format, ..ask(3, 100) });
         assert_eq!(end_of(&told, 0).0, FinishReason::Stop);
         let text = |message: &FromWorker| match message {
             FromWorker::Event { event: ChatEvent::Delta(delta), .. } => Some(delta.text.clone()),
@@ -114,7 +125,22 @@ fn an_answer_ends_where_its_form_does_though_its_end_is_to_be_passed_over() {
 
 #[test]
 fn a_form_that_the_vocabulary_has_no_words_for_is_no_failure_of_the_engine() {
-    let told = choose(&["b"], ask(3, 100));
-    let [.., FromWorker::Failed { error, .. }] = &told[..] else { panic!("{told:?}") };
-    assert!(matches!(error, RunError::Unsupported { .. }), "{error}");
+    let error = error_of(ChatRequest { response_format: one_of(&[json!(5)]), ..ask(3, 100) });
+    assert!(matches!(&error, RunError::Unsupported { param, .. } if param == "response_format"), "{error:?}");
+    // The quotation mark before it there is a token for.
+    let error = error_of(ChatRequest { response_format: one_of(&[json!("b")]), ..ask(3, 100) });
+    assert!(matches!(&error, RunError::DeadEnd { param, .. } if param == "response_format"), "{error:?}");
+}
+
+#[test]
+fn a_call_that_the_vocabulary_has_no_words_for_is_told_as_one_of_tools() {
+    let parameters = json!({ "type": "object" });
+    let error = error_of(ChatRequest {
+        prompt: Prompt::Chat(vec![Message::text(Role::User, "a")]),
+        template: Some("{# <tool_call> #}{% if tools %}aaa{% endif %}".into()),
+        tools: vec![Tool { name: "a".into(), description: None, parameters, strict: None }],
+        tool_choice: ToolChoice::Required,
+        ..ask(3, 100)
+    });
+    assert!(matches!(&error, RunError::Unsupported { param, .. } if param == "tools"), "{error:?}");
 }
