@@ -288,9 +288,12 @@ impl Shared {
             Ok(()) if !self.records().contains(&record) => self.note(|records| records.put(record)).await,
             checked => checked,
         };
-        if let Err(error) = kept {
-            self.take_back(opened).await?;
-            return Err(error);
+        if let Err(refusal) = kept {
+            let address = opened.database.address();
+            if let Err(error) = self.take_back(opened).await {
+                tracing::warn!(db.address = %address, %error, "a database that is not kept could not be taken back");
+            }
+            return Err(refusal);
         }
         lock(&self.kept).insert(opened.database.address(), opened.database.clone());
         Ok(opened.database)
@@ -406,5 +409,44 @@ impl Shared {
         self.own_blocks.close().await;
         lock(&self.kept).clear();
         Ok(closed?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use bombus_core::identity::NodeKey;
+    use bombus_net::membership::{Generation, MembershipHandle, MembershipState, Privacy, SwarmKey};
+    use bombus_net::{NetConfig, NetIdentity, net};
+    use orbitdb::manifest::DatabaseType;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::db::db;
+
+    #[tokio::test]
+    async fn why_a_database_is_not_kept_is_told_though_it_cannot_be_taken_back() {
+        let key = NodeKey::from_secret(&[1; 32]);
+        let identity = NetIdentity { key, name: "node-1".to_owned(), version: "0.0.0".to_owned() };
+        let (_membership, state) = watch::channel(MembershipState {
+            swarm_id: "a".repeat(16).parse().unwrap(),
+            privacy: Privacy::Closed(SwarmKey::from_bytes([1; 32])),
+            generation: Generation(0),
+            removed: Arc::default(),
+        });
+        let (mesh, _net) = net(NetConfig::default(), identity, MembershipHandle::following(state));
+        let directory = TempDir::new().unwrap();
+        let (_db, service) = db(DbConfig::default(), mesh, directory.path()).unwrap();
+        let shared = &service.shared;
+        let opened = shared.open("name".to_owned(), OpenOptions::of(DatabaseType::Events)).await.unwrap();
+        let record = Record::of(&opened.database, false, true);
+        // A directory cannot be removed as a file is.
+        let file = directory.path().join(format!("{}.redb", record.address.manifest()));
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        let kept = shared.keep(opened, record, Some(DbError::TooMany(3))).await;
+        assert!(matches!(kept, Err(DbError::TooMany(3))), "{kept:?}");
+        assert!(file.is_dir(), "it was not taken back");
     }
 }
