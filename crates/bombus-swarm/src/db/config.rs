@@ -7,7 +7,7 @@ use bombus_net::bitswap::BitswapConfig;
 use orbitdb::OpenOptions;
 use orbitdb::entry::Limits;
 use orbitdb::log::REFS;
-use orbitdb::replica::HEADS_BYTES_MAX;
+use orbitdb::replica::{HEADS_BYTES_MAX, HEADS_MAX};
 use orbitdb::sync::SyncConfig;
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +61,7 @@ pub struct DbConfig {
     pub heads_streams_max: usize,
     /// How many of those that peers begin may be one peer's.
     pub heads_streams_per_peer_max: usize,
-    /// Most heads that are sent to a peer, the newest, up to 512. Who has more gets the others when these have been followed by an entry.
+    /// Most heads that are sent to a peer, the newest: 1 to 512. Who has more gets the others when these have been followed by an entry.
     pub heads_max: usize,
     /// When to ask whom.
     pub sync: DbSyncConfig,
@@ -306,6 +306,9 @@ pub enum DbConfigError {
         /// What an entry may take, in KiB.
         entry: usize,
     },
+    /// No head would be told, or more than peers take.
+    #[error("heads_max = {0} has to be from 1 to {HEADS_MAX}: peers take no more in one stream")]
+    HeadCount(usize),
     /// A piece would be nothing, or larger than peers take.
     #[error("oplog.piece_kb = {0} has to be from 1 to {PIECE_KB_MAX}")]
     Piece(usize),
@@ -367,6 +370,9 @@ impl DbConfig {
         }
         if heads <= entry || heads > HEADS_KB_MAX {
             return Err(DbConfigError::Heads { heads, entry });
+        }
+        if !(1..=HEADS_MAX).contains(&self.heads_max) {
+            return Err(DbConfigError::HeadCount(self.heads_max));
         }
         if !(1..=PIECE_KB_MAX).contains(&piece) {
             return Err(DbConfigError::Piece(piece));
@@ -472,7 +478,8 @@ mod tests {
         assert_eq!(check(|config| config.entry_kb_max = ENTRY_KB_MAX), Ok(()));
         assert_eq!(check(|config| config.heads_kb_max = HEADS_KB_MAX), Ok(()));
         assert_eq!(check(|config| config.links_max = 16), Ok(()));
-        let cases: [Case; 18] = [
+        assert_eq!(check(|config| config.heads_max = 512), Ok(()));
+        let cases: [Case; 20] = [
             (|config| config.open_limit_ms = 0, &["open_limit_ms = 0", "1 to"]),
             (|config| config.heads_limit_ms = u64::MAX, &["heads_limit_ms = 18446744073709551615"]),
             (|config| config.entries.stall_limit_ms = 0, &["entries.stall_limit_ms = 0"]),
@@ -492,6 +499,8 @@ mod tests {
             ),
             (|config| config.heads_kb_max = 1_000, &["heads_kb_max = 1000", "entry_kb_max = 1000"]),
             (|config| config.heads_kb_max = 8_193, &["heads_kb_max = 8193", "8192"]),
+            (|config| config.heads_max = 0, &["heads_max = 0", "from 1"]),
+            (|config| config.heads_max = 513, &["heads_max = 513", "512"]),
             (|config| config.oplog.piece_kb = 0, &["oplog.piece_kb = 0"]),
             (|config| config.oplog.piece_kb = 4_097, &["oplog.piece_kb = 4097", "4096"]),
         ];

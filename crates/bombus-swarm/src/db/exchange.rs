@@ -11,7 +11,7 @@ use bombus_core::identity::NodeId;
 use bombus_net::{NetStream, OpenError};
 use orbitdb::DatabaseError;
 use orbitdb::manifest::Address;
-use orbitdb::replica::{HEADS_MAX, Input};
+use orbitdb::replica::Input;
 use orbitdb::sync::Peer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -176,7 +176,7 @@ async fn take(shared: &Arc<Shared>, address: Address, peer: &NodeId, received: V
 /// Reads the blocks of the heads, newest first: as many as a peer takes in one stream.
 async fn heads(shared: &Arc<Shared>, address: Address) -> Result<Vec<Vec<u8>>, DbError> {
     let database = shared.database(&address).ok_or(DatabaseError::Closed)?;
-    let (heads_max, bytes_max) = (shared.config.heads_max.clamp(1, HEADS_MAX), shared.config.heads_bytes());
+    let (heads_max, bytes_max) = (shared.config.heads_max, shared.config.heads_bytes());
     aside(async move {
         let mut bytes = 0;
         let fits = |head: &Vec<u8>| {
