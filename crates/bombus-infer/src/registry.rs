@@ -156,6 +156,14 @@ impl Listed {
         }
     }
 
+    /// Chooses among places of a model the one whose backend manages its models: one that has the weights, too, before one that keeps names
+    /// alone.
+    #[must_use]
+    pub fn managed(places: &[Self]) -> Option<&Self> {
+        let managed = || places.iter().find(|place| place.backend.backend.library().is_some());
+        places.iter().find(|place| place.backend.takes_weights()).or_else(managed)
+    }
+
     /// Returns the name to ask its backend by, where it was found by this one: that name itself, unless it is an alias or written in
     /// another way.
     #[must_use]

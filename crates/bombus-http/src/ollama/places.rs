@@ -36,11 +36,9 @@ pub(super) async fn within(app: &App, model: &str, scope: &Scope) -> Result<Vec<
 
 /// Finds the place of a model whose backend manages its models; one that has the weights, too, before one that keeps names alone.
 pub(super) async fn managed(app: &App, model: &str) -> Result<Listed, ApiError> {
-    let mut places = having(app, model).await?;
-    let with_weights = places.iter().position(|place| place.backend.takes_weights());
-    let managed = || places.iter().position(|place| place.backend.backend.library().is_some());
-    if let Some(at) = with_weights.or_else(managed) {
-        return Ok(places.swap_remove(at));
+    let places = having(app, model).await?;
+    if let Some(place) = Listed::managed(&places) {
+        return Ok(place.clone());
     }
     Err(match places.iter().find(|place| place.node.is_none()) {
         Some(here) => unmanaged(&format!("backend '{}', which has model '{model}',", here.backend.name)),

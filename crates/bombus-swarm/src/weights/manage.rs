@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bombus_core::identity::NodeId;
 use bombus_core::model::ModelName;
-use bombus_infer::{BackendError, Backends, NamedBackend, Progress, ProgressStream, PullRequest};
+use bombus_infer::{BackendError, Backends, Listed, NamedBackend, Progress, ProgressStream, PullRequest};
 use bombus_net::NetStream;
 use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -159,12 +159,10 @@ pub(super) fn remove(backends: Backends, name: String) -> ProgressStream {
     })
 }
 
-/// Finds the backend of this node that has a model and manages its models, and the model's name there. One that has the weights, too,
-/// comes before one that keeps names alone.
+/// Finds the backend of this node that has a model and manages its models, and the model's name there.
 async fn having(backends: &Backends, name: &str) -> Option<(NamedBackend, ModelName)> {
     let places = backends.having(name).await.ok()?;
-    let managed = || places.iter().find(|place| place.backend.backend.library().is_some());
-    let place = places.iter().find(|place| place.backend.takes_weights()).or_else(managed)?;
+    let place = Listed::managed(&places)?;
     Some((place.backend.clone(), place.name_there()))
 }
 

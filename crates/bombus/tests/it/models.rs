@@ -304,12 +304,16 @@ async fn models_are_changed_where_their_weights_are_rather_than_where_names_alon
         &(no_backends() + &server("openai", "far", &far.url(), "") + &server("ollama", "near", &near.url(), "")),
     );
     let count = |line: &str| near.requests().iter().filter(|request| request.line == line).count();
-    for (times, with_node) in [(1, false), (2, true)] {
+    let mut times = 0;
+    for with_node in [false, true] {
         let _node = if with_node { Some(Node::start(&home).await) } else { None };
-        let copied = home.run(&["models", "cp", "m", "second"]).await;
-        assert_eq!((copied.code, count("POST /api/copy")), (Some(0), times), "{}", copied.stderr);
-        let removed = home.run(&["models", "rm", "m"]).await;
-        assert_eq!((removed.code, count("DELETE /api/delete")), (Some(0), times), "{}", removed.stderr);
+        for name in ["m", "library/M"] {
+            times += 1;
+            let copied = home.run(&["models", "cp", name, "second"]).await;
+            assert_eq!((copied.code, count("POST /api/copy")), (Some(0), times), "{}", copied.stderr);
+            let removed = home.run(&["models", "rm", name]).await;
+            assert_eq!((removed.code, count("DELETE /api/delete")), (Some(0), times), "{}", removed.stderr);
+        }
     }
 }
 
@@ -363,13 +367,13 @@ async fn a_model_of_the_store_is_copied_shown_and_removed_with_and_without_a_nod
     assert_eq!(home.run(&["models", "import", "tiny.gguf"]).await.code, Some(0));
     for with_node in [false, true] {
         let _node = if with_node { Some(Node::start(&home).await) } else { None };
-        let copied = home.run(&["models", "cp", "tiny", "mine:7"]).await;
+        let copied = home.run(&["models", "cp", "library/Tiny", "mine:7"]).await;
         assert_eq!(copied.code, Some(0), "{}", copied.stderr);
         let shown = home.run(&["models", "show", "mine:7", "--json"]).await;
         let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|_| panic!("{}", shown.stderr));
         assert_eq!((&shown["name"], &shown["backend"]), (&"mine:7".into(), &"embedded".into()));
         assert!(shown["path"].is_string() && shown["sha256"].is_string(), "{shown}");
-        assert_eq!(home.run(&["models", "rm", "mine:7"]).await.code, Some(0));
+        assert_eq!(home.run(&["models", "rm", "library/Mine:7"]).await.code, Some(0));
         let listed: Value = serde_json::from_str(&home.run(&["models", "list", "--json"]).await.stdout).unwrap();
         let names: Vec<&str> = listed.as_array().unwrap().iter().filter_map(|model| model["name"].as_str()).collect();
         assert_eq!(names, ["tiny:latest"]);

@@ -2,7 +2,7 @@ use anyhow::{Context, Result};
 use bombus_core::model::ModelName;
 use bombus_infer::models::StoreError;
 use bombus_infer::models::catalogue::{catalogue, find};
-use bombus_infer::{Backends, Listed};
+use bombus_infer::{BackendError, Backends, Listed};
 use futures::{StreamExt, TryStreamExt};
 use reqwest::Method;
 use serde::Deserialize;
@@ -126,7 +126,7 @@ fn removed(global: &Global, name: &ModelName) -> Result<()> {
     Ok(())
 }
 
-/// Removes a model that the store cannot remove from a configured backend that is not the embedded engine.
+/// Removes a model that the store cannot remove by this name from the configured backend that a request for it would find.
 async fn remove_elsewhere(
     settings: &Settings,
     data_dir: &DataDir,
@@ -135,9 +135,10 @@ async fn remove_elsewhere(
 ) -> Result<()> {
     let running = RunningBackends::start(&settings.config, data_dir)?;
     let work = async {
-        let listed = running.backends().models().await;
-        let elsewhere = listed.into_iter().filter(|listed| listed.backend.kind != "embedded");
-        let Some(place) = managed(elsewhere, name) else { return Err(nowhere(running.backends(), not_here)) };
+        let mut places = running.backends().having(name.as_str()).await.unwrap_or_default();
+        // What has this very name in the store has been refused there.
+        places.retain(|place| place.backend.kind != "embedded" || place.name_there() != *name);
+        let Some(place) = managed(&places) else { return Err(nowhere(running.backends(), not_here)) };
         if let Some(there) = &place.alias_of {
             let backend = &place.backend.name;
             let what = format!("'{name}' is an alias of '{there}' in the configuration of backend '{backend}'");
@@ -167,11 +168,9 @@ fn nowhere(backends: &Backends, not_here: StoreError) -> anyhow::Error {
     }
 }
 
-/// Finds the place of a model whose backend manages its models, as a node does: one that has the weights, too, before one that keeps names
-/// alone, and one that manages nothing where there is no other.
-fn managed(listed: impl Iterator<Item = Listed>, name: &ModelName) -> Option<Listed> {
-    let order = |place: &Listed| (!place.backend.takes_weights(), place.backend.backend.library().is_none());
-    listed.filter(|listed| listed.info.name == *name).min_by_key(order)
+/// Chooses among places of a model as a node does; one that manages nothing where there is no other.
+fn managed(places: &[Listed]) -> Option<&Listed> {
+    Listed::managed(places).or(places.first())
 }
 
 fn unmanaged(backend: &str) -> Failure {
@@ -194,10 +193,8 @@ pub(super) async fn copy(global: &Global, settings: &Settings, from: &ModelName,
 async fn copy_here(settings: &Settings, data_dir: &DataDir, from: &ModelName, to: &ModelName) -> Result<()> {
     let running = RunningBackends::start(&settings.config, data_dir)?;
     let work = async {
-        let place = match managed(running.backends().models().await.into_iter(), from) {
-            Some(place) => place,
-            None => running.backends().find(from.as_str()).await?,
-        };
+        let places = running.backends().having(from.as_str()).await?;
+        let place = managed(&places).ok_or_else(|| BackendError::model_not_found(from))?;
         if place.backend.has_alias(to) {
             let what = format!("'{to}' is an alias in the configuration of backend '{}'", place.backend.name);
             return Err(Failure::new(Exit::Usage, what).hint("choose another name").into());
@@ -206,7 +203,7 @@ async fn copy_here(settings: &Settings, data_dir: &DataDir, from: &ModelName, to
         if library.copy(&place.name_there(), to).await? {
             return Ok(());
         }
-        Err(bombus_infer::BackendError::model_not_found(from).into())
+        Err(BackendError::model_not_found(from).into())
     };
     let outcome = work.await;
     running.stop().await;
