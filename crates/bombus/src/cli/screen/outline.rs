@@ -2,6 +2,8 @@ use super::markdown::opening_fence;
 
 /// Indent in spaces, behind the text of the item of a list that it stands in, from which a line is code (CommonMark 0.31.2, section 4.4).
 const CODE_INDENT: usize = 4;
+/// Most items that begin in one line, each in the one before; what follows is text. To read each mark takes a look at the rest of the line.
+const MARKS_MAX: usize = 16;
 
 /// What the lines of an answer leave open for the next one.
 #[derive(Debug, Default)]
@@ -60,6 +62,7 @@ impl Outline {
             return true;
         }
         self.in_code = false;
+        let mut marks = 0;
         while let Block::Item(mark) = block {
             let rest = text[mark..].trim_start_matches(' ');
             let gap = text.len() - mark - rest.len();
@@ -69,7 +72,12 @@ impl Outline {
             self.items.push(Item { indent_min, text_column });
             column += mark + gap;
             text = rest;
-            block = if self.in_code { Block::Line } else { Block::of(text) };
+            marks += 1;
+            block = match () {
+                () if self.in_code => Block::Line,
+                () if marks == MARKS_MAX => Block::Text,
+                () => Block::of(text),
+            };
         }
         self.in_paragraph = !text.is_empty() && matches!(block, Block::Quote | Block::Text);
         false
@@ -149,6 +157,17 @@ mod tests {
             "-\n  a\n\n  of a",
         ] {
             assert!(code(markdown).is_empty(), "{markdown:?}: {:?}", code(markdown));
+        }
+    }
+
+    #[test]
+    fn marks_behind_many_others_are_text() {
+        for mark in ["1. ", "- "] {
+            for (marks, items) in [(3, 3), (MARKS_MAX, MARKS_MAX), (MARKS_MAX + 1, MARKS_MAX), (300_000, MARKS_MAX)] {
+                let mut outline = Outline::default();
+                assert!(!outline.take(&format!("{}text", mark.repeat(marks))));
+                assert_eq!((outline.items.len(), outline.in_paragraph), (items, true), "{marks} of {mark:?}");
+            }
         }
     }
 
