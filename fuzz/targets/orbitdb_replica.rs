@@ -84,6 +84,10 @@ static BLOCKS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let replayed = write(&elsewhere, 0, 1, &[]);
     let on_replayed = write(&codec, 0, 2, &[&replayed]);
     let unsigned = changed(&on_top, "sig", "00");
+    // An entry for an identity, what builds on it, and what follows an identity.
+    let by_entry = changed(&stranger, "identity", Hash::of(&merge).to_string());
+    let on_by_entry = write(&codec, 1, 11, &[&by_entry]);
+    let on_identity = write(&codec, 0, 1, &[&blocks[1]]);
     let odd = changed(&on_top, "more", 1_u64);
     blocks.extend([
         last,
@@ -99,6 +103,9 @@ static BLOCKS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         unsigned,
         odd,
         on_ahead,
+        by_entry,
+        on_by_entry,
+        on_identity,
     ]);
     blocks
 });

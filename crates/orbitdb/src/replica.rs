@@ -352,17 +352,15 @@ impl Replica {
     /// Takes a block that was asked for; what was not is passed over.
     fn block(&mut self, now: Duration, peer: Peer, bytes: Arc<[u8]>, effects: &mut Vec<Effect>) {
         let hash = Hash::of(&bytes);
-        match self.sync.wanted(&hash) {
-            Some(Kind::Entry) => drop(self.receive(now, Some(peer), bytes, effects)),
-            Some(Kind::Identity) => {
-                let identity = Identity::read(&bytes).ok();
-                self.identity(now, hash, bytes, identity, effects);
-            }
-            None => {}
+        if self.sync.is_needed(&hash, Kind::Entry) {
+            self.receive(now, Some(peer), bytes, effects);
+        } else if self.sync.is_needed(&hash, Kind::Identity) {
+            let identity = Identity::read(&bytes).ok();
+            self.identity(now, hash, bytes, identity, effects);
         }
     }
 
-    /// Takes the block of an identity, and what was read of it.
+    /// Takes a block that entries name as an identity, and what was read of it.
     fn identity(
         &mut self,
         now: Duration,
@@ -377,7 +375,7 @@ impl Replica {
             self.unjoined.insert(hash, (bytes.len() <= IDENTITY_BYTES_MAX).then_some(bytes));
             self.unjoined_order.push_back(hash);
         }
-        let ready = self.sync.arrived(now, &hash);
+        let ready = self.sync.arrived(now, &hash, Kind::Identity);
         self.settle(now, ready, effects);
     }
 
@@ -395,11 +393,29 @@ impl Replica {
 
     /// Returns whether a block is known, so that nothing is to be done with it.
     fn passes_over(&mut self, hash: &Hash) -> bool {
-        let is_known = self.log.contains(hash) || self.sync.is_parked(hash) || self.released.contains(hash);
+        let is_known = self.is_entry(hash);
         if is_known {
             self.sync.forget(hash);
         }
         is_known
+    }
+
+    /// Returns whether a block is known to be an entry, whether or not it has joined.
+    fn is_entry(&self, hash: &Hash) -> bool {
+        self.log.contains(hash) || self.sync.is_parked(hash) || self.released.contains(hash)
+    }
+
+    /// Returns whether it is known whose identity a name stands for, or that it stands for none: no entry is one.
+    fn is_judged(&self, identity: &Hash) -> bool {
+        self.identities.contains_key(identity) || self.is_entry(identity)
+    }
+
+    /// Returns whether what needs a block as such has not to wait for it.
+    fn is_there(&self, hash: &Hash, kind: Kind) -> bool {
+        match kind {
+            Kind::Entry => self.log.contains(hash) || self.released.contains(hash),
+            Kind::Identity => self.is_judged(hash),
+        }
     }
 
     /// Takes a block and what was read of it.
@@ -412,18 +428,25 @@ impl Replica {
     ) {
         match received {
             Ok(received) => self.consider(now, block, received, effects),
-            Err(error) => match Identity::read(&block.bytes) {
-                // It is what entries wait for, though it came among heads, or was asked for since a stranger named it as an entry.
-                Ok(identity) if self.sync.is_needed(&block.hash) => {
-                    self.identity(now, block.hash, block.bytes, Some(identity), effects);
-                }
-                // It is no entry, but what its writer wrote may name it yet.
-                Ok(_) => self.report_broken(block.hash, error, 0, effects),
-                Err(_) => {
-                    let dropped = self.sync.broken(&block.hash);
+            Err(error) => {
+                // Entries may wait for it as an identity, though it came among heads, or was asked for since a stranger named it as an entry.
+                let is_named = self.sync.is_needed(&block.hash, Kind::Identity);
+                let dropped = self.sync.broken(&block.hash);
+                if dropped > 0 || !is_named {
                     self.report_broken(block.hash, error, dropped, effects);
                 }
-            },
+                if is_named {
+                    let identity = Identity::read(&block.bytes).ok();
+                    self.identity(now, block.hash, block.bytes, identity, effects);
+                }
+            }
+        }
+    }
+
+    /// Takes note that a block is an entry: whatever names it as an identity has none, and waits for it no longer.
+    fn no_identity(&mut self, now: Duration, block: &Block, effects: &mut Vec<Effect>) {
+        if self.sync.is_needed(&block.hash, Kind::Identity) {
+            self.identity(now, block.hash, Arc::clone(&block.bytes), None, effects);
         }
     }
 
@@ -437,11 +460,12 @@ impl Replica {
     /// One that nothing builds on must count by itself before anything is done for it, so that strangers cannot make a node fetch and keep
     /// what they like. One that others build on is needed whatever is wrong with it.
     fn consider(&mut self, now: Duration, mut block: Block, received: Received, effects: &mut Vec<Effect>) {
+        self.no_identity(now, &block, effects);
         let identity = received.entry.as_ref().ok().map(Entry::identity);
         let mut needs: Vec<(Hash, Kind)> = identity.into_iter().map(|hash| (hash, Kind::Identity)).collect();
-        let unknown_writer = identity.is_some_and(|hash| !self.identities.contains_key(&hash));
+        let unknown_writer = identity.is_some_and(|hash| !self.is_judged(&hash));
         let mut stamp = None;
-        if self.sync.is_needed(&block.hash) {
+        if self.sync.is_needed(&block.hash, Kind::Entry) {
             needs.extend(links_of(&received.links));
         } else if unknown_writer {
             block.joins = false;
@@ -457,9 +481,14 @@ impl Replica {
             }
             needs.extend(links_of(&received.links));
         }
-        let (log, identities, released) = (&self.log, &self.identities, &self.released);
-        let known = |hash: &Hash| log.contains(hash) || identities.contains_key(hash) || released.contains(hash);
-        if let (Offered::Ready, Some(block)) = self.sync.offer(now, block, &needs, known) {
+        let is_identity = |hash: &Hash| self.identities.get(hash).is_some_and(Option::is_some);
+        if needs.iter().any(|(hash, kind)| *kind == Kind::Entry && is_identity(hash)) {
+            // No identity is an entry, so that what follows one can never join.
+            self.sync.broken(&block.hash);
+            return;
+        }
+        needs.retain(|(hash, kind)| !self.is_there(hash, *kind));
+        if let (Offered::Ready, Some(block)) = self.sync.offer(now, block, &needs) {
             let hash = block.hash;
             if links_of(&received.links).any(|(link, _)| self.released.contains(&link)) {
                 // It joins behind them.
@@ -468,11 +497,11 @@ impl Replica {
             }
             if let Some(stamp) = stamp {
                 self.join(block.bytes, block.peer, received, Ok(stamp), effects);
-                let ready = self.sync.arrived(now, &hash);
+                let ready = self.sync.arrived(now, &hash, Kind::Entry);
                 self.settle(now, ready, effects);
             } else {
                 let mut ready = vec![block];
-                ready.extend(self.sync.arrived(now, &hash));
+                ready.extend(self.sync.arrived(now, &hash, Kind::Entry));
                 self.settle(now, ready, effects);
             }
         }
@@ -518,8 +547,7 @@ impl Replica {
 
     /// Returns whether all is there that a block names.
     fn is_whole(&self, received: &Received) -> bool {
-        let known_writer =
-            received.entry.as_ref().map_or(true, |entry| self.identities.contains_key(&entry.identity()));
+        let known_writer = received.entry.as_ref().map_or(true, |entry| self.is_judged(&entry.identity()));
         known_writer && links_of(&received.links).all(|(hash, _)| self.log.contains(&hash))
     }
 

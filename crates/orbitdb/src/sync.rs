@@ -9,8 +9,6 @@ mod park;
 mod tests;
 mod wants;
 
-pub use wants::Kind;
-
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use crate::cid::Hash;
@@ -114,6 +112,15 @@ pub enum Request {
     },
 }
 
+/// As what a block is needed. The same name may be needed as both, by different blocks: what it stands for shows only when it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// An entry of the log.
+    Entry,
+    /// The identity of a writer.
+    Identity,
+}
+
 /// What became of a block that was offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Offered {
@@ -202,21 +209,15 @@ impl Sync {
         true
     }
 
-    /// Offers a block with what it needs; `known` says what of that is there. A block that waits is given back by [`Sync::arrived`].
-    pub fn offer(
-        &mut self,
-        now: Duration,
-        block: Block,
-        needs: &[(Hash, Kind)],
-        known: impl Fn(&Hash) -> bool,
-    ) -> (Offered, Option<Block>) {
-        let missing: Vec<(Hash, Kind)> = needs.iter().filter(|(hash, _)| !known(hash)).copied().collect();
+    /// Offers a block that is an entry, with what it needs and is not there. A block that waits is given back by [`Sync::arrived`]. What needs
+    /// this one as an identity was told before that it is none.
+    pub fn offer(&mut self, now: Duration, block: Block, missing: &[(Hash, Kind)]) -> (Offered, Option<Block>) {
         if missing.is_empty() {
             self.wants.forget(&block.hash);
             return (Offered::Ready, Some(block));
         }
         let (peer, hash) = (block.peer.clone(), block.hash);
-        let offered = self.park.add(block, missing.iter().map(|(hash, _)| *hash));
+        let offered = self.park.add(block, missing);
         // What gave way to it may have been all that waited for something.
         self.forget_unneeded();
         // Where there is no room, those that wait for this block ask for it again later.
@@ -224,9 +225,9 @@ impl Sync {
             self.wants.forget(&hash);
         }
         if offered == Offered::Parked {
-            for (need, kind) in missing {
-                if !self.park.contains(&need) {
-                    self.wants.add(now, need, kind, peer.as_ref());
+            for (need, _) in missing {
+                if !self.park.contains(need) {
+                    self.wants.add(now, *need, peer.as_ref());
                 }
             }
         }
@@ -236,13 +237,14 @@ impl Sync {
         (offered, None)
     }
 
-    /// Takes note of a block that has joined or, for an identity, that is there. Returns what waited for it and waits for nothing more,
-    /// each after what it follows: those that join are taken to have done so. Those whose bytes gave way to others are asked for again.
-    pub fn arrived(&mut self, now: Duration, hash: &Hash) -> Vec<Block> {
-        self.wants.forget(hash);
-        let Released { ready, again } = self.park.release(hash);
+    /// Takes note of an entry that has joined, or of an identity that is there or known to be none. Returns what waited for it as such and waits
+    /// for nothing more, each after what it follows: those that join are taken to have done so. Those whose bytes gave way to others are asked
+    /// for again.
+    pub fn arrived(&mut self, now: Duration, hash: &Hash, kind: Kind) -> Vec<Block> {
+        let Released { ready, again } = self.park.release((*hash, kind));
+        self.forget_unless_awaited(hash);
         for (hash, peer) in again {
-            self.wants.add(now, hash, Kind::Entry, peer.as_ref());
+            self.wants.add(now, hash, peer.as_ref());
         }
         ready
     }
@@ -252,16 +254,17 @@ impl Sync {
         self.wants.forget(hash);
     }
 
-    /// Returns whether blocks wait for this one.
+    /// Returns whether blocks wait for this one as such.
     #[must_use]
-    pub fn is_needed(&self, hash: &Hash) -> bool {
-        self.park.is_needed(hash)
+    pub fn is_needed(&self, hash: &Hash, kind: Kind) -> bool {
+        self.park.is_needed(hash, kind)
     }
 
-    /// Takes note of a block that is no part of the log. Drops what follows it and returns how many blocks that were.
+    /// Takes note of a block that is no part of the log. Drops what follows it and returns how many blocks that were. What waits for it as an
+    /// identity goes on to do so.
     pub fn broken(&mut self, hash: &Hash) -> usize {
-        self.wants.forget(hash);
         let dropped = self.park.break_off(hash);
+        self.forget_unless_awaited(hash);
         self.forget_unneeded();
         dropped
     }
@@ -269,12 +272,6 @@ impl Sync {
     /// Takes note of a peer that has not got a block.
     pub fn absent(&mut self, now: Duration, peer: &Peer, hash: &Hash) {
         self.wants.absent(now, peer, hash);
-    }
-
-    /// Returns the kind of a block that is asked for.
-    #[must_use]
-    pub fn wanted(&self, hash: &Hash) -> Option<Kind> {
-        self.wants.kind(hash)
     }
 
     /// Returns whether a block waits for others.
@@ -324,6 +321,12 @@ impl Sync {
     pub fn deadline(&self) -> Option<Duration> {
         let exchange = self.exchanges.values().map(|exchange| exchange.due).min();
         exchange.into_iter().chain(self.wants.deadline()).min()
+    }
+
+    fn forget_unless_awaited(&mut self, hash: &Hash) {
+        if !self.park.is_awaited(hash) {
+            self.wants.forget(hash);
+        }
     }
 
     fn forget_unneeded(&mut self) {

@@ -12,7 +12,7 @@ use crate::{
     entry::{BlockError, Codec, Entry, Received, Refusal},
     identity::Identity,
     log::Stamp,
-    sync::{Block, Peer},
+    sync::{Block, Kind, Peer},
 };
 
 /// How many identities are remembered from one piece to the next; where more are named, all are looked for anew.
@@ -74,8 +74,12 @@ impl Examiner {
         });
         let named = read.iter().filter_map(|(_, read)| read.as_ref().ok()?.entry.as_ref().ok().map(Entry::identity));
         let named: HashSet<Hash> = named.collect();
-        let (identities, entries): (Vec<_>, Vec<_>) =
-            read.into_iter().partition(|(block, _)| named.contains(&block.hash));
+        // A stranger may name an entry as an identity: it is looked at as both.
+        let of_named = read.iter().filter(|(block, _)| named.contains(&block.hash));
+        let identities: Vec<(Hash, Arc<[u8]>)> =
+            of_named.map(|(block, _)| (block.hash, Arc::clone(&block.bytes))).collect();
+        let entries: Vec<_> =
+            read.into_iter().filter(|(block, read)| read.is_ok() || !named.contains(&block.hash)).collect();
         let names: Vec<Hash> = entries.iter().map(|(block, _)| block.hash).collect();
 
         if self.identities.len() > IDENTITIES_MAX {
@@ -85,10 +89,10 @@ impl Examiner {
         let Known { joined, identities: found } = known(&names, &unknown);
         self.identities.extend(found);
         let mut new = Vec::new();
-        for (block, _) in identities {
-            if let Vacant(place) = self.identities.entry(block.hash) {
-                let identity = place.insert(Identity::read(&block.bytes).ok()).clone();
-                new.push((block.hash, block.bytes, identity));
+        for (hash, bytes) in identities {
+            if let Vacant(place) = self.identities.entry(hash) {
+                let identity = place.insert(Identity::read(&bytes).ok()).clone();
+                new.push((hash, bytes, identity));
             }
         }
         let entries: Vec<_> = entries.into_iter().filter(|(block, _)| !joined.contains(&block.hash)).collect();
@@ -127,7 +131,7 @@ impl Replica {
 
     pub(super) fn bulk(&mut self, now: Duration, examined: Examined, effects: &mut Vec<Effect>) {
         for (hash, block, identity) in examined.identities {
-            if !self.identities.contains_key(&hash) {
+            if !self.is_judged(&hash) {
                 self.identity(now, hash, block, identity, effects);
             }
         }
@@ -171,8 +175,9 @@ impl Replica {
             self.consider(now, block, received, effects);
             return;
         }
+        self.no_identity(now, &block, effects);
         self.join(block.bytes, block.peer, received, stamp, effects);
-        let ready = self.sync.arrived(now, &block.hash);
+        let ready = self.sync.arrived(now, &block.hash, Kind::Entry);
         self.settle(now, ready, effects);
     }
 
@@ -185,7 +190,7 @@ impl Replica {
         let mut needed = HashSet::new();
         for (block, received, stamp) in entries.iter().rev() {
             let Ok(received) = received else { continue };
-            if self.admits(stamp) || needed.contains(&block.hash) || self.sync.is_needed(&block.hash) {
+            if self.admits(stamp) || needed.contains(&block.hash) || self.sync.is_needed(&block.hash, Kind::Entry) {
                 needed.extend(links_of(&received.links).map(|(hash, _)| hash));
             }
         }

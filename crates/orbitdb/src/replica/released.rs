@@ -11,7 +11,12 @@ use super::{
     Effect, Replica,
     check::{self, Checked},
 };
-use crate::{cid::Hash, entry::Codec, entry::Refusal, identity::Identity, sync::Block};
+use crate::{
+    cid::Hash,
+    entry::{Codec, Refusal},
+    identity::Identity,
+    sync::{Block, Kind},
+};
 
 /// How many blocks are checked in one go, some 10 ms of work on one core. No more than these join while others wait for the replica.
 pub(super) const PART: usize = 256;
@@ -94,7 +99,7 @@ impl Replica {
         // Some came behind these by themselves, so that others may still wait for them.
         for name in names {
             if self.log.contains(&name) {
-                let ready = self.sync.arrived(now, &name);
+                let ready = self.sync.arrived(now, &name, Kind::Entry);
                 self.settle(now, ready, &mut effects);
             }
         }

@@ -28,6 +28,14 @@ fn write(signer: &Signer, time: u64, next: &[Hash], value: &str) -> Written {
     codec().write(signer, draft, Operation::put("k", value).into_payload()).unwrap()
 }
 
+/// Puts another identity into an entry, under the same signature.
+fn naming(written: Written, identity: Hash) -> Written {
+    let Value::Map(mut map) = Value::decode(&written.block).unwrap() else { unreachable!() };
+    map.insert("identity", identity.to_string());
+    let block = Value::Map(map).encode().unwrap();
+    Written { links: Links { hash: Hash::of(&block), ..written.links }, block, ..written }
+}
+
 /// Gives a replica an entry as if it were published, and every block that it asks for then.
 fn feed(replica: &mut Replica, head: &Written, blocks: &[&[u8]]) -> Vec<Effect> {
     let mut all = Vec::new();
@@ -177,11 +185,7 @@ fn a_key_that_names_an_admitted_identity_gets_nothing_in() {
     let mut replica = replica(Admission::of_list([alice.identity().id()]));
     let honest = write(&alice, 1, &[], "honest");
     feed(&mut replica, &honest, &[alice.block()]);
-    let forged = write(&mallory, 2, &[honest.links.hash], "forged");
-    let Value::Map(mut map) = Value::decode(&forged.block).unwrap() else { unreachable!() };
-    map.insert("identity", alice.identity().hash().to_string());
-    let block = Value::Map(map).encode().unwrap();
-    let forged = Written { links: Links { hash: Hash::of(&block), ..forged.links }, block, ..forged };
+    let forged = naming(write(&mallory, 2, &[honest.links.hash], "forged"), alice.identity().hash());
     let effects = feed(&mut replica, &forged, &[]);
     assert_eq!((refusals(&effects), stored(&effects)), (vec![Refusal::Key], 0));
 
@@ -267,11 +271,7 @@ fn an_own_identity_that_a_peer_gave_before_is_kept_with_the_first_own_entry() {
     let (alice, mallory) = (signer(1), signer(2));
     let mut replica = replica(Admission::of_list([alice.identity().id()]));
     // Signed by another, but naming Alice.
-    let forged = write(&mallory, 1, &[], "forged");
-    let Value::Map(mut map) = Value::decode(&forged.block).unwrap() else { unreachable!() };
-    map.insert("identity", alice.identity().hash().to_string());
-    let block = Value::Map(map).encode().unwrap();
-    let forged = Written { links: Links { hash: Hash::of(&block), ..forged.links }, block, ..forged };
+    let forged = naming(write(&mallory, 1, &[], "forged"), alice.identity().hash());
     assert_eq!(stored(&feed(&mut replica, &forged, &[alice.block()])), 0);
     assert_eq!(replica.append(&alice, Operation::add("x"), 1).unwrap().stored.len(), 2);
 }
@@ -325,6 +325,94 @@ fn a_writer_is_no_broken_entry_however_its_identity_comes() {
     too_early.on(NOW, Input::Heads(peer(), alice.block().to_vec()));
     feed(&mut too_early, &entry, &[alice.block()]);
     assert_eq!(too_early.log().len(), 1);
+}
+
+#[test]
+fn an_entry_that_a_stranger_names_as_an_identity_joins_however_it_comes() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let first = write(&alice, 1, &[], "first");
+    let named = write(&alice, 2, &[first.links.hash], "named");
+    let on_top = write(&alice, 3, &[named.links.hash], "on top");
+    let stranger = naming(write(&mallory, 1, &[], "stranger"), named.links.hash);
+    let published = |written: &Written| Input::Published(peer(), written.block.clone());
+    let given = |written: &Written| Input::Block(peer(), written.block.clone());
+    let bulk = |all: &[&Written]| Input::Bulk(peer(), all.iter().map(|written| written.block.clone()).collect());
+    let orders = [
+        vec![published(&stranger), published(&on_top), given(&named)],
+        // It is given to who asked for an identity alone, and asked for once more.
+        vec![published(&stranger), given(&named), published(&on_top), given(&named)],
+        vec![published(&stranger), published(&named), published(&on_top)],
+        vec![published(&stranger), published(&on_top), published(&named)],
+        vec![published(&on_top), published(&stranger), given(&named)],
+        vec![published(&stranger), bulk(&[&named]), published(&on_top)],
+        vec![bulk(&[&stranger, &named, &on_top])],
+        vec![published(&named), published(&on_top), published(&stranger)],
+    ];
+    for (number, inputs) in orders.into_iter().enumerate() {
+        let mut replica = replica(Admission::Everyone);
+        feed(&mut replica, &first, &[alice.block()]);
+        let effects: Vec<Effect> = inputs.into_iter().flat_map(|input| replica.on(NOW, input)).collect();
+        let shown: Vec<Hash> = replica.log().newest_first().map(|position| position.hash).collect();
+        assert_eq!(shown, [&on_top, &named, &first].map(|written| written.links.hash), "in order {number}");
+        assert_eq!(refusals(&effects), [Refusal::Identity], "in order {number}");
+        assert_eq!((replica.broken(), replica.sync().waiting()), (0, (0, 0)), "in order {number}");
+    }
+}
+
+#[test]
+fn what_builds_on_an_entry_that_names_another_as_its_identity_counts_and_that_entry_does_not() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let named = write(&alice, 1, &[], "named");
+    let forged = naming(write(&mallory, 1, &[], "forged"), named.links.hash);
+    let on_top = write(&alice, 2, &[forged.links.hash], "on top");
+    let blocks = [alice.block(), &forged.block[..], &named.block];
+    for order in [[&named, &on_top], [&on_top, &named]] {
+        let mut replica = replica(Admission::Everyone);
+        for written in order {
+            feed(&mut replica, written, &blocks);
+        }
+        assert!(replica.log().contains(&forged.links.hash));
+        assert_eq!(replica.log().refused(), &BTreeMap::from([(Refusal::Identity, 1)]));
+        let shown: Vec<Hash> = replica.log().newest_first().map(|position| position.hash).collect();
+        assert_eq!(shown, [&on_top, &named].map(|written| written.links.hash));
+        assert_eq!(replica.sync().waiting(), (0, 0));
+    }
+}
+
+#[test]
+fn naming_an_entry_as_an_identity_gets_nothing_of_it_in_and_nothing_fetched() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let mut replica = replica(Admission::of_list([alice.identity().id()]));
+    let named = write(&mallory, 1, &[Hash::of(b"bait")], "named");
+    let stranger = naming(write(&mallory, 1, &[], "stranger"), named.links.hash);
+    let mut effects = feed(&mut replica, &stranger, &[]);
+    effects.extend(feed(&mut replica, &named, &[mallory.block()]));
+    assert_eq!(refusals(&effects), [Refusal::Identity, Refusal::Access]);
+    let bait = |effect: &Effect| matches!(effect, Effect::Request(Request::Want { hashes, .. }) if hashes.contains(&Hash::of(b"bait")));
+    assert!(!effects.iter().any(bait), "nothing builds on it");
+    assert_eq!((stored(&effects), replica.sync().waiting()), (0, (0, 0)));
+}
+
+#[test]
+fn what_follows_an_identity_never_joins_and_stops_nothing() {
+    let (alice, mallory) = (signer(1), signer(2));
+    let on_her = write(&mallory, 1, &[alice.identity().hash()], "as if she were an entry");
+    let on_top = write(&mallory, 2, &[on_her.links.hash], "on top");
+    let behind = write(&alice, 2, &[], "behind them");
+    let blocks = || [&on_top, &on_her, &behind].map(|written| written.block.clone());
+    for input in [Input::Heads(peer(), blocks().concat()), Input::Bulk(peer(), blocks().into())] {
+        let mut replica = replica(Admission::Everyone);
+        for writer in [&alice, &mallory] {
+            feed(&mut replica, &write(writer, 1, &[], "known"), &[writer.block()]);
+        }
+        replica.on(NOW, input);
+        assert_eq!((replica.log().len(), replica.sync().waiting()), (3, (0, 0)));
+        for written in [&on_her, &on_top] {
+            let effects = feed(&mut replica, written, &[]);
+            assert!(effects.is_empty(), "nothing is asked for: {effects:?}");
+        }
+        assert_eq!(replica.sync().waiting(), (0, 0));
+    }
 }
 
 #[test]
@@ -404,10 +492,7 @@ fn a_false_identity_is_looked_at_once_and_its_entries_do_not_count() {
     let Value::Map(mut map) = Value::decode(mallory.block()).unwrap() else { unreachable!() };
     map.insert("id", alice.identity().id());
     let false_identity = Value::Map(map).encode().unwrap();
-    let mut entry = write(&mallory, 1, &[], "forged");
-    let Value::Map(mut map) = Value::decode(&entry.block).unwrap() else { unreachable!() };
-    map.insert("identity", Hash::of(&false_identity).to_string());
-    entry.block = Value::Map(map).encode().unwrap();
+    let entry = naming(write(&mallory, 1, &[], "forged"), Hash::of(&false_identity));
     let effects = feed(&mut replica, &entry, &[&false_identity]);
     assert_eq!(refusals(&effects), [Refusal::Identity]);
     assert!(replica.log().is_empty());

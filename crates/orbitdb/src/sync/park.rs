@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Block, Offered, Peer, SyncConfig};
+use super::{Block, Kind, Offered, Peer, SyncConfig};
 use crate::cid::Hash;
 
 /// How many blocks that are no entries are remembered; the oldest are forgotten, and looked at anew when they come again.
@@ -15,15 +15,18 @@ const BROKEN_MAX: usize = 4096;
 const BLOCK_OVERHEAD: usize = 512;
 const NEED_OVERHEAD: usize = 64;
 
+/// A block, and as what it is needed.
+type Need = (Hash, Kind);
+
 #[derive(Clone, Debug)]
 struct Waiting {
     peer: Option<Peer>,
     joins: bool,
     /// None once they had to give way: the block is asked for again when what it waits for is there.
     bytes: Option<Arc<[u8]>>,
-    missing: HashSet<Hash>,
+    missing: HashSet<Need>,
     /// The last that it named of those that it waited for when it came.
-    oldest: Option<Hash>,
+    oldest: Option<Need>,
     /// As how many others had come before.
     number: u64,
 }
@@ -63,7 +66,8 @@ pub(super) struct Park {
     config: SyncConfig,
     waiting: HashMap<Hash, Waiting>,
     /// For each block that something waits for, what does, in the order in which that came.
-    followers: HashMap<Hash, VecDeque<Hash>>,
+    followers: HashMap<Need, VecDeque<Hash>>,
+    /// Blocks that are no entries, and what followed them. As identities they may be needed all the same.
     broken: HashSet<Hash>,
     broken_order: VecDeque<Hash>,
     bytes: usize,
@@ -96,8 +100,13 @@ impl Park {
         self.waiting.contains_key(hash)
     }
 
-    pub(super) fn is_needed(&self, hash: &Hash) -> bool {
-        self.followers.contains_key(hash)
+    pub(super) fn is_needed(&self, hash: &Hash, kind: Kind) -> bool {
+        self.followers.contains_key(&(*hash, kind))
+    }
+
+    /// Returns whether something waits for a block, as whatever that may be.
+    pub(super) fn is_awaited(&self, hash: &Hash) -> bool {
+        self.is_needed(hash, Kind::Entry) || self.is_needed(hash, Kind::Identity)
     }
 
     /// Returns what all that waits takes, in bytes, counted anew.
@@ -108,19 +117,18 @@ impl Park {
         bytes
     }
 
-    pub(super) fn add(&mut self, block: Block, missing: impl Iterator<Item = Hash>) -> Offered {
+    pub(super) fn add(&mut self, block: Block, missing: &[Need]) -> Offered {
         let Block { hash, bytes, peer, joins } = block;
         if self.contains(&hash) {
             return Offered::Known;
         }
-        let missing: Vec<Hash> = missing.collect();
-        if missing.iter().any(|need| self.broken.contains(need)) {
+        if missing.iter().any(|(need, kind)| *kind == Kind::Entry && self.broken.contains(need)) {
             return Offered::Broken;
         }
         let oldest = missing.last().copied();
-        let missing: HashSet<Hash> = missing.into_iter().collect();
+        let missing: HashSet<Need> = missing.iter().copied().collect();
         let waiting = Waiting { peer, joins, bytes: Some(bytes), missing, oldest, number: self.count };
-        let (cost, is_needed) = (waiting.cost(), self.is_needed(&hash));
+        let (cost, is_needed) = (waiting.cost(), self.is_needed(&hash, Kind::Entry));
         while !self.has_room(&waiting.peer, cost) {
             // Those that wait for this one ask for it again when there is room: their want stays. For a block that nothing waits for, nothing
             // gives way.
@@ -128,7 +136,7 @@ impl Park {
                 return Offered::Full;
             }
         }
-        if is_needed && !self.is_needed(&hash) {
+        if is_needed && !self.is_needed(&hash, Kind::Entry) {
             // What waited for it had to go.
             return Offered::Full;
         }
@@ -143,6 +151,7 @@ impl Park {
             let followers = self.followers.entry(*need).or_default();
             followers.push_back(hash);
             if followers.len() == 1
+                && let (need, Kind::Entry) = need
                 && let Some(needed) = self.waiting.get(need)
                 && needed.bytes.is_some()
                 && let Some(share) = self.shares.get_mut(&needed.peer)
@@ -215,13 +224,13 @@ impl Park {
     }
 
     /// Takes out what waits for nothing more once a block is there, and once those of it that join have done so in their turn.
-    pub(super) fn release(&mut self, hash: &Hash) -> Released {
-        let mut arrived = VecDeque::from([*hash]);
+    pub(super) fn release(&mut self, need: Need) -> Released {
+        let mut arrived = VecDeque::from([need]);
         let mut released = Released::default();
-        while let Some(hash) = arrived.pop_front() {
-            for follower in self.followers.remove(&hash).unwrap_or_default() {
+        while let Some(need) = arrived.pop_front() {
+            for follower in self.followers.remove(&need).unwrap_or_default() {
                 let Some(waiting) = self.waiting.get_mut(&follower) else { continue };
-                if !waiting.missing.remove(&hash) {
+                if !waiting.missing.remove(&need) {
                     continue;
                 }
                 let (peer, is_ready) = (waiting.peer.clone(), waiting.missing.is_empty());
@@ -232,10 +241,10 @@ impl Park {
                 let Some(Waiting { peer, joins, bytes, .. }) = self.take(&follower) else { continue };
                 if let Some(bytes) = bytes {
                     if joins {
-                        arrived.push_back(follower);
+                        arrived.push_back((follower, Kind::Entry));
                     }
                     released.ready.push(Block { hash: follower, bytes, peer, joins });
-                } else if self.is_needed(&follower) {
+                } else if self.is_needed(&follower, Kind::Entry) {
                     released.again.push((follower, peer));
                 }
             }
@@ -245,7 +254,7 @@ impl Park {
 
     /// Drops what follows a block that is no entry, and remembers all of it.
     pub(super) fn break_off(&mut self, hash: &Hash) -> usize {
-        let dropped = self.give_up(hash);
+        let dropped = self.drop_followers(vec![(*hash, Kind::Entry)]);
         self.remember(*hash);
         for hash in &dropped {
             self.remember(*hash);
@@ -264,15 +273,19 @@ impl Park {
         }
     }
 
-    /// Drops what follows a block that nobody has.
-    pub(super) fn give_up(&mut self, hash: &Hash) -> Vec<Hash> {
-        let mut lost = vec![*hash];
+    /// Drops what waits for a block that nobody has.
+    pub(super) fn give_up(&mut self, hash: &Hash) {
+        self.drop_followers(vec![(*hash, Kind::Entry), (*hash, Kind::Identity)]);
+    }
+
+    /// Drops what waits for these, and what follows that. Returns all of it.
+    fn drop_followers(&mut self, mut lost: Vec<Need>) -> Vec<Hash> {
         let mut dropped = Vec::new();
-        while let Some(hash) = lost.pop() {
-            for follower in self.followers.remove(&hash).unwrap_or_default() {
+        while let Some(need) = lost.pop() {
+            for follower in self.followers.remove(&need).unwrap_or_default() {
                 let Some(waiting) = self.take(&follower) else { continue };
                 dropped.push(follower);
-                lost.push(follower);
+                lost.push((follower, Kind::Entry));
                 self.leave(&follower, &waiting.missing);
             }
         }
@@ -280,7 +293,7 @@ impl Park {
     }
 
     /// Takes a follower off the lists of what it waited for; what nobody waits for any more is not needed.
-    fn leave(&mut self, follower: &Hash, needs: &HashSet<Hash>) {
+    fn leave(&mut self, follower: &Hash, needs: &HashSet<Need>) {
         for need in needs {
             if let Some(followers) = self.followers.get_mut(need) {
                 // Those that give way came first, so that they stand in front.
@@ -289,7 +302,7 @@ impl Park {
                 }
                 if followers.is_empty() {
                     self.followers.remove(need);
-                    self.unneeded.push(*need);
+                    self.unneeded.push(need.0);
                 }
             }
         }
@@ -298,7 +311,7 @@ impl Park {
     /// Returns what is needed no more, unless it is needed again.
     pub(super) fn take_unneeded(&mut self) -> Vec<Hash> {
         let mut unneeded = std::mem::take(&mut self.unneeded);
-        unneeded.retain(|hash| !self.is_needed(hash));
+        unneeded.retain(|hash| !self.is_awaited(hash));
         unneeded
     }
 }

@@ -24,10 +24,6 @@ fn want(peer_name: &str, names: &[&str]) -> Request {
     Request::Want { peer: peer(peer_name), hashes }
 }
 
-fn nothing(_: &Hash) -> bool {
-    false
-}
-
 fn machine() -> Sync {
     Sync::new(SyncConfig::default())
 }
@@ -120,16 +116,14 @@ fn an_exchange_that_the_peer_began_stands_for_one_of_ones_own() {
 #[test]
 fn a_missing_block_holds_up_only_what_follows_it() {
     let mut sync = machine();
-    assert_eq!(sync.offer(SECOND, block("child", "a"), &entries(&["parent"]), nothing).0, Offered::Parked);
-    assert_eq!(
-        sync.offer(SECOND, block("grandchild", "a"), &entries(&["child", "parent"]), nothing).0,
-        Offered::Parked
-    );
-    assert_eq!(sync.offer(SECOND, block("other", "a"), &entries(&[]), nothing).0, Offered::Ready);
-    assert_eq!(sync.offer(SECOND, block("child", "b"), &entries(&["parent"]), nothing).0, Offered::Known);
+    assert_eq!(sync.offer(SECOND, block("child", "a"), &entries(&["parent"])).0, Offered::Parked);
+    assert_eq!(sync.offer(SECOND, block("grandchild", "a"), &entries(&["child", "parent"])).0, Offered::Parked);
+    assert_eq!(sync.offer(SECOND, block("other", "a"), &entries(&[])).0, Offered::Ready);
+    assert_eq!(sync.offer(SECOND, block("child", "b"), &entries(&["parent"])).0, Offered::Known);
     assert_eq!(sync.poll(SECOND), [want("a", &["parent"])], "what waits itself is not asked for");
     assert_eq!(sync.waiting(), (2, 1));
-    let ready: Vec<Hash> = sync.arrived(SECOND, &hash("parent")).into_iter().map(|block| block.hash).collect();
+    let ready: Vec<Hash> =
+        sync.arrived(SECOND, &hash("parent"), Kind::Entry).into_iter().map(|block| block.hash).collect();
     assert_eq!(ready, [hash("child"), hash("grandchild")]);
     assert_eq!((sync.waiting(), sync.deadline()), ((0, 0), None));
 }
@@ -142,7 +136,7 @@ fn a_block_that_one_peer_does_not_give_is_asked_of_the_others() {
         // They have known each other for a while.
         (0..8).for_each(|_| sync.exchanged(Duration::ZERO, &peer(name), true));
     }
-    sync.offer(SECOND, block("child", "a"), &entries(&["parent"]), nothing);
+    sync.offer(SECOND, block("child", "a"), &entries(&["parent"]));
     assert_eq!(sync.poll(SECOND), [want("a", &["parent"])]);
     assert_eq!(sync.poll(5 * SECOND), []);
     assert_eq!(sync.poll(6 * SECOND), [want("b", &["parent"])], "a never answered");
@@ -158,7 +152,7 @@ fn a_block_that_one_peer_does_not_give_is_asked_of_the_others() {
 #[test]
 fn a_new_peer_is_asked_for_what_nobody_had() {
     let mut sync = machine();
-    sync.offer(SECOND, block("child", "a"), &entries(&["parent"]), nothing);
+    sync.offer(SECOND, block("child", "a"), &entries(&["parent"]));
     sync.poll(SECOND);
     sync.absent(SECOND, &peer("a"), &hash("parent"));
     assert_eq!(sync.poll(SECOND), []);
@@ -169,8 +163,9 @@ fn a_new_peer_is_asked_for_what_nobody_had() {
 #[test]
 fn what_nobody_has_is_given_up_and_may_come_again() {
     let mut sync = Sync::new(SyncConfig { rounds: 2, ..SyncConfig::default() });
-    sync.offer(Duration::ZERO, block("child", "a"), &entries(&["parent", "uncle"]), nothing);
-    sync.offer(Duration::ZERO, block("grandchild", "a"), &entries(&["child"]), nothing);
+    sync.offer(Duration::ZERO, block("child", "a"), &entries(&["parent", "uncle"]));
+    sync.offer(Duration::ZERO, block("grandchild", "a"), &entries(&["child"]));
+    sync.offer(Duration::ZERO, block("written", "a"), &[(hash("parent"), Kind::Identity)]);
     let mut now = Duration::ZERO;
     while let Some(deadline) = sync.deadline() {
         now = deadline;
@@ -179,19 +174,19 @@ fn what_nobody_has_is_given_up_and_may_come_again() {
     }
     assert!(now < 60 * SECOND);
     assert_eq!(sync.waiting(), (0, 0));
-    assert_eq!(sync.offer(now, block("child", "a"), &entries(&["parent"]), nothing).0, Offered::Parked);
+    assert_eq!(sync.offer(now, block("child", "a"), &entries(&["parent"])).0, Offered::Parked);
 }
 
 #[test]
 fn what_follows_a_block_that_is_no_entry_is_dropped_for_good() {
     let mut sync = machine();
-    sync.offer(SECOND, block("child", "a"), &entries(&["bad", "other"]), nothing);
-    sync.offer(SECOND, block("grandchild", "a"), &entries(&["child"]), nothing);
+    sync.offer(SECOND, block("child", "a"), &entries(&["bad", "other"]));
+    sync.offer(SECOND, block("grandchild", "a"), &entries(&["child"]));
     assert_eq!(sync.broken(&hash("bad")), 2);
     assert_eq!(sync.waiting(), (0, 0), "and what only they needed is no longer asked for");
-    assert_eq!(sync.offer(SECOND, block("child", "b"), &entries(&["bad"]), nothing).0, Offered::Broken);
-    assert_eq!(sync.offer(SECOND, block("third", "b"), &entries(&["grandchild"]), nothing).0, Offered::Broken);
-    assert_eq!(sync.offer(SECOND, block("fourth", "b"), &entries(&["third"]), nothing).0, Offered::Broken);
+    assert_eq!(sync.offer(SECOND, block("child", "b"), &entries(&["bad"])).0, Offered::Broken);
+    assert_eq!(sync.offer(SECOND, block("third", "b"), &entries(&["grandchild"])).0, Offered::Broken);
+    assert_eq!(sync.offer(SECOND, block("fourth", "b"), &entries(&["third"])).0, Offered::Broken);
 }
 
 #[test]
@@ -199,38 +194,34 @@ fn what_a_peer_can_make_us_keep_is_bounded() {
     let config = SyncConfig { parked_bytes: 19_500, parked_bytes_per_peer: 10_000, ..SyncConfig::default() };
     let mut sync = Sync::new(config);
     let mut flood = |from: &str| {
-        let offer =
-            |number| sync.offer(SECOND, block(&format!("{from} {number}"), from), &entries(&["missing"]), nothing).0;
+        let offer = |number| sync.offer(SECOND, block(&format!("{from} {number}"), from), &entries(&["missing"])).0;
         (0..100).map(offer).filter(|offered| *offered == Offered::Parked).count()
     };
     let first = flood("a");
     assert!((10..100).contains(&first));
     assert_eq!(flood("b"), first, "one peer leaves room for others");
     assert_eq!(flood("c"), 0);
-    assert_eq!(sync.arrived(SECOND, &hash("missing")).len(), 2 * first);
-    assert_eq!(
-        sync.offer(SECOND, block("late", "c"), &entries(&["gone"]), nothing).0,
-        Offered::Parked,
-        "the room is free"
-    );
+    assert_eq!(sync.arrived(SECOND, &hash("missing"), Kind::Entry).len(), 2 * first);
+    assert_eq!(sync.offer(SECOND, block("late", "c"), &entries(&["gone"])).0, Offered::Parked, "the room is free");
 }
 
 #[test]
 fn a_log_without_end_takes_the_room_of_its_peer_and_no_more() {
     let config = SyncConfig { parked_bytes: 30_000, parked_bytes_per_peer: 10_000, ..SyncConfig::default() };
     let mut sync = Sync::new(config);
-    assert_eq!(sync.offer(SECOND, block("other", "b"), &entries(&["missing"]), nothing).0, Offered::Parked);
+    assert_eq!(sync.offer(SECOND, block("other", "b"), &entries(&["missing"])).0, Offered::Parked);
     let of_others = sync.parked_bytes();
     for number in 0..100_u32 {
         let next = (number + 1).to_string();
-        let offered = sync.offer(SECOND, block(&number.to_string(), "a"), &entries(&[next.as_str()]), nothing).0;
+        let offered = sync.offer(SECOND, block(&number.to_string(), "a"), &entries(&[next.as_str()])).0;
         assert_eq!(offered, Offered::Parked, "what follows from it goes on to be asked for");
         assert!(sync.parked_bytes() - of_others <= 10_000);
     }
     assert!(sync.is_parked(&hash("other")) && sync.is_parked(&hash("99")));
     assert!(!sync.is_parked(&hash("0")), "the newest gave way");
     // The end of it is there, and with it what had bytes; the rest is asked for again.
-    let ready: Vec<Hash> = sync.arrived(SECOND, &hash("100")).into_iter().map(|block| block.hash).collect();
+    let ready: Vec<Hash> =
+        sync.arrived(SECOND, &hash("100"), Kind::Entry).into_iter().map(|block| block.hash).collect();
     assert_eq!(ready, [hash("99")]);
     assert_eq!(sync.poll(SECOND), [want("a", &["98"]), want("b", &["missing"])]);
 }
@@ -239,11 +230,31 @@ fn a_log_without_end_takes_the_room_of_its_peer_and_no_more() {
 fn what_is_only_looked_at_again_releases_nothing() {
     let mut sync = machine();
     let writer = [(hash("writer"), Kind::Identity)];
-    sync.offer(SECOND, Block { joins: false, ..block("head", "a") }, &writer, nothing);
-    sync.offer(SECOND, block("child", "a"), &entries(&["head"]), nothing);
-    assert_eq!(sync.wanted(&hash("writer")), Some(Kind::Identity));
-    assert!(sync.is_needed(&hash("head")));
-    let looked_at = sync.arrived(SECOND, &hash("writer"));
+    sync.offer(SECOND, Block { joins: false, ..block("head", "a") }, &writer);
+    sync.offer(SECOND, block("child", "a"), &entries(&["head"]));
+    assert!(sync.is_needed(&hash("writer"), Kind::Identity) && sync.is_needed(&hash("head"), Kind::Entry));
+    let looked_at = sync.arrived(SECOND, &hash("writer"), Kind::Identity);
     assert_eq!(looked_at, [Block { joins: false, ..block("head", "a") }]);
     assert!(sync.is_parked(&hash("child")));
+}
+
+#[test]
+fn one_name_is_waited_for_as_an_entry_by_some_and_as_an_identity_by_others() {
+    let mut sync = machine();
+    let of_writer = [(hash("named"), Kind::Identity)];
+    sync.offer(SECOND, block("written", "a"), &of_writer);
+    sync.offer(SECOND, block("child", "b"), &entries(&["named"]));
+    assert_eq!(sync.poll(SECOND), [want("a", &["named"])], "both by one request");
+    assert_eq!(sync.arrived(SECOND, &hash("named"), Kind::Identity), [block("written", "a")]);
+    assert_eq!(sync.waiting(), (1, 1), "the other goes on to wait");
+    assert_eq!(sync.arrived(SECOND, &hash("named"), Kind::Entry), [block("child", "b")]);
+    assert_eq!(sync.waiting(), (0, 0));
+
+    sync.offer(SECOND, block("written", "a"), &of_writer);
+    sync.offer(SECOND, block("child", "b"), &entries(&["named"]));
+    assert_eq!(sync.broken(&hash("named")), 1);
+    assert_eq!(sync.waiting(), (1, 1), "what is no entry may be an identity");
+    assert_eq!(sync.arrived(SECOND, &hash("named"), Kind::Identity), [block("written", "a")]);
+    assert_eq!(sync.offer(SECOND, block("written", "a"), &of_writer).0, Offered::Parked);
+    assert_eq!(sync.offer(SECOND, block("child", "b"), &entries(&["named"])).0, Offered::Broken);
 }

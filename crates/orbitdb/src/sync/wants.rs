@@ -8,21 +8,11 @@ use std::{
 use super::{Peer, Request, SyncConfig};
 use crate::cid::Hash;
 
-/// What a missing block is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// An entry of the log.
-    Entry,
-    /// The identity of a writer.
-    Identity,
-}
-
 /// How many of those that named a block are asked before all others.
 const SOURCES_MAX: usize = 4;
 
 #[derive(Clone, Debug)]
 struct Want {
-    kind: Kind,
     /// Those that sent what follows the block: they most likely have it.
     sources: Vec<Peer>,
     tried: BTreeSet<Peer>,
@@ -48,18 +38,14 @@ impl Wants {
         self.wants.len()
     }
 
-    pub(super) fn kind(&self, hash: &Hash) -> Option<Kind> {
-        self.wants.get(hash).map(|want| want.kind)
-    }
-
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.due.first().map(|(due, _)| *due)
     }
 
-    pub(super) fn add(&mut self, now: Duration, hash: Hash, kind: Kind, source: Option<&Peer>) {
+    pub(super) fn add(&mut self, now: Duration, hash: Hash, source: Option<&Peer>) {
         let want = self.wants.entry(hash).or_insert_with(|| {
             self.due.insert((now, hash));
-            Want { kind, sources: Vec::new(), tried: BTreeSet::new(), asked: None, round: 0, due: now }
+            Want { sources: Vec::new(), tried: BTreeSet::new(), asked: None, round: 0, due: now }
         });
         if let Some(source) = source
             && want.sources.len() < SOURCES_MAX

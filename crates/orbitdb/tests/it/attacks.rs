@@ -243,6 +243,27 @@ async fn an_unknown_writer_gets_nothing_in_and_nothing_fetched() {
 }
 
 #[tokio::test]
+async fn an_entry_that_a_stranger_names_as_an_identity_is_shown_with_what_follows_it() {
+    let alice = Alice::alone().await;
+    alice.database.put("key", "first").await.unwrap();
+    // She wrote both elsewhere, and the stranger was sooner here.
+    let named = alice.write(&alice.signer, 2, alice.head(), "named");
+    let on_top = alice.write(&alice.signer, 3, vec![Hash::of(&named)], "on top");
+    let written = alice.write(&signer(2), 1, vec![], "stranger");
+    let stranger = changed(&written, "identity", Hash::of(&named).to_string());
+    let carol = Peer::new("carol");
+    alice.take(Input::Published(mallory(), stranger.clone())).await;
+    alice.take(Input::Published(carol.clone(), on_top)).await;
+    alice.take(Input::Block(carol, named)).await;
+    alice.expect(&["on top"], &stranger);
+    alice.take_every_way(&stranger, &signer(2)).await;
+    alice.expect(&["on top"], &stranger);
+    let info = alice.database.info().unwrap();
+    assert_eq!((info.entries, info.parked, info.missing, info.broken), (3, 0, 0, 0));
+    assert_eq!(info.dropped.keys().copied().collect::<Vec<_>>(), [Refusal::Identity]);
+}
+
+#[tokio::test]
 async fn what_came_before_the_grant_of_its_writer_is_asked_for_with_the_grant() {
     let options = OpenOptions::of(DatabaseType::KeyValue).access(Access::Capabilities(vec![]));
     let mut alice = Alice::with(options).await;

@@ -247,7 +247,8 @@ impl World {
         self.send(from, to, Message::Bulk(blocks));
     }
 
-    /// Lets one that means harm send something to a node: by a stranger, by a writer with another's identity, cut off, or without an end.
+    /// Lets one that means harm send something to a node: by a stranger, by a writer with another's identity or an entry for one, by a member on
+    /// top of an identity, cut off, or without an end.
     fn attack(&mut self, node: usize) {
         let stranger = signer(99);
         let mut next: Vec<Hash> = self.nodes[node].replica.log().heads().map(|position| position.hash).collect();
@@ -255,19 +256,29 @@ impl World {
             next.push(Hash::of(&self.sent.to_be_bytes()));
         }
         let time = 1 + self.dice.roll(1 << 20);
-        let draft = Draft { time, next, refs: vec![] };
-        let written = codec().write(&stranger, draft, Operation::del("0").into_payload()).unwrap().block;
+        let write = |writer: &Signer, next| {
+            let draft = Draft { time, next, refs: vec![] };
+            codec().write(writer, draft, Operation::del("0").into_payload()).unwrap()
+        };
+        let written = write(&stranger, next);
         let (peer, identity) = (mallory(), stranger.block().to_vec());
-        let input = match self.dice.roll(6) {
-            0 => Input::Published(peer, written),
-            1 => Input::Bulk(peer, vec![identity, written]),
-            2 => Input::Heads(peer, written[..written.len() / 2].to_vec()),
+        // What one node has, another may lack yet.
+        let other = self.dice.index(self.nodes.len());
+        let other = &self.nodes[other];
+        let input = match self.dice.roll(8) {
+            0 => Input::Published(peer, written.block),
+            1 => Input::Bulk(peer, vec![identity, written.block]),
+            2 => Input::Heads(peer, written.block[..written.block.len() / 2].to_vec()),
             3 => Input::Block(peer, identity),
             4 => Input::Published(peer, vec![0x81; 1000]),
+            5 => Input::Published(peer, naming(written, self.nodes[node].signer.identity().hash()).block),
+            6 => {
+                let entry = other.replica.log().heads().next().map_or(Hash::of(&[]), |position| position.hash);
+                Input::Published(peer, naming(written, entry).block)
+            }
             _ => {
-                let Value::Map(mut map) = Value::decode(&written).unwrap() else { unreachable!() };
-                map.insert("identity", self.nodes[node].signer.identity().hash().to_string());
-                Input::Published(peer, Value::Map(map).encode().unwrap())
+                let on_identity = write(&insider(), vec![other.signer.identity().hash()]);
+                Input::Bulk(peer, vec![insider().block().to_vec(), on_identity.block])
             }
         };
         self.input(node, input);
