@@ -299,11 +299,14 @@ impl OrbitDb {
         // One that was closed or dropped may still be writing. Who gives up waits here, and has stored nothing yet.
         self.node.ended(&described.address).await;
         let Some(guard) = described.guard.take() else { return self.start_one(described, None, options) };
-        if self.open_now(&guard.address).is_none() {
+        let (guard, is_new) = if let Some(open) = self.open_now(&guard.address) {
+            // It stays open from here on: were it looked for once more, others might have let go of it, and its writer be still at work.
+            (open, false)
+        } else {
             self.node.ended(&guard.address).await;
-        }
-        let is_new = !self.node.has(&guard.address)?;
-        let guard = self.start_one(*guard, None, &options.of_guard())?;
+            let is_new = !self.node.has(&guard.address)?;
+            (self.start_one(*guard, None, &options.of_guard())?, is_new)
+        };
         let started = self.start_one(described, Some(guard.clone()), options);
         if started.is_err() && is_new {
             // Why it could not be started says more than why something could not be taken back, which goes at the next start then.
@@ -318,7 +321,7 @@ impl OrbitDb {
         self.database(address).filter(|open| !open.is_closed())
     }
 
-    /// Starts a database whose guard is started, unless it is open.
+    /// Starts a database that is not open, whose writer has ended and whose guard is started.
     fn start_one(
         &self,
         described: Described,
@@ -326,9 +329,6 @@ impl OrbitDb {
         options: &OpenOptions,
     ) -> Result<Database, OpenError> {
         let address = described.address;
-        if let Some(open) = self.open_now(&address) {
-            return Ok(open);
-        }
         let is_new = !self.node.has(&address)?;
         let started = self.start_stored(described, guard, options);
         if started.is_err() && is_new {

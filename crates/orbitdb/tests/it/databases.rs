@@ -494,6 +494,34 @@ async fn nothing_is_left_of_what_guards_a_database_that_cannot_be_opened() {
 }
 
 #[tokio::test]
+async fn what_guards_a_database_is_never_opened_beside_what_is_still_written_to_it() {
+    let (storage, control) = Failing::new(Memory::default());
+    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec![]));
+    let guarded = orbit.open("guarded", options.clone()).await.unwrap();
+    let guard = guarded.guard().unwrap().clone();
+    guarded.close().await.unwrap();
+    drop(guarded);
+    // Whoever granted has gone, and what was granted is not written yet.
+    control.hold(true);
+    let mut granting = Box::pin(guard.put("write", vec![Value::from("somebody")]));
+    unconstrained(poll_fn(|context| {
+        assert!(granting.as_mut().poll(context).is_pending());
+        Poll::Ready(())
+    }))
+    .await;
+    drop(granting);
+    // The last handle that others have goes in the midst of opening.
+    *control.before_read.lock().unwrap() = Some(Box::new(move || drop(guard)));
+    let again = orbit.open("guarded", options).await.unwrap();
+    assert!(control.before_read.lock().unwrap().is_none());
+    control.hold(false);
+    again.guard().unwrap().flush().await.unwrap();
+    again.flush().await.unwrap();
+    assert!(again.admission().admits("somebody"));
+}
+
+#[tokio::test]
 async fn a_grant_and_a_revocation_count_when_they_return() {
     let (orbit, _outputs) = node();
     let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(vec![]));

@@ -183,7 +183,8 @@ impl Wire {
     }
 }
 
-/// A storage that counts how often a whole log is read, and takes nothing more, or nothing yet, or removes nothing, once it is told to.
+/// A storage that counts how often a whole log is read, and takes nothing more, or nothing yet, or removes nothing, once it is told to. It can do
+/// something else before it reads.
 pub(crate) struct Failing<S> {
     inner: S,
     control: Arc<Control>,
@@ -195,6 +196,8 @@ pub(crate) struct Control {
     pub(crate) fails: AtomicBool,
     pub(crate) keeps_all: AtomicBool,
     pub(crate) logs_read: AtomicUsize,
+    /// What is done, once, before a value is read.
+    pub(crate) before_read: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// Whether whoever writes has to wait.
     is_held: Mutex<bool>,
     released: Condvar,
@@ -235,6 +238,10 @@ impl<S: Storage> Storage for Failing<S> {
 
 impl Space for FailingSpace {
     fn read(&self, table: Table, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
+        let told = self.control.before_read.lock().unwrap().take();
+        if let Some(tell) = told {
+            tell();
+        }
         self.inner.read(table, key, show)
     }
 
