@@ -315,15 +315,27 @@ async fn runs_that_do_not_fit_into_the_cache_together_wait_for_each_other() {
 
 #[tokio::test]
 async fn a_run_that_loses_its_room_to_another_is_waited_for_however_long_that_takes() {
-    // Alone one of them writes for longer than an answer may stand still.
-    let lines = "context_tokens = 1280\nkv_tokens = 1280\nbatch_tokens = 64\n[api.limits]\nnext_token_ms_max = 3500";
+    // Both prompts leave little room in the cache. The older answer gets it, and then takes longer than an answer may stand still.
+    let lines = "context_tokens = 1024\nkv_tokens = 1024\nbatch_tokens = 32\n[api.limits]\nnext_token_ms_max = 3500";
     let home = home_with_model(lines).await;
     let node = Node::start(&home).await;
-    let requests = ["the sea", "mountains"]
-        .map(|what| with(chat(&format!("Tell me about {what}."), 1_150), &json!({ "ignore_eos": true })));
-    for answer in join_all(requests.iter().map(|request| node.answer(request))).await {
-        assert_eq!(answer["usage"]["completion_tokens"], 1_150);
-    }
+    let more = json!({ "ignore_eos": true, "stream_options": { "include_usage": true } });
+    let ask = |word: &str, tokens| node.stream(with(chat(&word.repeat(400), tokens), &more));
+    let mut older = ask("sea ", 550).await;
+    older.first_text().await;
+    let mut younger = ask("hill ", 150).await;
+    let (older, younger) = tokio::join!(older.rest(), younger.rest());
+    let usage = |events: Vec<String>| {
+        let events = events.iter().filter_map(|data| serde_json::from_str::<Value>(data).ok());
+        events
+            .map(|event| event["usage"].clone())
+            .find(|usage| !usage.is_null())
+            .expect("an answer ends with its usage")
+    };
+    let (older, younger) = (usage(older), usage(younger));
+    assert_eq!((&older["completion_tokens"], &younger["completion_tokens"]), (&json!(550), &json!(150)));
+    let together = [&older, &younger].iter().filter_map(|usage| usage["total_tokens"].as_u64()).sum::<u64>();
+    assert!(together > 1_024 + 300, "both fitted: {older}, {younger}");
     node.stop().await;
 }
 
