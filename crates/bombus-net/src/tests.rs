@@ -39,7 +39,7 @@ fn config() -> NetConfig {
         listen: vec![ListenOn { ip: HERE, port: 0, port_is_fixed: false }],
         mdns: false,
         timing: NetTiming {
-            handshake_limit: Duration::from_secs(10),
+            handshake_limit: Duration::from_secs(2),
             redial_min: Duration::from_millis(200),
             redial_max: Duration::from_secs(1),
             redundant_grace: Duration::from_millis(500),

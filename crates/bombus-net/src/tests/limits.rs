@@ -58,10 +58,7 @@ async fn a_full_node_makes_no_connections_either() {
 
 #[tokio::test]
 async fn no_more_is_dialled_at_a_time_than_there_may_be() {
-    let mut settings = NetConfig { limits: NetLimits { pending_outgoing: 1, ..NetLimits::default() }, ..config() };
-    // So long it waits for what never comes.
-    settings.timing.handshake_limit = Duration::from_secs(4);
-    let node = Running::with(1, closed(33), settings).await;
+    let node = limited(closed(33), NetLimits { pending_outgoing: 1, ..NetLimits::default() }).await;
     let other = Running::start(2, closed(33)).await;
     // It takes connections and says nothing on them.
     let silent = TcpListener::bind((HERE, 0)).await.unwrap();

@@ -7,17 +7,10 @@ use tokio::net::TcpStream;
 use super::*;
 use crate::{DialFailure, ProbeVerdict, probe};
 
-/// How long each step of a probe may take where an answer comes.
-const STEP: Duration = Duration::from_secs(10);
-/// The same where none may come: the verdict is the same however long is waited.
-const SILENT_STEP: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_secs(2);
 
 async fn look(addr: &str, state: &MembershipState) -> ProbeVerdict {
-    look_for(STEP, addr, state).await
-}
-
-async fn look_for(step: Duration, addr: &str, state: &MembershipState) -> ProbeVerdict {
-    probe(addr, &state.privacy, &identity(99).key, step).await
+    probe(addr, &state.privacy, &identity(99).key, STEP).await
 }
 
 #[tokio::test]
@@ -55,13 +48,10 @@ async fn a_stranger_is_refused_before_noise() {
 
 #[tokio::test]
 async fn half_open_connections_end_by_themselves() {
-    let mut settings = config();
-    settings.timing.handshake_limit = Duration::from_secs(2);
-    let limit = settings.timing.handshake_limit * 4;
-    let node = Running::with(1, closed(7), settings).await;
+    let node = Running::start(1, closed(7)).await;
     let mut socket = TcpStream::connect((HERE, node.port())).await.unwrap();
     let mut heard = Vec::new();
-    let ended = timeout(limit, socket.read_to_end(&mut heard)).await;
+    let ended = timeout(config().timing.handshake_limit * 4, socket.read_to_end(&mut heard)).await;
     assert!(ended.is_ok(), "who says nothing is let go");
     assert_eq!(heard.len(), 24, "the nonce");
 }
@@ -88,7 +78,7 @@ async fn probes_say_what_is_there() {
     assert_eq!(verdict, ProbeVerdict::NothingListens);
     let verdict = look("/ip4/127.0.0.1", &ours).await;
     assert!(matches!(verdict, ProbeVerdict::InvalidAddress { .. }), "{verdict:?}");
-    let verdict = look_for(SILENT_STEP, "/dns/no-such-name.invalid/tcp/7891", &ours).await;
+    let verdict = look("/dns/no-such-name.invalid/tcp/7891", &ours).await;
     assert!(matches!(verdict, ProbeVerdict::UnknownName { .. } | ProbeVerdict::Timeout), "{verdict:?}");
 }
 
@@ -106,8 +96,7 @@ async fn probes_know_other_services() {
                 open.push(socket);
             }
         });
-        let verdict = look_for(SILENT_STEP, &addr, &closed(7)).await;
-        assert_eq!(verdict, ProbeVerdict::NotLibp2p, "{}", greeting.escape_ascii());
+        assert_eq!(look(&addr, &closed(7)).await, ProbeVerdict::NotLibp2p, "{}", greeting.escape_ascii());
         service.abort();
     }
 }

@@ -65,14 +65,9 @@ async fn a_circuit_takes_no_more_of_its_relay_than_is_configured() {
     assert_eq!(path, Path::Relayed { via: id(1) });
     // There and back is twice as much; a quarter of a second's worth may go at once.
     assert!(took >= Duration::from_secs(3), "{took:?}");
-    let mut fastest = Duration::MAX;
-    // A busy machine may hold one up.
-    for _ in 0..3 {
-        let (path, took) = time_for(1).await;
-        assert!(matches!(path, Path::Direct { .. }), "{path:?}");
-        fastest = fastest.min(took);
-    }
-    assert!(fastest < Duration::from_secs(3), "what is for the relay itself is not held up: {fastest:?}");
+    let (path, took) = time_for(1).await;
+    assert!(matches!(path, Path::Direct { .. }), "{path:?}");
+    assert!(took < Duration::from_secs(3), "what is for the relay itself is not held up: {took:?}");
 }
 
 /// A peer made of plain libp2p that wants to be reached through a relay.
