@@ -9,7 +9,10 @@ use std::{
     fmt::Display,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak,
+        mpsc::{self, TryRecvError},
+    },
 };
 
 use redb::{
@@ -51,7 +54,14 @@ pub struct Redb {
     directory: PathBuf,
     config: RedbConfig,
     /// A file can be opened once at a time.
-    open: Mutex<HashMap<String, Weak<RedbSpace>>>,
+    open: Mutex<HashMap<String, Opened>>,
+}
+
+/// A space that was opened.
+struct Opened {
+    space: Weak<RedbSpace>,
+    /// Ends when the space is closed: whoever lets go of it last still writes what its journal has.
+    closed: mpsc::Receiver<()>,
 }
 
 struct RedbSpace {
@@ -61,6 +71,8 @@ struct RedbSpace {
     writing: Mutex<Writing>,
     /// What the journal has and the tree has not. Taken after `writing` where both are.
     pending: RwLock<Pending>,
+    /// Nothing is sent. It ends after all of the above, and with it what waits for that.
+    _closed: mpsc::Sender<()>,
 }
 
 /// What one has who writes.
@@ -134,8 +146,11 @@ impl Storage for Redb {
     fn open(&self, space: &str) -> Result<Arc<dyn Space>, StorageError> {
         check_name(space)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(space) = open.get(space).and_then(Weak::upgrade) {
-            return Ok(space);
+        if let Some(opened) = open.get(space) {
+            if let Some(space) = opened.space.upgrade() {
+                return Ok(space);
+            }
+            opened.wait();
         }
         let path = self.path(space);
         if !path.exists() {
@@ -143,19 +158,22 @@ impl Storage for Redb {
         }
         let database = Database::builder().set_cache_size(self.config.cache_bytes).open(&path);
         let database = database.map_err(|error| failed(&path, error))?;
-        let opened = Arc::new(RedbSpace::open(path, database)?);
-        open.retain(|_, space| space.strong_count() > 0);
-        open.insert(space.to_owned(), Arc::downgrade(&opened));
+        let (closing, closed) = mpsc::channel();
+        let opened = Arc::new(RedbSpace::open(path, database, closing)?);
+        open.retain(|_, opened| !opened.is_closed());
+        open.insert(space.to_owned(), Opened { space: Arc::downgrade(&opened), closed });
         Ok(opened)
     }
 
     fn remove(&self, space: &str) -> Result<(), StorageError> {
         check_name(space)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.get(space).is_some_and(|space| space.strong_count() > 0) {
+        if open.get(space).is_some_and(|opened| opened.space.strong_count() > 0) {
             return Err(StorageError::InUse(space.to_owned()));
         }
-        open.remove(space);
+        if let Some(opened) = open.remove(space) {
+            opened.wait();
+        }
         let path = self.path(space);
         // The journal goes first: what it holds must not turn up in a space that is made anew.
         for path in [journal::path_of(&path), path] {
@@ -165,9 +183,20 @@ impl Storage for Redb {
     }
 }
 
+impl Opened {
+    /// Waits until the space is closed, once nobody has it any more.
+    fn wait(&self) {
+        for () in &self.closed {}
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.try_recv() == Err(TryRecvError::Disconnected)
+    }
+}
+
 impl RedbSpace {
     /// Opens a space, and moves what a crash left in its journal to where it belongs.
-    fn open(path: PathBuf, database: Database) -> Result<Self, StorageError> {
+    fn open(path: PathBuf, database: Database, closing: mpsc::Sender<()>) -> Result<Self, StorageError> {
         let journal_path = journal::path_of(&path);
         let last = last_moved(&database).map_err(|error| failed(&path, error))?;
         let opened = Journal::open(&journal_path, last).map_err(|error| failed(&journal_path, error))?;
@@ -175,8 +204,8 @@ impl RedbSpace {
         let mut pending = Pending::default();
         left.iter().for_each(|batch| pending.take(batch));
         let writing = Writing { journal, last: last + left.len() as u64, in_tree: 0, failure: None };
-        let space =
-            Self { path, database: RwLock::new(database), writing: Mutex::new(writing), pending: RwLock::new(pending) };
+        let (database, writing, pending) = (RwLock::new(database), Mutex::new(writing), RwLock::new(pending));
+        let space = Self { path, database, writing, pending, _closed: closing };
         {
             let mut writing = space.writing.lock().unwrap_or_else(PoisonError::into_inner);
             // A process that was killed may have left what is in no disk yet. Nothing is shown of it before it is.
