@@ -32,6 +32,15 @@ async fn two_nodes_with_one_key_talk_by_streams_and_topics() {
 }
 
 #[tokio::test]
+async fn pings_at_the_same_time_are_all_answered() {
+    let (one, other) = (Running::start(1, closed(7)).await, Running::start(2, closed(7)).await);
+    one.net.dial(&other.addr()).await.unwrap();
+    let id = id(2);
+    let pinged = futures::future::join_all((0..8).map(|_| one.net.ping(&id))).await;
+    assert!(pinged.iter().all(Result::is_ok), "{pinged:?}");
+}
+
+#[tokio::test]
 async fn nodes_without_a_key_talk_in_the_open() {
     let (one, other) = (Running::start(1, open()).await, Running::start(2, open()).await);
     other.echo("/test/echo/1");
