@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::{
     cbor::Value,
@@ -127,14 +127,12 @@ impl Database {
         index_by: String,
         guard: Option<Self>,
         on_drop: Box<dyn FnOnce() + Send>,
-    ) -> Result<(Self, oneshot::Receiver<()>), DatabaseError> {
+    ) -> Result<(Self, watch::Receiver<()>), DatabaseError> {
         let (jobs, receiver) = mpsc::channel(JOBS_MAX);
         let shared = Arc::new(Shared::load(parts)?);
-        let (finished, ended) = oneshot::channel();
+        let (finished, ended) = watch::channel(());
         if let Some(guard) = &guard {
-            guard.inner.shared.watch(jobs.downgrade());
-            // What was granted since the admission was asked for; the queue is empty yet.
-            drop(jobs.try_send(Job::Readmit(guard.inner.shared.granted())));
+            guard.inner.shared.watch(&jobs);
         }
         writer::start(Arc::clone(&shared), receiver, finished)?;
         let (granting, joining) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
@@ -459,11 +457,11 @@ impl Database {
     ///
     /// [`DatabaseError::Storage`] when something could not be written.
     pub async fn close(&self) -> Result<(), DatabaseError> {
-        self.inner.shared.state().closed = true;
+        // Who gives up here has closed nothing; from there on the writer ends.
+        let Ok(permit) = self.inner.jobs.reserve().await else { return Ok(()) };
         let (done, receiver) = oneshot::channel();
-        if self.inner.jobs.send(Job::Close(done)).await.is_err() {
-            return Ok(());
-        }
+        self.inner.shared.state().closed = true;
+        permit.send(Job::Close(done));
         Ok(receiver.await.map_err(|_| DatabaseError::Closed)??)
     }
 

@@ -3,6 +3,7 @@
 mod builder;
 mod fetch;
 mod open;
+mod space;
 
 pub use builder::{BuildError, Builder};
 pub use open::{Access, OpenError, OpenOptions};
@@ -12,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     cbor::Value,
@@ -24,6 +25,7 @@ use crate::{
 };
 
 use fetch::Fetches;
+use space::NodeSpace;
 
 /// What names the records of databases in the node's own space.
 const DATABASE: &str = "database/";
@@ -40,7 +42,7 @@ pub struct OrbitDb {
 struct Node {
     storage: Arc<dyn Storage>,
     /// Keys, and which databases there are.
-    space: Arc<dyn Space>,
+    space: NodeSpace,
     signer: Signer,
     outputs: mpsc::Sender<Output>,
     open: Mutex<HashMap<Address, Opened>>,
@@ -52,8 +54,8 @@ struct Node {
 
 struct Opened {
     inner: Weak<Inner>,
-    /// Ends once the writer has.
-    ended: Option<oneshot::Receiver<()>>,
+    /// Ends once the writer has. Nothing is sent.
+    ended: watch::Receiver<()>,
 }
 
 /// A database that this node has.
@@ -145,31 +147,33 @@ impl OrbitDb {
     ///
     /// # Errors
     ///
-    /// [`DatabaseError`] when the storage fails, or somebody still reads it. What is left goes at the next try, before it is opened anew, or at the next
-    /// start.
+    /// [`DatabaseError`] when it cannot be removed, or somebody still reads it. What is left goes at the next try, before it is opened anew, or at the
+    /// next start.
     pub async fn drop_database(&self, address: &Address) -> Result<(), DatabaseError> {
         let _opening = self.node.opening.lock().await;
         if let Some(database) = self.database(address) {
-            database.close().await?;
+            // What could not be written goes as well.
+            drop(database.close().await);
         }
         self.node.ended(address).await;
         Ok(self.node.discard(address)?)
     }
 
-    /// Closes all databases.
+    /// Closes all databases, and waits for those whose last handle is gone and that are still written.
     ///
     /// # Errors
     ///
     /// The first [`DatabaseError`], after all have been closed.
     pub async fn close(&self) -> Result<(), DatabaseError> {
         let _opening = self.node.opening.lock().await;
-        let open: Vec<Arc<Inner>> = self.node.open().values().filter_map(|opened| opened.inner.upgrade()).collect();
+        let open: Vec<(Address, Option<Arc<Inner>>)> =
+            self.node.open().iter().map(|(address, opened)| (*address, opened.inner.upgrade())).collect();
         let mut first = Ok(());
-        for inner in open {
-            let database = Database { inner };
-            let closed = database.close().await;
-            self.node.ended(&database.address()).await;
-            first = first.and(closed);
+        for (address, inner) in open {
+            if let Some(inner) = inner {
+                first = first.and(Database { inner }.close().await);
+            }
+            self.node.ended(&address).await;
         }
         first
     }
@@ -180,12 +184,11 @@ impl Node {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the writer of a database has ended, and forgets that it was open.
+    /// Waits until the writer of a database has ended, and forgets that it was open. Should the wait be given up, the next one waits, too.
     async fn ended(&self, address: &Address) {
-        let ended = self.open().get_mut(address).and_then(|opened| opened.ended.take());
-        if let Some(ended) = ended {
-            // The writer tells nothing but that it ended.
-            drop(ended.await);
+        let ended = self.open().get(address).map(|opened| opened.ended.clone());
+        if let Some(mut ended) = ended {
+            while ended.changed().await.is_ok() {}
         }
         self.open().remove(address);
         self.no_longer_open(address);

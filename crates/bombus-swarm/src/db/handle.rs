@@ -189,9 +189,12 @@ impl DbHandle {
             if let Some(guarded) = guarded_by(&shared, &record.address).into_iter().next() {
                 return Err(DbError::Guards { name: guarded.name, address: guarded.address });
             }
-            // Should the node end before it is gone, the list says no more of it, and the library finishes what it began.
-            shared.note(|records| records.remove(&record.address)).await?;
-            shared.remove_with(record.address, record.guard).await
+            // It stays in the list until it is gone: what could not be removed can be dropped again.
+            if record.open {
+                shared.note(|records| records.put(Record { open: false, ..record.clone() })).await?;
+            }
+            shared.remove_with(record.address, record.guard).await?;
+            shared.note(|records| records.remove(&record.address)).await
         })
         .await
     }

@@ -390,7 +390,8 @@ impl Shared {
     /// Removes what is stored of a database, and of what guards it where that guards nothing else that is kept here.
     pub(super) async fn remove_with(self: &Arc<Self>, address: Address, guard: Option<Address>) -> Result<(), DbError> {
         self.remove(address).await?;
-        let others = self.records();
+        let mut others = self.records();
+        others.retain(|other| other.address != address);
         match guard.filter(|guard| others.iter().all(|other| other.guard != Some(*guard) && other.address != *guard)) {
             Some(guard) => self.remove(guard).await,
             None => Ok(()),

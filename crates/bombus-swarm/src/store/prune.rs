@@ -348,7 +348,8 @@ impl TaskStore {
                 Some(database) => databases.push(database),
                 None => match db.open(name).await {
                     Ok(database) => databases.push(database),
-                    Err(DbError::NotFound(_)) => {}
+                    // One that is half gone stands in the list until it is gone.
+                    Err(DbError::NotFound(_) | DbError::NotReached { .. }) => {}
                     Err(error) => return Err(error.into()),
                 },
             }

@@ -240,10 +240,13 @@ impl Shared {
         drop(self.events.send(event));
     }
 
-    pub(super) fn watch(&self, watcher: mpsc::WeakSender<Job>) {
+    /// Tells a database that this one guards, whose queue is empty yet, whose entries count now and whenever that changes. A change comes behind
+    /// what it changes: the writer finds the database only after this, or has made the change before it.
+    pub(super) fn watch(&self, watcher: &mpsc::Sender<Job>) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         watchers.retain(|watcher| watcher.strong_count() > 0);
-        watchers.push(watcher);
+        watchers.push(watcher.downgrade());
+        drop(watcher.try_send(Job::Readmit(self.granted())));
     }
 
     /// Returns whose entries count in the databases that this one guards.

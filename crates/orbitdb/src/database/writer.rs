@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     DatabaseError, Event, JUMP, Output, Update,
@@ -62,7 +62,7 @@ struct Writer {
 pub(super) fn start(
     shared: Arc<Shared>,
     jobs: mpsc::Receiver<Job>,
-    finished: oneshot::Sender<()>,
+    finished: watch::Sender<()>,
 ) -> Result<(), DatabaseError> {
     let space = shared.space()?;
     if shared.durability == Durability::Relaxed {

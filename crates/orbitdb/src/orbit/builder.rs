@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
-use super::{Fetches, Node, OrbitDb};
+use super::{Fetches, Node, NodeSpace, OrbitDb};
 use crate::{
     database::Output,
     identity::Signer,
@@ -19,9 +19,6 @@ use crate::{
 
 /// How many outputs wait for the network. Further ones are dropped: requests are repeated, and heads make up for what was not published.
 const OUTPUTS_MAX: usize = 4096;
-
-/// The space of the node itself.
-const NODE_SPACE: &str = "node";
 
 /// Why a node could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,10 +92,10 @@ impl Builder {
             (None, Some((directory, config))) => Arc::new(Redb::new(directory, config)?),
             (None, None) => Arc::new(Memory::default()),
         };
-        let space = storage.open(NODE_SPACE)?;
+        let space = NodeSpace::open(Arc::clone(&storage))?;
         let signer = match self.signer {
             Some(signer) => signer,
-            None => stored_signer(&*space, self.identity.as_deref().unwrap_or("default"))?,
+            None => stored_signer(&space, self.identity.as_deref().unwrap_or("default"))?,
         };
         let (outputs, receiver) = mpsc::channel(OUTPUTS_MAX);
         let node = Node {

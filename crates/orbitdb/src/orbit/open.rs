@@ -379,7 +379,7 @@ impl OrbitDb {
             }
         });
         let (database, ended) = Database::start(parts, self.node.signer.clone(), index_by, guard, on_drop)?;
-        self.node.open().insert(address, Opened { inner: Arc::downgrade(&database.inner), ended: Some(ended) });
+        self.node.open().insert(address, Opened { inner: Arc::downgrade(&database.inner), ended });
         self.node.addresses.send_if_modified(|addresses| addresses.insert(address));
         Ok(database)
     }

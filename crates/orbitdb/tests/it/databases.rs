@@ -493,6 +493,109 @@ async fn nothing_is_left_of_what_guards_a_database_that_cannot_be_opened() {
     assert!(missing.borrow().is_empty());
 }
 
+/// Begins something, and gives it up.
+async fn begin<T>(work: impl Future<Output = T>) {
+    let mut work = Box::pin(work);
+    unconstrained(poll_fn(|context| {
+        assert!(work.as_mut().poll(context).is_pending());
+        Poll::Ready(())
+    }))
+    .await;
+}
+
+/// Returns whether something takes longer than a moment.
+async fn waits<T>(work: impl Future<Output = T>) -> bool {
+    timeout(Duration::from_millis(10), work).await.is_err()
+}
+
+#[tokio::test]
+async fn a_database_whose_opening_was_given_up_is_waited_for_by_the_next_one_too() {
+    let (storage, control) = Failing::new(Memory::default());
+    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    let log = orbit.open_events("log").await.unwrap();
+    control.hold(true);
+    begin(log.add("one")).await;
+    drop(log);
+    for _ in 0..2 {
+        assert!(waits(orbit.open_events("log")).await, "its writer is still at work");
+    }
+    control.hold(false);
+    let log = orbit.open_events("log").await.unwrap();
+    log.add("two").await.unwrap();
+    let rows = log.all().unwrap();
+    let values: Vec<_> = rows.iter().filter_map(|row| row.value.as_text()).collect();
+    assert_eq!(values, ["one", "two"]);
+}
+
+#[tokio::test]
+async fn who_gives_up_closing_has_closed_nothing() {
+    let (storage, control) = Failing::new(Memory::default());
+    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    let log = orbit.open_events("log").await.unwrap();
+    control.hold(true);
+    // More than may wait to be written.
+    for number in 0..2_000_u64 {
+        begin(log.add(number)).await;
+    }
+    assert!(waits(log.close()).await);
+    assert!(!log.is_closed());
+    control.hold(false);
+    log.add("the last").await.unwrap();
+    log.close().await.unwrap();
+    assert!(log.is_closed());
+    orbit.open_events("log").await.unwrap();
+}
+
+#[tokio::test]
+async fn closing_waits_for_what_was_let_go_and_is_still_written() {
+    let (storage, control) = Failing::new(Memory::default());
+    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    let log = orbit.open_events("log").await.unwrap();
+    control.hold(true);
+    begin(log.add("one")).await;
+    drop(log);
+    assert!(waits(orbit.close()).await);
+    control.hold(false);
+    orbit.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_whose_storage_failed_can_be_dropped() {
+    let (storage, control) = Failing::new(Memory::default());
+    let (orbit, _outputs) = OrbitDb::builder().storage(Arc::new(storage)).build().unwrap();
+    let log = orbit.open_events("log").await.unwrap();
+    log.add("one").await.unwrap();
+    control.fails.store(true, Ordering::SeqCst);
+    assert!(matches!(log.add("two").await, Err(DatabaseError::Storage(_))));
+    control.fails.store(false, Ordering::SeqCst);
+    orbit.drop_database(&log.address()).await.unwrap();
+    assert_eq!(orbit.databases().unwrap(), []);
+    drop(log);
+    let log = orbit.open_events("log").await.unwrap();
+    assert!(log.all().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn databases_can_be_made_again_once_the_disk_takes_what_it_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (orbit, _outputs) = OrbitDb::builder().directory(directory.path()).build().unwrap();
+    // Where the list of databases gets its journal there is something else.
+    let in_the_way = directory.path().join("node.journal-new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let mut number = 0;
+    while let Ok(log) = orbit.open_events(&number.to_string()).await {
+        drop(log);
+        number += 1;
+        assert!(number < 100, "nothing was refused");
+    }
+    std::fs::remove_dir(&in_the_way).unwrap();
+    for _ in 0..20 {
+        orbit.open_events(&number.to_string()).await.unwrap();
+        number += 1;
+    }
+    assert_eq!(orbit.databases().unwrap().len(), number);
+}
+
 #[tokio::test]
 async fn what_guards_a_database_is_never_opened_beside_what_is_still_written_to_it() {
     let (storage, control) = Failing::new(Memory::default());
@@ -504,13 +607,7 @@ async fn what_guards_a_database_is_never_opened_beside_what_is_still_written_to_
     drop(guarded);
     // Whoever granted has gone, and what was granted is not written yet.
     control.hold(true);
-    let mut granting = Box::pin(guard.put("write", vec![Value::from("somebody")]));
-    unconstrained(poll_fn(|context| {
-        assert!(granting.as_mut().poll(context).is_pending());
-        Poll::Ready(())
-    }))
-    .await;
-    drop(granting);
+    begin(guard.put("write", vec![Value::from("somebody")])).await;
     // The last handle that others have goes in the midst of opening.
     *control.before_read.lock().unwrap() = Some(Box::new(move || drop(guard)));
     let again = orbit.open("guarded", options).await.unwrap();

@@ -187,7 +187,7 @@ async fn receive(
             }
             let gain = join(shared, address, examined, flush).await?;
             let is_new = gain.new > 0;
-            progress.done(blocks, bytes, is_new);
+            progress.done(blocks, bytes, gain.new);
             if is_new {
                 (brought, any_new) = (Instant::now(), true);
             } else if gain.known == 0 || brought.elapsed() >= limit {

@@ -11,6 +11,8 @@ use tokio::time::{Instant, timeout};
 
 /// Whoever brings nothing for so long holds up nobody else any more.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Whoever brings less than so many bytes within that time brings nothing: one entry now and then would hold up all others for as long as a log is.
+const FLOW_BYTES: u64 = 64 << 10;
 /// How many peers are remembered that brought nothing the last time. Beyond, all are given a chance again.
 const IDLE_MAX: usize = 1_024;
 
@@ -44,8 +46,10 @@ struct State {
 #[derive(Debug)]
 struct Running {
     state: CatchUp,
-    /// When it brought something that was not here, or began; none for one of whom only the former counts, and that has not yet done so.
+    /// When it last had brought enough that was not here, or began; none for one of whom only the former counts, and that has brought nothing yet.
     brought: Option<Instant>,
+    /// How many bytes it brought since.
+    bytes: u64,
 }
 
 impl Turns {
@@ -80,7 +84,7 @@ impl Turns {
         }
         // Until it brings something it is one that brought nothing.
         let brought = state.idle.insert(peer.clone()).then(Instant::now);
-        state.running.insert(peer.clone(), Running { state: catch_up, brought });
+        state.running.insert(peer.clone(), Running { state: catch_up, brought, bytes: 0 });
         Progress { turns: Arc::clone(self), peer: peer.clone() }
     }
 
@@ -97,15 +101,17 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Takes note of a piece that was checked, and of whether something in it was not here.
-    pub(super) fn done(&self, blocks: usize, bytes: usize, is_new: bool) {
+    /// Takes note of a piece that was checked, and of how many of its blocks are entries that were not here.
+    pub(super) fn done(&self, blocks: usize, bytes: usize, new: usize) {
         let mut state = self.turns.state();
-        if is_new {
+        if new > 0 {
             state.idle.remove(&self.peer);
         }
         if let Some(running) = state.running.get_mut(&self.peer) {
-            if is_new {
-                running.brought = Some(Instant::now());
+            // Those that were not here are taken to be as large as the others.
+            running.bytes += (bytes * new.min(blocks)).checked_div(blocks).unwrap_or_default() as u64;
+            if running.bytes >= FLOW_BYTES || (new > 0 && running.brought.is_none()) {
+                (running.brought, running.bytes) = (Some(Instant::now()), 0);
             }
             running.state.blocks_done += blocks as u64;
             running.state.bytes_done += bytes as u64;
@@ -138,11 +144,11 @@ mod tests {
         let progress = turns.begin(&peer(1), 10);
         let mut second = Box::pin(turns.take());
         for _ in 0..20 {
-            progress.done(1, 100, true);
+            progress.done(100, 100_000, 100);
             assert!(second.as_mut().now_or_never().is_none());
             advance(PATIENCE / 2).await;
         }
-        assert_eq!((turns.report()[0].blocks_done, turns.report()[0].bytes_done), (20, 2_000));
+        assert_eq!((turns.report()[0].blocks_done, turns.report()[0].bytes_done), (2_000, 2_000_000));
         drop((progress, first));
         assert!(second.await.is_some());
         assert!(turns.report().is_empty());
@@ -159,17 +165,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_peer_that_brings_little_now_and_then_holds_up_nobody() {
+        let turns = Arc::new(Turns::default());
+        let _first = turns.take().await;
+        let progress = turns.begin(&peer(1), u64::MAX);
+        let mut second = Box::pin(turns.take());
+        let mut waited = 0;
+        // One new entry among many that are known is little, too.
+        let drip = |number: u32| if number.is_multiple_of(2) { (1, 500, 1) } else { (1_000, 500_000, 1) };
+        let taken = loop {
+            if let Some(taken) = second.as_mut().now_or_never() {
+                break taken;
+            }
+            let (blocks, bytes, new) = drip(waited);
+            progress.done(blocks, bytes, new);
+            advance(PATIENCE / 2).await;
+            waited += 1;
+            assert!(waited < 10, "it waits for as long as the log is");
+        };
+        assert!(taken.is_none() && !turns.is_flowing());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_peer_that_sends_what_is_known_or_begins_again_and_again_holds_up_nobody() {
         let turns = Arc::new(Turns::default());
         let progress = turns.begin(&peer(1), 10);
         assert!(turns.is_flowing(), "it may have something");
         advance(PATIENCE).await;
-        progress.done(1, 100, false);
+        progress.done(1, 100, 0);
         assert!(!turns.is_flowing());
         drop(progress);
         let progress = turns.begin(&peer(1), 10);
         assert!(!turns.is_flowing(), "it brought nothing before");
-        progress.done(1, 100, true);
+        progress.done(1, 100, 1);
         assert!(turns.is_flowing());
         drop(progress);
         let _progress = turns.begin(&peer(1), 10);

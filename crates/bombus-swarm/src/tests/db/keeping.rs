@@ -111,6 +111,24 @@ async fn a_database_that_was_dropped_is_gone_here_and_stays_elsewhere() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_dropped_can_be_dropped_again() {
+    let a = Keeper::start(1, &[]).await;
+    let options = OpenOptions::of(DatabaseType::Events).access(Access::Capabilities(Vec::new()));
+    let address = a.db.create("left", options).await.unwrap().address();
+    // A directory cannot be removed as a file is.
+    let file = a.directory.path().join(format!("{}.redb", address.manifest()));
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    a.db.drop("left").await.unwrap_err();
+    assert_eq!(a.db.list().unwrap().len(), 1, "it is still here");
+    assert!(a.db.database("left").is_none());
+    std::fs::remove_dir(&file).unwrap();
+    a.db.drop("left").await.unwrap();
+    assert!(a.db.list().unwrap().is_empty() && a.db.orbit().databases().unwrap().is_empty());
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn names_mean_one_database() {
     let a = Keeper::start(1, &[]).await;
     let first = a.create("name").await;
