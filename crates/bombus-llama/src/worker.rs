@@ -27,6 +27,7 @@ mod unread;
 use std::convert::Infallible;
 use std::io::{self, BufWriter, Read, Write};
 use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -96,6 +97,10 @@ pub(crate) fn work(options: &LoadOptions, logs: &LogLines, mut stdin: io::Stdin,
     }
     ExitCode::FAILURE
 }
+
+/// What is told of a request whose prompt cannot even be read.
+const UNREADABLE: &str =
+    "the prompt cannot be made of it: the chat template, or another part of the request, is out of bounds";
 
 /// What the engine takes between two rounds.
 enum Input {
@@ -178,19 +183,24 @@ fn serve(
         scope.spawn(|| {
             loop {
                 let ChatMessage { id, credit, request, room: _room } = unread.take();
-                let run = Run::new(id, credit, *request, &model, &prompts, context_tokens).map(Box::new);
+                // A template of a model or of a request may make what renders it panic. That is the end of this request, and not of reading.
+                let read = catch_unwind(AssertUnwindSafe(|| {
+                    Run::new(id, credit, *request, &model, &prompts, context_tokens).map(Box::new)
+                }));
+                let run = read.unwrap_or_else(|_| Err(RunError::invalid("messages", UNREADABLE)));
                 if inbox_sender.send(Input::Prepared { id, run }).is_err() {
                     return;
                 }
             }
         });
-        let computed = match options.kind {
+        let computed = catch_unwind(AssertUnwindSafe(|| match options.kind {
             ModelKind::Generate => compute(Generator::new(&model, &prompts, context, options), &inbox, outbox),
             ModelKind::Embed => compute(Embedder::new(&prompts, context, options), &inbox, outbox),
-        };
-        if let Err(error) = computed {
+        }));
+        if let Ok(Err(error)) = computed {
             tracing::error!("the node cannot be reached: {error}");
         }
+        // After a panic, which has told itself, too: else the thread that reads would be waited for.
         end_process()
     })
 }

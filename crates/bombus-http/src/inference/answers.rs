@@ -90,7 +90,7 @@ impl Answers {
             pieces,
             first: None,
             open,
-            timer: EventTimer::new(limits.first_token_time(), limits.next_token_time()),
+            timer: EventTimer::new(open, limits.first_token_time(), limits.next_token_time()),
             cut: Box::pin(CancellationToken::cancelled_owned(app.cut.clone())),
             meter,
             target: route,
@@ -181,7 +181,7 @@ impl Answers {
                 }
                 Piece::Event(event) => event,
             };
-            self.timer.renew();
+            self.timer.renew(index);
             self.meter.count(index, &event);
             match &event {
                 ChatEvent::Truncated { messages, prompt_tokens } => {
@@ -242,31 +242,33 @@ fn run(
     stream::once(begun).try_flatten()
 }
 
-/// The longest waits for the first event and between events. One timer serves them all: it is set anew only when it fires, not at every
+/// The longest waits for the first events and between events. One timer serves them all: it is set anew only when it fires, not at every
 /// token.
 struct EventTimer {
     sleep: Pin<Box<Sleep>>,
     since: Instant,
     limit: Duration,
+    first_limit: Duration,
     next_limit: Duration,
-    /// Whether there was a first event.
-    has_begun: bool,
+    /// Which answers had a first event. While others have not, an answer may stand still for as long as theirs takes.
+    begun: Vec<bool>,
 }
 
 impl EventTimer {
-    fn new(first_limit: Duration, next_limit: Duration) -> Self {
+    fn new(answers: usize, first_limit: Duration, next_limit: Duration) -> Self {
         let since = Instant::now();
         let sleep = Box::pin(sleep_until(since + first_limit));
-        Self { sleep, since, limit: first_limit, next_limit, has_begun: false }
+        Self { sleep, since, limit: first_limit, first_limit, next_limit, begun: vec![false; answers] }
     }
 
-    fn renew(&mut self) {
-        self.has_begun = true;
+    fn renew(&mut self, index: usize) {
         self.since = Instant::now();
-        if self.limit != self.next_limit {
-            self.limit = self.next_limit;
-            self.sleep.as_mut().reset(self.since + self.limit);
+        if std::mem::replace(&mut self.begun[index], true) {
+            return;
         }
+        let have_begun = self.begun.iter().all(|begun| *begun);
+        self.limit = if have_begun { self.next_limit } else { self.first_limit.max(self.next_limit) };
+        self.sleep.as_mut().reset(self.since + self.limit);
     }
 
     /// Waits until nothing has come for too long, and returns how long that is. What has begun and waits for others at its backend is waited
@@ -274,7 +276,8 @@ impl EventTimer {
     async fn spent(&mut self, target: &Route) -> Duration {
         loop {
             self.sleep.as_mut().await;
-            if let Some(sign) = target.last_sign().filter(|_| self.has_begun) {
+            let has_begun = self.begun.contains(&true);
+            if let Some(sign) = target.last_sign().filter(|_| has_begun) {
                 self.since = self.since.max(sign);
             }
             let end = self.since + self.limit;

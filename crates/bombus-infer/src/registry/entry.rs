@@ -600,7 +600,11 @@ impl Place {
         let entry = self.entry();
         let now_ms = entry.now_ms();
         let mut vitals = entry.vitals();
-        let outcome = vitals.failed(now_ms, error);
+        let outcome = match vitals.failed(now_ms, error) {
+            // Each of its models has a process of its own, which rests after it died: that says nothing of the others.
+            Outcome::Failed if entry.named.kind == "embedded" => Outcome::Abandoned,
+            outcome => outcome,
+        };
         vitals.end(&entry.name, now_ms, self.ticket, outcome);
     }
 

@@ -302,6 +302,19 @@ async fn a_model_with_a_place_for_tools_calls_one_and_others_say_that_they_canno
 }
 
 #[tokio::test]
+async fn a_template_that_makes_its_renderer_panic_ends_one_request_alone() {
+    let home = home_with_model("").await;
+    let node = Node::start(&home).await;
+    let template = "{{ 'x'|indent(18446744073709551615) }}";
+    let request = json!({ "model": MODEL, "prompt": "x", "template": template, "stream": false });
+    let (status, refused) = node.post("/api/generate", &request).await;
+    assert_eq!(status, 400, "{refused}");
+    assert!(refused["error"].as_str().is_some_and(|error| error.contains("template")), "{refused}");
+    node.answer(&chat("Hi", 1)).await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn runs_that_do_not_fit_into_the_cache_together_wait_for_each_other() {
     let home = home_with_model("context_tokens = 256\nkv_tokens = 300").await;
     let node = Node::start(&home).await;

@@ -444,6 +444,17 @@ async fn a_slow_model_that_keeps_writing_does_not_time_out() {
     assert_eq!(answer.json()["usage"]["completion_tokens"], 5);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_begins_after_others_has_the_time_of_a_first_token() {
+    let config = FakeConfig { tokens: Some(1), first_token_ms: 200_000, ..FakeConfig::default() };
+    let begun = tokio::time::Instant::now();
+    // More than run at once.
+    let request = json!({"model": "fake", "prompt": vec!["x"; 17]});
+    let answer = post(&loopback(fake(config)), "/v1/completions", request).await;
+    assert_eq!(answer.json()["choices"].as_array().map(Vec::len), Some(17), "{}", answer.body);
+    assert_eq!(begun.elapsed(), Duration::from_secs(400), "the last one began when others had ended");
+}
+
 #[tokio::test]
 async fn an_answer_without_text_is_an_empty_one() {
     let answer = chat(vec![done(FinishReason::Length)], json!({})).await;

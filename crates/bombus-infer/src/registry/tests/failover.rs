@@ -52,6 +52,25 @@ async fn the_next_backend_answers_what_the_first_fails_at_before_the_first_token
 }
 
 #[tokio::test]
+async fn a_model_that_breaks_down_takes_no_other_one_of_the_engine_away() {
+    for (kind, is_answered) in [("embedded", true), ("openai", false)] {
+        let is_down = Arc::new(AtomicU32::new(1));
+        let player = Player::new({
+            let is_down = is_down.clone();
+            move || if is_down.load(Ordering::SeqCst) == 1 { Play::Refuse(unavailable()) } else { Play::Say(1) }
+        });
+        *player.models.lock().unwrap() = Ok(vec![text_model("m"), text_model("other")]);
+        let backends = Backends::new(vec![NamedBackend::new("a", kind, Arc::new(player))]);
+        for _ in 0..10 {
+            assert!(chat(&backends).await.is_err());
+        }
+        is_down.store(0, Ordering::SeqCst);
+        let answer = async { backends.route("other", &text()).await?.chat(ask("other")).await };
+        assert_eq!(answer.await.is_ok(), is_answered, "{kind}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_has_begun_goes_to_nobody_else() {
     let next = Player::always(Play::Say(2));
     let backends = backends_of(&[Player::always(Play::BreakOff), next.clone()]);
