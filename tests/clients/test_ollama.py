@@ -179,6 +179,7 @@ class TestChat:
         body = {"model": model, "messages": QUESTION, "stream": False, "logprobs": True, "options": {"num_predict": 4, "temperature": 0}}
         answer = httpx.post(f"{served.api}/api/chat", json=body, timeout=120).json()
         assert b"".join(bytes(entry["bytes"]) for entry in answer["logprobs"]).decode() == answer["message"]["content"]
+        assert not any(entry.get("top_logprobs") for entry in answer["logprobs"]), "none were asked for"
 
     @where_models_are_known
     def test_tools_are_refused_where_the_model_has_no_place_for_them(self, ollama_client, model):

@@ -125,7 +125,7 @@ async fn log_probabilities_of_a_chat_come_whole() {
 
 #[tokio::test]
 async fn log_probabilities_of_a_chat_come_as_a_stream() {
-    assert_snapshot!(chat(tokens(), json!({"logprobs": true, "stream": true})).await.shown());
+    assert_snapshot!(chat(tokens(), json!({"logprobs": true, "top_logprobs": 2, "stream": true})).await.shown());
 }
 
 #[tokio::test]

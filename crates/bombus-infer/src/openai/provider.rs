@@ -34,11 +34,14 @@ const FIELD_BYTES_MAX: usize = 16 << 10;
 /// | think: a level | `reasoning_effort` | `chat_template_kwargs` | `reasoning_effort` | `reasoning_effort` |
 /// | `parallel_tool_calls`, `user` and others of the dialect | sent | sent | sent | sent |
 /// | earlier thoughts | left out | `reasoning_content` | `reasoning_content` | left out |
+/// | one tool by its name | sent | alone, and `required` | sent | sent |
 /// | goes on with what another run began | no | behind the rendered text | `continue_final_message` | no |
 ///
 /// `OpenAI` itself refuses requests with fields that it does not know, so what cannot be said to it is left out where that changes only how
 /// tokens are chosen, and refused where the answer would be another one. Models that do not think are refused with any `reasoning_effort`, and
 /// which ones think is not told: so that is sent only where the client names a level. Those who pass requests on to it (LiteLLM, for example) are `other`.
+///
+/// LM Studio (`lmstudio`) is as `other` but for JSON of any form, which it refuses without a schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
@@ -48,6 +51,8 @@ pub enum Provider {
     LlamaCpp,
     /// vLLM.
     Vllm,
+    /// LM Studio.
+    LmStudio,
     /// Any other: what most servers understand.
     Other,
 }
@@ -64,6 +69,7 @@ impl Provider {
         match owner {
             "llamacpp" => Some(Self::LlamaCpp),
             "vllm" => Some(Self::Vllm),
+            "organization_owner" => Some(Self::LmStudio),
             _ => None,
         }
     }
@@ -97,7 +103,7 @@ impl Provider {
 
     /// Returns whether it fills in. llama-server passes over a suffix and would answer something else; vLLM refuses it.
     pub(super) fn knows_suffix(self) -> bool {
-        matches!(self, Self::OpenAi | Self::Other)
+        matches!(self, Self::OpenAi | Self::LmStudio | Self::Other)
     }
 
     /// Returns whether earlier thoughts of the model are sent back to it.
@@ -153,6 +159,10 @@ impl Provider {
             // Without a schema llama-server lets the model write what it likes.
             ResponseFormat::JsonObject if self == Self::LlamaCpp => {
                 ("response_format", json!({"type": "json_object", "schema": {"type": "object"}}))
+            }
+            ResponseFormat::JsonObject if self == Self::LmStudio => {
+                let any = ResponseFormat::JsonSchema(json!({"type": "object"}));
+                return self.put_format(&any, label, chat, body);
             }
             ResponseFormat::JsonObject => ("response_format", json!({"type": "json_object"})),
             ResponseFormat::JsonSchema(schema) => {

@@ -35,6 +35,11 @@ pub(super) fn body(request: &ChatRequest, id: &str, provider: Provider) -> Resul
         put("stop", json!(request.stop));
     }
     match request.logprobs {
+        // llama-server takes a number that is left out for 20, and 0 for none at all.
+        Some(0) if chat && provider == Provider::LlamaCpp => {
+            put("logprobs", json!(true));
+            put("top_logprobs", json!(1));
+        }
         Some(0) if chat => {
             put("logprobs", json!(true));
         }
@@ -51,9 +56,15 @@ pub(super) fn body(request: &ChatRequest, id: &str, provider: Provider) -> Resul
         put("suffix", json!(suffix));
     }
     if chat && !request.tools.is_empty() {
-        put("tools", request.tools.iter().map(tool).collect());
+        let named = |tool: &&Tool| matches!(&request.tool_choice, ToolChoice::Named(name) if *name == tool.name);
+        // llama-server passes over the name of a tool.
+        let alone = request.tools.iter().find(named).filter(|_| provider == Provider::LlamaCpp);
+        put("tools", alone.map_or_else(|| request.tools.iter().map(tool).collect(), |alone| json!([tool(alone)])));
         match &request.tool_choice {
             ToolChoice::Auto => {}
+            ToolChoice::Named(_) if alone.is_some() => {
+                put("tool_choice", json!("required"));
+            }
             ToolChoice::None => {
                 put("tool_choice", json!("none"));
             }

@@ -307,6 +307,7 @@ impl Route {
         let Offer::Has { info, alias_of } = &ranked.candidate.offer else { return Ok(None) };
         let Some(mut work) = (if last { work.take() } else { work.clone() }) else { return Ok(None) };
         work.name_model(name_for(&self.inner.model, info, alias_of.as_deref()));
+        work.suit(info);
         let goes_on = work.goes_on();
         match work.send(turn).await {
             Ok(answer) => {

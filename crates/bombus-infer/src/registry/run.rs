@@ -3,9 +3,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bombus_core::chat::{
-    Answerer, ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, Resume, TokenAlternative, TokenLogprob,
-    ToolCallDelta, Usage,
+    Answerer, ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, Resume, Think, TokenAlternative,
+    TokenLogprob, ToolCallDelta, Usage,
 };
+use bombus_core::model::{ModelCapability, ModelInfo};
 use futures::stream::{self, Stream, StreamExt};
 use tokio::task::yield_now;
 use tokio::time::Instant;
@@ -29,6 +30,9 @@ pub(super) trait Work: Clone + Send {
 
     /// Names the model as the backend does.
     fn name_model(&mut self, model: &str);
+
+    /// Leaves out what was not asked for by name and what this model cannot do.
+    fn suit(&mut self, _: &ModelInfo) {}
 
     /// Returns whether it goes on with an answer that another run began.
     fn goes_on(&self) -> bool {
@@ -118,6 +122,13 @@ impl Work for ChatRequest {
         model.clone_into(&mut self.model);
     }
 
+    fn suit(&mut self, info: &ModelInfo) {
+        // Whoever wants thoughts for sure is led to models that have them. Else they were chosen for the best backend's model alone.
+        if !info.capabilities.contains(&ModelCapability::Thinking) {
+            self.think.take_if(|think| *think != Think::Off);
+        }
+    }
+
     fn goes_on(&self) -> bool {
         self.resume.is_some()
     }
@@ -126,11 +137,10 @@ impl Work for ChatRequest {
         let backend = turn.backend();
         let earlier_tokens = self.resume.as_ref().map_or(0, |resume: &Resume| resume.completion_tokens);
         let bytes = self.resume.as_ref().map_or(0, Resume::bytes);
-        let with_logprobs = self.logprobs.is_some();
+        let logprobs = self.logprobs.map(usize::from);
         let begun = Instant::now();
         let mut events = match backend.chat(self).await {
-            Ok(events) if with_logprobs => events,
-            Ok(events) => without_logprobs(events),
+            Ok(events) => with_logprobs(events, logprobs),
             Err(error) => {
                 turn.failed(&error);
                 return Err(error);
@@ -246,11 +256,16 @@ fn bytes_of_delta(delta: &Delta) -> usize {
     delta.text.len() + tokens + delta.logprobs.iter().map(probable).sum::<usize>()
 }
 
-/// Leaves out log probabilities, and the pieces that have nothing else: some servers and peers tell them without being asked.
-fn without_logprobs(events: ChatStream) -> ChatStream {
-    let stripped = events.filter_map(|mut event| async move {
-        let is_left_out = match &mut event {
-            Ok(ChatEvent::Delta(delta) | ChatEvent::Thinking(delta)) if !delta.logprobs.is_empty() => {
+/// Leaves out log probabilities, and the pieces that have nothing else, or all but the wanted number of others beside each token: some
+/// servers and peers tell them without being asked.
+fn with_logprobs(events: ChatStream, wanted: Option<usize>) -> ChatStream {
+    let stripped = events.filter_map(move |mut event| async move {
+        let is_left_out = match (&mut event, wanted) {
+            (Ok(ChatEvent::Delta(delta) | ChatEvent::Thinking(delta)), Some(others)) => {
+                delta.logprobs.iter_mut().for_each(|one| one.top.truncate(others));
+                false
+            }
+            (Ok(ChatEvent::Delta(delta) | ChatEvent::Thinking(delta)), None) if !delta.logprobs.is_empty() => {
                 delta.logprobs = Vec::new();
                 delta.text.is_empty() && delta.trace.is_none()
             }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use bombus_core::chat::{
-    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, Prompt, Timings, Usage,
+    ChatEvent, ChatRequest, Delta, EmbedRequest, EmbedResponse, FinishReason, Prompt, Think, Timings, Usage,
 };
 use bombus_core::model::ModelCapability;
 use tokio::sync::Notify;
@@ -27,6 +27,8 @@ use crate::{ChatStream, Health, LoadRequest};
 enum Play {
     /// Answers in so many words.
     Say(u32),
+    /// Does so, and refuses to think.
+    SayAtOnce(u32),
     /// Fails before it begins.
     Refuse(BackendError),
     /// Fails in the stream, before the first word.
@@ -96,14 +98,18 @@ impl Backend for Player {
     }
 
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, BackendError> {
+        let thinks = request.think.is_some_and(|think| think != Think::Off);
         self.asked.lock().unwrap().push(request.model);
         let play = (self.play)();
         let words = match &play {
+            Play::SayAtOnce(_) if thinks => {
+                return Err(BackendError::Unsupported { param: "think", message: "it does not think".into() });
+            }
             Play::Refuse(error) => return Err(error.clone()),
             Play::Hang => std::future::pending().await,
             Play::RefuseInStream(_) | Play::Flood(..) => 0,
             Play::BreakOff | Play::Stall => 1,
-            Play::Say(words) | Play::Wait { words, .. } => *words,
+            Play::Say(words) | Play::SayAtOnce(words) | Play::Wait { words, .. } => *words,
         };
         Ok(async_stream::stream! {
             for _ in 0..words {

@@ -77,6 +77,19 @@ fn tools_go_with_the_choice_among_them() {
         assert_eq!(special(&request, Provider::Other), json!({"tools": tools, "tool_choice": said}));
         assert_eq!(special(&ChatRequest { tool_choice: choice, ..ask("x") }, Provider::Other), json!({}));
     }
+    // llama-server passes over a name.
+    let other = Tool { name: "hear".to_owned(), ..request.tools[0].clone() };
+    let two = ChatRequest { tools: vec![other, request.tools[0].clone()], ..request };
+    let named = ChatRequest { tool_choice: ToolChoice::Named("see".to_owned()), ..two };
+    assert_eq!(special(&named, Provider::LlamaCpp), json!({"tools": tools, "tool_choice": "required"}));
+    assert_eq!(special(&named, Provider::Other)["tools"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn log_probabilities_without_others_are_asked_for_in_each_servers_way() {
+    let request = ChatRequest { logprobs: Some(0), ..ask("x") };
+    assert_eq!(special(&request, Provider::Other), json!({"logprobs": true}));
+    assert_eq!(special(&request, Provider::LlamaCpp), json!({"logprobs": true, "top_logprobs": 1}));
 }
 
 #[test]
@@ -156,6 +169,9 @@ fn forms_are_strict_where_their_schema_allows_it() {
     let any_object = json!({"type": "json_object", "schema": {"type": "object"}});
     assert_eq!(special(&object(ask("x")), Provider::LlamaCpp), json!({"response_format": any_object}));
     assert_eq!(special(&object(ask("x")), Provider::Other), json!({"response_format": {"type": "json_object"}}));
+    let any = json!({"name": "answer", "schema": {"type": "object"}, "strict": false});
+    let with_schema = json!({"response_format": {"type": "json_schema", "json_schema": any}});
+    assert_eq!(special(&object(ask("x")), Provider::LmStudio), with_schema);
     assert_eq!(special(&object(raw()), Provider::LlamaCpp), json!({"json_schema": {"type": "object"}}));
 }
 

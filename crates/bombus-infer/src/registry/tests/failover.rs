@@ -52,6 +52,20 @@ async fn the_next_backend_answers_what_the_first_fails_at_before_the_first_token
 }
 
 #[tokio::test]
+async fn thoughts_that_only_the_first_backend_may_have_are_not_asked_of_the_next_one() {
+    for play in [Play::Refuse(unavailable()), Play::RefuseInStream(unavailable())] {
+        let first = Player::always(play);
+        let capabilities = vec![ModelCapability::Completion, ModelCapability::Thinking];
+        *first.models.lock().unwrap() = Ok(vec![ModelInfo { capabilities, ..text_model("m") }]);
+        let backends = backends_of(&[first, Player::always(Play::SayAtOnce(2))]);
+        let request = ChatRequest { think: Some(Think::On), ..ask("m") };
+        let routed = backends.route("m", &text()).await.unwrap().chat(request).await.unwrap();
+        assert_eq!(routed.backend, "b");
+        assert_eq!(words(routed).await, Ok(2));
+    }
+}
+
+#[tokio::test]
 async fn a_model_that_breaks_down_takes_no_other_one_of_the_engine_away() {
     for (kind, is_answered) in [("embedded", true), ("openai", false)] {
         let is_down = Arc::new(AtomicU32::new(1));

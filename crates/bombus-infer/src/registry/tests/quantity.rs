@@ -56,6 +56,18 @@ fn probabilities() -> Delta {
 }
 
 #[tokio::test]
+async fn no_more_others_come_beside_a_token_than_were_asked_for() {
+    for wanted in [0, 3] {
+        let backends = backends_of(&[flood(&Arc::new(ChatEvent::Delta(probabilities())), 1)]);
+        let request = ChatRequest { logprobs: Some(wanted), ..ask("m") };
+        let mut answer = backends.route("m", &text()).await.unwrap().chat(request).await.unwrap().value;
+        let Some(Ok(ChatEvent::Delta(delta))) = answer.next().await else { panic!("it begins with them") };
+        assert!(!delta.logprobs.is_empty());
+        assert!(delta.logprobs.iter().all(|one| one.top.len() == usize::from(wanted)));
+    }
+}
+
+#[tokio::test]
 async fn an_answer_without_end_is_ended() {
     let said = || "x".repeat(MIB);
     let call = |arguments| ChatEvent::ToolCall(ToolCallDelta { index: 0, id: None, name: None, arguments });
